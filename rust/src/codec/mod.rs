@@ -1,0 +1,136 @@
+//! Encoding and decoding of cluster messages: JSON inside a notification, or MessagePack in the attachment table
+//! announced by a small JSON header.
+//!
+//! Writing is strict and canonical (what every known peer accepts), reading is lenient (what every known peer
+//! sends): see `json` and `msgpack` for the two formats, `fields` for the meaning they share.
+
+mod fields;
+pub mod json;
+pub mod msgpack;
+
+use crate::error::{Error, Result};
+use crate::protocol::{Data, Message, NOTIFY_LIMIT_BYTES};
+
+pub use fields::{Fields, Slice};
+
+/// A message ready for the publisher, still without its sequence number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encoded {
+    /// Travels inside the notification: JSON text without the closing brace.
+    Inline(String),
+    /// Travels as an attachment.
+    Attachment {
+        /// JSON header without the attachment id and the closing brace.
+        header: String,
+        /// MessagePack body.
+        body: Vec<u8>,
+    },
+}
+
+/// What a notification's payload holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// The whole message.
+    Message(Message),
+    /// A header; the message itself is in the attachment table.
+    Attachment {
+        /// Server id of the sender.
+        uid: String,
+        /// Namespace, from the header or else from the channel.
+        nsp: String,
+        /// Row id.
+        id: i64,
+    },
+}
+
+/// Limits of one publisher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From this size on, in bytes of JSON, a message becomes an attachment. Never above 8000.
+    pub payload_threshold_bytes: usize,
+    /// Largest message accepted at all, in the format it travels in.
+    pub max_payload_bytes: usize,
+}
+
+impl Limits {
+    fn inline_limit(self) -> usize {
+        self.payload_threshold_bytes.saturating_sub(1).min(NOTIFY_LIMIT_BYTES)
+    }
+
+    fn check(self, message: &Message, size_bytes: usize) -> Result<()> {
+        if size_bytes > self.max_payload_bytes {
+            return Err(Error::TooLarge {
+                what: format!("message of type {} for namespace {:?}", message.body.message_type().number(), message.nsp),
+                size_bytes,
+                limit_bytes: self.max_payload_bytes,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The key that carries the per-sender sequence number; peers ignore it.
+///
+/// It keeps two equal messages of one transaction apart, which PostgreSQL would otherwise deliver once.
+const SEQUENCE_KEY: &str = ",\"n\":";
+
+/// Encode a message as `uid` would send it: inline when it fits and holds no binary, else as an attachment.
+pub fn encode(message: &Message, uid: &str, limits: Limits) -> Result<Encoded> {
+    let has_binary = message.body.data().any(|data| matches!(data, Data::MessagePack(_)));
+    if !has_binary {
+        let text = json::write(message, uid);
+        if text.len() + SEQUENCE_KEY.len() + 2 <= limits.inline_limit() {
+            limits.check(message, text.len())?;
+            return Ok(Encoded::Inline(text));
+        }
+    }
+    encode_attachment(message, uid, limits)
+}
+
+fn encode_attachment(message: &Message, uid: &str, limits: Limits) -> Result<Encoded> {
+    let body = msgpack::write(message, uid)?;
+    limits.check(message, body.len())?;
+    Ok(Encoded::Attachment { header: json::write_header(message, uid), body })
+}
+
+/// Append the sequence number. A message that no longer fits inline becomes an attachment here.
+pub fn finish(encoded: Encoded, sequence: u64, message: &Message, uid: &str, limits: Limits) -> Result<Encoded> {
+    match encoded {
+        Encoded::Inline(mut text) => {
+            push_sequence(&mut text, sequence);
+            if text.len() < limits.inline_limit() {
+                text.push('}');
+                return Ok(Encoded::Inline(text));
+            }
+            finish(encode_attachment(message, uid, limits)?, sequence, message, uid, limits)
+        }
+        Encoded::Attachment { mut header, body } => {
+            push_sequence(&mut header, sequence);
+            header.push_str(",\"attachmentId\":\"");
+            Ok(Encoded::Attachment { header, body })
+        }
+    }
+}
+
+fn push_sequence(text: &mut String, sequence: u64) {
+    use std::fmt::Write as _;
+    text.push_str(SEQUENCE_KEY);
+    let _ = write!(text, "{sequence}"); // writing to a String cannot fail
+}
+
+/// Decode the payload of a notification received on the channel of namespace `channel_nsp`.
+pub fn decode_notification(payload: &str, channel_nsp: &str) -> Result<Received> {
+    json::read(payload, channel_nsp)
+}
+
+/// Decode an attachment. `uid` and `nsp` are the header's, used where the body names none.
+pub fn decode_attachment(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
+    msgpack::read(bytes, uid, nsp)
+}
+
+pub(crate) fn undecodable(size_bytes: usize, reason: impl Into<String>) -> Error {
+    Error::Decode { channel: String::new(), size_bytes, reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! The one error type of the core: what happened, the offending value, what to do.
+
+use std::fmt;
+
+/// Result of every fallible function of the crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What PostgreSQL reported, field by field, so that callers branch on `sqlstate` and never on text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerReport {
+    /// Five-character SQLSTATE, for example `42501`; empty when the failure was not the server's.
+    pub sqlstate: String,
+    /// `ERROR`, `FATAL` or `PANIC`.
+    pub severity: String,
+    /// Primary message.
+    pub message: String,
+    /// `DETAIL`, when there is one.
+    pub detail: Option<String>,
+    /// `HINT`, when there is one.
+    pub hint: Option<String>,
+    /// Name of the violated constraint, when there is one.
+    pub constraint: Option<String>,
+}
+
+/// Everything that can go wrong. `Clone`, because one lost connection fails every message of its group.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A setting or a connection string is wrong; nothing was attempted.
+    #[error("invalid {option}: {reason}{}", shown(value))]
+    Options {
+        /// Name of the option or connection parameter.
+        option: String,
+        /// The offending value, empty when it may hold a secret.
+        value: String,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+    /// The object was closed before or during the call.
+    #[error("{0} is closed")]
+    Closed(&'static str),
+    /// The object was made by another process and its threads did not survive the fork.
+    #[error("{0} was started before a fork; create it in the child process")]
+    Forked(&'static str),
+    /// A value cannot travel to the cluster; nothing was sent.
+    #[error("cannot encode {path}: {reason}")]
+    Encode {
+        /// Where in the arguments, for example `args[0].user.born`.
+        path: String,
+        /// Why, and what to send instead.
+        reason: String,
+    },
+    /// Bytes from the network are not a cluster message; they were skipped.
+    #[error("undecodable message on channel {channel:?} ({size_bytes} bytes): {reason}")]
+    Decode {
+        /// Channel it came from; empty when it did not come from one.
+        channel: String,
+        /// Size of what was received.
+        size_bytes: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A message exceeds a limit; nothing was sent.
+    #[error("{what} is {size_bytes} bytes, the limit is {limit_bytes}")]
+    TooLarge {
+        /// What is too large, for example `channel name "socket.io#/…"`.
+        what: String,
+        /// Its size.
+        size_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// A notification named an attachment row that is not there (deleted or rolled back); its message is lost.
+    #[error("attachment {attachment_id} announced on channel {channel:?} does not exist; its message is lost")]
+    AttachmentMissing {
+        /// Id from the notification's header.
+        attachment_id: String,
+        /// Channel it was announced on.
+        channel: String,
+    },
+    /// PostgreSQL refused; the connection is still usable.
+    #[error("{}", describe(.report, .context))]
+    Database {
+        /// What was being done, for example `create table "socket_io_attachments"`; may be empty.
+        context: String,
+        /// The server's own words.
+        report: Box<ServerReport>,
+    },
+    /// No connection could be made, or it broke.
+    #[error("{context}: {reason}")]
+    ConnectionLost {
+        /// What was being done, for example `connect to db1:5432`.
+        context: String,
+        /// Why, in the words of the system.
+        reason: String,
+        /// True when a commit was in flight: it may or may not have happened.
+        may_be_sent: bool,
+    },
+    /// The call did not finish in time.
+    #[error("{context} did not finish within {seconds} s")]
+    Timeout {
+        /// What was being done.
+        context: String,
+        /// The limit that passed.
+        seconds: Seconds,
+    },
+}
+
+/// Seconds kept comparable: an `f64` behind `Eq`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seconds(u64);
+
+impl From<f64> for Seconds {
+    fn from(value: f64) -> Self {
+        Self(value.to_bits())
+    }
+}
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", f64::from_bits(self.0))
+    }
+}
+
+fn shown(value: &str) -> String {
+    if value.is_empty() { String::new() } else { format!(" (got {value:?})") }
+}
+
+fn describe(report: &ServerReport, context: &str) -> String {
+    let mut text = String::new();
+    if !context.is_empty() {
+        text.push_str(context);
+        text.push_str(": ");
+    }
+    text.push_str(&report.message);
+    if !report.sqlstate.is_empty() {
+        text.push_str(&format!(" (SQLSTATE {})", report.sqlstate));
+    }
+    if let Some(detail) = &report.detail {
+        text.push_str(&format!("; detail: {detail}"));
+    }
+    if let Some(hint) = &report.hint {
+        text.push_str(&format!("; hint: {hint}"));
+    }
+    text
+}
+
+impl Error {
+    /// An [`Error::Options`] from its parts; leave `value` empty when it may hold a secret.
+    pub fn options(option: impl Into<String>, value: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Options { option: option.into(), value: value.into(), reason: reason.into() }
+    }
+
+    /// Translate a driver error met while doing `context`. `in_flight` says whether a commit was under way.
+    ///
+    /// A report whose SQLSTATE says that the server is ending the session (class 57P, 08) counts as a lost
+    /// connection, everything else that carries a report as a refusal.
+    pub fn from_postgres(context: &str, error: &tokio_postgres::Error, in_flight: bool) -> Self {
+        let Some(db) = error.as_db_error() else {
+            let reason = match std::error::Error::source(error) {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            };
+            return Self::ConnectionLost { context: context.to_owned(), reason, may_be_sent: in_flight };
+        };
+        let report = ServerReport {
+            sqlstate: db.code().code().to_owned(),
+            severity: db.severity().to_owned(),
+            message: db.message().to_owned(),
+            detail: db.detail().map(str::to_owned),
+            hint: db.hint().map(str::to_owned),
+            constraint: db.constraint().map(str::to_owned),
+        };
+        Self::Database { context: context.to_owned(), report: Box::new(report) }
+    }
+
+    /// Whether waiting and connecting again can help (network, restart, failover), as opposed to a mistake in
+    /// the configuration (password, database, rights) that must be reported at once.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::ConnectionLost { .. } | Self::Timeout { .. } => true,
+            Self::Database { report, .. } => {
+                // 08 connection exception, 53 insufficient resources, 57 operator intervention, 25006 standby.
+                matches!(report.sqlstate.get(..2), Some("08" | "53" | "57")) || report.sqlstate == "25006"
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the session it happened on is gone.
+    pub fn is_connection_lost(&self) -> bool {
+        match self {
+            Self::ConnectionLost { .. } | Self::Timeout { .. } => true,
+            Self::Database { report, .. } => {
+                report.severity == "FATAL" || report.severity == "PANIC" || report.sqlstate.starts_with("08")
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Hand-over from the background thread to Python: a queue and a file descriptor that becomes readable.
+//!
+//! Nothing here takes the GIL. An event loop watches the descriptor and drains many items at once; a plain thread
+//! blocks in [`Inbox::wait`]. Both see the same items in the same order.
+
+use std::collections::VecDeque;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::protocol::Message;
+
+/// One raw notification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// Channel it was sent on.
+    pub channel: String,
+    /// Its payload, at most 7999 bytes.
+    pub payload: String,
+    /// Backend process id of the sending session.
+    pub pid: i32,
+}
+
+/// Result of a finished operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// A number: rows deleted, attachment id.
+    Number(i64),
+    /// Bytes, if there were any.
+    Bytes(Option<Vec<u8>>),
+    /// A flush: how many messages failed since the last one, and the first failure.
+    Flushed {
+        /// Messages that were not committed.
+        failed: u64,
+        /// Why the first of them was not.
+        first: Option<Error>,
+    },
+}
+
+/// What reaches Python.
+#[derive(Debug, Clone)]
+pub enum Item {
+    /// An operation finished.
+    Finished(Result<Outcome>),
+    /// A message of the cluster.
+    Message(Message),
+    /// A raw notification.
+    Notification(Notification),
+    /// The listening session is active; true when it had been lost before.
+    Listening {
+        /// Whether messages may have been missed.
+        after_gap: bool,
+    },
+    /// Something failed in the background; it is counted, and the work goes on.
+    Failure(Error),
+}
+
+impl Item {
+    fn size_bytes(&self) -> usize {
+        match self {
+            Self::Message(message) => message.size_bytes(),
+            Self::Notification(n) => n.payload.len() + n.channel.len() + 100,
+            Self::Finished(_) | Self::Listening { .. } | Self::Failure(_) => 0,
+        }
+    }
+}
+
+struct Queue {
+    items: VecDeque<(u64, Item)>,
+    bytes: usize,
+    is_signalled: bool,
+}
+
+/// See the module documentation.
+pub struct Inbox {
+    queue: Mutex<Queue>,
+    ready: Condvar,
+    limit_bytes: usize,
+    dropped: AtomicU64,
+    waker: UnixStream,
+    watched: UnixStream,
+}
+
+impl Inbox {
+    /// An empty inbox that holds at most `limit_bytes` of messages.
+    ///
+    /// When Python stalls and the limit is reached, further messages are dropped and counted: reading from
+    /// PostgreSQL never stops, because a listener that stops reading holds back the notification queue and vacuum
+    /// of the whole database. Results of operations are never dropped.
+    pub fn new(limit_bytes: usize) -> Result<Arc<Self>> {
+        let failed = |error: std::io::Error| Error::ConnectionLost {
+            context: "create the hand-over socket".to_owned(),
+            reason: error.to_string(),
+            may_be_sent: false,
+        };
+        let (waker, watched) = UnixStream::pair().map_err(failed)?;
+        waker.set_nonblocking(true).map_err(failed)?;
+        watched.set_nonblocking(true).map_err(failed)?;
+        Ok(Arc::new(Self {
+            queue: Mutex::new(Queue { items: VecDeque::new(), bytes: 0, is_signalled: false }),
+            ready: Condvar::new(),
+            limit_bytes,
+            dropped: AtomicU64::new(0),
+            waker,
+            watched,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Descriptor that is readable while items wait.
+    pub fn fileno(&self) -> RawFd {
+        self.watched.as_raw_fd()
+    }
+
+    /// Messages dropped because the inbox was full.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of messages waiting.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Add an item for the receiver known as `token`. False when it was dropped.
+    pub fn push(&self, token: u64, item: Item) -> bool {
+        let size = item.size_bytes();
+        let mut queue = self.lock();
+        if size > 0 && queue.bytes + size > self.limit_bytes && queue.bytes > 0 {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        queue.bytes += size;
+        queue.items.push_back((token, item));
+        if !queue.is_signalled {
+            queue.is_signalled = true;
+            // A full socket buffer means that the descriptor is readable already.
+            let _ = (&self.waker).write(&[1]);
+            self.ready.notify_all();
+        }
+        true
+    }
+
+    /// Take up to `max` items. The descriptor stays readable while items remain.
+    pub fn drain(&self, max: usize) -> Vec<(u64, Item)> {
+        let mut queue = self.lock();
+        let count = queue.items.len().min(max);
+        let taken: Vec<_> = queue.items.drain(..count).collect();
+        queue.bytes -= taken.iter().map(|(_, item)| item.size_bytes()).sum::<usize>();
+        if queue.items.is_empty() && queue.is_signalled {
+            queue.is_signalled = false;
+            let mut sink = [0u8; 16];
+            let _ = (&self.watched).read(&mut sink);
+        }
+        taken
+    }
+
+    /// Block until an item waits or the time is over; true when one waits.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let queue = self.lock();
+        let waited = self.ready.wait_timeout_while(queue, limit, |queue| queue.items.is_empty());
+        let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !queue.items.is_empty()
+    }
+}
+
+/// The promise to tell one inbox, once, how an operation ended.
+pub struct Completion {
+    target: Option<(Arc<Inbox>, u64)>,
+}
+
+impl Completion {
+    /// Tell `inbox` under `token`.
+    pub fn new(inbox: Arc<Inbox>, token: u64) -> Self {
+        Self { target: Some((inbox, token)) }
+    }
+
+    /// Withdraw the promise: the caller learns the outcome in another way.
+    pub fn cancel(mut self) {
+        self.target = None;
+    }
+
+    /// Keep the promise.
+    pub fn finish(mut self, result: Result<Outcome>) {
+        if let Some((inbox, token)) = self.target.take() {
+            inbox.push(token, Item::Finished(result));
+        }
+    }
+}
+
+impl Drop for Completion {
+    /// A promise that would be forgotten (task cancelled, runtime gone) is kept as "closed": nobody waits for ever.
+    fn drop(&mut self) {
+        if let Some((inbox, token)) = self.target.take() {
+            inbox.push(token, Item::Finished(Err(Error::Closed("connection"))));
+        }
+    }
+}
+
+/// Where background events of one object go.
+#[derive(Clone)]
+pub struct Outlet {
+    /// The inbox.
+    pub inbox: Arc<Inbox>,
+    /// The receiver's token in it.
+    pub token: u64,
+}
+
+impl Outlet {
+    /// Add an item. False when it was dropped.
+    pub fn push(&self, item: Item) -> bool {
+        self.inbox.push(self.token, item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Body;
+
+    fn message(size: usize) -> Item {
+        let packet = crate::protocol::Data::Json("x".repeat(size));
+        Item::Message(Message::new("/", Body::ServerSideEmit { packet, request_id: None }))
+    }
+
+    #[test]
+    fn stays_readable_until_empty() {
+        let inbox = Inbox::new(1 << 20).unwrap();
+        assert!(!inbox.wait(Duration::ZERO));
+        for _ in 0..3 {
+            assert!(inbox.push(7, message(10)));
+        }
+        assert_eq!(inbox.drain(2).len(), 2);
+        assert!(inbox.wait(Duration::ZERO));
+        let mut byte = [0u8; 8];
+        assert_eq!(inbox.drain(2).len(), 1);
+        assert!((&inbox.watched).read(&mut byte).is_err(), "nothing left to read");
+        assert_eq!(inbox.bytes(), 0);
+    }
+
+    #[test]
+    fn drops_messages_but_no_results_when_full() {
+        let inbox = Inbox::new(1000).unwrap();
+        assert!(inbox.push(1, message(900)));
+        assert!(!inbox.push(1, message(900)));
+        assert!(inbox.push(1, Item::Finished(Ok(Outcome::Done))));
+        assert_eq!(inbox.dropped(), 1);
+        assert_eq!(inbox.drain(10).len(), 2);
+        // one message larger than the whole limit still passes an empty inbox
+        assert!(inbox.push(1, message(5000)));
+    }
+
+    #[test]
+    fn a_forgotten_promise_is_reported_closed() {
+        let inbox = Inbox::new(1000).unwrap();
+        drop(Completion::new(inbox.clone(), 5));
+        assert!(matches!(inbox.drain(9)[..], [(5, Item::Finished(Err(Error::Closed(_))))]));
+    }
+}

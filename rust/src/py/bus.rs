@@ -1,0 +1,258 @@
+//! `Bus`: one PostgreSQL as seen by one Python object: publisher, listener and attachment table together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::inbox::PyInbox;
+use super::message::PyMessage;
+use crate::attachment::AttachmentTable;
+use crate::codec::Limits;
+use crate::connection::{Connector, PasswordSource};
+use crate::conninfo::{Conninfo, process_env};
+use crate::error::{Error, Result};
+use crate::inbox::{Outcome, Outlet};
+use crate::intake::Intake;
+use crate::listener::{Listener, RawSink, Sink};
+use crate::protocol;
+use crate::publisher::{Publisher, PublisherSettings};
+use crate::runtime;
+use crate::session::Session;
+
+/// The complete settings, checked and defaulted by `options.py`.
+#[derive(FromPyObject)]
+struct Settings {
+    dsn: String,
+    listen_dsn: Option<String>,
+    password: Option<Py<PyAny>>,
+    uid: String,
+    channel: String,
+    table_name: String,
+    create_table: bool,
+    payload_threshold: usize,
+    max_payload: usize,
+    buffer_count: usize,
+    buffer_bytes: usize,
+    buffer_age: f64,
+    is_raw: bool,
+}
+
+/// See `_core.pyi`.
+#[pyclass(name = "Bus", frozen, module = "socketio_postgres._core")]
+pub struct PyBus {
+    pid: u32,
+    description: String,
+    table: Arc<AttachmentTable>,
+    session: Session,
+    publisher: Publisher,
+    listener: Listener,
+    intake: Option<Intake>,
+}
+
+/// Ask the user's callable for a password, on a thread of its own; a coroutine is run there to its end.
+fn password_source(callable: Py<PyAny>) -> PasswordSource {
+    Arc::new(move || {
+        Python::attach(|py| {
+            let ask = || -> PyResult<String> {
+                let mut value = callable.bind(py).call0()?;
+                if value.hasattr("__await__")? {
+                    value = py.import("socketio_postgres._password")?.call_method1("resolve", (value,))?;
+                }
+                value.extract()
+            };
+            ask().map_err(|error| {
+                // The message of a user's exception may hold the secret: name its type only.
+                let kind = error.get_type(py).qualname().map_or_else(|_| String::new(), |name| name.to_string());
+                Error::ConnectionLost {
+                    context: "ask the password callable".to_owned(),
+                    reason: format!("it raised {kind}"),
+                    may_be_sent: false,
+                }
+            })
+        })
+    })
+}
+
+impl PyBus {
+    /// Nothing of a bus survives a fork: its threads stayed in the parent, its sockets belong to the parent.
+    fn check_process(&self) -> Result<()> {
+        if self.pid == std::process::id() { Ok(()) } else { Err(Error::Forked("connection")) }
+    }
+
+    /// Run an operation on the attachment table in the background.
+    fn on_table<F>(&self, inbox: &PyInbox, token: u64, operation: impl FnOnce(Arc<AttachmentTable>, Session) -> F) -> Result<()>
+    where
+        F: Future<Output = Result<Outcome>> + Send + 'static,
+    {
+        self.check_process()?;
+        let completion = inbox.completion(token);
+        let work = operation(Arc::clone(&self.table), self.session.clone());
+        runtime::handle()?.spawn(async move { completion.finish(work.await) });
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl PyBus {
+    #[new]
+    fn new(settings: Settings, inbox: &PyInbox, token: u64) -> PyResult<Self> {
+        let password = settings.password.map(password_source);
+        let connector = |dsn: &str| -> Result<Arc<Connector>> {
+            Ok(Arc::new(Connector::new(Conninfo::parse(dsn, &process_env)?, password.clone(), Vec::new())?))
+        };
+        let write_connector = connector(&settings.dsn)?;
+        let listen_connector = match &settings.listen_dsn {
+            Some(dsn) => connector(dsn)?,
+            None => Arc::clone(&write_connector),
+        };
+        let description = write_connector.conninfo().redacted();
+        let table = Arc::new(AttachmentTable::new(&settings.table_name, settings.create_table)?);
+        protocol::channel_name(&settings.channel, "/")?;
+        let outlet = Outlet { inbox: Arc::clone(&inbox.0), token };
+        let buffer_age = Duration::try_from_secs_f64(settings.buffer_age)
+            .map_err(|error| Error::options("buffer_age", settings.buffer_age.to_string(), error.to_string()))?;
+        // Attachments have a session of their own: fetching a large one must not delay publishing.
+        let session = Session::new(Arc::clone(&write_connector));
+        let publisher = Publisher::new(
+            PublisherSettings {
+                uid: settings.uid.clone(),
+                prefix: settings.channel.clone(),
+                limits: Limits {
+                    payload_threshold_bytes: settings.payload_threshold,
+                    max_payload_bytes: settings.max_payload,
+                },
+                buffer_count: settings.buffer_count,
+                buffer_bytes: settings.buffer_bytes,
+                buffer_age,
+            },
+            Session::new(write_connector),
+            Arc::clone(&table),
+            outlet.clone(),
+        );
+        let intake = (!settings.is_raw).then(|| {
+            Intake::new(settings.uid, settings.channel, session.clone(), Arc::clone(&table), outlet.clone())
+        });
+        let sink: Arc<dyn Sink> = match &intake {
+            Some(intake) => Arc::new(intake.clone()),
+            None => Arc::new(RawSink { outlet: outlet.clone() }),
+        };
+        let listener = Listener::new(listen_connector, sink, outlet);
+        Ok(Self { pid: std::process::id(), description, table, session, publisher, listener, intake })
+    }
+
+    #[getter]
+    fn description(&self) -> &str {
+        &self.description
+    }
+
+    #[getter]
+    fn table_ddl(&self) -> String {
+        self.table.ddl()
+    }
+
+    fn start_publisher(&self, check_table: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.publisher.start(check_table, inbox.completion(token))?)
+    }
+
+    fn start_listener(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.listener.start(inbox.completion(token))?)
+    }
+
+    #[pyo3(signature = (message, inbox=None, token=0))]
+    fn publish(&self, message: &PyMessage, inbox: Option<&PyInbox>, token: u64) -> PyResult<bool> {
+        self.check_process()?;
+        Ok(self.publisher.publish(&message.0, inbox.map(|inbox| inbox.completion(token)))?)
+    }
+
+    #[pyo3(signature = (channel, payload, inbox=None, token=0))]
+    fn notify(&self, channel: &str, payload: &str, inbox: Option<&PyInbox>, token: u64) -> PyResult<bool> {
+        self.check_process()?;
+        Ok(self.publisher.notify(channel, payload, inbox.map(|inbox| inbox.completion(token)))?)
+    }
+
+    fn when_space(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        self.publisher.when_space(inbox.completion(token));
+        Ok(())
+    }
+
+    fn flush(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.publisher.flush(inbox.completion(token))?)
+    }
+
+    fn listen(&self, channel: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.listener.listen(channel, inbox.completion(token))?)
+    }
+
+    fn unlisten(&self, channel: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.listener.unlisten(channel, inbox.completion(token))?)
+    }
+
+    fn ensure_table(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        Ok(self.on_table(inbox, token, |table, session| async move {
+            table.ensure(&*session.client().await?).await?;
+            Ok(Outcome::Done)
+        })?)
+    }
+
+    fn insert_attachment(&self, body: Vec<u8>, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        Ok(self.on_table(inbox, token, |table, session| async move {
+            Ok(Outcome::Number(table.insert(&*session.client().await?, &body).await?))
+        })?)
+    }
+
+    fn get_attachment(&self, id: i64, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        Ok(self.on_table(inbox, token, move |table, session| async move {
+            Ok(Outcome::Bytes(table.fetch(&*session.client().await?, &[id]).await?.remove(&id)))
+        })?)
+    }
+
+    fn expire_attachments(&self, age_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        Ok(self.on_table(inbox, token, move |table, session| async move {
+            Ok(Outcome::Number(table.expire(&*session.client().await?, age_seconds).await?))
+        })?)
+    }
+
+    fn close(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        if let Some(intake) = &self.intake {
+            intake.close();
+        }
+        self.listener.close(inbox.completion(token))?;
+        let session = self.session.clone();
+        runtime::handle()?.spawn(async move { session.close().await });
+        let limit = Duration::try_from_secs_f64(limit_seconds.max(0.0)).unwrap_or(Duration::MAX);
+        Ok(self.publisher.close(limit, inbox.completion(token))?)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let out = PyDict::new(py);
+        let publisher = self.publisher.stats();
+        out.set_item("published", publisher.published)?;
+        out.set_item("publish_failed", publisher.failed)?;
+        out.set_item("publish_groups", publisher.groups)?;
+        out.set_item("publish_attachments", publisher.attachments)?;
+        out.set_item("publisher_reconnects", publisher.reconnects)?;
+        out.set_item("buffer_count", publisher.waiting_count)?;
+        out.set_item("buffer_bytes", publisher.waiting_bytes)?;
+        let listener = self.listener.stats();
+        out.set_item("is_listening", listener.is_listening)?;
+        out.set_item("channels", listener.channels)?;
+        out.set_item("listener_reconnects", listener.reconnects)?;
+        let intake = self.intake.as_ref().map(Intake::stats).unwrap_or_default();
+        out.set_item("received", intake.received)?;
+        out.set_item("own", intake.own)?;
+        out.set_item("undecodable", intake.undecodable)?;
+        out.set_item("attachments_missing", intake.attachments_missing)?;
+        out.set_item("attachments", intake.attachments)?;
+        out.set_item("overflowed", intake.overflowed)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,29 @@
+//! The Python module `socketio_postgres._core`: thin classes over the crate. The only files that name pyo3.
+
+mod bus;
+mod convert;
+mod error;
+mod inbox;
+mod message;
+
+use pyo3::prelude::*;
+
+use crate::error::Result;
+use crate::protocol;
+
+/// See `_core.pyi`.
+#[pyfunction]
+fn channel_name(prefix: &str, nsp: &str) -> Result<String> {
+    protocol::channel_name(prefix, nsp)
+}
+
+/// The module.
+#[pymodule(gil_used = false)]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("IS_DEBUG_BUILD", cfg!(debug_assertions))?;
+    module.add_function(wrap_pyfunction!(channel_name, module)?)?;
+    module.add_class::<bus::PyBus>()?;
+    inbox::register(module)?;
+    message::register(module)
+}

@@ -1,0 +1,44 @@
+//! One lazily opened connection for requests, opened again when it broke.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+use tokio_postgres::Client;
+
+use crate::connection::Connector;
+use crate::error::Result;
+
+/// See the module documentation. Cheap to clone; clones share the connection.
+#[derive(Clone)]
+pub struct Session {
+    connector: Arc<Connector>,
+    client: Arc<Mutex<Option<Arc<Client>>>>,
+}
+
+impl Session {
+    /// A session that connects on first use.
+    pub fn new(connector: Arc<Connector>) -> Self {
+        Self { connector, client: Arc::new(Mutex::new(None)) }
+    }
+
+    /// The open connection, made now if there is none. One attempt; the caller decides about another.
+    pub async fn client(&self) -> Result<Arc<Client>> {
+        let mut slot = self.client.lock().await;
+        if let Some(client) = slot.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(Arc::clone(client));
+        }
+        let link = self.connector.connect().await?;
+        // The driver ends with the connection; its error reaches the request in flight, or the next one.
+        tokio::spawn(async move {
+            let _ = link.connection.await;
+        });
+        let client = Arc::new(link.client);
+        *slot = Some(Arc::clone(&client));
+        Ok(client)
+    }
+
+    /// Close the connection; the next use opens another.
+    pub async fn close(&self) {
+        *self.client.lock().await = None;
+    }
+}
