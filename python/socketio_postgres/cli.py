@@ -49,5 +49,5 @@ def _demo(arguments: argparse.Namespace) -> int:
     except (DemoError, EmbeddedPostgresError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 0
+    except KeyboardInterrupt:  # before there was anything to stop
+        return 130

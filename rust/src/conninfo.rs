@@ -424,7 +424,7 @@ impl Values {
                 && !harmless.is_empty()
                 && !harmless.contains(&value)
             {
-                let is_secret = matches!(*keyword, "sslpassword" | "oauth_client_secret" | "scram_client_key");
+                let is_secret = ["password", "secret", "scram"].iter().any(|word| keyword.contains(word));
                 return Err(Error::options(*keyword, if is_secret { "" } else { value }, *advice));
             }
         }

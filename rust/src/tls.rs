@@ -261,7 +261,7 @@ fn name_matches(pattern: &str, host: &str) -> bool {
 
 /// Why a version 1 certificate fails.
 #[derive(Debug, thiserror::Error)]
-#[error("it is of X.509 version 1, which cannot be verified")]
+#[error("it is of X.509 version 1")]
 struct OldVersion;
 
 /// The rustls error somewhere inside an error of the driver.
@@ -280,28 +280,44 @@ pub(crate) fn find_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Op
 /// What was verified and failed, and what to do about it.
 pub(crate) fn explain(error: &rustls::Error, settings: &TlsSettings) -> (String, String) {
     use CertificateError as Cert;
-    let mode = settings.mode;
     let roots = match &settings.root {
         RootCert::System => "the system's certificates".to_owned(),
         RootCert::File(file) => file.as_ref().map_or_else(String::new, |file| file.path.display().to_string()),
     };
-    let hint = match error {
-        rustls::Error::InvalidCertificate(Cert::UnknownIssuer) => {
-            format!(
-                "the server's certificate is not signed by an authority in {roots}; set sslrootcert to the right one"
-            )
-        }
-        rustls::Error::InvalidCertificate(Cert::NotValidForName | Cert::NotValidForNameContext { .. }) => {
-            "connect by a name in the certificate, or reissue it with that name as subjectAltName, \
-             or use sslmode=verify-ca to check the chain only"
-                .to_owned()
-        }
-        rustls::Error::InvalidCertificate(Cert::Expired | Cert::ExpiredContext { .. }) => {
-            "renew the server's certificate".to_owned()
-        }
-        rustls::Error::InvalidCertificate(_) => {
-            "reissue the server's certificate (X.509 version 3 with a subjectAltName)".to_owned()
-        }
+    let certificate = |what: &str| format!("the server's certificate {what}");
+    let (what, hint) = match error {
+        rustls::Error::InvalidCertificate(cause) => match cause {
+            Cert::UnknownIssuer => (
+                certificate("is not signed by a trusted authority"),
+                format!("trusted is what is in {roots}; set sslrootcert to the file with the right authority"),
+            ),
+            Cert::NotValidForName | Cert::NotValidForNameContext { .. } => {
+                let name = match cause {
+                    Cert::NotValidForNameContext { expected, .. } => expected.to_str().into_owned(),
+                    _ => "the host".to_owned(),
+                };
+                (
+                    certificate(&format!("is not for {name}")),
+                    "connect by a name in the certificate, or reissue it with that name as subjectAltName, \
+                     or use sslmode=verify-ca to check the chain only"
+                        .to_owned(),
+                )
+            }
+            Cert::Expired | Cert::ExpiredContext { .. } => {
+                (certificate("has expired"), "renew it, or correct this machine's clock".to_owned())
+            }
+            Cert::NotValidYet | Cert::NotValidYetContext { .. } => {
+                (certificate("is not valid yet"), "correct this machine's clock".to_owned())
+            }
+            Cert::Other(OtherError(cause)) => (
+                certificate(&format!("cannot be verified: {cause}")),
+                "reissue it as X.509 version 3 with the host's name as subjectAltName".to_owned(),
+            ),
+            cause => (
+                certificate(&format!("is not accepted: {cause}")),
+                "reissue it as X.509 version 3 with the host's name as subjectAltName".to_owned(),
+            ),
+        },
         rustls::Error::AlertReceived(
             AlertDescription::UnknownCA
             | AlertDescription::BadCertificate
@@ -309,9 +325,17 @@ pub(crate) fn explain(error: &rustls::Error, settings: &TlsSettings) -> (String,
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateUnknown
             | AlertDescription::AccessDenied,
-        ) => "the server refuses the client certificate; check sslcert and sslkey against its ssl_ca_file".to_owned(),
-        rustls::Error::InvalidMessage(_) => "check that host and port are those of a PostgreSQL server".to_owned(),
-        _ => "rustls offers TLS 1.2 and 1.3; check the server's ssl_min_protocol_version and ssl_ciphers".to_owned(),
+        ) => (
+            format!("the server refuses the client certificate: {error}"),
+            "check sslcert and sslkey against the server's ssl_ca_file".to_owned(),
+        ),
+        rustls::Error::InvalidMessage(_) => {
+            ("the answer is not TLS".to_owned(), "check that host and port are those of a PostgreSQL server".to_owned())
+        }
+        error => (
+            error.to_string(),
+            "TLS 1.2 and 1.3 are offered; check the server's ssl_min_protocol_version and ssl_ciphers".to_owned(),
+        ),
     };
-    (format!("TLS with sslmode={mode} failed: {error}"), hint)
+    (format!("TLS with sslmode={} failed: {what}", settings.mode), hint)
 }

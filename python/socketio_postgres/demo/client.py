@@ -34,7 +34,8 @@ class ChatClient:
         self._on_packet = on_packet
         self._arrived = asyncio.Condition()
         self._numbers = itertools.count(1)
-        self._sio = socketio.AsyncClient()
+        # Its own handling of Ctrl-C would cancel every task of the loop, ours included.
+        self._sio = socketio.AsyncClient(handle_sigint=False)
         self._sio.on("*", self._keep)
 
     async def __aenter__(self) -> ChatClient:

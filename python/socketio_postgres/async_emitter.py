@@ -1,0 +1,70 @@
+"""`AsyncEmitter`: emit to the cluster from any asyncio program, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from .bus import Bus
+from .messages import EMITTER_UID, Message
+from .broadcast_operator import Namespace
+from .options import BusKeywords, BusOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["AsyncEmitter"]
+
+CLOSE_LIMIT: Final = 5.0
+"""Seconds that closing waits for buffered messages."""
+
+
+class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
+    """Emit to the clients of all servers of the cluster; every call is awaited until it is committed.
+
+    Calls of one task are delivered in order. Many tasks may share one emitter: what they emit while a commit is under
+    way goes out together in the next one. Usable from several event loops in turn.
+
+    Args:
+        dsn: Connection string or URL as libpq reads it.
+        options: As in `BusOptions`.
+
+    Raises:
+        OptionsError: The DSN or an option is wrong.
+    """
+
+    def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
+        self._bus = Bus(BusOptions(dsn, **options), uid=lambda: EMITTER_UID)
+        super().__init__(self._publish)
+
+    async def _publish(self, message: Message | None) -> None:
+        if message is not None:
+            await self._bus.publish_committed(message)
+
+    async def start(self) -> None:
+        """Connect now instead of with the first emit.
+
+        Raises:
+            ConnectionLostError: The server cannot be reached.
+            DatabaseError: It refuses: password, database, or it is a standby.
+        """
+        core = self._bus.core
+        await self._bus.call(lambda inbox, token: core.start_publisher(False, inbox, token))
+
+    async def flush(self) -> None:
+        """Wait until everything emitted before, by any task, is committed or failed."""
+        await self._bus.flush()
+
+    async def close(self) -> None:
+        """Commit what is buffered and disconnect."""
+        await self._bus.close(CLOSE_LIMIT)
+
+    async def __aenter__(self) -> AsyncEmitter:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

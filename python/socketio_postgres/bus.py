@@ -1,0 +1,236 @@
+"""The core's bus of this process: opened on first use, again after a fork, flushed at exit."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from . import _core
+from .exceptions import ClosedError, SocketIOPostgresError
+from .handover import AsyncCalls, BlockingCalls
+from .messages import Message
+from .options import BusOptions, BusSettings
+
+__all__ = ["Bus"]
+
+ITEM_TOKEN: Final = 0
+"""Token under which background items of a bus arrive in its inbox; operations count from 1."""
+
+INBOX_BYTES: Final = 64 * 1024 * 1024
+
+EXIT_LIMIT: Final = 5.0
+"""Seconds the process waits at exit for buffered messages to be committed."""
+
+log: Final = logging.getLogger("socketio_postgres")
+
+_open: weakref.WeakSet[Bus] = weakref.WeakSet()
+_of_the_parent: list[object] = []
+"""Cores inherited through a fork: kept, because dropping them could touch the parent's connections."""
+
+
+class Bus:
+    """One object's way to PostgreSQL. Nothing starts at construction but the check of the options.
+
+    Args:
+        options: Validated settings.
+        uid: Server id, or a function that makes one for each process.
+        is_raw: Receive notifications as they are.
+    """
+
+    def __init__(self, options: BusOptions, *, uid: Callable[[], str], is_raw: bool = False) -> None:
+        self.options = options
+        self._make_uid = uid
+        self._is_raw = is_raw
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._core: _core.Bus | None = None
+        self._inbox: _core.Inbox | None = None
+        self._is_closed = False
+        self._blocking = BlockingCalls()
+        # A DSN or table name that cannot work is told here, at the call that gave it.
+        self.description = self._make_core(_core.Inbox(INBOX_BYTES)).description
+
+    def _make_core(self, inbox: _core.Inbox) -> _core.Bus:
+        settings = BusSettings.make(self.options, uid=self._make_uid(), is_raw=self._is_raw)
+        return _core.Bus(settings, inbox, ITEM_TOKEN)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called in this process."""
+        return self._is_closed and self._pid == os.getpid()
+
+    @property
+    def core(self) -> _core.Bus:
+        """The core of this process.
+
+        Raises:
+            ClosedError: The bus was closed.
+        """
+        core = self._core
+        if core is not None and self._pid == os.getpid() and not self._is_closed:
+            return core
+        with self._lock:
+            if self._pid != os.getpid():
+                _of_the_parent.append((self._core, self._inbox, self._blocking))
+                self._core, self._is_closed, self._pid = None, False, os.getpid()
+                self._blocking = BlockingCalls()
+            if self._is_closed:
+                raise ClosedError(f"the connection to {self.description} is closed; create a new object")
+            if self._core is None:
+                self._inbox = _core.Inbox(INBOX_BYTES)
+                self._core = self._make_core(self._inbox)
+                _open.add(self)
+            return self._core
+
+    @property
+    def inbox(self) -> _core.Inbox:
+        """Where background items of this process's core arrive."""
+        self.core  # noqa: B018  (opens)
+        inbox = self._inbox
+        assert inbox is not None
+        return inbox
+
+    # ------------------------------------------------------------------------------------------------ asyncio
+
+    async def publish(self, message: Message) -> None:
+        """Append a message to the ordered buffer, waiting for room when it is full."""
+        await self._append(lambda: self.core.publish(message))
+
+    def try_publish(self, message: Message) -> bool:
+        """Append a message unless the buffer is full or others wait for room; to be awaited is nothing."""
+        return not AsyncCalls.of_running_loop().space_lock.locked() and self.core.publish(message)
+
+    async def publish_committed(self, message: Message) -> None:
+        """Append a message and wait until it is committed."""
+        await self._append_committed(lambda inbox, token: self.core.publish(message, inbox, token))
+
+    async def notify_committed(self, channel: str, payload: str) -> None:
+        """Append a raw notification and wait until it is committed."""
+        await self._append_committed(lambda inbox, token: self.core.notify(channel, payload, inbox, token))
+
+    async def _append(self, append: Callable[[], bool]) -> None:
+        calls = AsyncCalls.of_running_loop()
+        # Whoever waits for room comes first: call order is commit order.
+        if not calls.space_lock.locked() and append():
+            return
+        async with calls.space_lock:
+            while not append():
+                await calls.start(self.core.when_space)
+
+    async def _append_committed(self, append: Callable[[_core.Inbox, int], bool]) -> None:
+        calls = AsyncCalls.of_running_loop()
+        committed: list[asyncio.Future[Any]] = []
+
+        def attempt() -> bool:
+            is_appended = False
+
+            def start(inbox: _core.Inbox, token: int) -> None:
+                nonlocal is_appended
+                is_appended = append(inbox, token)
+
+            future = calls.start(start)
+            if is_appended:
+                committed.append(future)
+            return is_appended
+
+        await self._append(attempt)
+        await committed[0]
+
+    async def flush(self) -> None:
+        """Wait until everything published before is committed; raise what failed since the last flush."""
+        failed, first = await AsyncCalls.of_running_loop().start(self.core.flush)
+        _raise_failures(failed, first)
+
+    async def call(self, operation: Callable[[_core.Inbox, int], None]) -> Any:
+        """Run any operation of the core."""
+        return await AsyncCalls.of_running_loop().start(operation)
+
+    async def close(self, limit: float) -> None:
+        """Commit what is buffered, within `limit` seconds, and disconnect."""
+        core = self._begin_close()
+        if core is not None:
+            # Two parts report their end, the listener and the publisher, in this order or the other.
+            calls = AsyncCalls.of_running_loop()
+            done = calls.start(lambda inbox, token: core.close_listener(inbox, token))
+            await calls.start(lambda inbox, token: core.close_publisher(limit, inbox, token))
+            await done
+
+    # ----------------------------------------------------------------------------------------------- blocking
+
+    def publish_blocking(self, message: Message) -> None:
+        """Blocking form of `publish`."""
+        while not self.core.publish(message):
+            self._blocking.run(self.core.when_space)
+
+    def notify_blocking(self, channel: str, payload: str) -> None:
+        """Blocking form of `notify_committed`."""
+        is_appended = False
+
+        def start(inbox: _core.Inbox, token: int) -> None:
+            nonlocal is_appended
+            is_appended = self.core.notify(channel, payload, inbox, token)
+            if not is_appended:
+                self.core.when_space(inbox, token)
+
+        while not is_appended:
+            self._blocking.run(start)
+
+    def flush_blocking(self, timeout: float | None = None) -> None:
+        """Blocking form of `flush`."""
+        failed, first = self._blocking.run(self.core.flush, timeout)
+        _raise_failures(failed, first)
+
+    def call_blocking(self, operation: Callable[[_core.Inbox, int], None], timeout: float | None = None) -> Any:
+        """Blocking form of `call`."""
+        return self._blocking.run(operation, timeout)
+
+    def close_blocking(self, limit: float) -> None:
+        """Blocking form of `close`."""
+        core = self._begin_close()
+        if core is not None:
+            self._blocking.run(core.close_listener)
+            self._blocking.run(lambda inbox, token: core.close_publisher(limit, inbox, token))
+
+    # ------------------------------------------------------------------------------------------------- common
+
+    def _begin_close(self) -> _core.Bus | None:
+        with self._lock:
+            core = self._core if self._pid == os.getpid() and not self._is_closed else None
+            self._is_closed, self._pid = True, os.getpid()
+            _open.discard(self)
+            return core
+
+    def take_failures(self) -> list[SocketIOPostgresError]:
+        """Background failures since the last call, for objects that have no loop or thread to wait for them."""
+        inbox = self._inbox
+        if inbox is None or self._pid != os.getpid():
+            return []
+        return [value for _, kind, value in inbox.drain(1000) if kind == _core.FAILURE]
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the core; empty before the first use."""
+        core = self._core
+        return dict(core.stats()) if core is not None and self._pid == os.getpid() else {}
+
+
+def _raise_failures(failed: int, first: SocketIOPostgresError | None) -> None:
+    if first is not None:
+        first.failed_count = failed
+        raise first
+
+
+@atexit.register
+def _flush_at_exit() -> None:
+    """Commit what a script emitted just before it ended."""
+    for bus in list(_open):
+        try:
+            if bus.stats().get("buffer_count"):
+                bus.flush_blocking(EXIT_LIMIT)
+        except SocketIOPostgresError:
+            log.exception("messages buffered for %s were not committed before the process ended", bus.description)

@@ -1,0 +1,94 @@
+"""`Emitter`: emit to the cluster from any process or thread, without a server."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from .bus import Bus
+from .messages import EMITTER_UID, Message
+from .broadcast_operator import Namespace
+from .options import BusKeywords, BusOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Emitter"]
+
+CLOSE_LIMIT: Final = 5.0
+"""Seconds that closing waits for buffered messages."""
+
+log: Final = logging.getLogger("socketio_postgres")
+
+
+class Emitter(Namespace[None]):
+    """Emit to the clients of all servers of the cluster; `emit` buffers, `flush` waits for the commit.
+
+    `emit` returns as soon as the message stands in the bounded buffer, and blocks while that is full. Messages are
+    committed in call order, many to a transaction. Leaving the `with` block, and the end of the process, flush.
+    Thread-safe. Works in a forked child, with a connection of its own.
+
+    Args:
+        dsn: Connection string or URL as libpq reads it.
+        options: As in `BusOptions`.
+
+    Raises:
+        OptionsError: The DSN or an option is wrong.
+    """
+
+    def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
+        self._bus = Bus(BusOptions(dsn, **options), uid=lambda: EMITTER_UID)
+        super().__init__(self._publish)
+
+    def _publish(self, message: Message | None) -> None:
+        if message is not None:
+            self._bus.publish_blocking(message)
+        self._report()
+
+    def _report(self) -> None:
+        for failure in self._bus.take_failures():
+            log.error("emitting through %s: %s", self._bus.description, failure)
+
+    def start(self) -> None:
+        """Connect now instead of with the first emit.
+
+        Raises:
+            ConnectionLostError: The server cannot be reached.
+            DatabaseError: It refuses: password, database, or it is a standby.
+        """
+        core = self._bus.core
+        self._bus.call_blocking(lambda inbox, token: core.start_publisher(False, inbox, token))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Block until everything emitted before, by any thread, is committed.
+
+        Args:
+            timeout: Seconds to wait at most; None waits as long as `buffer_age` allows.
+
+        Raises:
+            SocketIOPostgresError: The first failure since the last flush; its `failed_count` says how many messages
+                failed. `ConnectionLostError.may_be_sent` marks a commit whose outcome is unknown.
+            OperationTimeoutError: Not all was committed in time; it still may be.
+        """
+        try:
+            self._bus.flush_blocking(timeout)
+        finally:
+            self._bus.take_failures()  # told by the exception just now
+
+    def close(self) -> None:
+        """Commit what is buffered and disconnect; raises what failed, as `flush` does."""
+        if not self._bus.is_closed:
+            try:
+                self._bus.flush_blocking(CLOSE_LIMIT)
+            finally:
+                self._bus.close_blocking(0.0)
+
+    def __enter__(self) -> Emitter:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,132 @@
+"""How Python waits for the core: one event loop, or one thread, at a time.
+
+The core never calls Python. It fills an inbox and makes a descriptor readable; here an event loop watches that
+descriptor, or a thread blocks on it with the GIL released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, TypeAlias
+
+from . import _core
+from .exceptions import OperationTimeoutError
+
+__all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of"]
+
+Operation: TypeAlias = Callable[[_core.Inbox, int], None]
+"""Starts something in the core, which reports its end to the inbox under the token."""
+
+INBOX_BYTES: Final = 64 * 1024 * 1024
+"""Messages waiting for Python; beyond it they are dropped and reported, never left in PostgreSQL's queue."""
+
+BATCH: Final = 256
+"""Items taken at once, so that a flood still lets other callbacks of the loop run."""
+
+SIGNAL_INTERVAL: Final = 0.1
+"""A blocked thread looks up this often, so that Ctrl-C is seen."""
+
+
+class AsyncCalls:
+    """Operations of the core as futures of one event loop."""
+
+    _by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncCalls] = weakref.WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._inbox = _core.Inbox(INBOX_BYTES)
+        self._tokens = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self.space_lock = asyncio.Lock()
+        # The loop keeps this object alive through the reader; a reference back would keep both for ever.
+        loop.add_reader(self._inbox.fileno(), self._drain)
+
+    @classmethod
+    def of_running_loop(cls) -> AsyncCalls:
+        """The one of the running loop."""
+        loop = asyncio.get_running_loop()
+        calls = cls._by_loop.get(loop)
+        if calls is None:
+            calls = cls._by_loop[loop] = cls(loop)
+        return calls
+
+    def start(self, operation: Operation) -> asyncio.Future[Any]:
+        """Start `operation` now; the future has its result or exception."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        token = next(self._tokens)
+        operation(self._inbox, token)
+        self._pending[token] = future
+        return future
+
+    def _drain(self) -> None:
+        for token, kind, value in self._inbox.drain(BATCH):
+            future = self._pending.pop(token, None)
+            if future is None or future.done():
+                continue  # whoever waited was cancelled
+            if kind == _core.FAILED:
+                future.set_exception(value)
+            else:
+                future.set_result(value)
+
+
+async def items_of(inbox: _core.Inbox) -> AsyncIterator[tuple[int, int, Any]]:
+    """Yield the items of an inbox as they come, in order, for ever.
+
+    The next batch is not taken before the consumer has dealt with this one, so that a backlog stays in the bounded
+    inbox. The consumer runs on the loop that iterates.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        items = inbox.drain(BATCH)
+        if not items:
+            readable = loop.create_future()
+            loop.add_reader(inbox.fileno(), _wake, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(inbox.fileno())
+            continue
+        for item in items:
+            yield item
+        await asyncio.sleep(0)
+
+
+def _wake(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
+
+
+class BlockingCalls:
+    """Operations of the core as blocking calls, from any thread."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._tokens = itertools.count(1)
+
+    def run(self, operation: Operation, timeout: float | None = None) -> Any:
+        """Start `operation` and block until it ends; returns its result or raises its exception.
+
+        Raises:
+            OperationTimeoutError: It did not end within `timeout` seconds. It goes on in the background.
+        """
+        inbox: _core.Inbox | None = getattr(self._local, "inbox", None)
+        if inbox is None:
+            inbox = self._local.inbox = _core.Inbox(INBOX_BYTES)
+        token = next(self._tokens)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        operation(inbox, token)
+        while True:
+            for finished, kind, value in inbox.drain(BATCH):
+                if finished != token:
+                    continue  # the late end of an operation that timed out
+                if kind == _core.FAILED:
+                    raise value
+                return value
+            left = SIGNAL_INTERVAL if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s")
+            inbox.wait(min(left, SIGNAL_INTERVAL))

@@ -1,0 +1,73 @@
+"""The sockets of this process as the cluster sees them: rooms by their names on the wire.
+
+Mixed into both managers; needs nothing but the room dictionaries that python-socketio keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from socketio.base_manager import BaseManager
+
+__all__ = ["LocalSockets"]
+
+
+class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not typed
+    """Selects local sockets by room names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Peers know room names as strings only: where an application uses room 42, the wire says "42".
+        self._room_aliases: dict[str, dict[str, Any]] = {}
+
+    def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        if room is not None and not isinstance(room, str):
+            self._room_aliases.setdefault(namespace, {})[str(room)] = room
+
+    def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        super().basic_leave_room(sid, namespace, room)
+        if room is not None and not isinstance(room, str) and room not in self.rooms.get(namespace, {}):
+            aliases = self._room_aliases.get(namespace, {})
+            aliases.pop(str(room), None)
+            if not aliases:
+                self._room_aliases.pop(namespace, None)
+
+    def local_rooms(self, namespace: str, names: Iterable[str]) -> list[Any]:
+        """The rooms that have members here, out of those named on the wire."""
+        rooms = self.rooms.get(namespace, {})
+        aliases = self._room_aliases.get(namespace, {})
+        found = []
+        for name in names:
+            if name in rooms:
+                found.append(name)
+            if name in aliases:
+                found.append(aliases[name])
+        return found
+
+    def local_sids(self, namespace: str, to: Sequence[str], except_: Sequence[str]) -> list[str]:
+        """Sids in any of the rooms `to` (everyone when empty) and in none of `except_`, each once."""
+        if to:
+            rooms = self.local_rooms(namespace, to)
+            if not rooms:
+                return []
+        else:
+            rooms = [None]
+        left_out = self.sids_in(namespace, except_)
+        return [sid for sid, _ in self.get_participants(namespace, rooms) if sid not in left_out]
+
+    def sids_in(self, namespace: str, names: Sequence[str]) -> set[str]:
+        """Sids in any of the rooms named."""
+        rooms = self.local_rooms(namespace, names) if names else []
+        return {sid for sid, _ in self.get_participants(namespace, rooms)} if rooms else set()
+
+    def is_alive(self, sid: str, namespace: str) -> bool:
+        """Whether a client is connected and its transport is open.
+
+        A client that vanishes while its connect handler runs stays in python-socketio's rooms; peers that count it
+        would wait for its acknowledgement for ever.
+        """
+        if self.server is None or not self.is_connected(sid, namespace):
+            return False
+        return self.eio_sid_from_sid(sid, namespace) in self.server.eio.sockets

@@ -1,0 +1,143 @@
+"""Settings: their defaults and checks live here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, TypedDict
+
+from .exceptions import OptionsError
+
+__all__ = ["BusKeywords", "BusOptions", "HeartbeatOptions", "Password"]
+
+Password: TypeAlias = Callable[[], "str | Awaitable[str]"]
+"""Returns the password for one connection; asked at every connect, on a thread of its own."""
+
+MIB = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class BusOptions:
+    """What any participant of the cluster needs to know. Durations are seconds.
+
+    Attributes:
+        dsn: Connection string or URL as libpq reads it, for publishing and attachments; may lead through a
+            transaction pooler. Empty: the `PG*` environment variables alone.
+        listen_dsn: Where to LISTEN, when `dsn` leads through a pooler. Default: `dsn`.
+        password: Callable that returns the password, for tokens that expire. Default: that of the DSN.
+        channel: Channel prefix, `channelPrefix` in Node. Default `socket.io`.
+        table_name: Attachment table, `tableName` in Node: `table` or `schema.table`, folded to lower case unless
+            quoted. Default `socket_io_attachments`.
+        create_table: Create it when it is missing. Default True.
+        payload_threshold: Bytes of JSON from which on a message becomes an attachment, `payloadThreshold` in Node.
+            Default 8000, which is also the most PostgreSQL allows.
+        max_payload: Largest message accepted, in bytes; a larger one raises `PayloadTooLargeError`. Default 16 MiB.
+        buffer_count: Messages that may wait to be committed; more make `emit` wait. Default 10 000.
+        buffer_bytes: The same in bytes. Default 64 MiB.
+        buffer_age: Seconds a message waits for a lost connection before it fails. Default 30.
+    """
+
+    dsn: str
+    listen_dsn: str | None = None
+    password: Password | None = None
+    channel: str = "socket.io"
+    table_name: str = "socket_io_attachments"
+    create_table: bool = True
+    payload_threshold: int = 8000
+    max_payload: int = 16 * MIB
+    buffer_count: int = 10_000
+    buffer_bytes: int = 64 * MIB
+    buffer_age: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("dsn", "channel", "table_name"):
+            _require(name, getattr(self, name), str, "must be a string")
+        if self.listen_dsn is not None:
+            _require("listen_dsn", self.listen_dsn, str, "must be a string")
+        if self.password is not None and not callable(self.password):
+            raise _bad("password", "", "must be a callable that returns the password; a fixed one belongs in the DSN")
+        if not isinstance(self.create_table, bool):
+            raise _bad("create_table", self.create_table, "must be True or False")
+        _require_number("payload_threshold", self.payload_threshold, 1, 8000, is_integer=True)
+        _require_number("max_payload", self.max_payload, 1, 1024 * MIB - 1, is_integer=True)
+        _require_number("buffer_count", self.buffer_count, 1, 10_000_000, is_integer=True)
+        _require_number("buffer_bytes", self.buffer_bytes, 1, 64 * 1024 * MIB, is_integer=True)
+        _require_number("buffer_age", self.buffer_age, 0.0, 86_400.0)
+
+
+class BusKeywords(TypedDict, total=False):
+    """The keyword arguments that constructors pass on to `BusOptions`."""
+
+    listen_dsn: str | None
+    password: Password | None
+    channel: str
+    table_name: str
+    create_table: bool
+    payload_threshold: int
+    max_payload: int
+    buffer_count: int
+    buffer_bytes: int
+    buffer_age: float
+
+
+@dataclasses.dataclass(frozen=True)
+class HeartbeatOptions:
+    """Liveness of servers, in seconds, with the Node adapter's defaults.
+
+    Attributes:
+        heartbeat_interval: Silence after which a server says that it is alive, `heartbeatInterval`. Default 5.
+        heartbeat_timeout: Silence after which a server is no longer counted, `heartbeatTimeout`. Default 10.
+        cleanup_interval: Age at which attachments are deleted, and how often, `cleanupInterval`. Default 30.
+    """
+
+    heartbeat_interval: float = 5.0
+    heartbeat_timeout: float = 10.0
+    cleanup_interval: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require_number("heartbeat_interval", self.heartbeat_interval, 0.01, 86_400.0)
+        _require_number("heartbeat_timeout", self.heartbeat_timeout, 0.02, 86_400.0)
+        _require_number("cleanup_interval", self.cleanup_interval, 0.1, 86_400.0)
+        if self.heartbeat_timeout <= self.heartbeat_interval:
+            raise _bad(
+                "heartbeat_timeout",
+                self.heartbeat_timeout,
+                f"must exceed heartbeat_interval ({self.heartbeat_interval} s), or every server seems dead",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class BusSettings(BusOptions):
+    """What the core receives: the options, and who this process is.
+
+    Attributes:
+        uid: Server id to publish under.
+        is_raw: Hand over notifications as they are instead of cluster messages.
+    """
+
+    uid: str = ""
+    is_raw: bool = False
+
+    @classmethod
+    def make(cls, options: BusOptions, *, uid: str, is_raw: bool) -> BusSettings:
+        """Complete `options`."""
+        fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(BusOptions)}
+        return cls(**fields, uid=uid, is_raw=is_raw)
+
+
+def _bad(option: str, value: object, reason: str) -> OptionsError:
+    shown = repr(value) if value != "" else ""
+    return OptionsError(f"invalid {option}: {reason} (got {shown})", option=option, value=shown, reason=reason)
+
+
+def _require(option: str, value: Any, kind: type, reason: str) -> None:
+    if not isinstance(value, kind):
+        # A DSN may hold a password, so the message names its type and not its value.
+        raise _bad(option, type(value).__name__, reason)
+
+
+def _require_number(option: str, value: Any, low: float, high: float, *, is_integer: bool = False) -> None:
+    is_number = isinstance(value, int if is_integer else (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        kind = "an integer" if is_integer else "a number of seconds"
+        raise _bad(option, value, f"must be {kind} from {low} to {high}")

@@ -1,0 +1,36 @@
+"""Fixtures for all tests, and the promise that SIO_PG_REQUIRE_ALL=1 lets nothing be skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+pytest_plugins = ["tests.fixtures.database", "tests.fixtures.node"]
+
+REQUIRE_ALL = os.environ.get("SIO_PG_REQUIRE_ALL") == "1"
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    # A strict xfail is also reported as skipped; that one is a statement and not a hole.
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"SIO_PG_REQUIRE_ALL=1 allows no skip, and this one says: {reason}"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skipped test into a failed one where nothing may be skipped."""
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a skipped module into a failed one where nothing may be skipped."""
+    report = yield
+    _forbid_skip(report)
+    return report

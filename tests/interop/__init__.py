@@ -1,0 +1,1 @@
+"""Our servers and emitters beside the published Node.js packages, on one PostgreSQL."""
