@@ -6,8 +6,10 @@ See `AsyncPostgresManager` (for `socketio.AsyncServer`), `Emitter` and `AsyncEmi
 from __future__ import annotations
 
 from . import _core
+from .async_client import AsyncPostgresClient, Notification
 from .async_emitter import AsyncEmitter
 from .async_manager import AsyncPostgresManager
+from .client import PostgresClient
 from .emitter import Emitter
 from .exceptions import (
     AttachmentMissingError,
@@ -27,6 +29,7 @@ from .messages import Message, MessageType
 
 __all__ = [
     "AsyncEmitter",
+    "AsyncPostgresClient",
     "AsyncPostgresManager",
     "AttachmentMissingError",
     "ClosedError",
@@ -38,9 +41,11 @@ __all__ = [
     "ForkedProcessError",
     "Message",
     "MessageType",
+    "Notification",
     "OperationTimeoutError",
     "OptionsError",
     "PayloadTooLargeError",
+    "PostgresClient",
     "ProtocolError",
     "SocketIOPostgresError",
 ]

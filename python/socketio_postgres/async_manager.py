@@ -101,15 +101,16 @@ class AsyncPostgresManager(LocalSockets, AsyncPubSubManager):  # type: ignore[mi
         self._log = logger or log
         self._bus = Bus(BusOptions(dsn, channel=channel, **options), uid=self._uid)
         self._adapters: dict[str, ClusterAdapter] = {}
-        self._joining: dict[str, asyncio.Task[None]] = {}
+        self._joining: dict[str, tuple[asyncio.Task[None], float]] = {}
         self._callbacks: dict[str, tuple[Callable[..., Any], float]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._cleaned_up = 0
+        self._is_initialized = False
 
     def _uid(self) -> str:
         """Who we are to the cluster; a new id in every process, as a forked worker is a server of its own."""
-        if self.write_only:
+        if self.write_only or self.server is None:
             return EMITTER_UID
         self.host_id = uuid.uuid4().hex
         return self.host_id
@@ -151,22 +152,30 @@ class AsyncPostgresManager(LocalSockets, AsyncPubSubManager):  # type: ignore[mi
         for adapter in self._adapters.values():
             self._run_effects(adapter, adapter.leave())
         self._adapters.clear()
-        tasks = [task for task in (self._reader, self._ticker, *self._joining.values()) if task is not None]
-        for task in tasks:
-            if task is not asyncio.current_task():
+        joining = [task for task, _ in self._joining.values()]
+        for task in (self._reader, self._ticker, *joining):
+            if task is not None and task is not asyncio.current_task():
                 task.cancel()
         await self._bus.close(limit)
 
+    def initialize(self) -> None:
+        """Called by the server when its first client arrives."""
+        if self.write_only or not self._is_initialized:
+            self._is_initialized = True
+            super().initialize()
+
     async def _thread(self) -> None:
-        """Started by `initialize` with the first client; lives until the server's loop is torn down."""
+        """The background task that `initialize` starts; lives until the server's loop is torn down."""
         try:
-            self._open()
-            await asyncio.gather(*(self._join(nsp) for nsp in self._served_namespaces()))
+            joined = await asyncio.gather(
+                *(self._join(nsp) for nsp in self._served_namespaces()), return_exceptions=True
+            )
+            for error in joined:
+                if isinstance(error, PayloadTooLargeError):
+                    self._report(error)
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
             await self._close(GOODBYE_LIMIT)
-        except ClosedError:
-            pass
 
     def _open(self) -> None:
         """Start reading what the core hands over."""
@@ -193,21 +202,33 @@ class AsyncPostgresManager(LocalSockets, AsyncPubSubManager):  # type: ignore[mi
         return 1 if adapter is None else adapter.server_count
 
     async def _join(self, namespace: str) -> None:
-        """Serve a namespace; returns once LISTEN is active."""
+        """Serve a namespace; returns once LISTEN is active.
+
+        Raises:
+            asyncio.TimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
+        """
         if namespace in self._adapters:
             return
-        task = self._joining.get(namespace)
+        task, deadline = self._joining.get(namespace, (None, 0.0))
         if task is None:
+            deadline = time.monotonic() + JOIN_LIMIT
             task = asyncio.create_task(self._join_now(namespace), name=f"socketio-postgres join {namespace}")
-            self._joining[namespace] = task
+            self._joining[namespace] = (task, deadline)
             task.add_done_callback(lambda _: self._joining.pop(namespace, None))
-        await asyncio.shield(task)
+        await asyncio.wait_for(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
 
     async def _join_now(self, namespace: str) -> None:
-        self._open()
-        core = self._bus.core
         channel = _core.channel_name(self.channel, namespace)
-        await self._bus.call(lambda inbox, token: core.listen(channel, inbox, token))
+        self._open()
+        while True:
+            try:
+                await self._bus.call(lambda inbox, token: self._bus.core.listen(channel, inbox, token))
+                break
+            except ClosedError:
+                raise
+            except SocketIOPostgresError:
+                # The listener has reported it already. Operators mend passwords and rights while we run.
+                await asyncio.sleep(1.0)
         adapter = ClusterAdapter(
             namespace,
             heartbeat_interval=self._heartbeat.heartbeat_interval,
@@ -219,13 +240,14 @@ class AsyncPostgresManager(LocalSockets, AsyncPubSubManager):  # type: ignore[mi
     async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`, but a client is told that it is connected only once LISTEN is active."""
         try:
-            await asyncio.wait_for(self._join(namespace), JOIN_LIMIT)
+            await self._join(namespace)
         except PayloadTooLargeError as error:
             self._report(error)
             return None
         except (SocketIOPostgresError, asyncio.TimeoutError) as error:
             # Without the bus the server still serves its own clients, as with every other manager.
-            self._log.warning("namespace %s is not connected to other servers: %s", namespace, error or "time-out")
+            why = str(error) or "PostgreSQL does not answer"
+            self._log.warning("namespace %s is not connected to other servers yet: %s", namespace, why)
         sid: str | None = await super().pre_connect(eio_sid, namespace)
         return sid
 
@@ -388,12 +410,14 @@ class AsyncPostgresManager(LocalSockets, AsyncPubSubManager):  # type: ignore[mi
         return bool(check and check(sid, namespace))
 
     async def _publish(self, message: Message) -> None:
-        self._note_sent(message)
-        await self._bus.publish(message)
-        self._take_failures()
+        if not self._try_publish(message):
+            await self._bus.publish(message)
 
     def _try_publish(self, message: Message) -> bool:
         """Append to the buffer unless it is full; keeps call order even among tasks."""
+        if not self.write_only and self.server is not None:
+            # Peers count whoever publishes as a server, so from the first message on we must listen, too.
+            self.initialize()
         self._note_sent(message)
         self._take_failures()
         return self._bus.try_publish(message)

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 from . import _core
 from .exceptions import OperationTimeoutError
 
-__all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of"]
+__all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of", "readable"]
 
 Operation: TypeAlias = Callable[[_core.Inbox, int], None]
 """Starts something in the core, which reports its end to the inbox under the token."""
@@ -79,25 +79,30 @@ async def items_of(inbox: _core.Inbox) -> AsyncIterator[tuple[int, int, Any]]:
     The next batch is not taken before the consumer has dealt with this one, so that a backlog stays in the bounded
     inbox. The consumer runs on the loop that iterates.
     """
-    loop = asyncio.get_running_loop()
     while True:
         items = inbox.drain(BATCH)
         if not items:
-            readable = loop.create_future()
-            loop.add_reader(inbox.fileno(), _wake, readable)
-            try:
-                await readable
-            finally:
-                loop.remove_reader(inbox.fileno())
+            await readable(inbox)
             continue
         for item in items:
             yield item
         await asyncio.sleep(0)
 
 
-def _wake(readable: asyncio.Future[None]) -> None:
-    if not readable.done():
-        readable.set_result(None)
+async def readable(inbox: _core.Inbox) -> None:
+    """Wait until an inbox holds something. One waiter at a time."""
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(inbox.fileno(), _wake, woken)
+    try:
+        await woken
+    finally:
+        loop.remove_reader(inbox.fileno())
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 class BlockingCalls:

@@ -1,0 +1,196 @@
+"""`AsyncPostgresClient`: LISTEN, NOTIFY and the attachment table, without the cluster protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from . import _core
+from .bus import Bus
+from .exceptions import OperationTimeoutError
+from .handover import readable
+from .options import BusKeywords, BusOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["AsyncPostgresClient", "Notification"]
+
+CLOSE_LIMIT: Final = 5.0
+
+log: Final = logging.getLogger("socketio_postgres")
+
+
+@dataclasses.dataclass(frozen=True)
+class Notification:
+    """One notification.
+
+    Attributes:
+        channel: Channel it was sent on.
+        payload: Its payload, at most 7999 bytes.
+        pid: Process id of the session that sent it.
+    """
+
+    channel: str
+    payload: str
+    pid: int
+
+
+class AsyncPostgresClient:
+    """Listen on channels, send notifications, keep attachments.
+
+    The listening connection is opened again for ever; after a gap `on_gap` is called, and channels are listened to
+    as before. Notifications arrive in commit order. Nothing connects before the first call.
+
+        async with AsyncPostgresClient(dsn) as client:
+            await client.listen("jobs")
+            await client.notify("jobs", "1")
+            async for notification in client:
+                ...
+
+    Args:
+        dsn: Connection string or URL as libpq reads it.
+        error_handler: Called with every background failure (an exception), after it was logged.
+        on_gap: Called without arguments once the client listens again after its connection was lost.
+        options: As in `BusOptions`.
+
+    Raises:
+        OptionsError: The DSN or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        dsn: str = "",
+        *,
+        error_handler: Callable[[Exception], object] | None = None,
+        on_gap: Callable[[], object] | None = None,
+        **options: Unpack[BusKeywords],
+    ) -> None:
+        self._bus = Bus(BusOptions(dsn, **options), uid=str, is_raw=True)
+        self._error_handler = error_handler
+        self._on_gap = on_gap
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Connect now instead of with the first call.
+
+        Raises:
+            ConnectionLostError: The server cannot be reached.
+            DatabaseError: It refuses: password, database, or it is a standby.
+        """
+        core = self._bus.core
+        await self._bus.call(lambda inbox, token: core.start_publisher(False, inbox, token))
+
+    async def listen(self, channel: str) -> None:
+        """Listen to a channel; returns once LISTEN is active.
+
+        Raises:
+            OptionsError: The name is empty or holds a NUL.
+            PayloadTooLargeError: It is longer than 63 bytes, which LISTEN would cut silently.
+        """
+        core = self._bus.core
+        await self._bus.call(lambda inbox, token: core.listen(channel, inbox, token))
+
+    async def unlisten(self, channel: str) -> None:
+        """Stop listening to a channel."""
+        core = self._bus.core
+        await self._bus.call(lambda inbox, token: core.unlisten(channel, inbox, token))
+
+    async def notify(self, channel: str, payload: str = "") -> None:
+        """Send a notification; returns once it is committed.
+
+        Equal notifications sent at once all arrive: those that PostgreSQL would fold are committed separately.
+
+        Raises:
+            PayloadTooLargeError: More than 7999 bytes, or a channel name of more than 63.
+            EncodeError: The payload holds a NUL, which PostgreSQL cannot store.
+            ConnectionLostError: The connection broke; `may_be_sent` says whether the commit is in doubt.
+        """
+        await self._bus.notify_committed(channel, payload)
+
+    async def wait_for_notification(self, timeout: float | None = None) -> Notification:
+        """The next notification.
+
+        Args:
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Raises:
+            OperationTimeoutError: None came in time.
+        """
+        try:
+            return await asyncio.wait_for(self._next(), timeout)
+        except asyncio.TimeoutError:
+            raise OperationTimeoutError(f"no notification within {timeout} s") from None
+
+    async def _next(self) -> Notification:
+        async with self._turn:
+            while True:
+                for _, kind, value in self._bus.inbox.drain(1):
+                    if kind == _core.NOTIFICATION:
+                        return Notification(*value)
+                    self._tell(kind, value)
+                    break
+                else:
+                    await readable(self._bus.inbox)
+
+    def _tell(self, kind: int, value: Any) -> None:
+        if kind == _core.FAILURE:
+            log.error("%s: %s", self._bus.description, value)
+            if self._error_handler is not None:
+                self._error_handler(value)
+        elif kind == _core.LISTENING and value and self._on_gap is not None:
+            self._on_gap()
+
+    def __aiter__(self) -> AsyncIterator[Notification]:
+        return self
+
+    async def __anext__(self) -> Notification:
+        return await self._next()
+
+    async def ensure_table(self) -> None:
+        """Create the attachment table if it is missing.
+
+        Raises:
+            DatabaseError: It is missing and may not be created, or has another layout; the hint holds the DDL.
+        """
+        await self._bus.call(self._bus.core.ensure_table)
+
+    async def insert_attachment(self, body: bytes) -> int:
+        """Store a body; returns its id."""
+        core = self._bus.core
+        attachment_id: int = await self._bus.call(lambda inbox, token: core.insert_attachment(body, inbox, token))
+        return attachment_id
+
+    async def get_attachment(self, attachment_id: int) -> bytes | None:
+        """The body stored under an id, or None."""
+        core = self._bus.core
+        body: bytes | None = await self._bus.call(
+            lambda inbox, token: core.get_attachment(attachment_id, inbox, token)
+        )
+        return body
+
+    async def cleanup_attachments(self, age: float = 30.0) -> int:
+        """Delete bodies older than `age` seconds; returns how many.
+
+        Zero also when another session is deleting at this moment.
+        """
+        core = self._bus.core
+        deleted: int = await self._bus.call(lambda inbox, token: core.expire_attachments(age, inbox, token))
+        return deleted
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._bus.close(CLOSE_LIMIT)
+
+    async def __aenter__(self) -> AsyncPostgresClient:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,129 @@
+"""`PostgresClient`: LISTEN, NOTIFY and the attachment table, without the cluster protocol, for threads."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from . import _core
+from .async_client import Notification
+from .bus import Bus
+from .exceptions import OperationTimeoutError
+from .options import BusKeywords, BusOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["PostgresClient"]
+
+CLOSE_LIMIT: Final = 5.0
+
+SIGNAL_INTERVAL: Final = 0.1
+"""A waiting thread looks up this often, so that Ctrl-C is seen."""
+
+log: Final = logging.getLogger("socketio_postgres")
+
+
+class PostgresClient:
+    """Blocking form of `AsyncPostgresClient`; any thread may call it, one at a time waits for notifications."""
+
+    def __init__(
+        self,
+        dsn: str = "",
+        *,
+        error_handler: Callable[[Exception], object] | None = None,
+        on_gap: Callable[[], object] | None = None,
+        **options: Unpack[BusKeywords],
+    ) -> None:
+        self._bus = Bus(BusOptions(dsn, **options), uid=str, is_raw=True)
+        self._error_handler = error_handler
+        self._on_gap = on_gap
+
+    def start(self) -> None:
+        """Blocking form of `AsyncPostgresClient.start`."""
+        core = self._bus.core
+        self._bus.call_blocking(lambda inbox, token: core.start_publisher(False, inbox, token))
+
+    def listen(self, channel: str) -> None:
+        """Blocking form of `AsyncPostgresClient.listen`."""
+        core = self._bus.core
+        self._bus.call_blocking(lambda inbox, token: core.listen(channel, inbox, token))
+
+    def unlisten(self, channel: str) -> None:
+        """Blocking form of `AsyncPostgresClient.unlisten`."""
+        core = self._bus.core
+        self._bus.call_blocking(lambda inbox, token: core.unlisten(channel, inbox, token))
+
+    def notify(self, channel: str, payload: str = "") -> None:
+        """Blocking form of `AsyncPostgresClient.notify`."""
+        self._bus.notify_blocking(channel, payload)
+
+    def wait_for_notification(self, timeout: float | None = None) -> Notification:
+        """Blocking form of `AsyncPostgresClient.wait_for_notification`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        inbox = self._bus.inbox
+        while True:
+            for _, kind, value in inbox.drain(1):
+                if kind == _core.NOTIFICATION:
+                    return Notification(*value)
+                self._tell(kind, value)
+                break
+            else:
+                left = SIGNAL_INTERVAL if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    raise OperationTimeoutError(f"no notification within {timeout} s")
+                inbox.wait(min(left, SIGNAL_INTERVAL))
+
+    def _tell(self, kind: int, value: Any) -> None:
+        if kind == _core.FAILURE:
+            log.error("%s: %s", self._bus.description, value)
+            if self._error_handler is not None:
+                self._error_handler(value)
+        elif kind == _core.LISTENING and value and self._on_gap is not None:
+            self._on_gap()
+
+    def __iter__(self) -> Iterator[Notification]:
+        return self
+
+    def __next__(self) -> Notification:
+        return self.wait_for_notification()
+
+    def ensure_table(self) -> None:
+        """Blocking form of `AsyncPostgresClient.ensure_table`."""
+        self._bus.call_blocking(self._bus.core.ensure_table)
+
+    def insert_attachment(self, body: bytes) -> int:
+        """Blocking form of `AsyncPostgresClient.insert_attachment`."""
+        core = self._bus.core
+        attachment_id: int = self._bus.call_blocking(lambda inbox, token: core.insert_attachment(body, inbox, token))
+        return attachment_id
+
+    def get_attachment(self, attachment_id: int) -> bytes | None:
+        """Blocking form of `AsyncPostgresClient.get_attachment`."""
+        core = self._bus.core
+        body: bytes | None = self._bus.call_blocking(
+            lambda inbox, token: core.get_attachment(attachment_id, inbox, token)
+        )
+        return body
+
+    def cleanup_attachments(self, age: float = 30.0) -> int:
+        """Blocking form of `AsyncPostgresClient.cleanup_attachments`."""
+        core = self._bus.core
+        deleted: int = self._bus.call_blocking(lambda inbox, token: core.expire_attachments(age, inbox, token))
+        return deleted
+
+    def close(self) -> None:
+        """Blocking form of `AsyncPostgresClient.close`."""
+        self._bus.close_blocking(CLOSE_LIMIT)
+
+    def __enter__(self) -> PostgresClient:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
