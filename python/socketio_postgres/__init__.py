@@ -5,13 +5,13 @@ See `AsyncPostgresManager` (for `socketio.AsyncServer`), `Emitter` and `AsyncEmi
 
 from __future__ import annotations
 
-from . import _core
-from .async_client import AsyncPostgresClient, Notification
-from .async_emitter import AsyncEmitter
-from .async_manager import AsyncPostgresManager
-from .client import PostgresClient
-from .emitter import Emitter
-from .exceptions import (
+from socketio_postgres import _core
+from socketio_postgres.async_client import AsyncPostgresClient, Notification
+from socketio_postgres.async_emitter import AsyncEmitter
+from socketio_postgres.async_manager import AsyncPostgresManager
+from socketio_postgres.client import PostgresClient
+from socketio_postgres.emitter import Emitter
+from socketio_postgres.exceptions import (
     AttachmentMissingError,
     ClosedError,
     ConnectionLostError,
@@ -25,7 +25,7 @@ from .exceptions import (
     ProtocolError,
     SocketIOPostgresError,
 )
-from .messages import Message, MessageType
+from socketio_postgres.messages import Message, MessageType
 
 __all__ = [
     "AsyncEmitter",

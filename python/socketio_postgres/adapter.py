@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import TypeAlias
 
-from .messages import EMITTER_UID, Message, MessageType
+from socketio_postgres.messages import EMITTER_UID, Message, MessageType
 
 __all__ = ["Apply", "ClusterAdapter", "Effect", "PeerJoined", "PeerLeft", "Send"]
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from . import _core
-from .bus import Bus
-from .exceptions import OperationTimeoutError
-from .handover import readable
-from .options import BusKeywords, BusOptions
+from socketio_postgres import _core
+from socketio_postgres.bus import Bus
+from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.handover import readable
+from socketio_postgres.options import BusKeywords, BusOptions
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
+
     from typing_extensions import Unpack
 
 __all__ = ["AsyncPostgresClient", "Notification"]
@@ -162,7 +163,9 @@ class AsyncPostgresClient:
     async def insert_attachment(self, body: bytes) -> int:
         """Store a body; returns its id."""
         core = self._bus.core
-        attachment_id: int = await self._bus.call(lambda inbox, token: core.insert_attachment(body, inbox, token))
+        attachment_id: int = await self._bus.call(
+            lambda inbox, token: core.insert_attachment(body, inbox, token)
+        )
         return attachment_id
 
     async def get_attachment(self, attachment_id: int) -> bytes | None:

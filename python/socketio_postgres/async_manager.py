@@ -8,24 +8,31 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio.async_manager import AsyncManager
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
-from . import _core
-from .adapter import Apply, ClusterAdapter, Effect, PeerJoined, PeerLeft, Send
-from .broadcast_operator import room_names
-from .bus import Bus
-from .exceptions import ClosedError, EncodeError, OptionsError, PayloadTooLargeError, SocketIOPostgresError
-from .handover import items_of
-from .local_sockets import LocalSockets
-from .messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
-from .options import BusKeywords, BusOptions, HeartbeatOptions
-from .payload import packet_fields
+from socketio_postgres import _core
+from socketio_postgres.adapter import Apply, ClusterAdapter, Effect, PeerJoined, PeerLeft, Send
+from socketio_postgres.broadcast_operator import room_names
+from socketio_postgres.bus import Bus
+from socketio_postgres.exceptions import (
+    ClosedError,
+    EncodeError,
+    OptionsError,
+    PayloadTooLargeError,
+    SocketIOPostgresError,
+)
+from socketio_postgres.handover import items_of
+from socketio_postgres.local_sockets import LocalSockets
+from socketio_postgres.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
+from socketio_postgres.options import BusKeywords, BusOptions, HeartbeatOptions
+from socketio_postgres.payload import packet_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from typing_extensions import Unpack
 
 __all__ = ["AsyncPostgresManager"]
@@ -451,7 +458,8 @@ class AsyncPostgresManager(LocalSockets, AsyncPubSubManager):  # type: ignore[mi
                 self._report(value)
             elif kind == _core.LISTENING and value:
                 self._log.warning(
-                    "listening again on %s; messages of other servers may have been missed", self._bus.description
+                    "listening again on %s; messages of other servers may have been missed",
+                    self._bus.description,
                 )
                 for adapter in self._adapters.values():
                     self._run_effects(adapter, adapter.announce(time.monotonic()))
@@ -508,7 +516,10 @@ class AsyncPostgresManager(LocalSockets, AsyncPubSubManager):  # type: ignore[mi
                 if self.is_alive(sid, namespace)
             ]
             self._respond(
-                MessageType.BROADCAST_CLIENT_COUNT, message, client_count=len(sids), request_id=message.request_id
+                MessageType.BROADCAST_CLIENT_COUNT,
+                message,
+                client_count=len(sids),
+                request_id=message.request_id,
             )
             if not sids:
                 return

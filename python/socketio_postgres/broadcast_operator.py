@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .exceptions import OptionsError
-from .messages import RESERVED_EVENTS, Message, MessageType, Rooms
+from socketio_postgres.exceptions import OptionsError
+from socketio_postgres.messages import RESERVED_EVENTS, Message, MessageType, Rooms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 __all__ = ["BroadcastOperator", "Namespace", "room_names"]
 
 R = TypeVar("R")
 """What sending returns: None, or an awaitable."""
-
 
 
 def room_names(rooms: Rooms, option: str = "room") -> tuple[str, ...]:

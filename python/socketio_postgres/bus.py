@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from . import _core
-from .exceptions import ClosedError, SocketIOPostgresError
-from .handover import AsyncCalls, BlockingCalls
-from .messages import Message
-from .options import BusOptions, BusSettings
+from socketio_postgres import _core
+from socketio_postgres.exceptions import ClosedError, SocketIOPostgresError
+from socketio_postgres.handover import AsyncCalls, BlockingCalls
+from socketio_postgres.options import BusOptions, BusSettings
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from socketio_postgres.messages import Message
 
 __all__ = ["Bus"]
 
@@ -186,7 +189,9 @@ class Bus:
         failed, first = self._blocking.run(self.core.flush, timeout)
         _raise_failures(failed, first)
 
-    def call_blocking(self, operation: Callable[[_core.Inbox, int], None], timeout: float | None = None) -> Any:
+    def call_blocking(
+        self, operation: Callable[[_core.Inbox, int], None], timeout: float | None = None
+    ) -> Any:
         """Blocking form of `call`."""
         return self._blocking.run(operation, timeout)
 
@@ -233,4 +238,6 @@ def _flush_at_exit() -> None:
             if bus.stats().get("buffer_count"):
                 bus.flush_blocking(EXIT_LIMIT)
         except SocketIOPostgresError:
-            log.exception("messages buffered for %s were not committed before the process ended", bus.description)
+            log.exception(
+                "messages buffered for %s were not committed before the process ended", bus.description
+            )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="verify delivery between the servers, report, exit 0 (good) or 1"
     )
     demo.add_argument(
-        "--dsn", help="use this PostgreSQL, for example postgresql://app@localhost/app, and not one of its own"
+        "--dsn",
+        help="use this PostgreSQL, for example postgresql://app@localhost/app, and not one of its own",
     )
     demo.set_defaults(command=_demo)
     return parser

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from . import _core
-from .async_client import Notification
-from .bus import Bus
-from .exceptions import OperationTimeoutError
-from .options import BusKeywords, BusOptions
+from socketio_postgres import _core
+from socketio_postgres.async_client import Notification
+from socketio_postgres.bus import Bus
+from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.options import BusKeywords, BusOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
     from typing_extensions import Unpack
 
 __all__ = ["PostgresClient"]
@@ -98,7 +99,9 @@ class PostgresClient:
     def insert_attachment(self, body: bytes) -> int:
         """Blocking form of `AsyncPostgresClient.insert_attachment`."""
         core = self._bus.core
-        attachment_id: int = self._bus.call_blocking(lambda inbox, token: core.insert_attachment(body, inbox, token))
+        attachment_id: int = self._bus.call_blocking(
+            lambda inbox, token: core.insert_attachment(body, inbox, token)
+        )
         return attachment_id
 
     def get_attachment(self, attachment_id: int) -> bytes | None:
@@ -112,7 +115,9 @@ class PostgresClient:
     def cleanup_attachments(self, age: float = 30.0) -> int:
         """Blocking form of `AsyncPostgresClient.cleanup_attachments`."""
         core = self._bus.core
-        deleted: int = self._bus.call_blocking(lambda inbox, token: core.expire_attachments(age, inbox, token))
+        deleted: int = self._bus.call_blocking(
+            lambda inbox, token: core.expire_attachments(age, inbox, token)
+        )
         return deleted
 
     def close(self) -> None:

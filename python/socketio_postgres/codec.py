@@ -1,17 +1,20 @@
 """The cluster codec: messages to bytes and back, as this package itself does it.
 
-    message = Message(MessageType.BROADCAST, "/", uid="a1", to=["room1"], packet=["hello", 1])
-    encode(message)                      # '{"type":3,"uid":"a1","nsp":"/",...}'
-    decode(frame, nsp="/").packet()      # ['hello', 1]
+message = Message(MessageType.BROADCAST, "/", uid="a1", to=["room1"], packet=["hello", 1])
+encode(message)                      # '{"type":3,"uid":"a1","nsp":"/",...}'
+decode(frame, nsp="/").packet()      # ['hello', 1]
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-from . import _core
-from .exceptions import DecodeError
-from .messages import Message
+from socketio_postgres import _core
+from socketio_postgres.exceptions import DecodeError
+
+if TYPE_CHECKING:
+    from socketio_postgres.messages import Message
 
 __all__ = ["AttachmentHeader", "decode", "encode", "encode_msgpack"]
 

@@ -25,15 +25,15 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 if TYPE_CHECKING:
     import pwd
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "PostgresBinaries", "find_binaries", "free_port"]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from .bus import Bus
-from .messages import EMITTER_UID, Message
-from .broadcast_operator import Namespace
-from .options import BusKeywords, BusOptions
+from socketio_postgres.broadcast_operator import Namespace
+from socketio_postgres.bus import Bus
+from socketio_postgres.messages import EMITTER_UID, Message
+from socketio_postgres.options import BusKeywords, BusOptions
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from typing_extensions import Unpack
 
 __all__ = ["Emitter"]

@@ -14,8 +14,8 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, TypeAlias
 
-from . import _core
-from .exceptions import OperationTimeoutError
+from socketio_postgres import _core
+from socketio_postgres.exceptions import OperationTimeoutError
 
 __all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of", "readable"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, Final
 
-from . import _core
+from socketio_postgres import _core
 
 __all__ = ["EMITTER_UID", "RESERVED_EVENTS", "Message", "MessageType"]
 

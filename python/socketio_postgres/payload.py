@@ -7,7 +7,7 @@ from typing import Any
 
 from socketio.packet import Packet
 
-from .exceptions import EncodeError
+from socketio_postgres.exceptions import EncodeError
 
 __all__ = ["arguments", "packet_fields"]
 

@@ -26,7 +26,11 @@ impl AttachmentTable {
         let parts = parse_name(name)
             .filter(|parts| parts.len() <= 2 && parts.iter().all(|part| !part.is_empty() && part.len() <= 63))
             .ok_or_else(|| {
-                Error::options("table_name", name, "give table or schema.table, each at most 63 bytes, quoted if unusual")
+                Error::options(
+                    "table_name",
+                    name,
+                    "give table or schema.table, each at most 63 bytes, quoted if unusual",
+                )
             })?;
         let quoted = parts.iter().map(|part| quote_identifier(part)).collect::<Vec<_>>().join(".");
         Ok(Self { quoted, may_create, sequence: OnceCell::new() })
@@ -67,9 +71,10 @@ impl AttachmentTable {
         if let Err(error) = client.batch_execute(&script).await {
             let error = Error::from_postgres(&format!("create table {}", self.quoted), &error, false);
             return Err(match error {
-                Error::Database { report, .. } if report.sqlstate == "42501" => {
-                    self.refused("42501", &format!("it does not exist and this role may not create it ({})", report.message))
-                }
+                Error::Database { report, .. } if report.sqlstate == "42501" => self.refused(
+                    "42501",
+                    &format!("it does not exist and this role may not create it ({})", report.message),
+                ),
                 other => other,
             });
         }

@@ -1,6 +1,6 @@
 //! The one error type of the core: what happened, the offending value, what to do.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// Result of every fallible function of the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -126,6 +126,7 @@ fn shown(value: &str) -> String {
 }
 
 fn describe(report: &ServerReport, context: &str) -> String {
+    // writing to a String cannot fail
     let mut text = String::new();
     if !context.is_empty() {
         text.push_str(context);
@@ -133,13 +134,13 @@ fn describe(report: &ServerReport, context: &str) -> String {
     }
     text.push_str(&report.message);
     if !report.sqlstate.is_empty() {
-        text.push_str(&format!(" (SQLSTATE {})", report.sqlstate));
+        let _ = write!(text, " (SQLSTATE {})", report.sqlstate);
     }
     if let Some(detail) = &report.detail {
-        text.push_str(&format!("; detail: {detail}"));
+        let _ = write!(text, "; detail: {detail}");
     }
     if let Some(hint) = &report.hint {
-        text.push_str(&format!("; hint: {hint}"));
+        let _ = write!(text, "; hint: {hint}");
     }
     text
 }

@@ -176,10 +176,9 @@ impl Shared {
         let result = match body {
             Some(body) => codec::decode_attachment(body, &wanted.uid, &wanted.nsp)
                 .map_err(|error| on_channel(error, &wanted.channel)),
-            None => Err(Error::AttachmentMissing {
-                attachment_id: wanted.id.to_string(),
-                channel: wanted.channel.clone(),
-            }),
+            None => {
+                Err(Error::AttachmentMissing { attachment_id: wanted.id.to_string(), channel: wanted.channel.clone() })
+            }
         };
         let mut state = self.lock();
         let (slot, failure) = match result {

@@ -5,6 +5,7 @@
 //! notification queue nor vacuum, for the whole database.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -275,18 +276,22 @@ async fn apply(shared: &Shared, client: &Client) -> Result<()> {
         };
         let mut script = String::new();
         for channel in wanted.difference(&applied) {
-            script.push_str(&format!("LISTEN {};", quote_identifier(channel)));
+            let _ = write!(script, "LISTEN {};", quote_identifier(channel)); // a String: cannot fail
         }
         for channel in applied.difference(&wanted) {
-            script.push_str(&format!("UNLISTEN {};", quote_identifier(channel)));
+            let _ = write!(script, "UNLISTEN {};", quote_identifier(channel));
         }
         if !script.is_empty() {
             client.batch_execute(&script).await.map_err(|error| Error::from_postgres("listen", &error, false))?;
         }
         let done: Vec<Completion> = {
             let mut state = shared.lock();
-            let ready: Vec<_> =
-                state.waiting.keys().filter(|channel| state.wanted.contains(*channel) == wanted.contains(*channel)).cloned().collect();
+            let ready: Vec<_> = state
+                .waiting
+                .keys()
+                .filter(|channel| state.wanted.contains(*channel) == wanted.contains(*channel))
+                .cloned()
+                .collect();
             let done = ready.iter().filter_map(|channel| state.waiting.remove(channel)).flatten().collect();
             let is_complete = state.wanted == wanted;
             state.applied = Some(wanted);

@@ -143,7 +143,15 @@ impl Publisher {
             is_closed: false,
             closing: None,
         };
-        let shared = Shared { settings, session, table, outlet, state: Mutex::new(state), changed: Notify::new(), closed: Notify::new() };
+        let shared = Shared {
+            settings,
+            session,
+            table,
+            outlet,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            closed: Notify::new(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -190,7 +198,10 @@ impl Publisher {
             return Err(Error::TooLarge { what, size_bytes: payload.len(), limit_bytes: NOTIFY_LIMIT_BYTES });
         }
         if payload.contains('\0') {
-            return Err(Error::Encode { path: "payload".into(), reason: "PostgreSQL text holds no NUL character".into() });
+            return Err(Error::Encode {
+                path: "payload".into(),
+                reason: "PostgreSQL text holds no NUL character".into(),
+            });
         }
         let state = self.open_state()?;
         if state.is_full(&self.shared.settings) {
@@ -198,7 +209,10 @@ impl Publisher {
             return Ok(false);
         }
         let wire = Encoded::Inline(payload.to_owned());
-        self.append(state, Outgoing { channel: channel.to_owned(), wire, since: Instant::now(), completion, is_raw: true })
+        self.append(
+            state,
+            Outgoing { channel: channel.to_owned(), wire, since: Instant::now(), completion, is_raw: true },
+        )
     }
 
     /// Keep `completion` until everything appended before is committed or failed.
@@ -322,10 +336,10 @@ impl Shared {
                     if is_over && !group.is_empty() {
                         break;
                     }
-                    if let (true, Encoded::Inline(text)) = (next.is_raw, &next.wire) {
-                        if !raw.insert((next.channel.clone(), text.clone())) {
-                            break;
-                        }
+                    if let (true, Encoded::Inline(text)) = (next.is_raw, &next.wire)
+                        && !raw.insert((next.channel.clone(), text.clone()))
+                    {
+                        break;
                     }
                 }
             }
@@ -495,16 +509,16 @@ async fn wait_after(shared: &Shared, error: &Error, backoff: &mut Backoff) {
 /// Commit a group. `Err` means that the connection is of no use any more; every message has been settled or put
 /// back by then.
 async fn commit(shared: &Shared, client: &Client, mut group: Vec<Outgoing>) -> Result<()> {
-    if group.iter().any(|outgoing| outgoing.attachment_bytes() > 0) {
-        if let Err(error) = shared.table.ensure(client).await {
-            if error.is_transient() {
-                shared.put_back(group);
-                return Err(error);
-            }
-            let (refused, rest) = group.into_iter().partition(|outgoing: &Outgoing| outgoing.attachment_bytes() > 0);
-            shared.settle(refused, &Err(error));
-            group = rest;
+    if group.iter().any(|outgoing| outgoing.attachment_bytes() > 0)
+        && let Err(error) = shared.table.ensure(client).await
+    {
+        if error.is_transient() {
+            shared.put_back(group);
+            return Err(error);
         }
+        let (refused, rest) = group.into_iter().partition(|outgoing: &Outgoing| outgoing.attachment_bytes() > 0);
+        shared.settle(refused, &Err(error));
+        group = rest;
     }
     // Halving instead of recursion: a stack of groups still to be sent, first one last.
     let mut pending = vec![group];

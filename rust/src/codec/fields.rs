@@ -105,10 +105,9 @@ impl Fields<'_> {
                 request_id: request_id(self.request_id)?,
                 packet: self.packet.map(Slice::to_data),
             },
-            MessageType::BroadcastClientCount => Body::BroadcastClientCount {
-                request_id: request_id(self.request_id)?,
-                client_count: self.client_count,
-            },
+            MessageType::BroadcastClientCount => {
+                Body::BroadcastClientCount { request_id: request_id(self.request_id)?, client_count: self.client_count }
+            }
             MessageType::BroadcastAck => Body::BroadcastAck {
                 request_id: request_id(self.request_id)?,
                 packet: self.packet.map(Slice::to_data),

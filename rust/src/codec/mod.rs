@@ -60,7 +60,11 @@ impl Limits {
     fn check(self, message: &Message, size_bytes: usize) -> Result<()> {
         if size_bytes > self.max_payload_bytes {
             return Err(Error::TooLarge {
-                what: format!("message of type {} for namespace {:?}", message.body.message_type().number(), message.nsp),
+                what: format!(
+                    "message of type {} for namespace {:?}",
+                    message.body.message_type().number(),
+                    message.nsp
+                ),
                 size_bytes,
                 limit_bytes: self.max_payload_bytes,
             });

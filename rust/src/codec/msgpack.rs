@@ -175,7 +175,9 @@ fn replace_lone_surrogates(text: &str) -> String {
     while let Some(at) = rest.find('\\') {
         let escape = &rest[at..];
         let (kept, replaced) = match surrogate(escape) {
-            Some(0xD800..=0xDBFF) if matches!(escape.get(6..).and_then(surrogate), Some(0xDC00..=0xDFFF)) => (12, false),
+            Some(0xD800..=0xDBFF) if matches!(escape.get(6..).and_then(surrogate), Some(0xDC00..=0xDFFF)) => {
+                (12, false)
+            }
             Some(_) => (6, true),
             None => (2.min(escape.len()), false),
         };
@@ -314,9 +316,9 @@ fn timestamp(data: &[u8]) -> Option<String> {
     let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    (0..=9999).contains(&year).then(|| {
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", nanos / 1_000_000)
-    })
+    (0..=9999)
+        .contains(&year)
+        .then(|| format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", nanos / 1_000_000))
 }
 
 /// Walks a MessagePack document.
@@ -595,10 +597,8 @@ impl<'a> Reader<'a> {
         if let (-1, Some(text)) = (kind, timestamp(data)) {
             return Ok(builder.str(&text));
         }
-        let entries = vec![
-            (builder.str("type"), builder.int(i64::from(kind))),
-            (builder.str("data"), builder.bytes(data)),
-        ];
+        let entries =
+            vec![(builder.str("type"), builder.int(i64::from(kind))), (builder.str("data"), builder.bytes(data))];
         builder.map(entries)
     }
 }

@@ -82,7 +82,12 @@ impl PyBus {
     }
 
     /// Run an operation on the attachment table in the background.
-    fn on_table<F>(&self, inbox: &PyInbox, token: u64, operation: impl FnOnce(Arc<AttachmentTable>, Session) -> F) -> Result<()>
+    fn on_table<F>(
+        &self,
+        inbox: &PyInbox,
+        token: u64,
+        operation: impl FnOnce(Arc<AttachmentTable>, Session) -> F,
+    ) -> Result<()>
     where
         F: Future<Output = Result<Outcome>> + Send + 'static,
     {
@@ -131,9 +136,8 @@ impl PyBus {
             Arc::clone(&table),
             outlet.clone(),
         );
-        let intake = (!settings.is_raw).then(|| {
-            Intake::new(settings.uid, settings.channel, session.clone(), Arc::clone(&table), outlet.clone())
-        });
+        let intake = (!settings.is_raw)
+            .then(|| Intake::new(settings.uid, settings.channel, session.clone(), Arc::clone(&table), outlet.clone()));
         let sink: Arc<dyn Sink> = match &intake {
             Some(intake) => Arc::new(intake.clone()),
             None => Arc::new(RawSink { outlet: outlet.clone() }),

@@ -1,6 +1,7 @@
 //! Python values to JSON or MessagePack and back, without a value tree in between.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::Write as _;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -56,12 +57,13 @@ impl Walk {
     fn error(self, root: Root, fallback: &str) -> Error {
         let mut path = String::new();
         for (level, step) in self.path.into_inner().into_iter().rev().enumerate() {
-            match (level, root, step) {
-                (0, Root::Packet, Step::Index(0)) => path.push_str("event"),
-                (0, Root::Packet, Step::Index(index)) => path.push_str(&format!("args[{}]", index - 1)),
-                (_, _, Step::Index(index)) => path.push_str(&format!("[{index}]")),
-                (_, _, Step::Key(key)) => path.push_str(&format!("[{key:?}]")),
-            }
+            let _ = match (level, root, step) {
+                // writing to a String cannot fail
+                (0, Root::Packet, Step::Index(0)) => write!(path, "event"),
+                (0, Root::Packet, Step::Index(index)) => write!(path, "args[{}]", index - 1),
+                (_, _, Step::Index(index)) => write!(path, "[{index}]"),
+                (_, _, Step::Key(key)) => write!(path, "[{key:?}]"),
+            };
         }
         if path.is_empty() || path.starts_with('[') {
             path.insert_str(0, "data");
@@ -164,7 +166,11 @@ impl<'a, 'py> Item<'a, 'py> {
         }
     }
 
-    fn string<S: Serializer>(&self, serializer: S, value: &Bound<'py, PyString>) -> std::result::Result<S::Ok, S::Error> {
+    fn string<S: Serializer>(
+        &self,
+        serializer: S,
+        value: &Bound<'py, PyString>,
+    ) -> std::result::Result<S::Ok, S::Error> {
         if let Ok(text) = value.to_str() {
             return serializer.serialize_str(text);
         }

@@ -41,9 +41,8 @@ pub fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyA
         }
         Error::Timeout { .. } => ("OperationTimeoutError", PyDict::new(py)),
     };
-    let module = EXCEPTIONS.get_or_try_init(py, || {
-        PyModule::import(py, "socketio_postgres.exceptions").map(Bound::unbind)
-    })?;
+    let module =
+        EXCEPTIONS.get_or_try_init(py, || PyModule::import(py, "socketio_postgres.exceptions").map(Bound::unbind))?;
     module.bind(py).getattr(class)?.call((text,), Some(&details))
 }
 

@@ -51,7 +51,7 @@ impl PyMessage {
         args: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let kind = MessageType::from_number(r#type)
-            .ok_or_else(|| PyValueError::new_err(format!("message types are 1 to 13, not {}", r#type)))?;
+            .ok_or_else(|| PyValueError::new_err(format!("message types are 1 to 13, not {type}")))?;
         let opts = Opts { rooms: to, except: except_, flags: Flags { volatile, compress } };
         let root = match kind {
             MessageType::Broadcast | MessageType::ServerSideEmit => Root::Packet,
@@ -79,10 +79,9 @@ impl PyMessage {
             MessageType::ServerSideEmitResponse => {
                 Body::ServerSideEmitResponse { request_id: required(request_id, "request_id", kind)?, packet }
             }
-            MessageType::BroadcastClientCount => Body::BroadcastClientCount {
-                request_id: required(request_id, "request_id", kind)?,
-                client_count,
-            },
+            MessageType::BroadcastClientCount => {
+                Body::BroadcastClientCount { request_id: required(request_id, "request_id", kind)?, client_count }
+            }
             MessageType::BroadcastAck => Body::BroadcastAck {
                 request_id: required(request_id, "request_id", kind)?,
                 packet,
@@ -241,12 +240,7 @@ impl PyMessage {
 
     fn __repr__(&self) -> String {
         let size = self.0.body.data().map(Data::len).sum::<usize>();
-        format!(
-            "Message(type={}, nsp={:?}, uid={:?}, {size} bytes of data)",
-            self.r#type(),
-            self.0.nsp,
-            self.0.uid
-        )
+        format!("Message(type={}, nsp={:?}, uid={:?}, {size} bytes of data)", self.r#type(), self.0.nsp, self.0.uid)
     }
 
     fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
