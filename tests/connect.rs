@@ -17,8 +17,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, fs};
+use tokio::time::timeout;
 use tokio_postgres::SimpleQueryMessage;
 
 const MAKE_CERTIFICATES: &str = r#"
@@ -232,7 +233,7 @@ async fn run_scenarios() {
     client_certificates(&server).await;
     channel_binding(&server).await;
     several_hosts(&server).await;
-    standbys(&server).await;
+    Box::pin(standbys(&server)).await;
     // These change the server's certificate.
     self_signed_certificate(&server).await;
     version_one_certificate(&server).await;
@@ -468,10 +469,8 @@ async fn a_silent_server_is_given_up() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     for mode in ["disable", "require"] {
-        let start = Instant::now();
-        let result =
-            connector(&format!("host=127.0.0.1 port={port} user=u sslmode={mode} connect_timeout=1")).connect().await;
-        assert!(start.elapsed() < Duration::from_secs(5));
+        let connector = connector(&format!("host=127.0.0.1 port={port} user=u sslmode={mode} connect_timeout=1"));
+        let result = timeout(Duration::from_secs(5), connector.connect()).await.expect("connect_timeout has no effect");
         let error = result.unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }) && error.is_transient(), "{error:?}");
         assert!(error.to_string().contains(&format!("127.0.0.1:{port} did not finish within 1 s")), "{error}");

@@ -23,6 +23,7 @@ from socketio_postgres.exceptions import (
     OptionsError,
     PayloadTooLargeError,
     ProtocolError,
+    RequestTimeoutError,
     SocketIOPostgresError,
 )
 from socketio_postgres.messages import Message, MessageType
@@ -47,6 +48,7 @@ __all__ = [
     "PayloadTooLargeError",
     "PostgresClient",
     "ProtocolError",
+    "RequestTimeoutError",
     "SocketIOPostgresError",
 ]
 

@@ -88,6 +88,10 @@ class Message:
     @property
     def nsp(self) -> str: ...
     @property
+    def is_from_go(self) -> bool:
+        """Whether a Go server wrote it: Go wraps the value of an answer in an array, and expects the same."""
+
+    @property
     def to(self) -> list[str]: ...
     @property
     def except_(self) -> list[str]: ...

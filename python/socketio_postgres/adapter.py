@@ -1,18 +1,25 @@
 """Cluster logic of one namespace, without I/O and without a clock: message or time in, list of effects out.
 
-Semantics of `ClusterAdapterWithHeartbeat` in socket.io-adapter 2.5: any message of a server keeps it alive, silence
-beyond the time-out or a goodbye drops it, and whatever we send postpones our own heartbeat.
+Semantics of `ClusterAdapterWithHeartbeat` in socket.io-adapter 2.5: any message of a server keeps it alive,
+silence beyond the time-out or a goodbye drops it, whatever we send postpones our own heartbeat, and a request
+waits for the servers that were known when it was made, but not for those that leave meanwhile.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from typing import TypeAlias
+import secrets
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from socketio_postgres.messages import EMITTER_UID, Message, MessageType
 
-__all__ = ["Apply", "ClusterAdapter", "Effect", "PeerJoined", "PeerLeft", "Send"]
+__all__ = ["Apply", "ClusterAdapter", "Complete", "Effect", "PeerJoined", "PeerLeft", "Request", "Send"]
+
+OURSELVES = ""
+"""Stands for this server among those that owe acknowledgements."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Send:
 
 @dataclasses.dataclass(frozen=True)
 class Apply:
-    """Do to the local sockets what a message says."""
+    """Do to the local sockets, or to the application, what a message says."""
 
     message: Message
 
@@ -49,24 +56,74 @@ class PeerLeft:
     said_goodbye: bool
 
 
-Effect: TypeAlias = Send | Apply | PeerJoined | PeerLeft
+@dataclasses.dataclass(frozen=True)
+class Complete:
+    """A request has all its answers."""
+
+    request: Request
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """A question to all servers, and what came back so far.
+
+    Attributes:
+        id: Its `requestId` on the wire.
+        missing: Servers that owe their answer: the list of sockets, the value, or the number of clients reached.
+        responses: Answers in the order of their arrival; of a fetch the sockets of all servers.
+        owed: Of a broadcast: acknowledgements still due, by server.
+        on_response: Called with the arguments of each acknowledgement as it comes.
+        expires_at: When it is forgotten although nobody abandoned it.
+    """
+
+    id: str
+    missing: set[str]
+    expires_at: float = math.inf
+    responses: list[Any] = dataclasses.field(default_factory=list)
+    owed: dict[str, int] = dataclasses.field(default_factory=dict)
+    on_response: Callable[[list[Any]], object] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more can come."""
+        return not self.missing and all(count <= 0 for count in self.owed.values())
+
+    @property
+    def missing_servers(self) -> list[str]:
+        """Servers that have not answered, or not in full; empty names this server itself."""
+        return sorted(self.missing | {uid for uid, count in self.owed.items() if count > 0})
+
+
+Effect: TypeAlias = Send | Apply | PeerJoined | PeerLeft | Complete
 
 
 class ClusterAdapter:
-    """Who else serves a namespace, and when to say that we do.
+    """Who else serves a namespace, when to say that we do, and the requests under way.
 
     Args:
         nsp: Namespace.
         heartbeat_interval: Seconds of our silence before a heartbeat.
         heartbeat_timeout: Seconds of a peer's silence before it is dropped.
+        loads: Decodes JSON in answers.
     """
 
-    def __init__(self, nsp: str, *, heartbeat_interval: float, heartbeat_timeout: float) -> None:
+    def __init__(
+        self,
+        nsp: str,
+        *,
+        heartbeat_interval: float,
+        heartbeat_timeout: float,
+        loads: Callable[[str], Any] = json.loads,
+    ) -> None:
         self.nsp = nsp
         self._interval = heartbeat_interval
         self._timeout = heartbeat_timeout
+        self._loads = loads
         self._last_seen: dict[str, float] = {}
         self._last_sent: float | None = None
+        self._requests: dict[str, Request] = {}
+
+    # ------------------------------------------------------------------------------------------- membership
 
     @property
     def peers(self) -> list[str]:
@@ -93,32 +150,15 @@ class ClusterAdapter:
         if self._last_sent is not None:
             self._last_sent = now
 
-    def receive(self, message: Message, now: float) -> list[Effect]:
-        """A message of another sender arrived."""
-        effects: list[Effect] = []
-        uid = message.uid
-        if message.type == MessageType.ADAPTER_CLOSE:
-            if self._last_seen.pop(uid, None) is not None:
-                effects.append(PeerLeft(uid, said_goodbye=True))
-            return effects
-        if uid and uid != EMITTER_UID:
-            if uid not in self._last_seen:
-                effects.append(PeerJoined(uid))
-            self._last_seen[uid] = now
-        if message.type == MessageType.INITIAL_HEARTBEAT:
-            self._last_sent = now
-            effects.append(Send(Message(MessageType.HEARTBEAT, self.nsp)))
-        elif message.type != MessageType.HEARTBEAT:
-            effects.append(Apply(message))
-        return effects
-
     def tick(self, now: float) -> list[Effect]:
         """Time passed: drop silent peers, send a heartbeat that is due."""
         effects: list[Effect] = []
         for uid, seen in list(self._last_seen.items()):
             if now - seen > self._timeout:
-                del self._last_seen[uid]
-                effects.append(PeerLeft(uid, said_goodbye=False))
+                effects += self._forget(uid, said_goodbye=False)
+        for request in list(self._requests.values()):
+            if request.expires_at <= now:
+                self.abandon(request)
         if self._last_sent is not None and now - self._last_sent >= self._interval:
             self._last_sent = now
             effects.append(Send(Message(MessageType.HEARTBEAT, self.nsp)))
@@ -130,3 +170,121 @@ class ClusterAdapter:
         if self._last_sent is not None:
             due.append(self._last_sent + self._interval)
         return min(due, default=math.inf)
+
+    def _forget(self, uid: str, *, said_goodbye: bool) -> list[Effect]:
+        if self._last_seen.pop(uid, None) is None:
+            return []
+        effects: list[Effect] = [PeerLeft(uid, said_goodbye=said_goodbye)]
+        for request in list(self._requests.values()):
+            request.missing.discard(uid)
+            request.owed.pop(uid, None)
+            effects += self._completed(request)
+        return effects
+
+    # ------------------------------------------------------------------------------------------- receiving
+
+    def receive(self, message: Message, now: float) -> list[Effect]:
+        """A message of another sender arrived."""
+        effects: list[Effect] = []
+        uid = message.uid
+        if message.type == MessageType.ADAPTER_CLOSE:
+            return self._forget(uid, said_goodbye=True)
+        if uid and uid != EMITTER_UID:
+            if uid not in self._last_seen:
+                effects.append(PeerJoined(uid))
+            self._last_seen[uid] = now
+        if message.type == MessageType.INITIAL_HEARTBEAT:
+            self._last_sent = now
+            effects.append(Send(Message(MessageType.HEARTBEAT, self.nsp)))
+        elif message.type in ANSWERS:
+            effects += self._receive_answer(message)
+        elif message.type != MessageType.HEARTBEAT:
+            effects.append(Apply(message))
+        return effects
+
+    def _receive_answer(self, message: Message) -> list[Effect]:
+        request = self._requests.get(message.request_id or "")
+        if request is None:
+            return []  # too late, or another server's
+        if message.type == MessageType.FETCH_SOCKETS_RESPONSE:
+            request.missing.discard(message.uid)
+            request.responses += message.sockets(self._loads) or []
+        elif message.type == MessageType.SERVER_SIDE_EMIT_RESPONSE:
+            request.missing.discard(message.uid)
+            request.responses.append(_value(_answer_arguments(message, self._loads)))
+        elif message.type == MessageType.BROADCAST_CLIENT_COUNT:
+            request.missing.discard(message.uid)
+            request.owed[message.uid] = request.owed.get(message.uid, 0) + message.client_count
+        else:
+            self._add_acknowledgement(request, message.uid, _answer_arguments(message, self._loads))
+        return self._completed(request)
+
+    @staticmethod
+    def _add_acknowledgement(request: Request, uid: str, args: list[Any]) -> None:
+        # An acknowledgement can overtake its server's count; the sum is right once both are in.
+        request.owed[uid] = request.owed.get(uid, 0) - 1
+        request.responses.append(_value(args))
+        if request.on_response is not None:
+            request.on_response(args)
+
+    # ------------------------------------------------------------------------------------------- requesting
+
+    def request(
+        self,
+        *,
+        is_local: bool = False,
+        expires_at: float = math.inf,
+        on_response: Callable[[list[Any]], object] | None = None,
+    ) -> Request:
+        """Start a request to all servers known now; with `is_local`, to none of them."""
+        missing = set() if is_local else set(self._last_seen)
+        request = Request(secrets.token_hex(8), missing, expires_at, on_response=on_response)
+        self._requests[request.id] = request
+        return request
+
+    def expect_local(self, request: Request, client_count: int) -> list[Effect]:
+        """So many of our own clients will acknowledge a broadcast."""
+        request.owed[OURSELVES] = request.owed.get(OURSELVES, 0) + client_count
+        return self._completed(request)
+
+    def acknowledge_local(self, request: Request, args: list[Any]) -> list[Effect]:
+        """One of our own clients acknowledged."""
+        if request.id not in self._requests:
+            return []
+        self._add_acknowledgement(request, OURSELVES, args)
+        return self._completed(request)
+
+    def abandon(self, request: Request) -> None:
+        """Nobody waits for it any more."""
+        self._requests.pop(request.id, None)
+
+    def _completed(self, request: Request) -> list[Effect]:
+        if request.is_complete and self._requests.pop(request.id, None) is not None:
+            return [Complete(request)]
+        return []
+
+
+ANSWERS = frozenset(
+    {
+        MessageType.FETCH_SOCKETS_RESPONSE,
+        MessageType.SERVER_SIDE_EMIT_RESPONSE,
+        MessageType.BROADCAST_CLIENT_COUNT,
+        MessageType.BROADCAST_ACK,
+    }
+)
+
+
+def _answer_arguments(message: Message, loads: Callable[[str], Any]) -> list[Any]:
+    """Arguments of an answer: ours has all, Node's the first, Go's an array."""
+    args = message.args(loads)
+    if args is not None:
+        return args
+    if not message.has_packet:
+        return []
+    packet = message.packet(loads)
+    return packet if message.is_from_go and isinstance(packet, list) else [packet]
+
+
+def _value(args: list[Any]) -> Any:
+    """python-socketio's rule for `call`: no argument is None, one is itself, several are a tuple."""
+    return (args[0] if len(args) == 1 else tuple(args)) if args else None

@@ -1,19 +1,65 @@
-"""The fluent part of Socket.IO's emitter: choose rooms and flags, then emit. One implementation for every sender."""
+"""The fluent part of Socket.IO: choose sockets and flags, then act. One implementation for every sender."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from socketio_postgres.exceptions import OptionsError
 from socketio_postgres.messages import RESERVED_EVENTS, Message, MessageType, Rooms
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-__all__ = ["BroadcastOperator", "Namespace", "room_names"]
+__all__ = ["BroadcastOperator", "Chain", "Namespace", "SocketActions", "Target", "room_names"]
 
 R = TypeVar("R")
-"""What sending returns: None, or an awaitable."""
+"""What sending returns: None, or a coroutine."""
+
+Op = TypeVar("Op")
+"""What choosing returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Which sockets are meant, and how to treat them.
+
+    Attributes:
+        nsp: Namespace.
+        rooms: Sockets in any of these; None means all, an empty tuple nobody.
+        except_rooms: But not those in any of these.
+        is_volatile: Clients that are not ready may miss it.
+        compression: Whether transports should compress; None leaves it to them.
+        is_local: Only sockets of this process.
+        timeout: Seconds to wait for answers.
+    """
+
+    nsp: str
+    rooms: tuple[str, ...] | None = None
+    except_rooms: tuple[str, ...] = ()
+    is_volatile: bool = False
+    compression: bool | None = None
+    is_local: bool = False
+    timeout: float = 5.0
+
+    def message(self, kind: MessageType, **fields: Any) -> Message | None:
+        """A message to these sockets; None when nobody is meant, as no rooms on the wire would mean everybody."""
+        if self.rooms == ():
+            return None
+        return Message(
+            kind,
+            self.nsp,
+            to=list(self.rooms or ()),
+            except_=list(self.except_rooms),
+            volatile=self.is_volatile,
+            compress=self.compression,
+            **fields,
+        )
+
+
+def bad(option: str, value: object, reason: str) -> OptionsError:
+    """The error for an argument of a chain."""
+    return OptionsError(
+        f"invalid {option}: {reason} (got {value!r})", option=option, value=repr(value), reason=reason
+    )
 
 
 def room_names(rooms: Rooms, option: str = "room") -> tuple[str, ...]:
@@ -23,121 +69,92 @@ def room_names(rooms: Rooms, option: str = "room") -> tuple[str, ...]:
         OptionsError: A room is neither str nor int, or is empty.
     """
     several = rooms if isinstance(rooms, (list, tuple, set, frozenset)) else (rooms,)
-    names = []
     for room in several:
         if isinstance(room, bool) or not isinstance(room, (str, int)) or room == "":
-            raise OptionsError(
-                f"invalid {option}: a room is a non-empty str or an int (got {room!r})",
-                option=option,
-                value=repr(room),
-                reason="a room is a non-empty str or an int",
-            )
-        names.append(str(room))
-    return tuple(names)
+            raise bad(option, room, "a room is a non-empty str or an int")
+    return tuple(str(room) for room in several)
 
 
-def check_event(event: object) -> str:
+def checked_event(event: object) -> str:
     """`event`, if it may be emitted.
 
     Raises:
         OptionsError: Not a string, empty, or reserved by Socket.IO (clients reject such packets).
     """
     if not isinstance(event, str) or not event:
-        reason = "an event is a non-empty string"
-    elif event in RESERVED_EVENTS:
-        reason = "this name is reserved by Socket.IO"
-    else:
-        return event
-    raise OptionsError(
-        f"invalid event: {reason} (got {event!r})", option="event", value=repr(event), reason=reason
-    )
+        raise bad("event", event, "an event is a non-empty string")
+    if event in RESERVED_EVENTS:
+        raise bad("event", event, "this name is reserved by Socket.IO")
+    return event
 
 
-class BroadcastOperator(Generic[R]):
-    """Some sockets of a namespace, on all servers. Immutable: every call returns a new object.
+def checked_namespace(nsp: object) -> str:
+    """A namespace; a missing leading slash is added, as in Socket.IO."""
+    if not isinstance(nsp, str):
+        raise bad("nsp", nsp, "a namespace is a string")
+    return nsp if nsp.startswith("/") else f"/{nsp}"
+
+
+def checked_timeout(seconds: Any) -> float:
+    """A time-out in seconds; Socket.IO's own are in milliseconds."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 86_400:
+        raise bad("timeout", seconds, "a time-out is a number of seconds, above 0 and at most a day")
+    return float(seconds)
+
+
+class Chain(Generic[Op]):
+    """Choosing sockets. Immutable: every call returns a new object.
 
     Without `to` all sockets of the namespace are meant; `to([])` means none.
     """
 
-    def __init__(
-        self,
-        send: Callable[[Message | None], R],
-        nsp: str,
-        *,
-        rooms: tuple[str, ...] | None = None,
-        except_rooms: tuple[str, ...] = (),
-        is_volatile: bool = False,
-        use_compression: bool | None = None,
-    ) -> None:
-        self._send = send
-        self._nsp = nsp
-        self._rooms = rooms
-        self._except = except_rooms
-        self._is_volatile = is_volatile
-        self._compress = use_compression
+    _target: Target
 
-    def _with(self, **changes: Any) -> BroadcastOperator[R]:
-        values: dict[str, Any] = {
-            "rooms": self._rooms,
-            "except_rooms": self._except,
-            "is_volatile": self._is_volatile,
-            "use_compression": self._compress,
-        }
-        return BroadcastOperator(self._send, self._nsp, **(values | changes))
+    def _with(self, target: Target) -> Op:
+        raise NotImplementedError
 
-    def to(self, room: Rooms) -> BroadcastOperator[R]:
+    def _changed(self, **changes: Any) -> Op:
+        return self._with(dataclasses.replace(self._target, **changes))
+
+    def to(self, room: Rooms) -> Op:
         """Target the sockets in a room, or in any of several; repeated calls add rooms."""
-        return self._with(rooms=_union(self._rooms or (), room_names(room)))
+        return self._changed(rooms=_union(self._target.rooms or (), room_names(room)))
 
-    def in_(self, room: Rooms) -> BroadcastOperator[R]:
+    def in_(self, room: Rooms) -> Op:
         """As `to`."""
         return self.to(room)
 
-    def except_(self, room: Rooms) -> BroadcastOperator[R]:
+    def except_(self, room: Rooms) -> Op:
         """Leave out the sockets in a room, or in any of several. A sid is a room of its own."""
-        return self._with(except_rooms=_union(self._except, room_names(room)))
+        return self._changed(except_rooms=_union(self._target.except_rooms, room_names(room)))
 
     @property
-    def volatile(self) -> BroadcastOperator[R]:
+    def volatile(self) -> Op:
         """Allow servers to drop the event for clients that are not ready to receive."""
-        return self._with(is_volatile=True)
+        return self._changed(is_volatile=True)
 
-    def compress(self, compress: bool) -> BroadcastOperator[R]:
+    def compress(self, compress: bool) -> Op:
         """Ask servers whose transport can compress to do so or not. Default: as the server is configured."""
-        return self._with(use_compression=bool(compress))
+        return self._changed(compression=bool(compress))
 
-    def _message(self, kind: MessageType, **fields: Any) -> Message | None:
-        if self._rooms == ():
-            return None
-        return Message(kind, self._nsp, to=list(self._rooms or ()), except_=list(self._except), **fields)
 
-    def emit(self, event: str, *args: Any) -> R:
-        """Emit an event to the clients.
+class SocketActions(Generic[R]):
+    """What can be done to sockets besides emitting to them."""
 
-        Args:
-            event: Name of the event.
-            args: Any number of arguments: None, bool, int, float, str, bytes-like, and lists, tuples and dicts of
-                these. From 8000 bytes of JSON on, or with bytes inside, the event travels as an attachment.
+    _target: Target
 
-        Raises:
-            EncodeError: An argument cannot travel; the path says which.
-            OptionsError: The event is no string, empty or reserved.
-            PayloadTooLargeError: Larger than `max_payload`, or the namespace's channel name exceeds 63 bytes.
-        """
-        packet = [check_event(event), *args]
-        return self._send(
-            self._message(
-                MessageType.BROADCAST, packet=packet, volatile=self._is_volatile, compress=self._compress
-            )
-        )
+    def _send(self, message: Message | None, target: Target) -> R:
+        raise NotImplementedError
 
     def sockets_join(self, rooms: Rooms) -> R:
         """Make the sockets join one room or several."""
-        return self._send(self._message(MessageType.SOCKETS_JOIN, rooms=list(room_names(rooms))))
+        fields = {"rooms": list(room_names(rooms))}
+        return self._send(self._target.message(MessageType.SOCKETS_JOIN, **fields), self._target)
 
     def sockets_leave(self, rooms: Rooms) -> R:
         """Make the sockets leave one room or several."""
-        return self._send(self._message(MessageType.SOCKETS_LEAVE, rooms=list(room_names(rooms))))
+        fields = {"rooms": list(room_names(rooms))}
+        return self._send(self._target.message(MessageType.SOCKETS_LEAVE, **fields), self._target)
 
     def disconnect_sockets(self, close: bool = False) -> R:
         """Disconnect the sockets from the namespace.
@@ -145,77 +162,70 @@ class BroadcastOperator(Generic[R]):
         Args:
             close: Close the underlying connection, and so all its namespaces, too.
         """
-        return self._send(self._message(MessageType.DISCONNECT_SOCKETS, close=bool(close)))
+        message = self._target.message(MessageType.DISCONNECT_SOCKETS, close=bool(close))
+        return self._send(message, self._target)
 
 
-class Namespace(Generic[R]):
+class EmitActions(SocketActions[R]):
+    """Everything that can be done to sockets without waiting for answers."""
+
+    def emit(self, event: str, *args: Any) -> R:
+        """Emit an event to the clients.
+
+        Args:
+            event: Name of the event.
+            args: Any number of arguments: None, bool, int, float, str, bytes-like, and lists, tuples and dicts
+                of these. From 8000 bytes of JSON on, or with bytes inside, it travels as an attachment.
+
+        Raises:
+            EncodeError: An argument cannot travel; the path says which.
+            OptionsError: The event is no string, empty or reserved.
+            PayloadTooLargeError: Larger than `max_payload`, or the channel name exceeds 63 bytes.
+        """
+        packet = [checked_event(event), *args]
+        return self._send(self._target.message(MessageType.BROADCAST, packet=packet), self._target)
+
+
+class BroadcastOperator(Chain["BroadcastOperator[R]"], EmitActions[R]):
+    """Some sockets of a namespace, on all servers."""
+
+    def __init__(self, send: Callable[[Message | None], R], target: Target) -> None:
+        self._deliver = send
+        self._target = target
+
+    def _with(self, target: Target) -> BroadcastOperator[R]:
+        return BroadcastOperator(self._deliver, target)
+
+    def _send(self, message: Message | None, target: Target) -> R:  # noqa: ARG002  (emitters have no sockets)
+        return self._deliver(message)
+
+
+class Namespace(Chain[BroadcastOperator[R]], EmitActions[R]):
     """All sockets of one namespace, on all servers; the start of a chain."""
 
     def __init__(self, send: Callable[[Message | None], R], nsp: str = "/") -> None:
-        self._send = send
-        self._nsp = nsp
+        self._deliver = send
+        self._target = Target(nsp)
+
+    def _with(self, target: Target) -> BroadcastOperator[R]:
+        return BroadcastOperator(self._deliver, target)
+
+    def _send(self, message: Message | None, target: Target) -> R:  # noqa: ARG002  (emitters have no sockets)
+        return self._deliver(message)
 
     def of(self, nsp: str) -> Namespace[R]:
         """Another namespace; a missing leading slash is added, as in Socket.IO."""
-        if not isinstance(nsp, str):
-            raise OptionsError(
-                f"invalid nsp: a namespace is a string (got {nsp!r})",
-                option="nsp",
-                value=repr(nsp),
-                reason="a namespace is a string",
-            )
-        return Namespace(self._send, nsp if nsp.startswith("/") else f"/{nsp}")
-
-    @property
-    def _all(self) -> BroadcastOperator[R]:
-        return BroadcastOperator(self._send, self._nsp)
-
-    def to(self, room: Rooms) -> BroadcastOperator[R]:
-        """As `BroadcastOperator.to`."""
-        return self._all.to(room)
-
-    def in_(self, room: Rooms) -> BroadcastOperator[R]:
-        """As `to`."""
-        return self._all.to(room)
-
-    def except_(self, room: Rooms) -> BroadcastOperator[R]:
-        """As `BroadcastOperator.except_`."""
-        return self._all.except_(room)
-
-    @property
-    def volatile(self) -> BroadcastOperator[R]:
-        """As `BroadcastOperator.volatile`."""
-        return self._all.volatile
-
-    def compress(self, compress: bool) -> BroadcastOperator[R]:
-        """As `BroadcastOperator.compress`."""
-        return self._all.compress(compress)
-
-    def emit(self, event: str, *args: Any) -> R:
-        """As `BroadcastOperator.emit`, to all clients of the namespace."""
-        return self._all.emit(event, *args)
-
-    def sockets_join(self, rooms: Rooms) -> R:
-        """As `BroadcastOperator.sockets_join`, for all sockets of the namespace."""
-        return self._all.sockets_join(rooms)
-
-    def sockets_leave(self, rooms: Rooms) -> R:
-        """As `BroadcastOperator.sockets_leave`, for all sockets of the namespace."""
-        return self._all.sockets_leave(rooms)
-
-    def disconnect_sockets(self, close: bool = False) -> R:
-        """As `BroadcastOperator.disconnect_sockets`, for all sockets of the namespace."""
-        return self._all.disconnect_sockets(close)
+        return Namespace(self._deliver, checked_namespace(nsp))
 
     def server_side_emit(self, event: str, *args: Any) -> R:
         """Emit an event to the servers of the cluster themselves, not to clients.
 
         Raises:
-            As `BroadcastOperator.emit`.
+            As `emit`.
         """
-        packet = [check_event(event), *args]
-        return self._send(Message(MessageType.SERVER_SIDE_EMIT, self._nsp, packet=packet))
+        packet = [checked_event(event), *args]
+        return self._deliver(Message(MessageType.SERVER_SIDE_EMIT, self._target.nsp, packet=packet))
 
 
-def _union(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
+def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*first, *second]))

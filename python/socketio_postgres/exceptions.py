@@ -18,6 +18,7 @@ __all__ = [
     "OptionsError",
     "PayloadTooLargeError",
     "ProtocolError",
+    "RequestTimeoutError",
     "SocketIOPostgresError",
 ]
 
@@ -153,3 +154,15 @@ class ConnectionLostError(DatabaseError, ConnectionError):
 
 class OperationTimeoutError(SocketIOPostgresError, TimeoutError):
     """A call did not finish in time."""
+
+
+class RequestTimeoutError(SocketIOPostgresError, TimeoutError):
+    """Not every server, or not every client, answered a request in time.
+
+    Attributes:
+        missing_servers: Server ids that owe an answer; an empty one stands for this server's own clients.
+        responses: The answers that did come.
+    """
+
+    missing_servers: list[str] = []  # noqa: RUF012  (replaced by each instance)
+    responses: list[object] = []  # noqa: RUF012

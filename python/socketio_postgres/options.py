@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["BusKeywords", "BusOptions", "HeartbeatOptions", "Password"]
+__all__ = ["BusKeywords", "BusOptions", "HeartbeatOptions", "ManagerKeywords", "Password"]
 
 Password: TypeAlias = Callable[[], "str | Awaitable[str]"]
 """Returns the password for one connection; asked at every connect, on a thread of its own."""
@@ -67,12 +67,11 @@ class BusOptions:
         _require_number("buffer_age", self.buffer_age, 0.0, 86_400.0)
 
 
-class BusKeywords(TypedDict, total=False):
-    """The keyword arguments that constructors pass on to `BusOptions`."""
+class ManagerKeywords(TypedDict, total=False):
+    """The keyword arguments that managers pass on to `BusOptions`."""
 
     listen_dsn: str | None
     password: Password | None
-    channel: str
     table_name: str
     create_table: bool
     payload_threshold: int
@@ -80,6 +79,12 @@ class BusKeywords(TypedDict, total=False):
     buffer_count: int
     buffer_bytes: int
     buffer_age: float
+
+
+class BusKeywords(ManagerKeywords, total=False):
+    """The keyword arguments that emitters and clients pass on to `BusOptions`."""
+
+    channel: str
 
 
 @dataclasses.dataclass(frozen=True)

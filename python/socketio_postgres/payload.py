@@ -9,7 +9,7 @@ from socketio.packet import Packet
 
 from socketio_postgres.exceptions import EncodeError
 
-__all__ = ["arguments", "packet_fields"]
+__all__ = ["arguments", "packet_fields", "value_fields"]
 
 
 def arguments(data: Any) -> list[Any]:
@@ -28,20 +28,30 @@ def packet_fields(event: str, data: Any, json: Any) -> dict[str, Any]:
     Raises:
         EncodeError: Something in `data` cannot travel.
     """
-    packet = [event, *arguments(data)]
+    return value_fields([event, *arguments(data)], json)
+
+
+def value_fields(value: Any, json: Any) -> dict[str, Any]:
+    """Keyword arguments for `Message` that hold one value.
+
+    Raises:
+        EncodeError: Something in it cannot travel.
+    """
+    if value is None:
+        return {"packet_json": "null"}  # no packet at all would be an answer without a value
     if json is stdlib_json:
-        return {"packet": packet}
-    if not Packet.data_is_binary(packet):
-        return {"packet_json": dump(packet, json)}
+        return {"packet": value}
+    if not Packet.data_is_binary([value]):
+        return {"packet_json": dump(value, json)}
     # Bytes travel beside the text: take them out, let the module write and read the rest, put them back.
-    template, attachments = Packet.deconstruct_binary(packet)
-    return {"packet": Packet.reconstruct_binary(stdlib_json.loads(dump(template, json)), attachments)}
+    template, attachments = Packet.deconstruct_binary([value])
+    return {"packet": Packet.reconstruct_binary(stdlib_json.loads(dump(template, json)), attachments)[0]}
 
 
-def dump(packet: list[Any], json: Any) -> str:
-    """Text of `packet` by a custom json module."""
+def dump(value: Any, json: Any) -> str:
+    """Text of a value by a custom json module."""
     try:
-        text = json.dumps(packet, separators=(",", ":"))
+        text = json.dumps(value, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise EncodeError(f"cannot encode data: {error}", path="data", reason=str(error)) from error
     return text.decode() if isinstance(text, bytes) else str(text)

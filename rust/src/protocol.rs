@@ -192,12 +192,15 @@ pub struct Message {
     pub nsp: String,
     /// What it says.
     pub body: Body,
+    /// Whether a Go server wrote it, told by the order of its keys. Go wraps the value of an answer in an array and
+    /// expects the same, where Node sends and expects the bare value.
+    pub is_from_go: bool,
 }
 
 impl Message {
     /// A message to be published; the publisher signs it with its own uid.
     pub fn new(nsp: impl Into<String>, body: Body) -> Self {
-        Self { uid: String::new(), nsp: nsp.into(), body }
+        Self { uid: String::new(), nsp: nsp.into(), body, is_from_go: false }
     }
 
     /// Rough size in memory, for bounded queues.

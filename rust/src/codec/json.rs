@@ -227,9 +227,10 @@ pub fn read(payload: &str, channel_nsp: &str) -> Result<Received> {
         return Ok(Received::Attachment { uid, nsp: nsp.unwrap_or_else(|| channel_nsp.to_owned()), id });
     }
     let kind = message_type(envelope.kind, payload.len())?;
+    let is_from_go = payload.starts_with("{\"uid\"");
     let Some(data) = envelope.data else {
         let body = Fields::default().into_body(kind, payload.len())?;
-        return Ok(Received::Message(Message { uid, nsp: nsp.unwrap_or_else(|| channel_nsp.to_owned()), body }));
+        return Ok(Received::Message(Message { uid, nsp: nsp.unwrap_or_else(|| channel_nsp.to_owned()), body, is_from_go }));
     };
     let raw: RawData<'_> = serde_json::from_str(data.get()).map_err(bad)?;
     let mut inner_nsp = None;
@@ -253,7 +254,7 @@ pub fn read(payload: &str, channel_nsp: &str) -> Result<Received> {
     };
     let body = fields.into_body(kind, payload.len())?;
     let nsp = nsp.or(inner_nsp).unwrap_or_else(|| channel_nsp.to_owned());
-    Ok(Received::Message(Message { uid, nsp, body }))
+    Ok(Received::Message(Message { uid, nsp, body, is_from_go }))
 }
 
 fn slice(raw: &RawValue) -> Slice<'_> {

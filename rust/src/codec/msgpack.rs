@@ -208,7 +208,9 @@ pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
     let mut message_nsp = None;
     let mut kind = None;
     let mut data = None;
+    let mut first_key = None;
     reader.entries(|reader, key| {
+        first_key.get_or_insert_with(|| key.to_owned());
         match key {
             "type" => kind = reader.uint()?,
             "uid" => message_uid = reader.name()?,
@@ -257,6 +259,7 @@ pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
         uid: message_uid.unwrap_or_else(|| uid.to_owned()),
         nsp: message_nsp.unwrap_or_else(|| nsp.to_owned()),
         body: fields.into_body(kind, bytes.len())?,
+        is_from_go: first_key.as_deref() == Some("uid"),
     })
 }
 

@@ -88,7 +88,7 @@ impl PyMessage {
                 args: data(args, None, Root::Data)?,
             },
         };
-        Ok(Self(Message { uid: uid.to_owned(), nsp: nsp.to_owned(), body }))
+        Ok(Self(Message { uid: uid.to_owned(), nsp: nsp.to_owned(), body, is_from_go: false }))
     }
 
     #[getter]
@@ -104,6 +104,11 @@ impl PyMessage {
     #[getter]
     fn nsp(&self) -> &str {
         &self.0.nsp
+    }
+
+    #[getter]
+    fn is_from_go(&self) -> bool {
+        self.0.is_from_go
     }
 
     #[getter]

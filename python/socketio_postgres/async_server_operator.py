@@ -1,0 +1,200 @@
+"""The chain of a server: what an emitter's chain does, and waiting for answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from socketio_postgres.broadcast_operator import (
+    Chain,
+    EmitActions,
+    SocketActions,
+    Target,
+    checked_event,
+    checked_namespace,
+    checked_timeout,
+)
+from socketio_postgres.exceptions import RequestTimeoutError
+from socketio_postgres.messages import Message
+
+__all__ = ["AsyncRemoteSocket", "AsyncServerNamespace", "AsyncServerOperator"]
+
+Done = Coroutine[Any, Any, None]
+
+
+class Requests(Protocol):
+    """What a manager offers to its chains."""
+
+    def _act(self, message: Message | None, target: Target) -> Done: ...
+    async def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]: ...
+    async def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]: ...
+    async def _server_side_emit(self, nsp: str, packet: list[Any]) -> None: ...
+    async def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]: ...
+
+
+class AsyncServerChain(Chain["AsyncServerOperator"], SocketActions[Done]):
+    """What every chain of a server offers, the manager itself included."""
+
+    _manager: Requests
+
+    def _with(self, target: Target) -> AsyncServerOperator:
+        return AsyncServerOperator(self._manager, target)
+
+    def _send(self, message: Message | None, target: Target) -> Done:
+        return self._manager._act(message, target)  # noqa: SLF001  (the two belong together)
+
+    @property
+    def local(self) -> AsyncServerOperator:
+        """Only the sockets of this process; nothing is published."""
+        return self._changed(is_local=True)
+
+    def timeout(self, seconds: float) -> AsyncServerOperator:
+        """Wait so many seconds for answers. Default 5. Socket.IO's own `timeout` takes milliseconds."""
+        return self._changed(timeout=checked_timeout(seconds))
+
+    async def fetch_sockets(self, *, partial: bool = False) -> list[AsyncRemoteSocket]:
+        """The matching sockets of all servers.
+
+        Args:
+            partial: When a server does not answer in time, return the sockets of the others.
+
+        Raises:
+            RequestTimeoutError: A server did not answer in time; it carries the sockets of the others.
+        """
+        found = await self._manager._fetch_sockets(self._target, partial=partial)  # noqa: SLF001
+        return [AsyncRemoteSocket.make(self._manager, self._target.nsp, each) for each in found]
+
+    async def emit_with_ack(self, event: str, *args: Any, partial: bool = False) -> list[Any]:
+        """Emit to the matching clients of all servers and wait for the acknowledgement of each.
+
+        Args:
+            event: Name of the event.
+            args: As in `emit`.
+            partial: When clients do not answer in time, return the answers of the others.
+
+        Returns:
+            One entry for each client, in no particular order: None, a value, or a tuple of several values. Clients
+            of Node.js and Go servers give one value at most, that is all their servers pass on.
+
+        Raises:
+            RequestTimeoutError: A client or server did not answer in time; it carries the answers of the others.
+            EncodeError, OptionsError, PayloadTooLargeError: As in `emit`.
+        """
+        packet = [checked_event(event), *args]
+        return await self._manager._emit_with_ack(self._target, packet, partial=partial)  # noqa: SLF001
+
+
+class AsyncServerOperator(AsyncServerChain, EmitActions[Done]):
+    """Some sockets of a namespace, on all servers."""
+
+    def __init__(self, manager: Requests, target: Target) -> None:
+        self._manager = manager
+        self._target = target
+
+
+class ServerSideActions:
+    """Events for the servers themselves."""
+
+    _manager: Requests
+    _target: Target
+
+    def of(self, nsp: str) -> AsyncServerNamespace:
+        """Another namespace; a missing leading slash is added, as in Socket.IO."""
+        return AsyncServerNamespace(self._manager, Target(checked_namespace(nsp)))
+
+    async def server_side_emit(self, event: str, *args: Any) -> None:
+        """Emit an event to the other servers of the cluster; see `on_server_side`.
+
+        Raises:
+            As `emit`.
+        """
+        await self._manager._server_side_emit(self._target.nsp, [checked_event(event), *args])  # noqa: SLF001
+
+    async def server_side_emit_with_ack(
+        self, event: str, *args: Any, timeout: float = 5.0, partial: bool = False
+    ) -> list[Any]:
+        """Emit an event to the other servers and wait for the answer of each.
+
+        Args:
+            event: Name of the event.
+            args: As in `emit`.
+            timeout: Seconds to wait.
+            partial: When a server does not answer in time, return the answers of the others.
+
+        Returns:
+            One value for each other server; None where it has nothing to say.
+
+        Raises:
+            RequestTimeoutError: A server did not answer in time; it carries the answers of the others.
+        """
+        packet = [checked_event(event), *args]
+        target = dataclasses.replace(self._target, timeout=checked_timeout(timeout))
+        return await self._manager._server_side_emit_with_ack(target, packet, partial=partial)  # noqa: SLF001
+
+
+class AsyncServerNamespace(ServerSideActions, AsyncServerOperator):
+    """All sockets of one namespace, on all servers; the start of a chain."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AsyncRemoteSocket:
+    """A socket of any server of the cluster, as it was when it was fetched.
+
+    Attributes:
+        id: Its sid.
+        nsp: Its namespace.
+        handshake: `headers`, `query`, `address`, `issued` and so on, as in Socket.IO.
+        rooms: Rooms it was in, the one named by its sid included.
+        data: What its server shares about it: `socket.data` in Node.js, the session in Python if `share_session`.
+    """
+
+    id: str
+    nsp: str
+    handshake: dict[str, Any]
+    rooms: frozenset[str]
+    data: dict[str, Any]
+    _manager: Requests = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def make(cls, manager: Requests, nsp: str, details: dict[str, Any]) -> AsyncRemoteSocket:
+        """From its description on the wire."""
+        return cls(
+            id=str(details.get("id", "")),
+            nsp=nsp,
+            handshake=details.get("handshake") or {},
+            rooms=frozenset(str(room) for room in details.get("rooms") or ()),
+            data=details.get("data") or {},
+            _manager=manager,
+        )
+
+    @property
+    def _operator(self) -> AsyncServerOperator:
+        return AsyncServerOperator(self._manager, Target(self.nsp, rooms=(self.id,)))
+
+    async def emit(self, event: str, *args: Any) -> None:
+        """Emit to this socket."""
+        await self._operator.emit(event, *args)
+
+    async def emit_with_ack(self, event: str, *args: Any, timeout: float = 5.0) -> Any:
+        """Emit to this socket and return its acknowledgement.
+
+        Raises:
+            RequestTimeoutError: It did not come in time, or the socket is gone.
+        """
+        responses = await self._operator.timeout(timeout).emit_with_ack(event, *args)
+        if not responses:
+            raise RequestTimeoutError(f"socket {self.id} is gone", missing_servers=[], responses=[])
+        return responses[0]
+
+    async def join(self, rooms: Any) -> None:
+        """Make it join one room or several."""
+        await self._operator.sockets_join(rooms)
+
+    async def leave(self, rooms: Any) -> None:
+        """Make it leave one room or several."""
+        await self._operator.sockets_leave(rooms)
+
+    async def disconnect(self, close: bool = False) -> None:
+        """Disconnect it."""
+        await self._operator.disconnect_sockets(close)

@@ -1,0 +1,463 @@
+"""What both managers share: everything of a cluster member that does not wait.
+
+`AsyncPostgresManager` and `PostgresManager` add the waiting, each in its own way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from socketio_postgres import payload
+from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, PeerJoined, PeerLeft, Request, Send
+from socketio_postgres.broadcast_operator import Target, bad, room_names
+from socketio_postgres.bus import Bus
+from socketio_postgres.exceptions import DecodeError, RequestTimeoutError, SocketIOPostgresError
+from socketio_postgres.handshake import handshake
+from socketio_postgres.local_sockets import LocalSockets
+from socketio_postgres.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
+from socketio_postgres.options import BusOptions, HeartbeatOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from socketio_postgres.options import ManagerKeywords
+
+__all__ = ["ClusterMember", "Delivery"]
+
+JOIN_LIMIT: Final = 10.0
+"""Seconds a connecting client waits for LISTEN; then it is let in, and the log says so."""
+
+GOODBYE_LIMIT: Final = 1.0
+"""Seconds that leaving waits for buffered messages when the server is being torn down."""
+
+CLOSE_LIMIT: Final = 5.0
+"""The same for an explicit `close`."""
+
+CALLBACK_LIFETIME: Final = 300.0
+"""Seconds after which an unanswered callback is forgotten; python-socketio itself never forgets."""
+
+log: Final = logging.getLogger("socketio_postgres")
+
+Handler = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Delivery:
+    """Arguments for the local `emit` of python-socketio's own manager.
+
+    Attributes:
+        event: Name of the event.
+        args: Its arguments.
+        namespace: Namespace.
+        room: None for everyone, or a list of rooms.
+        skip_sid: Sids left out.
+        callback: Called with each client's acknowledgement.
+    """
+
+    event: str
+    args: tuple[Any, ...]
+    namespace: str
+    room: Any
+    skip_sid: list[str]
+    callback: Callable[..., Any] | None
+
+
+class ClusterMember(LocalSockets):
+    """Membership, the effects of messages on local sockets, and answers."""
+
+    name = "postgres"
+
+    def __init__(
+        self,
+        dsn: str = "",
+        channel: str = "socket.io",
+        write_only: bool = False,
+        *,
+        logger: logging.Logger | None = None,
+        json: Any = None,
+        heartbeat_interval: float = 5.0,
+        heartbeat_timeout: float = 10.0,
+        cleanup_interval: float = 30.0,
+        share_session: bool = False,
+        error_handler: Callable[[Exception], object] | None = None,
+        **options: Unpack[ManagerKeywords],
+    ) -> None:
+        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        if error_handler is not None and not callable(error_handler):
+            raise bad("error_handler", error_handler, "must be callable")
+        self._target = Target("/")
+        self._heartbeat = HeartbeatOptions(heartbeat_interval, heartbeat_timeout, cleanup_interval)
+        self._share_session = share_session
+        self._error_handler = error_handler
+        self._log = logger or log
+        self._bus = Bus(BusOptions(dsn, channel=channel, **options), uid=self._uid)
+        self._adapters: dict[str, ClusterAdapter] = {}
+        self._handlers: dict[tuple[str, str], Handler] = {}
+        self._connected_at: dict[tuple[str, str], float] = {}
+        self._cleaned_up = 0
+        self._is_initialized = False
+        self._prepare_waiting()
+
+    def _prepare_waiting(self) -> None:
+        """Attributes of the half that waits."""
+        raise NotImplementedError
+
+    def _uid(self) -> str:
+        """Who we are to the cluster; a new id in every process, as a forked worker is a server of its own."""
+        if self.write_only or self.server is None:
+            return EMITTER_UID
+        self.host_id = uuid.uuid4().hex
+        return self.host_id
+
+    def initialize(self) -> None:
+        """Called by the server when its first client arrives."""
+        if self.write_only or not self._is_initialized:
+            self._is_initialized = True
+            super().initialize()
+
+    def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        """As in `BaseManager`, noting when a client came."""
+        super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        if room is None:
+            self._connected_at[namespace, sid] = time.time()
+
+    def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        """As in `BaseManager`."""
+        super().basic_leave_room(sid, namespace, room)
+        if room is None:
+            self._connected_at.pop((namespace, sid), None)
+
+    # ------------------------------------------------------------------------------------------- membership
+
+    def server_count(self, namespace: str = "/") -> int:
+        """Servers that serve a namespace, this one included, as far as this one knows. Node's `serverCount()`."""
+        adapter = self._adapters.get(namespace)
+        return 1 if adapter is None else adapter.server_count
+
+    def _served_namespaces(self) -> list[str]:
+        """Namespaces that clients may connect to, as far as they are known beforehand."""
+        namespaces = {"/"}
+        if self.server is not None:
+            namespaces.update(self.server.handlers, self.server.namespace_handlers)
+            if self.server.namespaces != "*":
+                namespaces.update(self.server.namespaces)
+        namespaces.discard("*")
+        return sorted(namespaces)
+
+    def _new_adapter(self, namespace: str) -> ClusterAdapter:
+        return ClusterAdapter(
+            namespace,
+            heartbeat_interval=self._heartbeat.heartbeat_interval,
+            heartbeat_timeout=self._heartbeat.heartbeat_timeout,
+            loads=self.json.loads,
+        )
+
+    def _serve(self, namespace: str) -> None:
+        """LISTEN is active: be a member."""
+        adapter = self._adapters[namespace] = self._new_adapter(namespace)
+        self._run_effects(adapter, adapter.announce(time.monotonic()))
+
+    def _announce_again(self) -> None:
+        description = self._bus.description
+        self._log.warning("listening again on %s; messages of other servers may have been missed", description)
+        for adapter in self._adapters.values():
+            self._run_effects(adapter, adapter.announce(time.monotonic()))
+
+    def _leave(self) -> None:
+        for adapter in self._adapters.values():
+            self._run_effects(adapter, adapter.leave())
+        self._adapters.clear()
+
+    def _run_effects(self, adapter: ClusterAdapter, effects: Iterable[Effect]) -> list[Message]:
+        """Do what the adapter asks for; returns the messages to be applied to local sockets."""
+        to_apply = []
+        for effect in effects:
+            match effect:
+                case Send(message):
+                    self._publish_soon(message)
+                case Apply(message):
+                    to_apply.append(message)
+                case Complete(request):
+                    self._complete(request)
+                case PeerJoined(uid):
+                    self._log.info("server %s joined namespace %s", uid, adapter.nsp)
+                case PeerLeft(uid, said_goodbye):
+                    how = "left" if said_goodbye else "fell silent and is no longer counted in"
+                    self._log.info("server %s %s namespace %s", uid, how, adapter.nsp)
+        return to_apply
+
+    def _tick_now(self, now: float) -> float:
+        """Drive the adapters' timers; returns when to do so again."""
+        for adapter in list(self._adapters.values()):
+            self._run_effects(adapter, adapter.tick(now))
+        return min((adapter.next_tick() for adapter in self._adapters.values()), default=now + 1.0)
+
+    def _has_new_attachments(self) -> bool:
+        """Whether attachments were written or read since the last call: whoever saw them deletes them."""
+        stats = self._bus.stats()
+        seen = stats.get("publish_attachments", 0) + stats.get("attachments", 0)
+        is_new = seen != self._cleaned_up
+        self._cleaned_up = seen
+        return bool(is_new)
+
+    # ----------------------------------------------------------------------------------------- publishing
+
+    def _emit_message(
+        self, event: Any, data: Any, namespace: str, room: Any, skip_sid: Any, request: Request | None
+    ) -> Message:
+        """The message of python-socketio's `emit`."""
+        if not isinstance(event, str) or not event:
+            raise bad("event", event, "an event is a non-empty string")
+        if event in RESERVED_EVENTS:
+            self._log.warning("event %r is reserved by Socket.IO; JavaScript clients will reject it", event)
+        skipped = [sid for sid in (skip_sid if isinstance(skip_sid, list) else [skip_sid]) if sid is not None]
+        return Message(
+            MessageType.BROADCAST,
+            namespace,
+            to=[] if room is None else list(room_names(room)),
+            except_=list(room_names(skipped, "skip_sid")),
+            request_id=None if request is None else request.id,
+            **payload.packet_fields(event, data, self.json),
+        )
+
+    def _check_callback(self, room: Any) -> None:
+        if self.server is None or self.write_only:
+            raise RuntimeError("Callbacks can only be issued from the context of a server.")
+        if room is None:
+            raise ValueError("Cannot use callback without a room set.")
+
+    def _callback_request(
+        self, namespace: str, callback: Callable[..., Any], *, is_local: bool
+    ) -> tuple[Request, Callable[..., None]]:
+        """A request whose first acknowledgement fires a callback, and what our own clients are to acknowledge to."""
+        # A namespace that could not be joined still has its local clients.
+        adapter = self._adapters.get(namespace) or self._new_adapter(namespace)
+
+        def fire(args: list[Any]) -> None:
+            request.on_response = None  # the others come too late
+            adapter.abandon(request)
+            self.server.start_background_task(self._call, callback, *args)
+
+        expires_at = time.monotonic() + CALLBACK_LIFETIME
+        request = adapter.request(is_local=is_local, expires_at=expires_at, on_response=fire)
+        return request, self._local_acknowledgement(adapter, request)
+
+    def _local_acknowledgement(self, adapter: ClusterAdapter, request: Request) -> Callable[..., None]:
+        """The callback given to python-socketio for our own clients."""
+
+        def acknowledge(*args: Any) -> None:
+            self._run_effects(adapter, adapter.acknowledge_local(request, list(args)))
+
+        return acknowledge
+
+    def _is_local_client(self, room: Any, namespace: str) -> bool:
+        """Whether a room is the private room of a client of this process; nobody else can be in it."""
+        return isinstance(room, str) and self.is_connected(room, namespace)
+
+    def _is_here(self, sid: str, namespace: str) -> bool:
+        check = getattr(self, "is_pre_connected", None)  # absent before python-socketio 5.17
+        return self.is_connected(sid, namespace) or bool(check and check(sid, namespace))
+
+    def _publish_soon(self, message: Message) -> None:
+        """Append a message that nobody waits for; when the buffer is full it is given up."""
+        adapter = self._adapters.get(message.nsp)
+        if adapter is not None:
+            adapter.sent(time.monotonic())
+        try:
+            if not self._bus.core.publish(message):
+                self._log.warning("the buffer is full, so %r is not sent", message)
+        except SocketIOPostgresError as error:
+            self._report(error)
+
+    def _before_publishing(self, message: Message) -> None:
+        if not self.write_only and self.server is not None:
+            # Peers count whoever publishes as a server, so from the first message on we must listen, too.
+            self.initialize()
+        adapter = self._adapters.get(message.nsp)
+        if adapter is not None:
+            adapter.sent(time.monotonic())
+        if not self._is_initialized or self.write_only:
+            # No background task looks at failures, so each call does.
+            for failure in self._bus.take_failures():
+                self._report(failure)
+
+    # ------------------------------------------------------------------------------------------ receiving
+
+    def _apply_now(self, message: Message) -> Delivery | None:
+        """Do to local sockets what a message says; a broadcast is returned, to be delivered by the caller."""
+        match message.type:
+            case MessageType.BROADCAST:
+                return self._delivery(message)
+            case MessageType.SOCKETS_JOIN:
+                for sid in self.local_sids(message.nsp, message.to, message.except_):
+                    for room in message.rooms:
+                        self._enter(sid, message.nsp, room)
+            case MessageType.SOCKETS_LEAVE:
+                for sid in self.local_sids(message.nsp, message.to, message.except_):
+                    for room in self.local_rooms(message.nsp, message.rooms):
+                        self.basic_leave_room(sid, message.nsp, room)
+            case MessageType.DISCONNECT_SOCKETS:
+                for sid in self.local_sids(message.nsp, message.to, message.except_):
+                    self.server.start_background_task(self._disconnect_local, sid, message.nsp, message.close)
+            case MessageType.FETCH_SOCKETS:
+                sockets = self._local_details(message.nsp, message.to, message.except_)
+                answer = MessageType.FETCH_SOCKETS_RESPONSE
+                self._publish_soon(Message(answer, message.nsp, request_id=message.request_id, sockets=sockets))
+            case MessageType.SERVER_SIDE_EMIT:
+                self.server.start_background_task(self._handle_server_side, message)
+        return None
+
+    def _enter(self, sid: str, namespace: str, room: str) -> None:
+        try:
+            self.basic_enter_room(sid, namespace, room)
+        except ValueError as error:
+            self._log.warning("client %s does not enter room %r of %s: %s", sid, room, namespace, error)
+
+    def _packet(self, message: Message) -> list[Any]:
+        packet = message.packet(self.json.loads)
+        if not isinstance(packet, list) or not packet or not isinstance(packet[0], str):
+            reason = "its packet does not begin with the name of an event"
+            raise DecodeError(f"undecodable {message!r}: {reason}", reason=reason)
+        return packet
+
+    def _delivery(self, message: Message) -> Delivery | None:
+        namespace = message.nsp
+        room: Any = None
+        skip: list[str] = []
+        callback: Callable[..., Any] | None = None
+        if message.request_id is not None:
+            room = self._alive_sids(namespace, message.to, message.except_)
+            answer = MessageType.BROADCAST_CLIENT_COUNT
+            self._publish_soon(Message(answer, namespace, request_id=message.request_id, client_count=len(room)))
+
+            def callback(*args: Any) -> None:
+                self._acknowledge(message, args)
+        else:
+            if message.to:
+                room = self.local_rooms(namespace, message.to)
+            skip = list(self.sids_in(namespace, message.except_))
+        if room == [] or namespace not in self.rooms:
+            return None
+        event, *args = self._packet(message)
+        return Delivery(event, tuple(args), namespace, room, skip, callback)
+
+    def _alive_sids(self, namespace: str, to: list[str], except_: list[str]) -> list[str]:
+        return [sid for sid in self.local_sids(namespace, to, except_) if self.is_alive(sid, namespace)]
+
+    def _acknowledge(self, request: Message, args: tuple[Any, ...]) -> None:
+        """A local client acknowledged a broadcast of another server."""
+        try:
+            fields = self._answer_fields(request, args)
+            self._publish_soon(Message(MessageType.BROADCAST_ACK, request.nsp, request_id=request.request_id, **fields))
+        except SocketIOPostgresError as error:
+            self._report(error)
+
+    def _answer_fields(self, request: Message, args: tuple[Any, ...]) -> dict[str, Any]:
+        """The value of an answer as its receiver expects it: Node takes the first argument, Go an array."""
+        if request.is_from_go:
+            return payload.value_fields(list(args), self.json)
+        fields = payload.value_fields(args[0], self.json) if args else {}
+        if len(args) > 1:
+            fields["args"] = list(args)  # only servers of this package look at it
+        return fields
+
+    def _local_details(self, namespace: str, to: list[str], except_: list[str]) -> list[dict[str, Any]]:
+        """Local sockets as FETCH_SOCKETS_RESPONSE describes them."""
+        return [self._details(sid, namespace) for sid in self._alive_sids(namespace, to, except_)]
+
+    def _details(self, sid: str, namespace: str) -> dict[str, Any]:
+        eio_sid = self.eio_sid_from_sid(sid, namespace)
+        environ = self.server.environ.get(eio_sid, {})
+        data: dict[str, Any] = {}
+        eio_socket = self.server.eio.sockets.get(eio_sid)
+        if self._share_session and eio_socket is not None:
+            data.update(eio_socket.session.get(namespace, {}))
+        if hasattr(self, "_timestamps"):  # python-socketio's admin instrumentation is on
+            data["_admin"] = {"clientId": eio_sid[:12], "transport": self.server.eio.transport(eio_sid)}
+        return {
+            "id": sid,
+            "handshake": handshake(environ, self._connected_at.get((namespace, sid), 0.0)),
+            "rooms": [str(room) for room in self.get_rooms(sid, namespace)],
+            "data": data,
+        }
+
+    # ---------------------------------------------------------------------------------- server-side events
+
+    def on_server_side(self, event: str, handler: Handler | None = None, *, namespace: str = "/") -> Any:
+        """Handle an event that another server, or an emitter, sends to the servers themselves.
+
+        Use it as a decorator or call it with the handler. The handler gets the event's arguments and runs as a task
+        of its own, so it may itself wait for other servers. What it returns is the answer, when one is expected. When
+        there is no handler, or it raises, the answer is empty, so that nobody waits for us in vain.
+
+        Args:
+            event: Name of the event.
+            handler: Function or coroutine function.
+            namespace: Namespace it is sent in.
+        """
+
+        def register(function: Handler) -> Handler:
+            self._handlers[namespace, event] = function
+            return function
+
+        return register if handler is None else register(handler)
+
+    def _server_side_handler(self, message: Message) -> tuple[Handler | None, list[Any]]:
+        event, *args = self._packet(message)
+        return self._handlers.get((message.nsp, event)), args
+
+    def _answer_server_side(self, message: Message, result: Any) -> None:
+        if message.request_id is None:
+            return
+        try:
+            fields = self._answer_fields(message, () if result is None else (result,))
+        except SocketIOPostgresError as error:
+            self._report(error)
+            fields = {}
+        fields["request_id"] = message.request_id
+        self._publish_soon(Message(MessageType.SERVER_SIDE_EMIT_RESPONSE, message.nsp, **fields))
+
+    # -------------------------------------------------------------------------------------------- requests
+
+    def _complete(self, request: Request) -> None:
+        """A request has all its answers: wake who waits for it."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _timed_out(request: Request, target: Target, *, partial: bool) -> list[Any]:
+        if partial:
+            return request.responses
+        missing = ", ".join(uid or "this server's own clients" for uid in request.missing_servers)
+        raise RequestTimeoutError(
+            f"no answer within {target.timeout} s from: {missing}; {len(request.responses)} responses are in",
+            missing_servers=request.missing_servers,
+            responses=request.responses,
+        )
+
+    # -------------------------------------------------------------------------------------------- watching
+
+    def _report(self, error: Exception) -> None:
+        self._log.error("%s: %s", self._bus.description, error)
+        self._tell(error)
+
+    def _report_bad(self, message: Message, error: Exception) -> None:
+        self._log.error("a message of server %s could not be applied: %r", message.uid, message, exc_info=error)
+        self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        if self._error_handler is not None:
+            try:
+                self._error_handler(error)
+            except Exception:  # a user's function may raise anything, and nothing may stop us
+                self._log.exception("the error_handler itself failed")
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the first use, and `peers`: the server ids known in each namespace."""
+        stats = self._bus.stats()
+        stats["peers"] = {nsp: adapter.peers for nsp, adapter in self._adapters.items()}
+        return stats

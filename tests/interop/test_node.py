@@ -1,0 +1,385 @@
+"""One cluster of a Node.js server and ours: the published packages on one side, python-socketio on the other.
+
+Every sender, of either language, must reach the official JavaScript client and python-socketio's on either server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import pytest
+from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
+
+from tests.fixtures.clients import Client, PythonClient
+from tests.fixtures.cluster import CASES, MEGABYTE, NAMESPACES, Case, Cluster, OurSide, Role, exactly
+from tests.fixtures.database import Database
+from tests.fixtures.node import NodePeer, NodeServer
+from tests.fixtures.senders import (
+    AsyncEmitterSender,
+    Broadcast,
+    EmitterSender,
+    ManagerSender,
+    NodeSender,
+    Sender,
+)
+from tests.fixtures.server import PythonServer
+from tests.fixtures.spy import spying
+from tests.fixtures.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("node_packages")
+
+BOTH = ("node", "ours")
+
+
+@dataclass(frozen=True)
+class SenderKind:
+    """What a sender can do, and whom it reaches: the other half of the matrix."""
+
+    name: str
+    sides: tuple[str, ...] = BOTH
+    """The official emitter's messages carry no `nsp`: current Node.js adapters drop them, ours must not."""
+    knows_flags: bool = True
+    """Whether it has Socket.IO's flags, rooms to leave out, and disconnecting with `close`."""
+
+
+NODE_SERVER = SenderKind("Node server")
+NODE_EMITTER = SenderKind("Node emitter", sides=("ours",))
+OUR_SERVER = SenderKind("our server", knows_flags=False)
+OUR_WRITER = SenderKind("our write-only manager", knows_flags=False)
+OUR_ASYNC_EMITTER = SenderKind("our AsyncEmitter")
+OUR_EMITTER = SenderKind("our Emitter")
+
+KINDS = (NODE_SERVER, NODE_EMITTER, OUR_SERVER, OUR_WRITER, OUR_ASYNC_EMITTER, OUR_EMITTER)
+
+
+class Mixed:
+    """The two servers, and any sender on demand."""
+
+    def __init__(
+        self, database: Database, peer: NodePeer, node: NodeServer, ours: OurSide, stack: AsyncExitStack
+    ) -> None:
+        self.database = database
+        self.peer = peer
+        self.node = node
+        self.ours = ours
+        self.cluster = Cluster({"node": node, "ours": ours})
+        self._stack = stack
+
+    def client(self, side: str, role: str) -> Client:
+        """The client that plays a role on one side."""
+        return self.cluster.clients[side, role]
+
+    async def sender(self, kind: SenderKind) -> Sender:
+        """Open a sender that lives as long as the cluster."""
+        if kind is NODE_SERVER:
+            return NodeSender(self.peer, "server")
+        if kind is NODE_EMITTER:
+            options = {"payloadThreshold": 7999}
+            await self.peer.call("emitter.open", database={**self.database.node, "max": 1}, options=options)
+            self._stack.push_async_callback(self.peer.call, "emitter.close")
+            return NodeSender(self.peer, "emitter")
+        if kind is OUR_SERVER:
+            return ManagerSender(self.ours.manager, self.ours.server.sio)
+        if kind is OUR_WRITER:
+            manager = AsyncPostgresManager(self.database.dsn, write_only=True)
+            self._stack.push_async_callback(manager.close)
+            return ManagerSender(manager)
+        if kind is OUR_ASYNC_EMITTER:
+            return AsyncEmitterSender(await self._stack.enter_async_context(AsyncEmitter(self.database.dsn)))
+        return EmitterSender(self._stack.enter_context(Emitter(self.database.dsn)))
+
+
+@pytest.fixture
+async def mixed(database: Database) -> AsyncIterator[Mixed]:
+    """Both servers count each other, and each has its cast of clients."""
+    failures: list[Exception] = []
+    async with AsyncExitStack() as stack:
+        manager = AsyncPostgresManager(database.dsn, error_handler=failures.append)
+        stack.push_async_callback(manager.close)
+        server = await stack.enter_async_context(PythonServer(manager, NAMESPACES))
+        await manager.start()
+        peer = await stack.enter_async_context(NodePeer())
+        # Node.js 0.5.0 tries to notify a payload of exactly 8000 bytes, which PostgreSQL refuses.
+        node = await NodeServer.start(peer, database, NAMESPACES, ["news"], payloadThreshold=7999)
+        stack.push_async_callback(node.close)
+        mixed = Mixed(database, peer, node, OurSide(server, manager), stack)
+
+        async def connect(side: str, url: str, role: Role) -> Client:
+            label, auth = f"{side} {role.name}", {"rooms": role.rooms}
+            if (side, role.name) == ("ours", "blue"):
+                return await PythonClient.connect(url, label=label, namespace=role.namespace, auth=auth)
+            return await peer.connect(url, label=label, namespace=role.namespace, auth=auth)
+
+        await mixed.cluster.meet()
+        await mixed.cluster.seat(connect)
+        yield mixed
+    assert peer.errors == []
+    assert failures == []
+
+
+MATRIX = [
+    pytest.param(kind, case, id=f"{kind.name} - {case.name}")
+    for kind in KINDS
+    for case in CASES
+    if kind.knows_flags or not (case.has_flags or case.excepts_rooms)
+]
+
+
+@pytest.mark.parametrize(("kind", "case"), MATRIX)
+async def test_broadcast(mixed: Mixed, kind: SenderKind, case: Case) -> None:
+    await case.check(mixed.cluster, await mixed.sender(kind), kind.sides)
+
+
+SENDER = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+@SENDER
+@pytest.mark.parametrize("letter", ["x", "é"])
+async def test_payloads_around_the_limit(mixed: Mixed, kind: SenderKind, letter: str) -> None:
+    """PostgreSQL takes 7999 bytes; one more must travel as an attachment."""
+    sender = await mixed.sender(kind)
+    async with spying(mixed.database) as spy:
+        await sender.send(Broadcast("size", ("",)))
+        [empty] = await spy.wait_for_broadcast("size")
+        for count, size in enumerate((7999, 8000, 8001), start=2):
+            letters, rest = divmod(size - empty.payload_bytes, len(letter.encode()))
+            text = letter * letters + "." * rest
+            await sender.send(Broadcast("size", (text,)))
+            frame = (await spy.wait_for_broadcast("size", count))[-1]
+            if size <= 7999:
+                assert frame.payload_bytes == size
+            else:
+                assert frame.attachment is not None
+            for side in kind.sides:
+                for role in ("red", "blue"):
+                    assert (await mixed.client(side, role).wait_for("size", count))[-1] == (text,)
+
+
+@SENDER
+async def test_a_burst_of_equal_events_arrives_whole(mixed: Mixed, kind: SenderKind) -> None:
+    """PostgreSQL drops equal notifications within a transaction, so whoever groups must tell them apart."""
+    sender = await mixed.sender(kind)
+    await sender.send(*[Broadcast("tick")] * 100)
+    for side in kind.sides:
+        for role in ("red", "blue"):
+            await mixed.client(side, role).wait_for("tick", 100)
+    await mixed.cluster.fence(sender, kind.sides)
+    for side in kind.sides:
+        for role in ("red", "blue"):
+            assert mixed.client(side, role).received("tick") == [()] * 100
+
+
+@SENDER
+async def test_order(mixed: Mixed, kind: SenderKind) -> None:
+    """Our side delivers as PostgreSQL committed, however long an attachment takes; ours commit in call order."""
+    bodies: list[object] = ["small", "large" * 2000, b"binary", "x" * 7000, "huge" * (MEGABYTE // 10)]
+    numbers = list(range(60))
+    sender = await mixed.sender(kind)
+    async with spying(mixed.database) as spy:
+        await sender.send(*(Broadcast("step", (number, bodies[number % len(bodies)])) for number in numbers))
+        frames = await spy.wait_for_broadcast("step", len(numbers))
+        for side in kind.sides:
+            for role in ("red", "blue"):
+                await mixed.client(side, role).wait_for("step", len(numbers))
+    committed = [frame.message["data"]["packet"]["data"][1] for frame in frames]
+    if kind in (NODE_SERVER, NODE_EMITTER):
+        assert sorted(committed) == numbers  # it inserts an attachment first and announces it later
+    else:
+        assert committed == numbers
+    for role in ("red", "blue"):
+        received = mixed.client("ours", role).received("step")
+        assert [number for number, _ in received] == committed
+        assert all(body == bodies[int(number) % len(bodies)] for number, body in received)
+
+
+REMOTE = [
+    pytest.param(kind, side, id=f"{kind.name} - client of {side}")
+    for kind in KINDS
+    for side in kind.sides
+    if (kind, side) not in ((NODE_SERVER, "node"), (OUR_SERVER, "ours"))
+]
+
+
+@pytest.mark.parametrize(("kind", "side"), REMOTE)
+async def test_remote_rooms(mixed: Mixed, kind: SenderKind, side: str) -> None:
+    sender, red, blue = await mixed.sender(kind), mixed.client(side, "red"), mixed.client(side, "blue")
+
+    async def rooms(client: Client) -> set[str]:
+        return await mixed.cluster.sides[side].rooms(client.sid)
+
+    async def red_joined() -> bool:
+        return await rooms(red) == {red.sid, "red", "green"}
+
+    async def red_left() -> bool:
+        return await rooms(red) == {red.sid, "green"}
+
+    async def blue_closed() -> bool:
+        return await rooms(blue) == {blue.sid}
+
+    await sender.join(red.sid, "green")
+    await eventually(red_joined, "red joins green")
+    await Case("green", Broadcast("hello", to=("green",)), frozenset()).check(
+        mixed.cluster, sender, [other for other in kind.sides if other != side]
+    )
+    assert len(red.received("hello")) == 1
+    assert blue.received("hello") == []
+    await sender.leave(red.sid, "red")
+    await eventually(red_left, "red leaves red")
+    await sender.close_room("blue")
+    await eventually(blue_closed, "room blue is closed")
+
+
+DISCONNECTS = [
+    pytest.param(*param.values, close, id=f"{param.id}{' and connection' if close else ''}")
+    for param in REMOTE
+    for close in (False, True)
+    if not close or (isinstance(param.values[0], SenderKind) and param.values[0].knows_flags)
+]
+
+
+@pytest.mark.parametrize(("kind", "side", "close"), DISCONNECTS)
+async def test_remote_disconnect(mixed: Mixed, kind: SenderKind, side: str, close: bool) -> None:  # noqa: FBT001
+    sender, server = await mixed.sender(kind), mixed.cluster.sides[side]
+    target = await mixed.peer.connect(server.url, label="target")
+    neighbour = await mixed.peer.connect(server.url, label="neighbour", namespace="/admin", shares=target)
+    await sender.send(Broadcast("last words", to=(target.sid,)))
+    await sender.disconnect(target.sid, close=close)
+    assert await target.wait_for_disconnect() == "io server disconnect"
+    assert target.received("last words") == [()]
+
+    async def is_gone() -> bool:
+        return target.sid not in await server.sids()
+
+    await eventually(is_gone, "the server forgets the client")
+    if close:
+        await neighbour.wait_for_disconnect()
+    else:
+        await mixed.cluster.fence(sender, kind.sides)
+        assert neighbour.disconnects == []
+        assert neighbour.received("fence") != []
+    assert mixed.client(side, "red").disconnects == []
+
+
+@pytest.mark.parametrize("kind", [OUR_ASYNC_EMITTER, OUR_EMITTER], ids=lambda kind: kind.name)
+async def test_our_emitters_reach_node_servers_themselves(mixed: Mixed, kind: SenderKind) -> None:
+    args = [1, {"a": [None, "é"]}, b"\x00\xff"]
+    if kind is OUR_ASYNC_EMITTER:
+        async with AsyncEmitter(mixed.database.dsn) as emitter:
+            await emitter.of("admin").server_side_emit("news", *args)
+    else:
+        with Emitter(mixed.database.dsn) as blocking:
+            blocking.of("/admin").server_side_emit("news", *args)
+    [event] = await mixed.peer.wait_for("server.serverSideEvent", namespace="/admin")
+    assert exactly(event["args"]) == exactly(args)
+
+
+async def test_acknowledgements_of_node_clients(mixed: Mixed) -> None:
+    """Node.js passes the first argument of an acknowledgement on."""
+    answer = await mixed.ours.server.sio.call("ask", ("a", b"\x01"), to=mixed.client("node", "red").sid, timeout=10)
+    assert answer == "a"
+    answer = await mixed.ours.server.sio.call("ask", b"\x01", to=mixed.client("node", "red").sid, timeout=10)
+    assert answer == b"\x01"
+
+
+async def test_acknowledgements_of_our_clients(mixed: Mixed) -> None:
+    answers = await mixed.peer.call("server.emitWithAck", name="ask", args=[b"\x01"], flags={"timeout": 10_000})
+    assert answers == [b"\x01"] * 6
+
+
+async def test_each_counts_the_other_until_it_leaves(mixed: Mixed, database: Database) -> None:
+    async with NodePeer("second Node") as peer:
+        second_node = await NodeServer.start(peer, database, NAMESPACES)
+        second = AsyncPostgresManager(database.dsn)
+        async with PythonServer(second, NAMESPACES) as server:
+            await second.start()
+            cluster = Cluster({**mixed.cluster.sides, "Node 2": second_node, "ours 2": OurSide(server, second)})
+            await cluster.meet(count=4)
+        await second.close()
+        await mixed.cluster.meet(count=3)
+        assert await second_node.server_count() == 3
+        await second_node.close()
+        await mixed.cluster.meet(count=2)
+
+
+SILENT_SERVER = """
+import asyncio, sys, socketio
+from socketio_postgres import AsyncPostgresManager
+
+async def main():
+    manager = AsyncPostgresManager(sys.argv[1])
+    socketio.AsyncServer(client_manager=manager, async_mode="asgi")
+    await manager.start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_whoever_dies_is_no_longer_counted(database: Database) -> None:
+    """Nobody says goodbye here: silence alone must do, on both sides."""
+    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2, heartbeat_timeout=1.0)
+    async with PythonServer(manager) as server, NodePeer("survivor") as survivor, NodePeer("victim") as victim:
+        await manager.start()
+        node = await NodeServer.start(survivor, database, heartbeatTimeout=1000)
+        await NodeServer.start(victim, database)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", SILENT_SERVER, database.dsn)
+        try:
+            cluster = Cluster({"node": node, "ours": OurSide(server, manager)})
+            # The fourth beats every five seconds only, so it is seen to be counted and lost again.
+            await eventually(lambda: manager.server_count() == 4, "ours counts both victims")
+            await eventually(lambda: _counts(node, 4), "Node counts both victims")
+        finally:
+            process.kill()
+            await process.wait()
+        victim.kill()
+        await cluster.meet(["/"], 2)
+    await manager.close()
+
+
+async def _counts(node: NodeServer, count: int) -> bool:
+    return await node.server_count() == count
+
+
+async def test_a_node_server_that_comes_later_is_met_at_once(mixed: Mixed) -> None:
+    """With heartbeats switched off in practice, the answers to the first announcement must do."""
+    async with NodePeer("late") as late:
+        server = await NodeServer.start(late, mixed.database, heartbeatInterval=60_000)
+        await eventually(lambda: mixed.ours.manager.server_count() == 3, "ours hears the announcement")
+        await server.close()
+        await eventually(lambda: mixed.ours.manager.server_count() == 2, "ours hears the goodbye")
+
+
+async def test_other_names_for_channel_and_table(database: Database) -> None:
+    """Options of the adapter that both sides must read alike."""
+    adapter = {"channelPrefix": "chat", "tableName": "chat_attachments", "payloadThreshold": 100}
+    manager = AsyncPostgresManager(
+        database.dsn, channel="chat", table_name="chat_attachments", payload_threshold=100
+    )
+    async with PythonServer(manager) as server, NodePeer() as peer:
+        await manager.start()
+        node = await NodeServer.start(peer, database, **adapter)
+        await Cluster({"node": node, "ours": OurSide(server, manager)}).meet(["/"])
+        ours = await peer.connect(server.url, label="ours")
+        theirs = await peer.connect(node.url, label="theirs")
+        text = "x" * 100
+        async with spying(database, ["chat#/"], "chat_attachments") as spy:
+            await server.sio.emit("hello", text)
+            await peer.call("server.emit", name="hello", args=[text])
+            for client in (ours, theirs):
+                assert await client.wait_for("hello", 2) == [(text,)] * 2
+            assert all(frame.attachment for frame in await spy.wait_for_broadcast("hello", 2))
+        await node.close()
+        assert peer.errors == []
+    await manager.close()
+    assert database.value("SELECT to_regclass('socket_io_attachments') IS NULL")
+
+
+async def test_a_case_that_must_fail_here(mixed: Mixed) -> None:
+    """The check sees a message that somebody else sent to too many."""
+    case = replace(CASES[0], reaches=frozenset({"red"}))
+    with pytest.raises(AssertionError):
+        await case.check(mixed.cluster, await mixed.sender(OUR_EMITTER), BOTH)
