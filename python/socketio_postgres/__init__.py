@@ -26,6 +26,7 @@ from socketio_postgres.exceptions import (
     RequestTimeoutError,
     SocketIOPostgresError,
 )
+from socketio_postgres.manager import PostgresManager
 from socketio_postgres.messages import Message, MessageType
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "OptionsError",
     "PayloadTooLargeError",
     "PostgresClient",
+    "PostgresManager",
     "ProtocolError",
     "RequestTimeoutError",
     "SocketIOPostgresError",

@@ -163,17 +163,13 @@ class AsyncPostgresClient:
     async def insert_attachment(self, body: bytes) -> int:
         """Store a body; returns its id."""
         core = self._bus.core
-        attachment_id: int = await self._bus.call(
-            lambda inbox, token: core.insert_attachment(body, inbox, token)
-        )
+        attachment_id: int = await self._bus.call(lambda inbox, token: core.insert_attachment(body, inbox, token))
         return attachment_id
 
     async def get_attachment(self, attachment_id: int) -> bytes | None:
         """The body stored under an id, or None."""
         core = self._bus.core
-        body: bytes | None = await self._bus.call(
-            lambda inbox, token: core.get_attachment(attachment_id, inbox, token)
-        )
+        body: bytes | None = await self._bus.call(lambda inbox, token: core.get_attachment(attachment_id, inbox, token))
         return body
 
     async def cleanup_attachments(self, age: float = 30.0) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from socketio_postgres.broadcast_operator import Namespace
+from socketio_postgres.broadcast_operator import Namespace, Target
 from socketio_postgres.bus import Bus
 from socketio_postgres.messages import EMITTER_UID, Message
 from socketio_postgres.options import BusKeywords, BusOptions
@@ -39,8 +39,8 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         self._bus = Bus(BusOptions(dsn, **options), uid=lambda: EMITTER_UID)
         super().__init__(self._publish)
 
-    async def _publish(self, message: Message | None) -> None:
-        if message is not None:
+    async def _publish(self, message: Message, target: Target) -> None:
+        if target.rooms != ():
             await self._bus.publish_committed(message)
 
     async def start(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,19 +9,18 @@ from typing import Any
 from socketio.async_manager import AsyncManager
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
-from socketio_postgres import _core
-from socketio_postgres.adapter import ClusterAdapter, Request
-from socketio_postgres.async_server_operator import AsyncServerChain, ServerSideActions
+from socketio_postgres.async_server_operator import AsyncServerChain, AsyncServerSideActions
+from socketio_postgres.async_waiting import AsyncWaiting
 from socketio_postgres.broadcast_operator import Target, room_names
-from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
-from socketio_postgres.handover import items_of
-from socketio_postgres.member import CLOSE_LIMIT, GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Delivery, Handler
+from socketio_postgres.exceptions import PayloadTooLargeError
+from socketio_postgres.member import CLOSE_LIMIT, Delivery
 from socketio_postgres.messages import Message, MessageType
+from socketio_postgres.payload import value_fields
 
 __all__ = ["AsyncPostgresManager"]
 
 
-class AsyncPostgresManager(ServerSideActions, AsyncServerChain, ClusterMember, AsyncPubSubManager):  # type: ignore[misc]  # python-socketio is not typed
+class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaiting, AsyncPubSubManager):  # type: ignore[misc]  # python-socketio is not typed
     """Makes a `socketio.AsyncServer` one of the servers of a cluster: Python, Node.js and Go.
 
         mgr = AsyncPostgresManager("postgresql://app@localhost/app")
@@ -51,13 +48,6 @@ class AsyncPostgresManager(ServerSideActions, AsyncServerChain, ClusterMember, A
         OptionsError: The DSN or an option is wrong.
     """
 
-    def _prepare_waiting(self) -> None:
-        self._manager = self
-        self._joining: dict[str, tuple[asyncio.Task[None], float]] = {}
-        self._waiting: dict[str, asyncio.Future[None]] = {}
-        self._reader: asyncio.Task[None] | None = None
-        self._ticker: asyncio.Task[None] | None = None
-
     # ------------------------------------------------------------------------------------------- life cycle
 
     async def start(self) -> None:
@@ -70,11 +60,11 @@ class AsyncPostgresManager(ServerSideActions, AsyncServerChain, ClusterMember, A
             DatabaseError: It refuses: password, database, a standby, or no right to the attachment table.
         """
         core = self._bus.core
-        await self._bus.call(lambda inbox, token: core.start_publisher(True, inbox, token))
+        await self._run_core(lambda inbox, token: core.start_publisher(True, inbox, token))  # noqa: FBT003
         if not self.write_only:
             self._open()
-            await self._bus.call(core.start_listener)
-            await asyncio.gather(*(self._join(nsp) for nsp in self._served_namespaces()))
+            await self._run_core(core.start_listener)
+            await self._join_served()
 
     async def flush(self) -> None:
         """Wait until everything emitted before is committed.
@@ -83,79 +73,11 @@ class AsyncPostgresManager(ServerSideActions, AsyncServerChain, ClusterMember, A
             SocketIOPostgresError: The first failure since the last flush; its `failed_count` says how many messages
                 failed. `ConnectionLostError.may_be_sent` marks a commit whose outcome is unknown.
         """
-        await self._bus.flush()
+        await self._flush()
 
     async def close(self) -> None:
         """Leave the cluster: commit what is buffered, say goodbye, disconnect. Clients are not touched."""
         await self._close(CLOSE_LIMIT)
-
-    async def _close(self, limit: float) -> None:
-        if self._bus.is_closed:
-            return
-        self._leave()
-        joining = [task for task, _ in self._joining.values()]
-        for task in (self._reader, self._ticker, *joining):
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
-        await self._bus.close(limit)
-
-    async def _thread(self) -> None:
-        """The background task that `initialize` starts; lives until the server's loop is torn down."""
-        try:
-            joins = [self._join(nsp) for nsp in self._served_namespaces()]
-            for error in await asyncio.gather(*joins, return_exceptions=True):
-                if isinstance(error, PayloadTooLargeError):
-                    self._report(error)
-            await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            await self._close(GOODBYE_LIMIT)
-
-    def _open(self) -> None:
-        """Start reading what the core hands over."""
-        inbox = self._bus.inbox
-        if self._reader is None or self._reader.done():
-            self._reader = asyncio.create_task(self._read(inbox), name="socketio-postgres reader")
-            self._ticker = asyncio.create_task(self._tick(), name="socketio-postgres ticker")
-
-    async def _join(self, namespace: str) -> None:
-        """Serve a namespace; returns once LISTEN is active.
-
-        Raises:
-            asyncio.TimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
-        """
-        if namespace in self._adapters:
-            return
-        task, deadline = self._joining.get(namespace, (None, 0.0))
-        if task is None:
-            deadline = time.monotonic() + JOIN_LIMIT
-            task = asyncio.create_task(self._join_now(namespace), name=f"socketio-postgres join {namespace}")
-            self._joining[namespace] = (task, deadline)
-            task.add_done_callback(lambda _: self._joining.pop(namespace, None))
-        await asyncio.wait_for(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
-
-    async def _join_now(self, namespace: str) -> None:
-        channel = _core.channel_name(self.channel, namespace)
-        self._open()
-        while True:
-            try:
-                await self._bus.call(lambda inbox, token: self._bus.core.listen(channel, inbox, token))
-                break
-            except ClosedError:
-                raise
-            except SocketIOPostgresError:
-                # The listener has reported it already. Operators mend passwords and rights while we run.
-                await asyncio.sleep(1.0)
-        self._serve(namespace)
-
-    async def _try_to_join(self, namespace: str) -> None:
-        """Join if PostgreSQL answers; without the bus a server still serves its own clients."""
-        try:
-            await self._join(namespace)
-        except (SocketIOPostgresError, asyncio.TimeoutError) as error:
-            if isinstance(error, PayloadTooLargeError):
-                raise
-            why = str(error) or "PostgreSQL does not answer"
-            self._log.warning("namespace %s is not connected to other servers yet: %s", namespace, why)
 
     async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`, but a client is told that it is connected only once LISTEN is active."""
@@ -166,25 +88,6 @@ class AsyncPostgresManager(ServerSideActions, AsyncServerChain, ClusterMember, A
             return None
         sid: str | None = await super().pre_connect(eio_sid, namespace)
         return sid
-
-    async def _tick(self) -> None:
-        interval = self._heartbeat.cleanup_interval
-        cleanup_at = time.monotonic() + interval
-        while True:
-            due = self._tick_now(time.monotonic())
-            if time.monotonic() >= cleanup_at:
-                cleanup_at = time.monotonic() + interval
-                if self._has_new_attachments():
-                    await self._clean_up(interval)
-            # Never later than a second from now: a namespace may join meanwhile.
-            delay = min(due, cleanup_at) - time.monotonic()
-            await asyncio.sleep(min(max(delay, 0.01), 1.0))
-
-    async def _clean_up(self, age: float) -> None:
-        try:
-            await self._bus.call(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
-        except SocketIOPostgresError as error:
-            self._report(error)
 
     # ------------------------------------------------------------------------------------------ publishing
 
@@ -277,16 +180,16 @@ class AsyncPostgresManager(ServerSideActions, AsyncServerChain, ClusterMember, A
 
     async def _publish(self, message: Message) -> None:
         if not self._try_publish(message):
-            await self._bus.publish(message)
+            await self._append(message)
 
     def _try_publish(self, message: Message) -> bool:
         """Append to the buffer unless it is full; keeps call order even among tasks."""
         self._before_publishing(message)
-        return self._bus.try_publish(message)
+        return self._try_to_append(message)
 
-    async def _act(self, message: Message | None, target: Target) -> None:
+    async def _act(self, message: Message, target: Target) -> None:
         """Carry out a chain: here, and on the other servers."""
-        if message is None:
+        if target.rooms == ():
             return
         is_published = target.is_local or self._try_publish(message)
         await self._apply(message)
@@ -295,32 +198,24 @@ class AsyncPostgresManager(ServerSideActions, AsyncServerChain, ClusterMember, A
 
     # ------------------------------------------------------------------------------------------- receiving
 
-    async def _read(self, inbox: _core.Inbox) -> None:
-        async for _, kind, value in items_of(inbox):
-            if kind == _core.MESSAGE:
-                await self._receive(value)
-            elif kind == _core.FAILURE:
-                self._report(value)
-            elif kind == _core.LISTENING and value:
-                self._announce_again()
-
     async def _receive(self, message: Message) -> None:
         adapter = self._adapters.get(message.nsp)
         if adapter is None:
             return
         try:
-            for each in self._run_effects(adapter, adapter.receive(message, time.monotonic())):
+            for each in self._run(adapter, adapter.receive, message, time.monotonic()):
                 await self._apply(each)
         except Exception as error:  # one bad message must not stop the reader
             self._report_bad(message, error)
 
     async def _apply(self, message: Message) -> None:
+        sids = self._disconnected_by(message)
         delivery = self._apply_now(message)
         if delivery is not None:
             await self._deliver(delivery)
-        elif message.type == MessageType.DISCONNECT_SOCKETS:
-            # The tasks run up to the application's handler now, so that what follows does not reach the client.
-            await asyncio.sleep(0)
+        elif sids:
+            # What follows must not reach them any more, but nobody waits for the application's handlers.
+            await self._until_disconnecting(sids, message.nsp)
 
     async def _deliver(self, delivery: Delivery) -> None:
         await AsyncManager.emit(
@@ -354,85 +249,54 @@ class AsyncPostgresManager(ServerSideActions, AsyncServerChain, ClusterMember, A
             self._report_bad(message, error)
         self._answer_server_side(message, result)
 
-    @staticmethod
-    async def _call(function: Handler, *args: Any) -> Any:
-        result = function(*args)
-        return await result if inspect.isawaitable(result) else result
-
     # -------------------------------------------------------------------------------------------- requests
-
-    def _complete(self, request: Request) -> None:
-        waiting = self._waiting.get(request.id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
-
-    async def _wait(self, adapter: ClusterAdapter, request: Request, target: Target, *, partial: bool) -> list[Any]:
-        """Wait for a request's answers."""
-        try:
-            await asyncio.wait_for(self._waiting[request.id], target.timeout)
-        except asyncio.TimeoutError:
-            return self._timed_out(request, target, partial=partial)
-        finally:
-            del self._waiting[request.id]
-            adapter.abandon(request)
-        return request.responses
-
-    def _request(self, adapter: ClusterAdapter, target: Target) -> Request:
-        request = adapter.request(is_local=target.is_local)
-        self._waiting[request.id] = asyncio.get_running_loop().create_future()
-        return request
-
-    async def _member(self, target: Target) -> ClusterAdapter:
-        if not target.is_local:
-            await self._join(target.nsp)
-        return self._adapters.get(target.nsp) or self._new_adapter(target.nsp)
 
     async def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]:
         if target.rooms == ():
             return []
         adapter = await self._member(target)
-        local = self._local_details(target.nsp, list(target.rooms or ()), list(target.except_rooms))
-        request = self._request(adapter, target)
-        request.responses += local
-        if request.missing:
+        request = self._start_request(adapter, target)
+        try:
             message = target.message(MessageType.FETCH_SOCKETS, request_id=request.id)
-            assert message is not None
-            await self._publish(message)
-        else:
-            self._complete(request)
-        return await self._wait(adapter, request, target, partial=partial)
+            request.responses += self._local_details(target.nsp, message.to, message.except_)
+            if request.missing:
+                await self._publish(message)
+                return await self._answers(request, target, partial=partial)
+            return request.responses
+        finally:
+            self._end_request(adapter, request)
 
     async def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
         if target.rooms == ():
             return []
         adapter = await self._member(target)
-        request = self._request(adapter, target)
-        sids = self._alive_sids(target.nsp, list(target.rooms or ()), list(target.except_rooms))
+        request = self._start_request(adapter, target)
         try:
-            message = target.message(MessageType.BROADCAST, packet=packet, request_id=request.id)
-            assert message is not None
+            fields = value_fields(packet, self.json)
+            message = target.message(MessageType.BROADCAST, request_id=request.id, **fields)
+            sids = self._alive_sids(target.nsp, message.to, message.except_)
             if request.missing:
                 await self._publish(message)
-        except BaseException:
-            del self._waiting[request.id]
-            adapter.abandon(request)
-            raise
-        self._run_effects(adapter, adapter.expect_local(request, len(sids)))
-        if sids:
-            callback = self._local_acknowledgement(adapter, request)
-            delivery = Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback)
-            await self._deliver(delivery)
-        return await self._wait(adapter, request, target, partial=partial)
+            self._run(adapter, adapter.expect_local, request, len(sids))
+            if sids:
+                callback = self._local_acknowledgement(adapter, request)
+                await self._deliver(Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback))
+            return await self._answers(request, target, partial=partial)
+        finally:
+            self._end_request(adapter, request)
 
     async def _server_side_emit(self, nsp: str, packet: list[Any]) -> None:
-        await self._publish(Message(MessageType.SERVER_SIDE_EMIT, nsp, packet=packet))
+        await self._publish(Message(MessageType.SERVER_SIDE_EMIT, nsp, **value_fields(packet, self.json)))
 
     async def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
         adapter = await self._member(target)
-        request = self._request(adapter, target)
-        message = Message(MessageType.SERVER_SIDE_EMIT, target.nsp, packet=packet, request_id=request.id)
-        if request.missing:
-            await self._publish(message)
-        else:
-            self._complete(request)
-        return await self._wait(adapter, request, target, partial=partial)
+        request = self._start_request(adapter, target)
+        try:
+            fields = value_fields(packet, self.json)
+            message = Message(MessageType.SERVER_SIDE_EMIT, target.nsp, request_id=request.id, **fields)
+            if request.missing:
+                await self._publish(message)
+                return await self._answers(request, target, partial=partial)
+            return []
+        finally:
+            self._end_request(adapter, request)

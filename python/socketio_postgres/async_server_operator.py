@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from socketio_postgres.broadcast_operator import (
     Chain,
@@ -20,13 +20,13 @@ from socketio_postgres.messages import Message
 
 __all__ = ["AsyncRemoteSocket", "AsyncServerNamespace", "AsyncServerOperator"]
 
-Done = Coroutine[Any, Any, None]
+Done: TypeAlias = Coroutine[Any, Any, None]
 
 
 class Requests(Protocol):
     """What a manager offers to its chains."""
 
-    def _act(self, message: Message | None, target: Target) -> Done: ...
+    def _act(self, message: Message, target: Target) -> Done: ...
     async def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]: ...
     async def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]: ...
     async def _server_side_emit(self, nsp: str, packet: list[Any]) -> None: ...
@@ -41,7 +41,7 @@ class AsyncServerChain(Chain["AsyncServerOperator"], SocketActions[Done]):
     def _with(self, target: Target) -> AsyncServerOperator:
         return AsyncServerOperator(self._manager, target)
 
-    def _send(self, message: Message | None, target: Target) -> Done:
+    def _send(self, message: Message, target: Target) -> Done:
         return self._manager._act(message, target)  # noqa: SLF001  (the two belong together)
 
     @property
@@ -93,7 +93,7 @@ class AsyncServerOperator(AsyncServerChain, EmitActions[Done]):
         self._target = target
 
 
-class ServerSideActions:
+class AsyncServerSideActions:
     """Events for the servers themselves."""
 
     _manager: Requests
@@ -133,7 +133,7 @@ class ServerSideActions:
         return await self._manager._server_side_emit_with_ack(target, packet, partial=partial)  # noqa: SLF001
 
 
-class AsyncServerNamespace(ServerSideActions, AsyncServerOperator):
+class AsyncServerNamespace(AsyncServerSideActions, AsyncServerOperator):
     """All sockets of one namespace, on all servers; the start of a chain."""
 
 

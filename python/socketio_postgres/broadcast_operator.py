@@ -40,10 +40,8 @@ class Target:
     is_local: bool = False
     timeout: float = 5.0
 
-    def message(self, kind: MessageType, **fields: Any) -> Message | None:
-        """A message to these sockets; None when nobody is meant, as no rooms on the wire would mean everybody."""
-        if self.rooms == ():
-            return None
+    def message(self, kind: MessageType, **fields: Any) -> Message:
+        """A message to these sockets. Not for an empty tuple of rooms: on the wire that would mean everybody."""
         return Message(
             kind,
             self.nsp,
@@ -57,9 +55,7 @@ class Target:
 
 def bad(option: str, value: object, reason: str) -> OptionsError:
     """The error for an argument of a chain."""
-    return OptionsError(
-        f"invalid {option}: {reason} (got {value!r})", option=option, value=repr(value), reason=reason
-    )
+    return OptionsError(f"invalid {option}: {reason} (got {value!r})", option=option, value=repr(value), reason=reason)
 
 
 def room_names(rooms: Rooms, option: str = "room") -> tuple[str, ...]:
@@ -143,7 +139,7 @@ class SocketActions(Generic[R]):
 
     _target: Target
 
-    def _send(self, message: Message | None, target: Target) -> R:
+    def _send(self, message: Message, target: Target) -> R:
         raise NotImplementedError
 
     def sockets_join(self, rooms: Rooms) -> R:
@@ -189,29 +185,29 @@ class EmitActions(SocketActions[R]):
 class BroadcastOperator(Chain["BroadcastOperator[R]"], EmitActions[R]):
     """Some sockets of a namespace, on all servers."""
 
-    def __init__(self, send: Callable[[Message | None], R], target: Target) -> None:
+    def __init__(self, send: Callable[[Message, Target], R], target: Target) -> None:
         self._deliver = send
         self._target = target
 
     def _with(self, target: Target) -> BroadcastOperator[R]:
         return BroadcastOperator(self._deliver, target)
 
-    def _send(self, message: Message | None, target: Target) -> R:  # noqa: ARG002  (emitters have no sockets)
-        return self._deliver(message)
+    def _send(self, message: Message, target: Target) -> R:
+        return self._deliver(message, target)
 
 
 class Namespace(Chain[BroadcastOperator[R]], EmitActions[R]):
     """All sockets of one namespace, on all servers; the start of a chain."""
 
-    def __init__(self, send: Callable[[Message | None], R], nsp: str = "/") -> None:
+    def __init__(self, send: Callable[[Message, Target], R], nsp: str = "/") -> None:
         self._deliver = send
         self._target = Target(nsp)
 
     def _with(self, target: Target) -> BroadcastOperator[R]:
         return BroadcastOperator(self._deliver, target)
 
-    def _send(self, message: Message | None, target: Target) -> R:  # noqa: ARG002  (emitters have no sockets)
-        return self._deliver(message)
+    def _send(self, message: Message, target: Target) -> R:
+        return self._deliver(message, target)
 
     def of(self, nsp: str) -> Namespace[R]:
         """Another namespace; a missing leading slash is added, as in Socket.IO."""
@@ -224,7 +220,7 @@ class Namespace(Chain[BroadcastOperator[R]], EmitActions[R]):
             As `emit`.
         """
         packet = [checked_event(event), *args]
-        return self._deliver(Message(MessageType.SERVER_SIDE_EMIT, self._target.nsp, packet=packet))
+        return self._deliver(Message(MessageType.SERVER_SIDE_EMIT, self._target.nsp, packet=packet), self._target)
 
 
 def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class Bus:
         self._core: _core.Bus | None = None
         self._inbox: _core.Inbox | None = None
         self._is_closed = False
-        self._blocking = BlockingCalls()
+        self.blocking = BlockingCalls()
         # A DSN or table name that cannot work is told here, at the call that gave it.
         self.description = self._make_core(_core.Inbox(INBOX_BYTES)).description
 
@@ -80,9 +80,10 @@ class Bus:
             return core
         with self._lock:
             if self._pid != os.getpid():
-                _of_the_parent.append((self._core, self._inbox, self._blocking))
+                _of_the_parent.append((self._core, self._inbox, self.blocking))
+                wait = self.blocking.wait
                 self._core, self._is_closed, self._pid = None, False, os.getpid()
-                self._blocking = BlockingCalls()
+                self.blocking = BlockingCalls(wait)
             if self._is_closed:
                 raise ClosedError(f"the connection to {self.description} is closed; create a new object")
             if self._core is None:
@@ -169,7 +170,7 @@ class Bus:
     def publish_blocking(self, message: Message) -> None:
         """Blocking form of `publish`."""
         while not self.core.publish(message):
-            self._blocking.run(self.core.when_space)
+            self.blocking.run(self.core.when_space)
 
     def notify_blocking(self, channel: str, payload: str) -> None:
         """Blocking form of `notify_committed`."""
@@ -182,25 +183,23 @@ class Bus:
                 self.core.when_space(inbox, token)
 
         while not is_appended:
-            self._blocking.run(start)
+            self.blocking.run(start)
 
     def flush_blocking(self, timeout: float | None = None) -> None:
         """Blocking form of `flush`."""
-        failed, first = self._blocking.run(self.core.flush, timeout)
+        failed, first = self.blocking.run(self.core.flush, timeout)
         _raise_failures(failed, first)
 
-    def call_blocking(
-        self, operation: Callable[[_core.Inbox, int], None], timeout: float | None = None
-    ) -> Any:
+    def call_blocking(self, operation: Callable[[_core.Inbox, int], None], timeout: float | None = None) -> Any:
         """Blocking form of `call`."""
-        return self._blocking.run(operation, timeout)
+        return self.blocking.run(operation, timeout)
 
     def close_blocking(self, limit: float) -> None:
         """Blocking form of `close`."""
         core = self._begin_close()
         if core is not None:
-            self._blocking.run(core.close_listener)
-            self._blocking.run(lambda inbox, token: core.close_publisher(limit, inbox, token))
+            self.blocking.run(core.close_listener)
+            self.blocking.run(lambda inbox, token: core.close_publisher(limit, inbox, token))
 
     # ------------------------------------------------------------------------------------------------- common
 
@@ -238,6 +237,4 @@ def _flush_at_exit() -> None:
             if bus.stats().get("buffer_count"):
                 bus.flush_blocking(EXIT_LIMIT)
         except SocketIOPostgresError:
-            log.exception(
-                "messages buffered for %s were not committed before the process ended", bus.description
-            )
+            log.exception("messages buffered for %s were not committed before the process ended", bus.description)

@@ -99,9 +99,7 @@ class PostgresClient:
     def insert_attachment(self, body: bytes) -> int:
         """Blocking form of `AsyncPostgresClient.insert_attachment`."""
         core = self._bus.core
-        attachment_id: int = self._bus.call_blocking(
-            lambda inbox, token: core.insert_attachment(body, inbox, token)
-        )
+        attachment_id: int = self._bus.call_blocking(lambda inbox, token: core.insert_attachment(body, inbox, token))
         return attachment_id
 
     def get_attachment(self, attachment_id: int) -> bytes | None:
@@ -115,9 +113,7 @@ class PostgresClient:
     def cleanup_attachments(self, age: float = 30.0) -> int:
         """Blocking form of `AsyncPostgresClient.cleanup_attachments`."""
         core = self._bus.core
-        deleted: int = self._bus.call_blocking(
-            lambda inbox, token: core.expire_attachments(age, inbox, token)
-        )
+        deleted: int = self._bus.call_blocking(lambda inbox, token: core.expire_attachments(age, inbox, token))
         return deleted
 
     def close(self) -> None:

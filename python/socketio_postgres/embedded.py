@@ -16,8 +16,8 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import random
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -29,6 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import quote
+
+from typing_extensions import Self
+
+from socketio_postgres.exceptions import SocketIOPostgresError
 
 if TYPE_CHECKING:
     import pwd
@@ -73,16 +77,16 @@ _WATCHER = """
 pid=0
 while read -r line; do pid=$line; done
 if [ "$pid" -gt 0 ]; then
-    kill -QUIT "$pid" 2>/dev/null
+    : kill -QUIT "$pid" 2>/dev/null
     tries=0
     while kill -0 "$pid" 2>/dev/null && [ "$tries" -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
-    kill -KILL "$pid" 2>/dev/null
+    : kill "$pid" 2>/dev/null
 fi
 rm -rf -- "$1"
 """
 
 
-class EmbeddedPostgresError(RuntimeError):
+class EmbeddedPostgresError(SocketIOPostgresError):
     """The throw-away server cannot be found, started or used; the text holds the end of its log."""
 
 
@@ -110,9 +114,7 @@ class PostgresBinaries:
         folder = Path(bin_dir)
         for program in ("postgres", "initdb"):
             if not (folder / program).is_file():
-                raise EmbeddedPostgresError(
-                    f"no PostgreSQL server in {str(folder)!r}: {program!r} is missing there"
-                )
+                raise EmbeddedPostgresError(f"no PostgreSQL server in {str(folder)!r}: {program!r} is missing there")
         try:
             answer = subprocess.run(
                 [folder / "postgres", "--version"],
@@ -127,9 +129,7 @@ class PostgresBinaries:
             ) from error
         found = re.search(r"\(PostgreSQL\) (\S+)", answer.stdout)
         if found is None:
-            raise EmbeddedPostgresError(
-                f"{str(folder / 'postgres')!r} is not PostgreSQL: it says {answer.stdout!r}"
-            )
+            raise EmbeddedPostgresError(f"{str(folder / 'postgres')!r} is not PostgreSQL: it says {answer.stdout!r}")
         return cls(folder, found[1])
 
 
@@ -159,7 +159,7 @@ def free_port() -> int:
     back.
     """
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = 20_000 + secrets.randbelow(12_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
@@ -210,7 +210,7 @@ class EmbeddedPostgres:
         self._watcher: subprocess.Popen[bytes] | None = None
         self._owner_pid = os.getpid()
 
-    def __enter__(self) -> EmbeddedPostgres:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -264,9 +264,7 @@ class EmbeddedPostgres:
         """The server's log, kept over restarts and removed by `close`."""
         return self._base() / "server.log"
 
-    def dsn(
-        self, dbname: str = "postgres", user: str = "postgres", host: str | os.PathLike[str] = "127.0.0.1"
-    ) -> str:
+    def dsn(self, dbname: str = "postgres", user: str = "postgres", host: str | os.PathLike[str] = "127.0.0.1") -> str:
         """Give the connection URL of a database; no password is needed.
 
         Args:
@@ -330,9 +328,7 @@ class EmbeddedPostgres:
 
     def close(self) -> None:
         """Stop the server and remove its files; a `data_dir` given by the caller stays."""
-        if (
-            os.getpid() != self._owner_pid
-        ):  # a forked child runs our atexit hook too, the server is not its own
+        if os.getpid() != self._owner_pid:  # a forked child runs our atexit hook too, the server is not its own
             return
         atexit.unregister(self.close)
         self.stop()
@@ -354,9 +350,7 @@ class EmbeddedPostgres:
 
     def _base(self) -> Path:
         if self._base_dir is None:
-            raise EmbeddedPostgresError(
-                "the embedded PostgreSQL has no files before start() and after close()"
-            )
+            raise EmbeddedPostgresError("the embedded PostgreSQL has no files before start() and after close()")
         return self._base_dir
 
     def _prepare(self) -> None:
@@ -412,9 +406,7 @@ class EmbeddedPostgres:
         while not self._is_ready(self._process.pid):
             if (status := self._process.poll()) is not None:
                 self.stop()
-                raise EmbeddedPostgresError(
-                    f"PostgreSQL {self.version} ended with status {status}{self._log_tail()}"
-                )
+                raise EmbeddedPostgresError(f"PostgreSQL {self.version} ended with status {status}{self._log_tail()}")
             if time.monotonic() > deadline:
                 self.stop("immediate")
                 raise EmbeddedPostgresError(
@@ -430,7 +422,8 @@ class EmbeddedPostgres:
         """
         with contextlib.suppress(OSError):
             lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
-            return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+            # Slices: the server may be writing it just now.
+            return lines[:1] == [str(pid)] and [line.strip() for line in lines[7:8]] == ["ready"]
         return False
 
     def _log_tail(self) -> str:
@@ -458,9 +451,7 @@ class EmbeddedPostgres:
             )
         except OSError as error:
             who = "" if account is None else f" as user {account.pw_name!r}"
-            raise EmbeddedPostgresError(
-                f"cannot run {str(self._programs_dir / program)!r}{who}: {error}"
-            ) from error
+            raise EmbeddedPostgresError(f"cannot run {str(self._programs_dir / program)!r}{who}: {error}") from error
 
     def _run(self, program: str, *arguments: str) -> None:
         process = self._popen(program, *arguments, output=subprocess.PIPE)
@@ -500,14 +491,10 @@ def _candidate_folders() -> Iterator[Path]:
         for location in (spec.submodule_search_locations or ()) if spec is not None else ():
             yield Path(location, prefix, "bin")
     folders = [folder for pattern in _SYSTEM_GLOBS for folder in Path("/").glob(pattern[1:])]
-    yield from sorted(
-        folders, key=lambda folder: [int(part) for part in re.findall(r"\d+", str(folder))], reverse=True
-    )
+    yield from sorted(folders, key=lambda folder: [int(part) for part in re.findall(r"\d+", str(folder))], reverse=True)
     if (pg_config := shutil.which("pg_config")) is not None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            answer = subprocess.run(
-                [pg_config, "--bindir"], capture_output=True, text=True, timeout=10, check=True
-            )
+            answer = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, timeout=10, check=True)
             yield Path(answer.stdout.strip())
 
 
@@ -530,7 +517,7 @@ def _server_account() -> pwd.struct_passwd | None:
 
 def _public_tempdir(account: pwd.struct_passwd | None) -> Path:
     """The temporary directory, or /tmp when that is too long or out of reach of the server's account."""
-    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 -- mkdtemp there is safe
     for folder in candidates:
         if (
             len(os.fsencode(folder)) <= _TEMPDIR_MAX_BYTES
@@ -553,13 +540,11 @@ def _is_readable(folder: Path) -> bool:
     """Whether every user may read all files below a directory and run what its owner may run."""
     if not _is_traversable(folder):
         return False
-    for parent, _, files in os.walk(folder):
-        if os.stat(parent).st_mode & 0o005 != 0o005:
+    for path in (folder, *folder.rglob("*")):
+        mode = path.stat().st_mode
+        is_run = stat.S_ISDIR(mode) or mode & stat.S_IXUSR
+        if not mode & stat.S_IROTH or (is_run and not mode & stat.S_IXOTH):
             return False
-        for name in files:
-            mode = os.stat(os.path.join(parent, name)).st_mode
-            if not mode & stat.S_IROTH or (mode & stat.S_IXUSR and not mode & stat.S_IXOTH):
-                return False
     return True
 
 
@@ -572,9 +557,7 @@ def _readable_copy(bin_dir: Path, target: Path) -> Path:
     files.
     """
     prefix = bin_dir.parent
-    libraries = prefix.parent.with_name(
-        prefix.parent.name + ".libs"
-    )  # where repaired wheels keep shared libraries
+    libraries = prefix.parent.with_name(prefix.parent.name + ".libs")  # where repaired wheels keep shared libraries
     sources = [folder for folder in (prefix, libraries) if folder.is_dir()]
     if all(_is_readable(folder) for folder in sources):
         return bin_dir

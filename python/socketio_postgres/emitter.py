@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from socketio_postgres.broadcast_operator import Namespace
+from socketio_postgres.broadcast_operator import Namespace, Target
 from socketio_postgres.bus import Bus
 from socketio_postgres.messages import EMITTER_UID, Message
 from socketio_postgres.options import BusKeywords, BusOptions
@@ -42,8 +42,8 @@ class Emitter(Namespace[None]):
         self._bus = Bus(BusOptions(dsn, **options), uid=lambda: EMITTER_UID)
         super().__init__(self._publish)
 
-    def _publish(self, message: Message | None) -> None:
-        if message is not None:
+    def _publish(self, message: Message, target: Target) -> None:
+        if target.rooms != ():
             self._bus.publish_blocking(message)
         self._report()
 

@@ -40,9 +40,7 @@ class SocketIOPostgresError(Exception):
         return (_restore, (type(self), str(self), self.__dict__.copy()))
 
 
-def _restore(
-    kind: type[SocketIOPostgresError], message: str, details: dict[str, object]
-) -> SocketIOPostgresError:
+def _restore(kind: type[SocketIOPostgresError], message: str, details: dict[str, object]) -> SocketIOPostgresError:
     return kind(message, **details)
 
 

@@ -7,8 +7,8 @@ descriptor, or a thread blocks on it with the GIL released.
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from socketio_postgres import _core
 from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.green import Wait, wait_for_mode
 
 __all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of", "readable"]
 
@@ -106,11 +107,17 @@ def _wake(woken: asyncio.Future[None]) -> None:
 
 
 class BlockingCalls:
-    """Operations of the core as blocking calls, from any thread."""
+    """Operations of the core as blocking calls, from any thread or greenlet.
 
-    def __init__(self) -> None:
-        self._local = threading.local()
+    Args:
+        wait: How to wait; default: as the process is monkey-patched when it first waits.
+    """
+
+    def __init__(self, wait: Wait | None = None) -> None:
+        self.wait = wait
         self._tokens = itertools.count(1)
+        # Every call under way has an inbox of its own: greenlets of one thread must not see each other's results.
+        self._idle: collections.deque[_core.Inbox] = collections.deque()
 
     def run(self, operation: Operation, timeout: float | None = None) -> Any:
         """Start `operation` and block until it ends; returns its result or raises its exception.
@@ -118,9 +125,17 @@ class BlockingCalls:
         Raises:
             OperationTimeoutError: It did not end within `timeout` seconds. It goes on in the background.
         """
-        inbox: _core.Inbox | None = getattr(self._local, "inbox", None)
-        if inbox is None:
-            inbox = self._local.inbox = _core.Inbox(INBOX_BYTES)
+        try:
+            inbox = self._idle.pop()
+        except IndexError:
+            inbox = _core.Inbox(INBOX_BYTES)
+        try:
+            return self._run(operation, timeout, inbox)
+        finally:
+            self._idle.append(inbox)
+
+    def _run(self, operation: Operation, timeout: float | None, inbox: _core.Inbox) -> Any:
+        wait = self.wait or wait_for_mode()
         token = next(self._tokens)
         deadline = None if timeout is None else time.monotonic() + timeout
         operation(inbox, token)
@@ -134,4 +149,4 @@ class BlockingCalls:
             left = SIGNAL_INTERVAL if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s")
-            inbox.wait(min(left, SIGNAL_INTERVAL))
+            wait(inbox, min(left, SIGNAL_INTERVAL))

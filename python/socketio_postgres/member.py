@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import payload
@@ -90,13 +91,16 @@ class ClusterMember(LocalSockets):
         super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
         if error_handler is not None and not callable(error_handler):
             raise bad("error_handler", error_handler, "must be callable")
-        self._target = Target("/")
+        self._target = Target("/")  # the manager is the start of every chain
+        self._manager: Any = self
         self._heartbeat = HeartbeatOptions(heartbeat_interval, heartbeat_timeout, cleanup_interval)
         self._share_session = share_session
         self._error_handler = error_handler
         self._log = logger or log
         self._bus = Bus(BusOptions(dsn, channel=channel, **options), uid=self._uid)
         self._adapters: dict[str, ClusterAdapter] = {}
+        # Threads of a sync server share the adapters; nothing waits while it holds this.
+        self._lock = threading.RLock()
         self._handlers: dict[tuple[str, str], Handler] = {}
         self._connected_at: dict[tuple[str, str], float] = {}
         self._cleaned_up = 0
@@ -160,21 +164,27 @@ class ClusterMember(LocalSockets):
     def _serve(self, namespace: str) -> None:
         """LISTEN is active: be a member."""
         adapter = self._adapters[namespace] = self._new_adapter(namespace)
-        self._run_effects(adapter, adapter.announce(time.monotonic()))
+        self._run(adapter, adapter.announce, time.monotonic())
 
     def _announce_again(self) -> None:
         description = self._bus.description
         self._log.warning("listening again on %s; messages of other servers may have been missed", description)
-        for adapter in self._adapters.values():
-            self._run_effects(adapter, adapter.announce(time.monotonic()))
+        for adapter in list(self._adapters.values()):
+            self._run(adapter, adapter.announce, time.monotonic())
 
     def _leave(self) -> None:
-        for adapter in self._adapters.values():
-            self._run_effects(adapter, adapter.leave())
+        for adapter in list(self._adapters.values()):
+            self._run(adapter, adapter.leave)
         self._adapters.clear()
 
-    def _run_effects(self, adapter: ClusterAdapter, effects: Iterable[Effect]) -> list[Message]:
-        """Do what the adapter asks for; returns the messages to be applied to local sockets."""
+    def _warn_not_joined(self, namespace: str, error: Exception) -> None:
+        why = str(error) or "PostgreSQL does not answer"
+        self._log.warning("namespace %s is not connected to other servers yet: %s", namespace, why)
+
+    def _run(self, adapter: ClusterAdapter, step: Callable[..., list[Effect]], *args: Any) -> list[Message]:
+        """Take a step of the adapter and do what it asks for; returns the messages to be applied here."""
+        with self._lock:
+            effects = step(*args)
         to_apply = []
         for effect in effects:
             match effect:
@@ -194,7 +204,7 @@ class ClusterMember(LocalSockets):
     def _tick_now(self, now: float) -> float:
         """Drive the adapters' timers; returns when to do so again."""
         for adapter in list(self._adapters.values()):
-            self._run_effects(adapter, adapter.tick(now))
+            self._run(adapter, adapter.tick, now)
         return min((adapter.next_tick() for adapter in self._adapters.values()), default=now + 1.0)
 
     def _has_new_attachments(self) -> bool:
@@ -244,14 +254,15 @@ class ClusterMember(LocalSockets):
             self.server.start_background_task(self._call, callback, *args)
 
         expires_at = time.monotonic() + CALLBACK_LIFETIME
-        request = adapter.request(is_local=is_local, expires_at=expires_at, on_response=fire)
+        with self._lock:
+            request = adapter.request(is_local=is_local, expires_at=expires_at, on_response=fire)
         return request, self._local_acknowledgement(adapter, request)
 
     def _local_acknowledgement(self, adapter: ClusterAdapter, request: Request) -> Callable[..., None]:
         """The callback given to python-socketio for our own clients."""
 
         def acknowledge(*args: Any) -> None:
-            self._run_effects(adapter, adapter.acknowledge_local(request, list(args)))
+            self._run(adapter, adapter.acknowledge_local, request, list(args))
 
         return acknowledge
 
@@ -311,6 +322,12 @@ class ClusterMember(LocalSockets):
             case MessageType.SERVER_SIDE_EMIT:
                 self.server.start_background_task(self._handle_server_side, message)
         return None
+
+    def _disconnected_by(self, message: Message) -> list[str]:
+        """Local clients that a message disconnects."""
+        if message.type != MessageType.DISCONNECT_SOCKETS:
+            return []
+        return self.local_sids(message.nsp, message.to, message.except_)
 
     def _enter(self, sid: str, namespace: str, room: str) -> None:
         try:
@@ -423,6 +440,14 @@ class ClusterMember(LocalSockets):
         self._publish_soon(Message(MessageType.SERVER_SIDE_EMIT_RESPONSE, message.nsp, **fields))
 
     # -------------------------------------------------------------------------------------------- requests
+
+    def _request(self, adapter: ClusterAdapter, *, is_local: bool) -> Request:
+        with self._lock:
+            return adapter.request(is_local=is_local)
+
+    def _abandon(self, adapter: ClusterAdapter, request: Request) -> None:
+        with self._lock:
+            adapter.abandon(request)
 
     def _complete(self, request: Request) -> None:
         """A request has all its answers: wake who waits for it."""

@@ -55,9 +55,7 @@ class BusOptions:
         if self.listen_dsn is not None:
             _require("listen_dsn", self.listen_dsn, str, "must be a string")
         if self.password is not None and not callable(self.password):
-            raise _bad(
-                "password", "", "must be a callable that returns the password; a fixed one belongs in the DSN"
-            )
+            raise _bad("password", "", "must be a callable that returns the password; a fixed one belongs in the DSN")
         if not isinstance(self.create_table, bool):
             raise _bad("create_table", self.create_table, "must be True or False")
         _require_number("payload_threshold", self.payload_threshold, 1, 8000, is_integer=True)
@@ -134,9 +132,7 @@ class BusSettings(BusOptions):
 
 def _bad(option: str, value: object, reason: str) -> OptionsError:
     shown = repr(value) if value != "" else ""
-    return OptionsError(
-        f"invalid {option}: {reason} (got {shown})", option=option, value=shown, reason=reason
-    )
+    return OptionsError(f"invalid {option}: {reason} (got {shown})", option=option, value=shown, reason=reason)
 
 
 def _require(option: str, value: Any, kind: type, reason: str) -> None:

@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+
 from socketio_postgres import embedded
 from socketio_postgres.embedded import (
     EmbeddedPostgres,
@@ -22,14 +23,17 @@ from socketio_postgres.embedded import (
     find_binaries,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 WAIT_SECONDS = 20.0
 INSTALLED = find_binaries()
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {WAIT_SECONDS} s"
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.02)
 
 
@@ -124,10 +128,8 @@ def test_settings_reach_the_server() -> None:
         assert ask(postgres.dsn(), "show fsync") == "on"
 
 
-def test_a_failed_start_shows_the_log_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(embedded, "_public_tempdir", lambda account: _open_dir(tmp_path))
+def test_a_failed_start_shows_the_log_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(embedded, "_public_tempdir", lambda _account: _open_dir(tmp_path))
     postgres = EmbeddedPostgres(settings={"no_such_setting": "1"})
     with pytest.raises(EmbeddedPostgresError, match='unrecognized configuration parameter "no_such_setting"'):
         postgres.start()
@@ -136,10 +138,8 @@ def test_a_failed_start_shows_the_log_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_with_block_that_fails_to_start_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(embedded, "_public_tempdir", lambda account: _open_dir(tmp_path))
+def test_with_block_that_fails_to_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(embedded, "_public_tempdir", lambda _account: _open_dir(tmp_path))
     with pytest.raises(EmbeddedPostgresError), EmbeddedPostgres(settings={"no_such_setting": "1"}):
         pytest.fail("must not get here")
     assert list(tmp_path.iterdir()) == []
@@ -212,7 +212,8 @@ if {ending!r}.startswith("SIG"): signal.pause()
             assert is_alive(int(pid))
             child.send_signal(signal.Signals[ending])
         child.wait(WAIT_SECONDS)
-    wait_until(lambda: not is_alive(int(pid)), "server is gone")
+    # Sooner than the watcher's last resort, and than PostgreSQL notices by itself that its files are gone.
+    wait_until(lambda: not is_alive(int(pid)), "server is gone", seconds=8)
     wait_until(lambda: not Path(files).exists(), "files are removed")
 
 
@@ -241,9 +242,7 @@ def test_binaries_in_a_private_directory_are_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-@pytest.mark.skipif(
-    not embedded._is_readable(INSTALLED[0].bin_dir), reason="the programs are private to root"
-)
+@pytest.mark.skipif(not embedded._is_readable(INSTALLED[0].bin_dir), reason="the programs are private to root")
 def test_an_ordinary_user_starts_it_too() -> None:
     # By fork, not by a new interpreter: that one may lie in root's home.
     if (child := os.fork()) == 0:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import socketio
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
 
 TIMEOUT = 5.0
 """Seconds any single answer or message may take."""
 
-Packet = tuple[str, Any]
-"""Event and its argument."""
+Argument = dict[str, Any]
+"""What each of the chat's events carries."""
 
 
 class ChatClient:
@@ -27,9 +30,9 @@ class ChatClient:
         on_packet: Called with each packet as it arrives.
     """
 
-    def __init__(self, url: str, name: str, on_packet: Callable[[str, Any], None] | None = None) -> None:
+    def __init__(self, url: str, name: str, on_packet: Callable[[str, Argument], None] | None = None) -> None:
         self.name = name
-        self.received: list[Packet] = []
+        self.received: list[tuple[str, Argument]] = []
         self._url = url
         self._on_packet = on_packet
         self._arrived = asyncio.Condition()
@@ -38,7 +41,7 @@ class ChatClient:
         self._sio = socketio.AsyncClient(handle_sigint=False)
         self._sio.on("*", self._keep)
 
-    async def __aenter__(self) -> ChatClient:
+    async def __aenter__(self) -> Self:
         await self._sio.connect(self._url, transports=["websocket"], wait_timeout=TIMEOUT)
         self.welcome = await self.wait_for("welcome", lambda _: True)
         return self
@@ -57,30 +60,27 @@ class ChatClient:
         """Enter a room; returns when the server has done so."""
         await self._sio.call("join", room, timeout=TIMEOUT)
 
-    async def say(self, **message: Any) -> str:
+    async def say(self, **message: object) -> str:
         """Send a message; returns its id when the server has accepted it."""
         # Unique over all runs: another demo may use the same database.
         message_id = f"{self.sid}-{os.getpid()}-{next(self._numbers)}"
-        answer = await self._sio.call(
-            "message", {"id": message_id, "name": self.name, **message}, timeout=TIMEOUT
-        )
+        answer = await self._sio.call("message", {"id": message_id, "name": self.name, **message}, timeout=TIMEOUT)
         if "error" in answer:
             raise ValueError(answer["error"])
         return message_id
 
-    async def message(self, message_id: str) -> dict[str, Any]:
+    async def message(self, message_id: str) -> Argument:
         """Wait for one message."""
-        found: dict[str, Any] = await self.wait_for("message", lambda message: message["id"] == message_id)
-        return found
+        return await self.wait_for("message", lambda message: message["id"] == message_id)
 
-    async def wait_for(self, event: str, condition: Callable[[Any], bool]) -> Any:
+    async def wait_for(self, event: str, condition: Callable[[Argument], bool]) -> Argument:
         """Wait until a packet has arrived and give its argument; those kept from earlier count.
 
         Raises:
             TimeoutError: Nothing fitting within five seconds.
         """
 
-        def matches() -> list[Any]:
+        def matches() -> list[Argument]:
             return [argument for name, argument in self.received if name == event and condition(argument)]
 
         async with self._arrived:
@@ -90,8 +90,7 @@ class ChatClient:
                 raise TimeoutError(f"no such {event!r} reached {self.name} within {TIMEOUT:g} s") from None
         return found[0]
 
-    async def _keep(self, event: str, *arguments: Any) -> None:
-        argument = arguments[0] if arguments else None
+    async def _keep(self, event: str, argument: Argument) -> None:
         async with self._arrived:
             self.received.append((event, argument))
             self._arrived.notify_all()

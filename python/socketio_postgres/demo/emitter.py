@@ -12,6 +12,7 @@ import time
 
 from socketio_postgres import Emitter
 from socketio_postgres.demo.process import READY, dsn_from_parent, when_parent_ends
+from socketio_postgres.exceptions import SocketIOPostgresError
 
 
 def run(dsn: str, interval: float, stop: threading.Event) -> None:
@@ -35,4 +36,7 @@ def run(dsn: str, interval: float, stop: threading.Event) -> None:
 if __name__ == "__main__":
     parent_ended = threading.Event()
     when_parent_ends(parent_ended.set)
-    run(dsn_from_parent(), float(sys.argv[1]), parent_ended)
+    try:
+        run(dsn_from_parent(), float(sys.argv[1]), parent_ended)
+    except SocketIOPostgresError as error:
+        sys.exit(f"emitter: {error}")

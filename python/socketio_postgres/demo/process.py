@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DSN_VARIABLE = "SOCKETIO_POSTGRES_DEMO_DSN"
 """Environment variable with the connection string: unlike an argument, others on the machine cannot read it."""
@@ -22,7 +25,7 @@ def dsn_from_parent() -> str:
     return os.environ[DSN_VARIABLE]
 
 
-def when_parent_ends(stop: Callable[[], None]) -> None:
+def when_parent_ends(stop: Callable[[], object]) -> None:
     """Call `stop`, from another thread, when the starting process closes our standard input or dies.
 
     A process that has not ended some seconds later is ended from here, so that none is left behind.

@@ -9,11 +9,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from socketio_postgres.demo.process import DSN_VARIABLE, READY
 from socketio_postgres.embedded import EmbeddedPostgres, free_port
+from socketio_postgres.exceptions import SocketIOPostgresError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
 
 _PACKAGES = ("aiohttp", "uvicorn", "websockets")
 _START_TIMEOUT = 15.0
@@ -22,7 +25,7 @@ _TICK_INTERVAL = 5.0
 _TICK_INTERVAL_OF_CHECK = 0.5
 
 
-class DemoError(RuntimeError):
+class DemoError(SocketIOPostgresError):
     """The demo cannot run; the text says why and what to do."""
 
 
@@ -81,7 +84,7 @@ def _on_interrupt() -> asyncio.Event:
     """
     interrupted = asyncio.Event()
     task = asyncio.current_task()
-    assert task is not None
+    assert task is not None  # noqa: S101 -- for the type checker
 
     def interrupt() -> None:
         interrupted.set()
@@ -103,8 +106,8 @@ async def _process(dsn: str, name: str, module: str, *arguments: str) -> AsyncIt
         env={**os.environ, DSN_VARIABLE: dsn},
         start_new_session=True,  # Ctrl-C is for us: we stop it in order
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    assert process.stdin is not None  # noqa: S101 -- for the type checker
+    assert process.stdout is not None  # noqa: S101 -- for the type checker
     try:
         line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT)
         if line.strip().decode() != READY:
@@ -125,8 +128,8 @@ async def _show(urls: dict[str, str], interrupted: asyncio.Event) -> None:
     """Keep a client on each server that prints what it receives; each says hello once."""
     from socketio_postgres.demo.client import ChatClient  # noqa: PLC0415 -- as in _run
 
-    def printer(name: str) -> Any:
-        def print_packet(event: str, argument: Any) -> None:
+    def printer(name: str) -> Callable[[str, dict[str, Any]], None]:
+        def print_packet(event: str, argument: dict[str, Any]) -> None:
             if event == "tick":
                 sender, text = "emitter", f"tick {argument['count']}"
             elif event == "message":

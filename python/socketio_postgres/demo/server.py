@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Any
 import socketio
 import uvicorn
 
+from socketio_postgres import AsyncPostgresManager
 from socketio_postgres.demo.process import READY, dsn_from_parent, when_parent_ends
+from socketio_postgres.exceptions import SocketIOPostgresError
+
 if TYPE_CHECKING:
     import socket
 
 PAGE = Path(__file__).with_name("page.html")
+# Shorter than a sid: every client is alone in the room named by its own, and nobody may enter another's.
+_ROOM_MAX_LENGTH = 19
 _MESSAGE_KEYS = {"id", "name", "text", "image", "type", "room", "to"}
 
 
@@ -34,21 +39,17 @@ def create_server(name: str, other_url: str, manager: socketio.AsyncManager) -> 
     """
     sio = socketio.AsyncServer(client_manager=manager, async_mode="asgi")
 
-    @sio.event
-    async def connect(sid: str, environ: dict[str, Any]) -> None:
+    async def connect(sid: str, _environ: dict[str, Any]) -> None:
         await sio.emit("welcome", {"server": name, "sid": sid, "otherUrl": other_url}, room=sid)
 
-    @sio.event
     async def join(sid: str, room: str) -> None:
         await sio.enter_room(sid, _checked_room(room))
         await sio.emit("notice", {"text": f"Somebody on {name} joined #{room}"}, room=room, skip_sid=sid)
 
-    @sio.event
     async def leave(sid: str, room: str) -> None:
         await sio.leave_room(sid, _checked_room(room))
         await sio.emit("notice", {"text": f"Somebody on {name} left #{room}"}, room=room)
 
-    @sio.event
     async def message(sid: str, received: dict[str, Any]) -> dict[str, str]:
         room, to = received.get("room"), received.get("to")
         if room is not None and room not in sio.rooms(sid):
@@ -61,20 +62,15 @@ def create_server(name: str, other_url: str, manager: socketio.AsyncManager) -> 
         await sio.emit("message", sent, room=audience)
         return {"server": name}
 
+    for handler in (connect, join, leave, message):
+        sio.on(handler.__name__, handler)
     return sio
 
 
 def _checked_room(room: object) -> str:
-    # Every client is alone in a room named by its sid; 20 characters of base64. Nobody may enter another's.
-    if not isinstance(room, str) or not 0 < len(room) < 20:
-        raise ValueError(f"a room is a name of 1 to 19 characters (got {room!r})")
+    if not isinstance(room, str) or not 0 < len(room) <= _ROOM_MAX_LENGTH:
+        raise ValueError(f"a room is a name of 1 to {_ROOM_MAX_LENGTH} characters (got {room!r})")
     return room
-
-
-def _manager(dsn: str) -> Any:
-    from socketio_postgres import AsyncPostgresManager  # noqa: PLC0415 -- the one place that names it
-
-    return AsyncPostgresManager(dsn)
 
 
 class _Server(uvicorn.Server):
@@ -84,17 +80,19 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         print(READY, flush=True)
 
+    def stop(self) -> None:
+        """End `serve` in order."""
+        self.should_exit = True
+
 
 async def _serve(name: str, port: int, other_url: str) -> None:
-    manager = _manager(dsn_from_parent())
+    manager = AsyncPostgresManager(dsn_from_parent())
     sio = create_server(name, other_url, manager)
     page = {"filename": str(PAGE), "content_type": "text/html; charset=utf-8"}
     app = socketio.ASGIApp(sio, static_files={"/": page})
-    server = _Server(
-        uvicorn.Config(app, port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=2)
-    )
+    server = _Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=2))
     loop = asyncio.get_running_loop()
-    when_parent_ends(lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True))
+    when_parent_ends(lambda: loop.call_soon_threadsafe(server.stop))
     await manager.start()
     try:
         await server.serve()
@@ -103,4 +101,7 @@ async def _serve(name: str, port: int, other_url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    try:
+        asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    except SocketIOPostgresError as error:
+        sys.exit(f"{sys.argv[1]}: {error}")

@@ -9,7 +9,7 @@ use std::fmt::{self, Write as _};
 use super::fields::{Fields, Slice};
 use super::{Received, undecodable};
 use crate::error::Result;
-use crate::protocol::{Body, Data, Flags, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
+use crate::protocol::{Body, Data, Flags, MAX_DEPTH, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
 
 // ---------------------------------------------------------------------------------------------------- writing
 
@@ -172,8 +172,8 @@ struct Envelope<'a> {
 
 #[derive(Deserialize)]
 struct RawData<'a> {
-    #[serde(default)]
-    opts: Option<RawOpts>,
+    #[serde(borrow, default)]
+    opts: Option<&'a RawValue>,
     #[serde(default)]
     rooms: Option<Names>,
     #[serde(default)]
@@ -191,13 +191,13 @@ struct RawData<'a> {
 }
 
 #[derive(Deserialize)]
-struct RawOpts {
+struct RawOpts<'a> {
     #[serde(default)]
     rooms: Option<Names>,
     #[serde(default)]
     except: Option<Names>,
-    #[serde(default)]
-    flags: Option<RawFlags>,
+    #[serde(borrow, default)]
+    flags: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -218,47 +218,85 @@ struct RawPacket<'a> {
 
 /// Decode the payload of a notification; `channel_nsp` stands in for a missing `nsp`.
 pub fn read(payload: &str, channel_nsp: &str) -> Result<Received> {
-    let bad = |error: serde_json::Error| undecodable(payload.len(), error.to_string());
-    let envelope: Envelope<'_> = serde_json::from_str(payload).map_err(bad)?;
+    let size = payload.len();
+    let envelope: Envelope<'_> = object(payload, size)?;
     let uid = envelope.uid.map(Cow::into_owned).unwrap_or_default();
     let nsp = envelope.nsp.map(Cow::into_owned);
     if let Some(Name(id)) = envelope.attachment_id {
-        let id = id.parse().map_err(|_| undecodable(payload.len(), format!("attachmentId {id:?} is no row id")))?;
+        let id = id.parse().map_err(|_| undecodable(size, format!("attachmentId {id:?} is no row id")))?;
         return Ok(Received::Attachment { uid, nsp: nsp.unwrap_or_else(|| channel_nsp.to_owned()), id });
     }
-    let kind = message_type(envelope.kind, payload.len())?;
+    let kind = message_type(envelope.kind, size)?;
     let is_from_go = payload.starts_with("{\"uid\"");
     let Some(data) = envelope.data else {
-        let body = Fields::default().into_body(kind, payload.len())?;
-        return Ok(Received::Message(Message { uid, nsp: nsp.unwrap_or_else(|| channel_nsp.to_owned()), body, is_from_go }));
+        let body = Fields::default().into_body(kind, size)?;
+        return Ok(Received::Message(Message {
+            uid,
+            nsp: nsp.unwrap_or_else(|| channel_nsp.to_owned()),
+            body,
+            is_from_go,
+        }));
     };
-    let raw: RawData<'_> = serde_json::from_str(data.get()).map_err(bad)?;
+    let raw: RawData<'_> = object(data.get(), size)?;
     let mut inner_nsp = None;
     let packet = match (kind, raw.packet) {
         (MessageType::Broadcast, Some(packet)) => {
-            let packet: RawPacket<'_> = serde_json::from_str(packet.get()).map_err(bad)?;
+            let packet: RawPacket<'_> = object(packet.get(), size)?;
             inner_nsp = packet.nsp.map(Cow::into_owned);
             packet.data
         }
         (_, packet) => packet,
     };
     let fields = Fields {
-        opts: raw.opts.map(opts).unwrap_or_default(),
+        opts: raw.opts.map(|raw| opts(raw, size)).transpose()?.unwrap_or_default(),
         rooms: raw.rooms.map(|names| names.0).unwrap_or_default(),
         close: raw.close.unwrap_or_default(),
         request_id: raw.request_id.map(|name| name.0),
-        packet: packet.map(slice),
-        sockets: raw.sockets.map(slice),
+        packet: packet.map(|raw| slice(raw, size)).transpose()?,
+        sockets: raw.sockets.map(|raw| slice(raw, size)).transpose()?,
         client_count: raw.client_count.unwrap_or_default(),
-        args: raw.args.map(slice),
+        args: raw.args.map(|raw| slice(raw, size)).transpose()?,
     };
-    let body = fields.into_body(kind, payload.len())?;
+    let body = fields.into_body(kind, size)?;
     let nsp = nsp.or(inner_nsp).unwrap_or_else(|| channel_nsp.to_owned());
     Ok(Received::Message(Message { uid, nsp, body, is_from_go }))
 }
 
-fn slice(raw: &RawValue) -> Slice<'_> {
-    Slice::Json(raw.get())
+/// Parse one object; serde alone would also take an array, its items being the fields in order.
+fn object<'a, T: Deserialize<'a>>(text: &'a str, size_bytes: usize) -> Result<T> {
+    if !text.trim_start().starts_with('{') {
+        return Err(undecodable(size_bytes, "expected an object"));
+    }
+    serde_json::from_str(text).map_err(|error| undecodable(size_bytes, error.to_string()))
+}
+
+fn slice(raw: &RawValue, size_bytes: usize) -> Result<Slice<'_>> {
+    if is_too_deep(raw.get()) {
+        return Err(undecodable(size_bytes, format!("nesting deeper than {MAX_DEPTH} levels")));
+    }
+    Ok(Slice::Json(raw.get()))
+}
+
+/// Whether valid JSON nests deeper than user data may: whoever reads it later may do so by recursion.
+pub fn is_too_deep(text: &str) -> bool {
+    if text.len() <= 2 * MAX_DEPTH {
+        return false; // each level has two brackets
+    }
+    let (mut depth, mut is_string, mut is_escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => is_string = !is_string,
+            b'[' | b'{' if !is_string => depth += 1,
+            b']' | b'}' if !is_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return true;
+        }
+    }
+    false
 }
 
 pub(super) fn message_type(number: Option<u64>, size_bytes: usize) -> Result<MessageType> {
@@ -266,15 +304,17 @@ pub(super) fn message_type(number: Option<u64>, size_bytes: usize) -> Result<Mes
     MessageType::from_number(number).ok_or_else(|| undecodable(size_bytes, format!("unknown message type {number}")))
 }
 
-fn opts(raw: RawOpts) -> Opts {
-    Opts {
+fn opts(raw: &RawValue, size_bytes: usize) -> Result<Opts> {
+    let raw: RawOpts<'_> = object(raw.get(), size_bytes)?;
+    let flags: Option<RawFlags> = raw.flags.map(|flags| object(flags.get(), size_bytes)).transpose()?;
+    Ok(Opts {
         rooms: raw.rooms.map(|names| names.0).unwrap_or_default(),
         except: raw.except.map(|names| names.0).unwrap_or_default(),
-        flags: raw.flags.map_or_else(Flags::default, |flags| Flags {
+        flags: flags.map_or_else(Flags::default, |flags| Flags {
             volatile: flags.volatile.unwrap_or_default(),
             compress: flags.compress,
         }),
-    }
+    })
 }
 
 /// Keep `null` apart from absence: an acknowledgement of `null` has one argument, one without `packet` has none.

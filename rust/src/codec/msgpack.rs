@@ -203,7 +203,8 @@ fn surrogate(text: &str) -> Option<u32> {
 
 /// Decode an attachment; `uid` and `nsp` come from its header and stand in for missing fields.
 pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
-    let mut reader = Reader { rest: bytes, total: bytes.len() };
+    // Around user data stand `data` and, in a broadcast, `packet`.
+    let mut reader = Reader { rest: bytes, total: bytes.len(), max_depth: MAX_DEPTH + 2 };
     let mut message_uid = None;
     let mut message_nsp = None;
     let mut kind = None;
@@ -224,7 +225,7 @@ pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
     let mut fields = Fields::default();
     let mut packet = None;
     if let Some(data) = data {
-        let mut reader = Reader { rest: data, total: bytes.len() };
+        let mut reader = Reader { rest: data, total: bytes.len(), max_depth: MAX_DEPTH + 1 };
         reader.entries(|reader, key| {
             match key {
                 "opts" => fields.opts = reader.opts()?,
@@ -242,7 +243,7 @@ pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
     }
     if matches!(kind, MessageType::Broadcast) {
         if let Some(packet) = packet {
-            let mut reader = Reader { rest: packet, total: bytes.len() };
+            let mut reader = Reader { rest: packet, total: bytes.len(), max_depth: MAX_DEPTH };
             reader.entries(|reader, key| {
                 match key {
                     "data" => fields.packet = Some(Slice::MessagePack(reader.slice()?)),
@@ -289,7 +290,7 @@ pub trait Build {
 
 /// Build the value of a document.
 pub fn build<B: Build>(bytes: &[u8], builder: &mut B) -> Result<B::Value> {
-    let mut reader = Reader { rest: bytes, total: bytes.len() };
+    let mut reader = Reader { rest: bytes, total: bytes.len(), max_depth: MAX_DEPTH };
     let value = reader.value(builder, 0)?;
     if reader.rest.is_empty() { Ok(value) } else { Err(reader.bad("bytes after the end")) }
 }
@@ -328,6 +329,8 @@ fn timestamp(data: &[u8]) -> Option<String> {
 struct Reader<'a> {
     rest: &'a [u8],
     total: usize,
+    /// Deepest nesting of one value.
+    max_depth: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -448,10 +451,18 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// Step over the next value; a counter instead of recursion, so that no nesting can exhaust the stack.
+    /// Step over the next value; counters instead of recursion, so that no nesting can exhaust the stack.
     fn skip(&mut self) -> Result<()> {
         let mut pending: u64 = 1;
-        while pending > 0 {
+        let mut outer = Vec::new(); // values pending on each level around
+        loop {
+            if pending == 0 {
+                match outer.pop() {
+                    Some(rest) => pending = rest,
+                    None => return Ok(()),
+                }
+                continue;
+            }
             pending -= 1;
             let marker = self.rest.read_u8().map(Marker::from_u8).map_err(|_| self.bad("truncated value"))?;
             let (length_bytes, extra, per_item) = match marker {
@@ -472,11 +483,13 @@ impl<'a> Reader<'a> {
                 Marker::Ext16 => (2, 1, 0),
                 Marker::Ext32 => (4, 1, 0),
                 Marker::FixArray(len) => {
-                    pending += u64::from(len);
+                    outer.push(std::mem::replace(&mut pending, u64::from(len)));
+                    self.check_depth(outer.len())?;
                     continue;
                 }
                 Marker::FixMap(len) => {
-                    pending += 2 * u64::from(len);
+                    outer.push(std::mem::replace(&mut pending, 2 * u64::from(len)));
+                    self.check_depth(outer.len())?;
                     continue;
                 }
                 Marker::Array16 => (2, 0, 1),
@@ -487,12 +500,16 @@ impl<'a> Reader<'a> {
             };
             let len = self.big_endian(length_bytes)?;
             if per_item > 0 {
-                pending = pending.saturating_add(len * per_item);
+                outer.push(std::mem::replace(&mut pending, len * per_item));
+                self.check_depth(outer.len())?;
             } else {
                 self.take(len + extra)?;
             }
         }
-        Ok(())
+    }
+
+    fn check_depth(&self, depth: usize) -> Result<()> {
+        if depth <= self.max_depth { Ok(()) } else { Err(self.bad("nesting deeper than 100 levels")) }
     }
 
     /// Big-endian unsigned integer of `len` bytes.
@@ -501,9 +518,7 @@ impl<'a> Reader<'a> {
     }
 
     fn value<B: Build>(&mut self, builder: &mut B, depth: usize) -> Result<B::Value> {
-        if depth > MAX_DEPTH {
-            return Err(self.bad("nesting deeper than 100 levels"));
-        }
+        self.check_depth(depth)?;
         let marker = self.rest.read_u8().map(Marker::from_u8).map_err(|_| self.bad("truncated value"))?;
         Ok(match marker {
             Marker::Null => builder.null(),

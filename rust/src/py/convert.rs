@@ -3,13 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple};
 use serde::ser::{Error as _, Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
 use serde_json::value::RawValue;
 
+use crate::codec::json;
 use crate::codec::msgpack::{self, Build};
 use crate::error::{Error, Result};
 use crate::protocol::{Data, MAX_DEPTH};
@@ -344,9 +344,11 @@ fn bad_value(error: &PyErr) -> Error {
 }
 
 /// Check a JSON text made by a custom json module and take it over.
-pub fn json_text(text: String) -> PyResult<Data> {
+pub fn json_text(text: String) -> Result<Data> {
+    let refused = |reason: String| Error::Encode { path: "data".to_owned(), reason };
     match serde_json::from_str::<&RawValue>(&text) {
+        Ok(_) if json::is_too_deep(&text) => Err(refused(format!("nested deeper than {MAX_DEPTH} levels"))),
         Ok(_) => Ok(Data::Json(text)),
-        Err(error) => Err(PyValueError::new_err(format!("the json module produced invalid JSON: {error}"))),
+        Err(error) => Err(refused(format!("the json module produced invalid JSON: {error}"))),
     }
 }

@@ -17,7 +17,7 @@ fn data(value: Option<&Bound<'_, PyAny>>, text: Option<String>, root: Root) -> P
     match (value, text) {
         (Some(_), Some(_)) => Err(PyTypeError::new_err("give a value or its JSON text, not both")),
         (Some(value), None) => Ok(Some(convert::encode(value, root)?)),
-        (None, Some(text)) => convert::json_text(text).map(Some),
+        (None, Some(text)) => Ok(Some(convert::json_text(text)?)),
         (None, None) => Ok(None),
     }
 }

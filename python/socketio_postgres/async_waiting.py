@@ -1,0 +1,188 @@
+"""The waiting half of `AsyncPostgresManager`: tasks, futures and time-outs of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from socketio_postgres import _core
+from socketio_postgres.adapter import ClusterAdapter, Request
+from socketio_postgres.broadcast_operator import Target
+from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
+from socketio_postgres.handover import Operation, items_of
+from socketio_postgres.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
+from socketio_postgres.messages import Message
+
+__all__ = ["AsyncWaiting"]
+
+
+class AsyncWaiting(ClusterMember):
+    """Runs a cluster member on an event loop."""
+
+    def _prepare_waiting(self) -> None:
+        self._joining: dict[str, tuple[asyncio.Task[None], float]] = {}
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._reader: asyncio.Task[None] | None = None
+        self._ticker: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------------------------------------ life cycle
+
+    async def _thread(self) -> None:
+        """The background task that `initialize` starts; lives until the server's loop is torn down."""
+        try:
+            joins = [self._join(nsp) for nsp in self._served_namespaces()]
+            for error in await asyncio.gather(*joins, return_exceptions=True):
+                if isinstance(error, PayloadTooLargeError):
+                    self._report(error)
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            await self._close(GOODBYE_LIMIT)
+
+    async def _close(self, limit: float) -> None:
+        if self._bus.is_closed:
+            return
+        self._leave()
+        joining = [task for task, _ in self._joining.values()]
+        for task in (self._reader, self._ticker, *joining):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        await self._bus.close(limit)
+
+    def _open(self) -> None:
+        """Start reading what the core hands over."""
+        inbox = self._bus.inbox
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read(inbox), name="socketio-postgres reader")
+            self._ticker = asyncio.create_task(self._tick(), name="socketio-postgres ticker")
+
+    async def _join(self, namespace: str) -> None:
+        """Serve a namespace; returns once LISTEN is active.
+
+        Raises:
+            asyncio.TimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
+        """
+        if namespace in self._adapters:
+            return
+        task, deadline = self._joining.get(namespace, (None, 0.0))
+        if task is None:
+            deadline = time.monotonic() + JOIN_LIMIT
+            task = asyncio.create_task(self._join_now(namespace), name=f"socketio-postgres join {namespace}")
+            self._joining[namespace] = (task, deadline)
+            task.add_done_callback(lambda _: self._joining.pop(namespace, None))
+        await asyncio.wait_for(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
+
+    async def _join_now(self, namespace: str) -> None:
+        channel = _core.channel_name(self.channel, namespace)
+        self._open()
+        while True:
+            try:
+                await self._run_core(lambda inbox, token: self._bus.core.listen(channel, inbox, token))
+                break
+            except ClosedError:
+                raise
+            except SocketIOPostgresError:
+                # The listener has reported it already. Operators mend passwords and rights while we run.
+                await asyncio.sleep(1.0)
+        self._serve(namespace)
+
+    async def _join_served(self) -> None:
+        """Serve all namespaces known beforehand; returns once LISTEN is active."""
+        await asyncio.gather(*(self._join(nsp) for nsp in self._served_namespaces()))
+
+    async def _try_to_join(self, namespace: str) -> None:
+        """Join if PostgreSQL answers; without the bus a server still serves its own clients.
+
+        Raises:
+            PayloadTooLargeError: It never can be joined: the channel's name would be too long.
+        """
+        try:
+            await self._join(namespace)
+        except PayloadTooLargeError:
+            raise
+        except (SocketIOPostgresError, asyncio.TimeoutError) as error:
+            self._warn_not_joined(namespace, error)
+
+    async def _read(self, inbox: _core.Inbox) -> None:
+        async for _, kind, value in items_of(inbox):
+            if kind == _core.MESSAGE:
+                await self._receive(value)
+            elif kind == _core.FAILURE:
+                self._report(value)
+            elif kind == _core.LISTENING and value:
+                self._announce_again()
+
+    async def _receive(self, message: Message) -> None:
+        raise NotImplementedError
+
+    async def _tick(self) -> None:
+        interval = self._heartbeat.cleanup_interval
+        cleanup_at = time.monotonic() + interval
+        while True:
+            due = self._tick_now(time.monotonic())
+            if time.monotonic() >= cleanup_at:
+                cleanup_at = time.monotonic() + interval
+                if self._has_new_attachments():
+                    await self._clean_up(interval)
+            # Never later than a second from now: a namespace may join meanwhile.
+            delay = min(due, cleanup_at) - time.monotonic()
+            await asyncio.sleep(min(max(delay, 0.01), 1.0))
+
+    async def _clean_up(self, age: float) -> None:
+        try:
+            await self._run_core(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
+        except SocketIOPostgresError as error:
+            self._report(error)
+
+    # ------------------------------------------------------------------------------------------ primitives
+
+    async def _run_core(self, operation: Operation) -> Any:
+        return await self._bus.call(operation)
+
+    def _try_to_append(self, message: Message) -> bool:
+        return self._bus.try_publish(message)
+
+    async def _append(self, message: Message) -> None:
+        await self._bus.publish(message)
+
+    async def _flush(self) -> None:
+        await self._bus.flush()
+
+    async def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:  # noqa: ARG002
+        # The tasks just started run up to the application's handler now.
+        await asyncio.sleep(0)
+
+    @staticmethod
+    async def _call(function: Handler, *args: Any) -> Any:
+        result = function(*args)
+        return await result if inspect.isawaitable(result) else result
+
+    # -------------------------------------------------------------------------------------------- requests
+
+    async def _member(self, target: Target) -> ClusterAdapter:
+        if not target.is_local:
+            await self._join(target.nsp)
+        return self._adapters.get(target.nsp) or self._new_adapter(target.nsp)
+
+    def _start_request(self, adapter: ClusterAdapter, target: Target) -> Request:
+        request = self._request(adapter, is_local=target.is_local)
+        self._waiting[request.id] = asyncio.get_running_loop().create_future()
+        return request
+
+    def _complete(self, request: Request) -> None:
+        waiting = self._waiting.get(request.id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def _answers(self, request: Request, target: Target, *, partial: bool) -> list[Any]:
+        try:
+            await asyncio.wait_for(self._waiting[request.id], target.timeout)
+        except asyncio.TimeoutError:
+            return self._timed_out(request, target, partial=partial)
+        return request.responses
+
+    def _end_request(self, adapter: ClusterAdapter, request: Request) -> None:
+        del self._waiting[request.id]
+        self._abandon(adapter, request)

@@ -1,0 +1,303 @@
+# Generated from async_manager.py by scripts/async_to_sync.py; edit that file.
+"""`PostgresManager`: the client manager that makes a `socketio.Server` a member of the cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from socketio.manager import Manager
+from socketio.pubsub_manager import PubSubManager
+
+from socketio_postgres.broadcast_operator import Target, room_names
+from socketio_postgres.exceptions import PayloadTooLargeError
+from socketio_postgres.member import CLOSE_LIMIT, Delivery
+from socketio_postgres.messages import Message, MessageType
+from socketio_postgres.payload import value_fields
+from socketio_postgres.server_operator import ServerChain, ServerSideActions
+from socketio_postgres.waiting import Waiting
+
+__all__ = ["PostgresManager"]
+
+
+class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  # type: ignore[misc]  # python-socketio is not typed
+    """Makes a `socketio.Server` one of the servers of a cluster: Python, Node.js and Go.
+
+        mgr = PostgresManager("postgresql://app@localhost/app")
+        sio = socketio.Server(client_manager=mgr, async_mode="threading")
+
+    `emit` and the room methods do what those of python-socketio's other managers do. They return once the message
+    stands in a bounded, ordered buffer; `flush` waits for the commit. Messages of one process arrive everywhere in
+    call order. Beyond that it offers the chain of Socket.IO: `mgr.to("room").fetch_sockets()` and so on. Nothing is
+    started before the first use.
+
+    Args:
+        dsn: Connection string or URL as libpq reads it.
+        channel: Channel prefix; the same on all servers of a cluster. Node's `channelPrefix`.
+        write_only: Only emit; usable without a server, and not counted as one.
+        logger: Logger for this manager's messages. Default: the logger `socketio_postgres`.
+        json: Module with `dumps` and `loads`, used without a server; otherwise the server's json is used.
+        heartbeat_interval: Seconds of silence after which peers hear that this server lives.
+        heartbeat_timeout: Seconds of silence after which a peer is no longer counted.
+        cleanup_interval: Seconds after which attachments are deleted.
+        share_session: Let other servers see the user session of a client as the `data` of a fetched socket.
+        error_handler: Called with every background failure (an exception), after it was logged.
+        options: As in `BusOptions`.
+
+    Raises:
+        OptionsError: The DSN or an option is wrong.
+    """
+
+    # ------------------------------------------------------------------------------------------- life cycle
+
+    def start(self) -> None:
+        """Join the cluster now instead of with the first client.
+
+        Returns once this server listens and can publish.
+
+        Raises:
+            ConnectionLostError: The server cannot be reached.
+            DatabaseError: It refuses: password, database, a standby, or no right to the attachment table.
+        """
+        core = self._bus.core
+        self._run_core(lambda inbox, token: core.start_publisher(True, inbox, token))  # noqa: FBT003
+        if not self.write_only:
+            self._open()
+            self._run_core(core.start_listener)
+            self._join_served()
+
+    def flush(self) -> None:
+        """Wait until everything emitted before is committed.
+
+        Raises:
+            SocketIOPostgresError: The first failure since the last flush; its `failed_count` says how many messages
+                failed. `ConnectionLostError.may_be_sent` marks a commit whose outcome is unknown.
+        """
+        self._flush()
+
+    def close(self) -> None:
+        """Leave the cluster: commit what is buffered, say goodbye, disconnect. Clients are not touched."""
+        self._close(CLOSE_LIMIT)
+
+    def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
+        """As in `Manager`, but a client is told that it is connected only once LISTEN is active."""
+        try:
+            self._try_to_join(namespace)
+        except PayloadTooLargeError as error:
+            self._report(error)
+            return None
+        sid: str | None = super().pre_connect(eio_sid, namespace)
+        return sid
+
+    # ------------------------------------------------------------------------------------------ publishing
+
+    def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str | None = None,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Callable[..., Any] | None = None,
+        to: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Emit to a client, a room, several rooms, or all clients of a namespace, on all servers.
+
+        As in `Manager.emit`, and: `room` and `skip_sid` also take tuples and sets, and an empty collection of
+        rooms means nobody. Local clients are served at once; other servers get the message in call order. The first
+        acknowledgement, of whichever server, fires the callback.
+
+        Raises:
+            EncodeError: `data` cannot travel; nothing was emitted.
+            PayloadTooLargeError: It is larger than `max_payload`, or the namespace's name is too long.
+            RuntimeError: A callback without a server.
+            ValueError: A callback without a room.
+        """
+        room = to or room
+        namespace = namespace or "/"
+        if isinstance(room, (tuple, set, frozenset)):
+            room = list(room)
+        if isinstance(skip_sid, (tuple, set, frozenset)):
+            skip_sid = list(skip_sid)
+        if kwargs.get("ignore_queue"):
+            Manager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
+            return
+        if room == []:
+            return
+        request = None
+        is_local = False
+        if callback is not None:
+            self._check_callback(room)
+            is_local = self._is_local_client(room, namespace)
+            self._try_to_join(namespace)
+            request, callback = self._callback_request(namespace, callback, is_local=is_local)
+        message = self._emit_message(event, data, namespace, room, skip_sid, request)
+        is_published = is_local or self._try_publish(message)
+        Manager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
+        if not is_published:
+            self._publish(message)
+
+    def can_disconnect(self, sid: str, namespace: str) -> bool:
+        """True when the client is connected here; otherwise its own server is asked to disconnect it."""
+        if self._is_here(sid, namespace):
+            return bool(Manager.can_disconnect(self, sid, namespace))
+        self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace or "/", to=[sid]))
+        return False
+
+    def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+        """Disconnect a client, wherever it is connected."""
+        if kwargs.get("ignore_queue"):
+            Manager.disconnect(self, sid, namespace)
+            return
+        if self.server is not None and self.is_connected(sid, namespace or "/"):
+            self.server.disconnect(sid, namespace=namespace or "/", ignore_queue=True)
+            return
+        self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace or "/", to=[sid]))
+
+    def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        """Add a client to a room, wherever it is connected."""
+        if self._is_here(sid, namespace):
+            Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
+            return
+        message = Message(MessageType.SOCKETS_JOIN, namespace or "/", to=[sid], rooms=list(room_names(room)))
+        self._publish(message)
+
+    def leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        """Remove a client from a room, wherever it is connected."""
+        if self._is_here(sid, namespace):
+            Manager.leave_room(self, sid, namespace, room)
+            return
+        message = Message(MessageType.SOCKETS_LEAVE, namespace or "/", to=[sid], rooms=list(room_names(room)))
+        self._publish(message)
+
+    def close_room(self, room: Any, namespace: str | None = None) -> None:
+        """Remove all clients of all servers from a room."""
+        namespace = namespace or "/"
+        Manager.close_room(self, room, namespace)
+        names = list(room_names(room))
+        self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=names, rooms=names))
+
+    def _publish(self, message: Message) -> None:
+        if not self._try_publish(message):
+            self._append(message)
+
+    def _try_publish(self, message: Message) -> bool:
+        """Append to the buffer unless it is full; keeps call order even among tasks."""
+        self._before_publishing(message)
+        return self._try_to_append(message)
+
+    def _act(self, message: Message, target: Target) -> None:
+        """Carry out a chain: here, and on the other servers."""
+        if target.rooms == ():
+            return
+        is_published = target.is_local or self._try_publish(message)
+        self._apply(message)
+        if not is_published:
+            self._publish(message)
+
+    # ------------------------------------------------------------------------------------------- receiving
+
+    def _receive(self, message: Message) -> None:
+        adapter = self._adapters.get(message.nsp)
+        if adapter is None:
+            return
+        try:
+            for each in self._run(adapter, adapter.receive, message, time.monotonic()):
+                self._apply(each)
+        except Exception as error:  # one bad message must not stop the reader
+            self._report_bad(message, error)
+
+    def _apply(self, message: Message) -> None:
+        sids = self._disconnected_by(message)
+        delivery = self._apply_now(message)
+        if delivery is not None:
+            self._deliver(delivery)
+        elif sids:
+            # What follows must not reach them any more, but nobody waits for the application's handlers.
+            self._until_disconnecting(sids, message.nsp)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        Manager.emit(
+            self,
+            delivery.event,
+            delivery.args,
+            delivery.namespace,
+            room=delivery.room,
+            skip_sid=delivery.skip_sid,
+            callback=delivery.callback,
+        )
+
+    def _disconnect_local(self, sid: str, namespace: str, close: bool) -> None:
+        if not self.is_connected(sid, namespace):
+            return
+        eio_sid = self.eio_sid_from_sid(sid, namespace)
+        for each in list(self.get_namespaces()) if close else [namespace]:
+            local_sid = self.sid_from_eio_sid(eio_sid, each)
+            if local_sid is not None:
+                self.server.disconnect(local_sid, namespace=each, ignore_queue=True)
+        if close:
+            self.server.eio.disconnect(eio_sid)
+
+    def _handle_server_side(self, message: Message) -> None:
+        result = None
+        try:
+            handler, args = self._server_side_handler(message)
+            if handler is not None:
+                result = self._call(handler, *args)
+        except Exception as error:  # a user's handler may raise anything, and nothing may stop us
+            self._report_bad(message, error)
+        self._answer_server_side(message, result)
+
+    # -------------------------------------------------------------------------------------------- requests
+
+    def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]:
+        if target.rooms == ():
+            return []
+        adapter = self._member(target)
+        request = self._start_request(adapter, target)
+        try:
+            message = target.message(MessageType.FETCH_SOCKETS, request_id=request.id)
+            request.responses += self._local_details(target.nsp, message.to, message.except_)
+            if request.missing:
+                self._publish(message)
+                return self._answers(request, target, partial=partial)
+            return request.responses
+        finally:
+            self._end_request(adapter, request)
+
+    def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
+        if target.rooms == ():
+            return []
+        adapter = self._member(target)
+        request = self._start_request(adapter, target)
+        try:
+            fields = value_fields(packet, self.json)
+            message = target.message(MessageType.BROADCAST, request_id=request.id, **fields)
+            sids = self._alive_sids(target.nsp, message.to, message.except_)
+            if request.missing:
+                self._publish(message)
+            self._run(adapter, adapter.expect_local, request, len(sids))
+            if sids:
+                callback = self._local_acknowledgement(adapter, request)
+                self._deliver(Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback))
+            return self._answers(request, target, partial=partial)
+        finally:
+            self._end_request(adapter, request)
+
+    def _server_side_emit(self, nsp: str, packet: list[Any]) -> None:
+        self._publish(Message(MessageType.SERVER_SIDE_EMIT, nsp, **value_fields(packet, self.json)))
+
+    def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
+        adapter = self._member(target)
+        request = self._start_request(adapter, target)
+        try:
+            fields = value_fields(packet, self.json)
+            message = Message(MessageType.SERVER_SIDE_EMIT, target.nsp, request_id=request.id, **fields)
+            if request.missing:
+                self._publish(message)
+                return self._answers(request, target, partial=partial)
+            return []
+        finally:
+            self._end_request(adapter, request)

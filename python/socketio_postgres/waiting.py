@@ -1,0 +1,202 @@
+"""The waiting half of `PostgresManager`: threads or greenlets, as the server's `async_mode` has it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from socketio_postgres import _core
+from socketio_postgres.adapter import ClusterAdapter, Request
+from socketio_postgres.broadcast_operator import Target
+from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, SocketIOPostgresError
+from socketio_postgres.green import wait_for_mode
+from socketio_postgres.handover import BATCH, Operation
+from socketio_postgres.member import JOIN_LIMIT, ClusterMember, Handler
+from socketio_postgres.messages import Message
+
+__all__ = ["Waiting"]
+
+RETRY_INTERVAL = 1.0
+"""Seconds after which a refused LISTEN is asked for again; operators mend passwords and rights while we run."""
+
+DISCONNECT_LIMIT = 1.0
+
+
+class Waiting(ClusterMember):
+    """Runs a cluster member in a background thread or greenlet of the server.
+
+    That one thread reads the inbox, drives the timers and joins namespaces; whoever needs the outcome waits for an
+    event of the server's own kind.
+    """
+
+    def _prepare_waiting(self) -> None:
+        self._tokens = itertools.count(1)
+        self._asked: dict[int, str] = {}
+        self._ask_again: dict[str, float] = {}
+        self._joined: dict[str, Any] = {}
+        self._join_deadlines: dict[str, float] = {}
+        self._waiting: dict[str, Any] = {}
+
+    def set_server(self, server: Any) -> None:
+        """As in `BaseManager`; from now on we wait as the server does."""
+        super().set_server(server)
+        self._bus.blocking.wait = wait_for_mode(server.eio.async_mode)
+
+    # ------------------------------------------------------------------------------------------ life cycle
+
+    def _thread(self) -> None:
+        """The background thread that `initialize` starts; ends when the manager is closed."""
+        wait = wait_for_mode(self.server.eio.async_mode)
+        cleanup_at = time.monotonic() + self._heartbeat.cleanup_interval
+        try:
+            inbox = self._bus.inbox
+            for namespace in self._served_namespaces():
+                self._ask(namespace)
+            while not self._bus.is_closed:
+                now = time.monotonic()
+                due = min(self._tick_now(now), cleanup_at, now + 1.0, *self._ask_again.values())
+                if now >= cleanup_at:
+                    cleanup_at = now + self._heartbeat.cleanup_interval
+                    if self._has_new_attachments():
+                        self.server.start_background_task(self._clean_up, self._heartbeat.cleanup_interval)
+                for namespace in [nsp for nsp, at in self._ask_again.items() if at <= now]:
+                    del self._ask_again[namespace]
+                    self._listen(namespace)
+                wait(inbox, max(due - now, 0.01))
+                for token, kind, value in inbox.drain(BATCH):
+                    self._handle(token, kind, value)
+        except ClosedError:
+            pass
+
+    def _handle(self, token: int, kind: int, value: Any) -> None:
+        if kind == _core.MESSAGE:
+            self._receive(value)
+        elif kind == _core.FAILURE:
+            self._report(value)
+        elif kind == _core.LISTENING:
+            if value:
+                self._announce_again()
+        elif token in self._asked:
+            namespace = self._asked.pop(token)
+            if kind == _core.FAILED:
+                self._ask_again[namespace] = time.monotonic() + RETRY_INTERVAL
+            elif namespace not in self._adapters:
+                self._serve(namespace)
+                self._joined[namespace].set()
+
+    def _close(self, limit: float) -> None:
+        if self._bus.is_closed:
+            return
+        self._leave()
+        self._bus.close_blocking(limit)
+
+    def _ask(self, namespace: str) -> Any:
+        """Start serving a namespace, once; returns the event of success."""
+        _core.channel_name(self.channel, namespace)
+        event = self._joined.get(namespace)
+        if event is None:
+            event = self._joined.setdefault(namespace, self.server.eio.create_event())
+            self._join_deadlines[namespace] = time.monotonic() + JOIN_LIMIT
+            self._listen(namespace)
+        return event
+
+    def _listen(self, namespace: str) -> None:
+        token = next(self._tokens)
+        self._asked[token] = namespace
+        self._bus.core.listen(_core.channel_name(self.channel, namespace), self._bus.inbox, token)
+
+    def _join(self, namespace: str) -> None:
+        """Serve a namespace; returns once LISTEN is active.
+
+        Raises:
+            OperationTimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
+        """
+        if namespace in self._adapters:
+            return
+        self.initialize()
+        event = self._ask(namespace)
+        if not event.wait(max(self._join_deadlines[namespace] - time.monotonic(), 0.0)) and not event.is_set():
+            raise OperationTimeoutError(f"PostgreSQL did not answer within {JOIN_LIMIT} s")
+
+    def _join_served(self) -> None:
+        """Serve all namespaces known beforehand; returns once LISTEN is active."""
+        for namespace in self._served_namespaces():
+            self._join(namespace)
+
+    def _try_to_join(self, namespace: str) -> None:
+        """Join if PostgreSQL answers; without the bus a server still serves its own clients.
+
+        Raises:
+            PayloadTooLargeError: It never can be joined: the channel's name would be too long.
+        """
+        try:
+            self._join(namespace)
+        except OperationTimeoutError as error:
+            self._warn_not_joined(namespace, error)
+
+    def _open(self) -> None:
+        """Start the background thread, which reads what the core hands over."""
+        if self.server is not None:
+            self.initialize()
+
+    def _receive(self, message: Message) -> None:
+        raise NotImplementedError
+
+    def _clean_up(self, age: float) -> None:
+        try:
+            self._run_core(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
+        except SocketIOPostgresError as error:
+            self._report(error)
+
+    # ------------------------------------------------------------------------------------------ primitives
+
+    def _run_core(self, operation: Operation) -> Any:
+        return self._bus.call_blocking(operation)
+
+    def _try_to_append(self, message: Message) -> bool:
+        return self._bus.core.publish(message)
+
+    def _append(self, message: Message) -> None:
+        self._bus.publish_blocking(message)
+
+    def _flush(self) -> None:
+        self._bus.flush_blocking()
+
+    def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:
+        # The tasks just started mark the client before they call the application's handler.
+        deadline = time.monotonic() + DISCONNECT_LIMIT
+        while any(self.is_connected(sid, namespace) for sid in sids) and time.monotonic() < deadline:
+            self.server.sleep(0.001)
+
+    @staticmethod
+    def _call(function: Handler, *args: Any) -> Any:
+        return function(*args)
+
+    # -------------------------------------------------------------------------------------------- requests
+
+    def _member(self, target: Target) -> ClusterAdapter:
+        if not target.is_local:
+            self._join(target.nsp)
+        return self._adapters.get(target.nsp) or self._new_adapter(target.nsp)
+
+    def _start_request(self, adapter: ClusterAdapter, target: Target) -> Request:
+        request = self._request(adapter, is_local=target.is_local)
+        self._waiting[request.id] = self.server.eio.create_event()
+        return request
+
+    def _complete(self, request: Request) -> None:
+        waiting = self._waiting.get(request.id)
+        if waiting is not None:
+            waiting.set()
+
+    def _answers(self, request: Request, target: Target, *, partial: bool) -> list[Any]:
+        waiting = self._waiting[request.id]
+        if not waiting.wait(target.timeout) and not waiting.is_set():
+            return self._timed_out(request, target, partial=partial)
+        return request.responses
+
+    def _end_request(self, adapter: ClusterAdapter, request: Request) -> None:
+        del self._waiting[request.id]
+        self._abandon(adapter, request)

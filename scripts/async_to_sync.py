@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Write the blocking twins of the async modules; with --check, fail when a committed one is stale.
+
+Only names and keywords change, so the async module is the one to read and to edit.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "python" / "socketio_postgres"
+
+TWINS = {
+    "async_server_operator.py": "server_operator.py",
+    "async_manager.py": "manager.py",
+}
+
+HEADER = "# Generated from {source} by scripts/async_to_sync.py; edit that file.\n"
+
+REPLACEMENTS = [
+    (r"\basync def\b", "def"),
+    (r"\bawait ", ""),
+    (r"Coroutine\[Any, Any, None\]", "None"),
+    (r"from collections\.abc import Coroutine\n", ""),
+    (
+        r"socketio\.AsyncServer\(client_manager=mgr, async_mode=\"asgi\"\)",
+        'socketio.Server(client_manager=mgr, async_mode="threading")',
+    ),
+    (r"started before the first use inside a running event loop", "started before the first use"),
+    (r"\bsocketio\.async_manager\b", "socketio.manager"),
+    (r"\bsocketio\.async_pubsub_manager\b", "socketio.pubsub_manager"),
+    (r"\bsocketio_postgres\.async_(\w+)", r"socketio_postgres.\1"),
+    (r"\bAsync(?=[A-Z])", ""),
+]
+
+
+def twin_of(source: Path) -> str:
+    """The blocking form of a module."""
+    text = source.read_text()
+    for pattern, replacement in REPLACEMENTS:
+        text = re.sub(pattern, replacement, text)
+    text = HEADER.format(source=source.name) + text
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--quiet",
+        "--fix",
+        "--select",
+        "I",
+        "--stdin-filename",
+        "x.py",
+        "-",
+    ]
+    text = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", "x.py", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def main() -> int:
+    """Write or check every twin."""
+    stale = []
+    for source, target in TWINS.items():
+        text = twin_of(PACKAGE / source)
+        path = PACKAGE / target
+        if path.exists() and path.read_text() == text:
+            continue
+        stale.append(target)
+        if "--check" not in sys.argv:
+            path.write_text(text)
+    for target in stale:
+        print(f"{target}: {'stale, run make twins' if '--check' in sys.argv else 'written'}")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
