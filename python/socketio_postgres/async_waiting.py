@@ -53,6 +53,7 @@ class AsyncWaiting(ClusterMember):
 
     def _open(self) -> None:
         """Start reading what the core hands over."""
+        self._check_process()
         inbox = self._bus.inbox
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read(inbox), name="socketio-postgres reader")
@@ -64,6 +65,7 @@ class AsyncWaiting(ClusterMember):
         Raises:
             asyncio.TimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
         """
+        self._check_process()
         if namespace in self._adapters:
             return
         task, deadline = self._joining.get(namespace, (None, 0.0))

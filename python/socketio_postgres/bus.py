@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -90,6 +92,7 @@ class Bus:
                 self._inbox = _core.Inbox(INBOX_BYTES)
                 self._core = self._make_core(self._inbox)
                 _open.add(self)
+                _flush_when_a_child_ends()
             return self._core
 
     @property
@@ -227,6 +230,20 @@ def _raise_failures(failed: int, first: SocketIOPostgresError | None) -> None:
     if first is not None:
         first.failed_count = failed
         raise first
+
+
+@functools.cache
+def _flush_when_this_child_ends(pid: int) -> None:  # noqa: ARG001  (once in each process)
+    from multiprocessing import util  # noqa: PLC0415  (it is loaded: this process was started by it)
+
+    util.Finalize(None, _flush_at_exit, exitpriority=0)
+
+
+def _flush_when_a_child_ends() -> None:
+    """Children of `multiprocessing` end without calling what `atexit` knows, but they do call this."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        _flush_when_this_child_ends(os.getpid())
 
 
 @atexit.register

@@ -77,10 +77,10 @@ _WATCHER = """
 pid=0
 while read -r line; do pid=$line; done
 if [ "$pid" -gt 0 ]; then
-    : kill -QUIT "$pid" 2>/dev/null
+    kill -QUIT "$pid" 2>/dev/null
     tries=0
     while kill -0 "$pid" 2>/dev/null && [ "$tries" -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
-    : kill "$pid" 2>/dev/null
+    kill -KILL "$pid" 2>/dev/null
 fi
 rm -rf -- "$1"
 """

@@ -46,7 +46,7 @@ class EventletWait:
 
     def __call__(self, inbox: _core.Inbox, seconds: float) -> None:
         """Let other green threads run."""
-        import eventlet  # noqa: PLC0415  (installed only where it is used)
+        import eventlet  # type: ignore[import-untyped]  # noqa: PLC0415  (installed only where it is used)
         from eventlet import hubs  # noqa: PLC0415
 
         try:

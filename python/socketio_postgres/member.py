@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 import time
 import uuid
@@ -98,14 +99,24 @@ class ClusterMember(LocalSockets):
         self._error_handler = error_handler
         self._log = logger or log
         self._bus = Bus(BusOptions(dsn, channel=channel, **options), uid=self._uid)
+        self._handlers: dict[tuple[str, str], Handler] = {}
+        self._connected_at: dict[tuple[str, str], float] = {}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Everything that belongs to this process and nothing that belongs to the application."""
+        self._pid = os.getpid()
         self._adapters: dict[str, ClusterAdapter] = {}
         # Threads of a sync server share the adapters; nothing waits while it holds this.
         self._lock = threading.RLock()
-        self._handlers: dict[tuple[str, str], Handler] = {}
-        self._connected_at: dict[tuple[str, str], float] = {}
         self._cleaned_up = 0
         self._is_initialized = False
         self._prepare_waiting()
+
+    def _check_process(self) -> None:
+        """In a forked child begin anew: threads, tasks and connections stayed with the parent."""
+        if self._pid != os.getpid():
+            self._prepare()
 
     def _prepare_waiting(self) -> None:
         """Attributes of the half that waits."""
@@ -120,6 +131,7 @@ class ClusterMember(LocalSockets):
 
     def initialize(self) -> None:
         """Called by the server when its first client arrives."""
+        self._check_process()
         if self.write_only or not self._is_initialized:
             self._is_initialized = True
             super().initialize()
@@ -286,6 +298,7 @@ class ClusterMember(LocalSockets):
             self._report(error)
 
     def _before_publishing(self, message: Message) -> None:
+        self._check_process()
         if not self.write_only and self.server is not None:
             # Peers count whoever publishes as a server, so from the first message on we must listen, too.
             self.initialize()

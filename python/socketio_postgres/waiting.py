@@ -113,6 +113,7 @@ class Waiting(ClusterMember):
         Raises:
             OperationTimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
         """
+        self._check_process()
         if namespace in self._adapters:
             return
         self.initialize()

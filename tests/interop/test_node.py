@@ -310,7 +310,7 @@ import asyncio, sys, socketio
 from socketio_postgres import AsyncPostgresManager
 
 async def main():
-    manager = AsyncPostgresManager(sys.argv[1])
+    manager = AsyncPostgresManager(sys.argv[1], heartbeat_interval=0.2)
     socketio.AsyncServer(client_manager=manager, async_mode="asgi")
     await manager.start()
     await asyncio.Event().wait()
@@ -329,7 +329,6 @@ async def test_whoever_dies_is_no_longer_counted(database: Database) -> None:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", SILENT_SERVER, database.dsn)
         try:
             cluster = Cluster({"node": node, "ours": OurSide(server, manager)})
-            # The fourth beats every five seconds only, so it is seen to be counted and lost again.
             await eventually(lambda: manager.server_count() == 4, "ours counts both victims")
             await eventually(lambda: _counts(node, 4), "Node counts both victims")
         finally:
