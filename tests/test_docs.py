@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import datetime
 import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -27,10 +26,14 @@ from socketio_postgres import (
     SocketIOPostgresError,
 )
 from socketio_postgres.options import BusOptions
-from tests.fixtures.database import Database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fixtures.database import Database
 
 ROOT = Path(__file__).parents[1]
-EPOCH = datetime.datetime.fromtimestamp(0, tz=datetime.timezone.utc)
+EPOCH = datetime.fromtimestamp(0, tz=timezone.utc)
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benches/*.md")])
 
 _BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -39,7 +39,7 @@ class Message:
 
     def __new__(
         cls,
-        type: int,
+        type: int,  # noqa: A002  (the name on the wire)
         nsp: str,
         *,
         uid: str = "",
@@ -149,8 +149,8 @@ class Inbox:
     def wait(self, seconds: float) -> bool:
         """Block, with the GIL released, until an item waits or the time is over; True when one waits."""
 
-    def drain(self, max: int) -> list[tuple[int, int, Any]]:
-        """Take up to `max` items: `(token, kind, value)`."""
+    def drain(self, max_count: int) -> list[tuple[int, int, Any]]:
+        """Take up to `max_count` items: `(token, kind, value)`."""
 
 @final
 class Bus:
@@ -184,7 +184,7 @@ class Bus:
     def unlisten(self, channel: str, inbox: Inbox, token: int) -> None: ...
     def ensure_table(self, inbox: Inbox, token: int) -> None: ...
     def insert_attachment(self, body: bytes, inbox: Inbox, token: int) -> None: ...
-    def get_attachment(self, id: int, inbox: Inbox, token: int) -> None: ...
+    def get_attachment(self, attachment_id: int, inbox: Inbox, token: int) -> None: ...
     def expire_attachments(self, age_seconds: float, inbox: Inbox, token: int) -> None: ...
     def close_listener(self, inbox: Inbox, token: int) -> None: ...
     def close_publisher(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...

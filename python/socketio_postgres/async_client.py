@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 __all__ = ["AsyncPostgresClient", "Notification"]
 
@@ -185,7 +185,7 @@ class AsyncPostgresClient:
         """Disconnect."""
         await self._bus.close(CLOSE_LIMIT)
 
-    async def __aenter__(self) -> AsyncPostgresClient:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

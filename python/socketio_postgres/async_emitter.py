@@ -13,7 +13,7 @@ from socketio_postgres.options import BusKeywords, BusOptions
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 __all__ = ["AsyncEmitter"]
 
@@ -61,7 +61,7 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         """Commit what is buffered and disconnect."""
         await self._bus.close(CLOSE_LIMIT)
 
-    async def __aenter__(self) -> AsyncEmitter:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

@@ -60,8 +60,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             DatabaseError: It refuses: password, database, a standby, or no right to the attachment table.
         """
         core = self._bus.core
-        await self._run_core(lambda inbox, token: core.start_publisher(True, inbox, token))  # noqa: FBT003
-        if not self.write_only:
+        await self._run_core(lambda inbox, token: core.start_publisher(True, inbox, token))
+        if not self.write_only and self.server is not None:
             self._open()
             await self._run_core(core.start_listener)
             await self._join_served()
@@ -205,7 +205,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         try:
             for each in self._run(adapter, adapter.receive, message, time.monotonic()):
                 await self._apply(each)
-        except Exception as error:  # one bad message must not stop the reader
+        except Exception as error:  # noqa: BLE001  (one bad message must not stop the reader)
             self._report_bad(message, error)
 
     async def _apply(self, message: Message) -> None:
@@ -245,7 +245,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             handler, args = self._server_side_handler(message)
             if handler is not None:
                 result = await self._call(handler, *args)
-        except Exception as error:  # a user's handler may raise anything, and nothing may stop us
+        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
             self._report_bad(message, error)
         self._answer_server_side(message, result)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from socketio_postgres.exceptions import OptionsError
 from socketio_postgres.messages import RESERVED_EVENTS, Message, MessageType, Rooms
@@ -16,6 +16,8 @@ R = TypeVar("R")
 
 Op = TypeVar("Op")
 """What choosing returns."""
+
+DAY: Final = 86_400.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ def checked_namespace(nsp: object) -> str:
 
 def checked_timeout(seconds: Any) -> float:
     """A time-out in seconds; Socket.IO's own are in milliseconds."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 86_400:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= DAY:
         raise bad("timeout", seconds, "a time-out is a number of seconds, above 0 and at most a day")
     return float(seconds)
 

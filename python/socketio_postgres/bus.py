@@ -54,8 +54,7 @@ class Bus:
         self._is_raw = is_raw
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._core: _core.Bus | None = None
-        self._inbox: _core.Inbox | None = None
+        self._open_core: tuple[_core.Bus, _core.Inbox] | None = None
         self._is_closed = False
         self.blocking = BlockingCalls()
         # A DSN or table name that cannot work is told here, at the call that gave it.
@@ -77,31 +76,30 @@ class Bus:
         Raises:
             ClosedError: The bus was closed.
         """
-        core = self._core
-        if core is not None and self._pid == os.getpid() and not self._is_closed:
-            return core
+        return self._opened()[0]
+
+    def _opened(self) -> tuple[_core.Bus, _core.Inbox]:
+        opened = self._open_core
+        if opened is not None and self._pid == os.getpid() and not self._is_closed:
+            return opened
         with self._lock:
             if self._pid != os.getpid():
-                _of_the_parent.append((self._core, self._inbox, self.blocking))
-                wait = self.blocking.wait
-                self._core, self._is_closed, self._pid = None, False, os.getpid()
-                self.blocking = BlockingCalls(wait)
+                _of_the_parent.append((self._open_core, self.blocking))
+                self._open_core, self._is_closed, self._pid = None, False, os.getpid()
+                self.blocking = BlockingCalls(self.blocking.wait)
             if self._is_closed:
                 raise ClosedError(f"the connection to {self.description} is closed; create a new object")
-            if self._core is None:
-                self._inbox = _core.Inbox(INBOX_BYTES)
-                self._core = self._make_core(self._inbox)
+            if self._open_core is None:
+                inbox = _core.Inbox(INBOX_BYTES)
+                self._open_core = (self._make_core(inbox), inbox)
                 _open.add(self)
                 _flush_when_a_child_ends()
-            return self._core
+            return self._open_core
 
     @property
     def inbox(self) -> _core.Inbox:
         """Where background items of this process's core arrive."""
-        self.core  # noqa: B018  (opens)
-        inbox = self._inbox
-        assert inbox is not None
-        return inbox
+        return self._opened()[1]
 
     # ------------------------------------------------------------------------------------------------ asyncio
 
@@ -164,7 +162,7 @@ class Bus:
         if core is not None:
             # Two parts report their end, the listener and the publisher, in this order or the other.
             calls = AsyncCalls.of_running_loop()
-            done = calls.start(lambda inbox, token: core.close_listener(inbox, token))
+            done = calls.start(core.close_listener)
             await calls.start(lambda inbox, token: core.close_publisher(limit, inbox, token))
             await done
 
@@ -208,22 +206,22 @@ class Bus:
 
     def _begin_close(self) -> _core.Bus | None:
         with self._lock:
-            core = self._core if self._pid == os.getpid() and not self._is_closed else None
+            opened = self._open_core if self._pid == os.getpid() and not self._is_closed else None
             self._is_closed, self._pid = True, os.getpid()
             _open.discard(self)
-            return core
+            return opened[0] if opened else None
 
     def take_failures(self) -> list[SocketIOPostgresError]:
         """Background failures since the last call, for objects that have no loop or thread to wait for them."""
-        inbox = self._inbox
-        if inbox is None or self._pid != os.getpid():
+        opened = self._open_core
+        if opened is None or self._pid != os.getpid():
             return []
-        return [value for _, kind, value in inbox.drain(1000) if kind == _core.FAILURE]
+        return [value for _, kind, value in opened[1].drain(1000) if kind == _core.FAILURE]
 
     def stats(self) -> dict[str, Any]:
         """Counters of the core; empty before the first use."""
-        core = self._core
-        return dict(core.stats()) if core is not None and self._pid == os.getpid() else {}
+        opened = self._open_core
+        return dict(opened[0].stats()) if opened is not None and self._pid == os.getpid() else {}
 
 
 def _raise_failures(failed: int, first: SocketIOPostgresError | None) -> None:

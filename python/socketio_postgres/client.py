@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 __all__ = ["PostgresClient"]
 
@@ -120,7 +120,7 @@ class PostgresClient:
         """Blocking form of `AsyncPostgresClient.close`."""
         self._bus.close_blocking(CLOSE_LIMIT)
 
-    def __enter__(self) -> PostgresClient:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -30,14 +30,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from typing_extensions import Self
-
 from socketio_postgres.exceptions import SocketIOPostgresError
 
 if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterator, Mapping
     from types import TracebackType
+
+    from typing_extensions import Self
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "PostgresBinaries", "find_binaries", "free_port"]
 

@@ -13,7 +13,7 @@ from socketio_postgres.options import BusKeywords, BusOptions
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Emitter"]
 
@@ -85,7 +85,7 @@ class Emitter(Namespace[None]):
             finally:
                 self._bus.close_blocking(0.0)
 
-    def __enter__(self) -> Emitter:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

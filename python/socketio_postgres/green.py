@@ -6,6 +6,7 @@ greenlet. There we wait for the inbox's descriptor in the hub instead. No monkey
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Protocol
 
@@ -17,7 +18,8 @@ __all__ = ["EventletWait", "GeventWait", "ThreadWait", "Wait", "wait_for_mode"]
 class Wait(Protocol):
     """Waits until an inbox holds something or the time is over."""
 
-    def __call__(self, inbox: _core.Inbox, seconds: float) -> None: ...
+    def __call__(self, inbox: _core.Inbox, seconds: float) -> None:
+        """Wait."""
 
 
 class ThreadWait:
@@ -35,10 +37,8 @@ class GeventWait:
         """Let other greenlets run."""
         from gevent import socket  # type: ignore[import-untyped]  # noqa: PLC0415  (installed only where it is used)
 
-        try:
+        with contextlib.suppress(TimeoutError):
             socket.wait_read(inbox.fileno(), seconds)
-        except TimeoutError:
-            pass
 
 
 class EventletWait:
@@ -49,10 +49,8 @@ class EventletWait:
         import eventlet  # type: ignore[import-untyped]  # noqa: PLC0415  (installed only where it is used)
         from eventlet import hubs  # noqa: PLC0415
 
-        try:
+        with contextlib.suppress(eventlet.Timeout):
             hubs.trampoline(inbox.fileno(), read=True, timeout=seconds)
-        except eventlet.Timeout:
-            pass
 
 
 def wait_for_mode(async_mode: str | None = None) -> Wait:

@@ -12,7 +12,7 @@ import itertools
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from socketio_postgres import _core
 from socketio_postgres.exceptions import OperationTimeoutError
@@ -36,7 +36,7 @@ SIGNAL_INTERVAL: Final = 0.1
 class AsyncCalls:
     """Operations of the core as futures of one event loop."""
 
-    _by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncCalls] = weakref.WeakKeyDictionary()
+    _by_loop: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncCalls]] = weakref.WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._inbox = _core.Inbox(INBOX_BYTES)

@@ -24,11 +24,13 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
         self._room_aliases: dict[str, dict[str, Any]] = {}
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        """As in `BaseManager`."""
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         if room is not None and not isinstance(room, str):
             self._room_aliases.setdefault(namespace, {})[str(room)] = room
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        """As in `BaseManager`."""
         super().basic_leave_room(sid, namespace, room)
         if room is not None and not isinstance(room, str) and room not in self.rooms.get(namespace, {}):
             aliases = self._room_aliases.get(namespace, {})

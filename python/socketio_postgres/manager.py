@@ -61,8 +61,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             DatabaseError: It refuses: password, database, a standby, or no right to the attachment table.
         """
         core = self._bus.core
-        self._run_core(lambda inbox, token: core.start_publisher(True, inbox, token))  # noqa: FBT003
-        if not self.write_only:
+        self._run_core(lambda inbox, token: core.start_publisher(True, inbox, token))
+        if not self.write_only and self.server is not None:
             self._open()
             self._run_core(core.start_listener)
             self._join_served()
@@ -206,7 +206,7 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         try:
             for each in self._run(adapter, adapter.receive, message, time.monotonic()):
                 self._apply(each)
-        except Exception as error:  # one bad message must not stop the reader
+        except Exception as error:  # noqa: BLE001  (one bad message must not stop the reader)
             self._report_bad(message, error)
 
     def _apply(self, message: Message) -> None:
@@ -246,7 +246,7 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             handler, args = self._server_side_handler(message)
             if handler is not None:
                 result = self._call(handler, *args)
-        except Exception as error:  # a user's handler may raise anything, and nothing may stop us
+        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
             self._report_bad(message, error)
         self._answer_server_side(message, result)
 

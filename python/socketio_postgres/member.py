@@ -318,15 +318,11 @@ class ClusterMember(LocalSockets):
             case MessageType.BROADCAST:
                 return self._delivery(message)
             case MessageType.SOCKETS_JOIN:
-                for sid in self.local_sids(message.nsp, message.to, message.except_):
-                    for room in message.rooms:
-                        self._enter(sid, message.nsp, room)
+                self._join_sockets(message)
             case MessageType.SOCKETS_LEAVE:
-                for sid in self.local_sids(message.nsp, message.to, message.except_):
-                    for room in self.local_rooms(message.nsp, message.rooms):
-                        self.basic_leave_room(sid, message.nsp, room)
+                self._leave_sockets(message)
             case MessageType.DISCONNECT_SOCKETS:
-                for sid in self.local_sids(message.nsp, message.to, message.except_):
+                for sid in self._disconnected_by(message):
                     self.server.start_background_task(self._disconnect_local, sid, message.nsp, message.close)
             case MessageType.FETCH_SOCKETS:
                 sockets = self._local_details(message.nsp, message.to, message.except_)
@@ -336,17 +332,24 @@ class ClusterMember(LocalSockets):
                 self.server.start_background_task(self._handle_server_side, message)
         return None
 
+    def _join_sockets(self, message: Message) -> None:
+        for sid in self.local_sids(message.nsp, message.to, message.except_):
+            for room in message.rooms:
+                try:
+                    self.basic_enter_room(sid, message.nsp, room)
+                except ValueError as error:
+                    self._log.warning("client %s does not enter %r of %s: %s", sid, room, message.nsp, error)
+
+    def _leave_sockets(self, message: Message) -> None:
+        for sid in self.local_sids(message.nsp, message.to, message.except_):
+            for room in self.local_rooms(message.nsp, message.rooms):
+                self.basic_leave_room(sid, message.nsp, room)
+
     def _disconnected_by(self, message: Message) -> list[str]:
         """Local clients that a message disconnects."""
         if message.type != MessageType.DISCONNECT_SOCKETS:
             return []
         return self.local_sids(message.nsp, message.to, message.except_)
-
-    def _enter(self, sid: str, namespace: str, room: str) -> None:
-        try:
-            self.basic_enter_room(sid, namespace, room)
-        except ValueError as error:
-            self._log.warning("client %s does not enter room %r of %s: %s", sid, room, namespace, error)
 
     def _packet(self, message: Message) -> list[Any]:
         packet = message.packet(self.json.loads)
@@ -491,7 +494,7 @@ class ClusterMember(LocalSockets):
         if self._error_handler is not None:
             try:
                 self._error_handler(error)
-            except Exception:  # a user's function may raise anything, and nothing may stop us
+            except Exception:  # noqa: BLE001  (a user's function may raise anything)
                 self._log.exception("the error_handler itself failed")
 
     def stats(self) -> dict[str, Any]:

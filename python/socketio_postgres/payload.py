@@ -41,11 +41,15 @@ def value_fields(value: Any, json: Any) -> dict[str, Any]:
         return {"packet_json": "null"}  # no packet at all would be an answer without a value
     if json is stdlib_json:
         return {"packet": value}
-    if not Packet.data_is_binary([value]):
-        return {"packet_json": dump(value, json)}
-    # Bytes travel beside the text: take them out, let the module write and read the rest, put them back.
-    template, attachments = Packet.deconstruct_binary([value])
-    return {"packet": Packet.reconstruct_binary(stdlib_json.loads(dump(template, json)), attachments)[0]}
+    try:
+        if not Packet.data_is_binary([value]):
+            return {"packet_json": dump(value, json)}
+        # Bytes travel beside the text: take them out, let the module write and read the rest, put them back.
+        template, attachments = Packet.deconstruct_binary([value])
+        return {"packet": Packet.reconstruct_binary(stdlib_json.loads(dump(template, json)), attachments)[0]}
+    except RecursionError as error:
+        reason = "nested too deeply (or it contains itself)"
+        raise EncodeError(f"cannot encode data: {reason}", path="data", reason=reason) from error
 
 
 def dump(value: Any, json: Any) -> str:

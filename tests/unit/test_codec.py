@@ -135,7 +135,7 @@ def test_nesting_is_limited_at_both_ends() -> None:
         (5e-324, 5e-324, 5e-324),
         (1.7976931348623157e308, 1.7976931348623157e308, 1.7976931348623157e308),
         (0.1 + 0.2, 0.1 + 0.2, 0.1 + 0.2),
-        ("\ud800", "\ud800", "\ufffd"),  # half a surrogate pair
+        ("\ud800", "\ud800", "\ufffd\ufffd\ufffd"),  # half a surrogate pair: three bytes that are no UTF-8
         ("\x00 \u2028 😀 \uffff", "\x00 \u2028 😀 \uffff", "\x00 \u2028 😀 \uffff"),
         ({1: "a", 2.5: "b", True: "c", None: "d"}, {"1": "c", "2.5": "b", "null": "d"}, None),
         ({"": {}}, {"": {}}, {"": {}}),

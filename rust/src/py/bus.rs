@@ -212,9 +212,9 @@ impl PyBus {
         })?)
     }
 
-    fn get_attachment(&self, id: i64, inbox: &PyInbox, token: u64) -> PyResult<()> {
+    fn get_attachment(&self, attachment_id: i64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, move |table, session| async move {
-            Ok(Outcome::Bytes(table.fetch(&*session.client().await?, &[id]).await?.remove(&id)))
+            Ok(Outcome::Bytes(table.fetch(&*session.client().await?, &[attachment_id]).await?.remove(&attachment_id)))
         })?)
     }
 

@@ -53,9 +53,9 @@ impl PyInbox {
         py.detach(|| self.0.wait(limit))
     }
 
-    fn drain<'py>(&self, py: Python<'py>, max: usize) -> PyResult<Bound<'py, PyList>> {
+    fn drain<'py>(&self, py: Python<'py>, max_count: usize) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
-        for (token, item) in self.0.drain(max) {
+        for (token, item) in self.0.drain(max_count) {
             let (kind, value) = item_to_python(py, item)?;
             list.append((token, kind, value))?;
         }

@@ -1,0 +1,205 @@
+"""The inbox and those who wait for it: an event loop, or a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import select
+import threading
+import time
+import weakref
+
+import pytest
+
+from socketio_postgres import ClosedError, OperationTimeoutError, SocketIOPostgresError, _core
+from socketio_postgres.bus import Bus
+from socketio_postgres.handover import AsyncCalls, BlockingCalls, items_of, readable
+from socketio_postgres.options import BusOptions
+
+NOWHERE = "postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=2"
+
+
+def new_bus() -> Bus:
+    return Bus(BusOptions(NOWHERE), uid=lambda: "a1")
+
+
+def finish(inbox: _core.Inbox, token: int) -> None:
+    """An operation that ends at once and needs no database."""
+    new_bus().core.when_space(inbox, token)
+
+
+def never(inbox: _core.Inbox, token: int) -> None:
+    """An operation that does not end."""
+    del inbox, token
+
+
+def is_readable(inbox: _core.Inbox) -> bool:
+    return bool(select.select([inbox.fileno()], [], [], 0)[0])
+
+
+def test_an_inbox_is_readable_while_it_holds_something() -> None:
+    inbox = _core.Inbox(1000)
+    assert (inbox.drain(10), inbox.bytes, inbox.dropped, is_readable(inbox)) == ([], 0, 0, False)
+    for token in (1, 2, 3):
+        finish(inbox, token)
+    assert is_readable(inbox)
+    assert inbox.drain(2) == [(1, _core.FINISHED, None), (2, _core.FINISHED, None)]
+    assert is_readable(inbox)
+    assert inbox.drain(2) == [(3, _core.FINISHED, None)]
+    assert not is_readable(inbox)
+    assert inbox.drain(2) == []
+    finish(inbox, 4)
+    assert is_readable(inbox)
+
+
+def test_waiting_ends_with_the_time_or_an_item() -> None:
+    inbox = _core.Inbox(1000)
+    began = time.monotonic()
+    assert inbox.wait(0.05) is False
+    assert time.monotonic() - began >= 0.05
+    thread = threading.Timer(0.05, finish, (inbox, 1))
+    thread.start()
+    assert inbox.wait(20.0) is True  # and other threads run meanwhile, or it never would
+    assert time.monotonic() - began < 10
+    assert inbox.wait(0.0) is True
+    thread.join()
+    inbox.drain(1)
+    assert inbox.wait(-1.0) is False
+
+
+async def test_futures_of_a_loop() -> None:
+    calls = AsyncCalls.of_running_loop()
+    assert AsyncCalls.of_running_loop() is calls
+    assert await asyncio.wait_for(asyncio.gather(*(calls.start(finish) for _ in range(600))), 20) == [None] * 600
+
+
+async def test_a_cancelled_call_disturbs_nobody() -> None:
+    calls = AsyncCalls.of_running_loop()
+    cancelled = calls.start(finish)
+    cancelled.cancel()
+    assert await asyncio.wait_for(calls.start(finish), 20) is None
+    assert cancelled.cancelled()
+
+
+async def test_an_operation_that_fails_to_start_leaves_nothing_behind() -> None:
+    calls = AsyncCalls.of_running_loop()
+    bus = new_bus()
+    with pytest.raises(ValueError, match="63"):
+        calls.start(lambda inbox, token: bus.core.listen("x" * 64, inbox, token))
+    assert await asyncio.wait_for(calls.start(finish), 20) is None
+    await bus.close(0.0)
+
+
+def test_every_loop_has_its_own() -> None:
+    async def use() -> AsyncCalls:
+        await asyncio.wait_for(AsyncCalls.of_running_loop().start(finish), 20)
+        return AsyncCalls.of_running_loop()
+
+    first = weakref.ref(asyncio.run(use()))
+    second = asyncio.run(use())
+    assert first() is not second
+    gc.collect()
+    assert first() is None, "calls of a loop that is gone"
+
+
+async def test_items_come_in_order() -> None:
+    inbox = _core.Inbox(1000)
+    total = 700  # several batches
+
+    def fill() -> None:
+        bus = new_bus()
+        for token in range(total):
+            bus.core.when_space(inbox, token)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    seen = []
+
+    async def read() -> None:
+        async for token, kind, _ in items_of(inbox):
+            assert kind == _core.FINISHED
+            seen.append(token)
+            if len(seen) == total:
+                return
+
+    await asyncio.wait_for(read(), 20)
+    thread.join()
+    assert seen == list(range(total))
+
+
+async def test_a_cancelled_reader_stops_watching() -> None:
+    inbox = _core.Inbox(1000)
+    task = asyncio.create_task(readable(inbox))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.get_running_loop().remove_reader(inbox.fileno()) is False
+    finish(inbox, 1)
+    await asyncio.wait_for(readable(inbox), 20)
+
+
+def test_blocking_calls_from_many_threads() -> None:
+    calls = BlockingCalls()
+    results: list[object] = []
+
+    def use() -> None:
+        for _ in range(50):
+            results.append(calls.run(finish, 20.0))  # noqa: PERF401 - one call at a time is the test
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert results == [None] * 400
+
+
+def test_a_blocking_call_can_time_out_and_its_late_end_is_ignored() -> None:
+    calls = BlockingCalls()
+    late: list[tuple[_core.Inbox, int]] = []
+    with pytest.raises(OperationTimeoutError, match=r"0\.05 s"):
+        calls.run(lambda inbox, token: late.append((inbox, token)), 0.05)
+    [(inbox, token)] = late
+    finish(inbox, token)  # it ends after all
+    assert calls.run(finish, 20.0) is None
+    with pytest.raises(OperationTimeoutError):
+        calls.run(never, 0.05)
+
+
+def test_a_failure_is_raised_where_the_call_was_made() -> None:
+    bus = new_bus()
+    core = bus.core
+    with pytest.raises(SocketIOPostgresError):
+        bus.call_blocking(lambda inbox, token: core.start_publisher(False, inbox, token), 20.0)
+    bus.close_blocking(0.0)
+
+
+def test_a_bus_says_where_to_but_not_with_which_password() -> None:
+    assert "127.0.0.1" in new_bus().description
+    assert "hunter2" not in new_bus().description
+
+
+def test_a_closed_bus_stays_closed() -> None:
+    bus = new_bus()
+    assert not bus.is_closed
+    bus.core  # noqa: B018 - opens it
+    bus.close_blocking(0.0)
+    bus.close_blocking(0.0)
+    assert bus.is_closed
+    with pytest.raises(ClosedError, match="closed; create a new object"):
+        bus.core  # noqa: B018 - must raise
+
+
+def test_a_bus_that_was_never_used_costs_nothing() -> None:
+    threads = {thread.name for thread in threading.enumerate()}
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    buses = [new_bus() for _ in range(20)]
+    assert {thread.name for thread in threading.enumerate()} == threads
+    if before:
+        assert len(os.listdir("/proc/self/fd")) < before + 20
+    for bus in buses:
+        assert bus.stats() == {}
+        assert bus.take_failures() == []
+        bus.close_blocking(0.0)

@@ -1,0 +1,116 @@
+"""Rooms by their names on the wire, in a real `AsyncServer` that no network reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import socketio
+from socketio.async_manager import AsyncManager
+
+from socketio_postgres.local_sockets import LocalSockets
+
+
+class Manager(LocalSockets, AsyncManager):  # type: ignore[misc]  # python-socketio is not typed
+    """The least that can be given to a server."""
+
+
+class Sockets:
+    """A server, and clients that exist in its books only."""
+
+    def __init__(self) -> None:
+        self.manager = Manager()
+        self.server = socketio.AsyncServer(client_manager=self.manager, async_mode="asgi")
+
+    async def connect(self, eio_sid: str, *rooms: Any, namespace: str = "/") -> str:
+        self.server.eio.sockets[eio_sid] = object()
+        sid: str = await self.manager.pre_connect(eio_sid, namespace)
+        await self.manager.connect(sid, namespace)
+        for room in rooms:
+            await self.manager.enter_room(sid, namespace, room)
+        return sid
+
+
+@pytest.fixture
+def sockets() -> Sockets:
+    return Sockets()
+
+
+async def test_everyone_unless_rooms_are_named(sockets: Sockets) -> None:
+    a = await sockets.connect("ea", "red")
+    b = await sockets.connect("eb", "red", "blue")
+    c = await sockets.connect("ec")
+    await sockets.connect("ed", "red", namespace="/x")
+    select = sockets.manager.local_sids
+    assert set(select("/", [], [])) == {a, b, c}
+    assert set(select("/", ["red"], [])) == {a, b}
+    assert sorted(select("/", ["red", "blue"], [])) == sorted([a, b])  # each once
+    assert select("/", ["blue"], ["red"]) == []
+    assert set(select("/", [], ["blue"])) == {a, c}
+    assert select("/", ["green"], []) == []
+    assert set(select("/", [], ["green"])) == {a, b, c}
+    assert select("/", [a], []) == [a]  # a sid is a room of its own
+    assert set(select("/", [], [a])) == {b, c}
+    assert select("/nobody", [], []) == []
+    assert select("/nobody", ["red"], ["blue"]) == []
+
+
+async def test_rooms_that_are_no_strings_have_a_name_on_the_wire(sockets: Sockets) -> None:
+    a = await sockets.connect("ea", 42)
+    b = await sockets.connect("eb", "42")
+    c = await sockets.connect("ec", ("tuple", 1))
+    manager = sockets.manager
+    assert set(manager.local_sids("/", ["42"], [])) == {a, b}
+    assert set(manager.local_sids("/", [], ["42"])) == {c}
+    assert manager.local_sids("/", ["('tuple', 1)"], []) == [c]
+    assert manager.local_rooms("/", ["42"]) == ["42", 42]
+    await manager.leave_room(a, "/", 42)
+    assert manager.local_sids("/", ["42"], []) == [b]
+    assert manager.local_rooms("/", ["42"]) == ["42"]
+
+
+async def test_the_name_lasts_as_long_as_the_room(sockets: Sockets) -> None:
+    a = await sockets.connect("ea", 42)
+    b = await sockets.connect("eb", 42)
+    manager = sockets.manager
+    await manager.leave_room(a, "/", 42)
+    assert manager.local_sids("/", ["42"], []) == [b]
+    await manager.disconnect(b, "/")
+    assert manager.local_sids("/", ["42"], []) == []
+    await manager.enter_room(a, "/", 42)
+    assert manager.local_sids("/", ["42"], []) == [a]
+    await manager.close_room(42, "/")
+    assert manager.local_sids("/", ["42"], []) == []
+    await manager.disconnect(a, "/")
+    assert manager._room_aliases == {}, "names of rooms that are gone"
+
+
+async def test_zero_is_a_room(sockets: Sockets) -> None:
+    a = await sockets.connect("ea", 0)
+    await sockets.connect("eb")
+    assert sockets.manager.local_sids("/", ["0"], []) == [a]
+
+
+async def test_a_client_is_alive_while_its_transport_is(sockets: Sockets) -> None:
+    a = await sockets.connect("ea")
+    manager = sockets.manager
+    assert manager.is_alive(a, "/")
+    assert not manager.is_alive(a, "/x")
+    assert not manager.is_alive("nobody", "/")
+    del sockets.server.eio.sockets["ea"]  # it vanished while its connect handler ran
+    assert manager.is_connected(a, "/")
+    assert not manager.is_alive(a, "/")
+
+
+async def test_a_client_that_is_being_connected_or_disconnected_is_not_alive(sockets: Sockets) -> None:
+    sockets.server.eio.sockets["ea"] = object()
+    a = await sockets.manager.pre_connect("ea", "/")
+    assert not sockets.manager.is_alive(a, "/")
+    await sockets.manager.connect(a, "/")
+    assert sockets.manager.is_alive(a, "/")
+    sockets.manager.pre_disconnect(a, "/")
+    assert not sockets.manager.is_alive(a, "/")
+
+
+def test_without_a_server_nobody_is_alive() -> None:
+    assert not Manager().is_alive("a", "/")
