@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import socketio
 from psycopg.conninfo import make_conninfo
 
 from socketio_postgres import (
+    AsyncEmitter,
     AsyncPostgresManager,
     DatabaseError,
     Emitter,
@@ -26,6 +28,7 @@ from socketio_postgres import (
     SocketIOPostgresError,
 )
 from socketio_postgres.options import BusOptions
+from tests.fixtures.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,6 +158,43 @@ def test_table_ddl(database: Database) -> None:
         emitter.close()
     _, ddl = str(caught.value.hint).split("\n", 1)
     assert ddl.strip() in (ROOT / "docs/operations.md").read_text()
+
+
+def sql_block(beginning: str) -> str:
+    """The block of SQL in docs/operations.md that begins with this."""
+    blocks = re.findall(r"^```sql\n(.*?)^```$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE | re.DOTALL)
+    return str(next(block for block in blocks if block.startswith(beginning)))
+
+
+def test_rights_suffice(database: Database) -> None:
+    """A role with the rights that operations.md grants, and no others, can do all that a server does."""
+    grants = sql_block("CREATE ROLE").replace(" app ", f" {database.name} ").replace("chat", f"{database.name}_chat")
+    restricted = make_conninfo(database.dsn, user=f"{database.name}_chat", password="…")
+
+    async def send_and_receive() -> None:
+        async with AsyncEmitter(restricted, create_table=False) as io:
+            server = AsyncPostgresManager(restricted, create_table=False, cleanup_interval=0.1)
+            socketio.AsyncServer(client_manager=server, async_mode="asgi")
+            try:
+                await server.start()
+                await io.emit("upload", b"bytes")
+                await eventually(lambda: server.stats()["attachments"] == 1, "the attachment is read")
+                await eventually(
+                    lambda: database.value("SELECT count(*) FROM socket_io_attachments") == 0, "and deleted"
+                )
+                assert server.stats()["attachments_missing"] == 0
+            finally:
+                await server.close()
+
+    with database.connect() as superuser:
+        superuser.execute(sql_block("CREATE UNLOGGED TABLE"))
+        superuser.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        superuser.execute(grants)
+        try:
+            asyncio.run(send_and_receive())
+        finally:
+            role = f"{database.name}_chat"
+            superuser.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 # ------------------------------------------------------------------------- error messages, quoted word for word

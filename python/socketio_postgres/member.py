@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json as stdlib_json
 import logging
 import os
 import threading
@@ -89,7 +90,8 @@ class ClusterMember(LocalSockets):
         error_handler: Callable[[Exception], object] | None = None,
         **options: Unpack[ManagerKeywords],
     ) -> None:
-        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        super().__init__(channel=channel, write_only=write_only, logger=logger)
+        self.json = json or stdlib_json  # python-socketio before 5.16 has no such attribute
         if error_handler is not None and not callable(error_handler):
             raise bad("error_handler", error_handler, "must be callable")
         self._target = Target("/")  # the manager is the start of every chain
@@ -128,6 +130,11 @@ class ClusterMember(LocalSockets):
             return EMITTER_UID
         self.host_id = uuid.uuid4().hex
         return self.host_id
+
+    def set_server(self, server: Any) -> None:
+        """As in `BaseManager`; from now on the server's json module is used."""
+        super().set_server(server)
+        self.json = server.packet_class.json
 
     def initialize(self) -> None:
         """Called by the server when its first client arrives."""

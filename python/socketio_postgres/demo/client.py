@@ -8,11 +8,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import socketio
-from typing_extensions import Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from typing_extensions import Self
 
 TIMEOUT = 5.0
 """Seconds any single answer or message may take."""

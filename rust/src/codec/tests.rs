@@ -363,6 +363,7 @@ fn json_becomes_messagepack_value_by_value() {
         // JSON knows no limit, MessagePack does: the nearest float, as JavaScript reads it
         ("1180591620717411303424", value!(1_180_591_620_717_411_303_424.0)),
         ("1e300", value!(1e300)),
+        ("1801439850948199.0", Value::from("1801439850948199.0".parse::<f64>().unwrap())), // to the last digit
         ("-0.0", value!(-0.0)),
         (r#""\u0000é\ud83d\ude00""#, value!("\0é😀")),
         // half a surrogate pair has no UTF-8; an escaped backslash before it is no escape
