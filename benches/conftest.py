@@ -7,18 +7,14 @@ report of pytest-benchmark shows each time as a multiple of the group's best.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches.shared import CHANNEL, MESSAGES, MESSAGES_OF_CHECK, Committed, Run
 from tests.fixtures.database import Database, database, postgres_dsn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pytest_benchmark.fixture import BenchmarkFixture
 
 __all__ = ["committed", "count", "database", "patient", "postgres_dsn", "run"]
 

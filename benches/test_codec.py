@@ -9,16 +9,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgpack
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from socketio_postgres import Message, MessageType
 from socketio_postgres.codec import decode, encode, encode_msgpack
-
-if TYPE_CHECKING:
-    from pytest_benchmark.fixture import BenchmarkFixture
 
 try:
     import orjson

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches.shared import CHANNEL, ROUNDS, Committed, Run
 from benches.test_codec import envelope
 from socketio_postgres import AsyncEmitter, Emitter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pytest_benchmark.fixture import BenchmarkFixture
-
-    from tests.fixtures.database import Database
+from tests.fixtures.database import Database
 
 asyncpg = pytest.importorskip("asyncpg")
 

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
 import socketio
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches.shared import CHANNEL, ROUNDS, Committed, Run
 from socketio_postgres import AsyncPostgresManager, Emitter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pytest_benchmark.fixture import BenchmarkFixture
-
-    from tests.fixtures.database import Database
+from tests.fixtures.database import Database
 
 asyncpg = pytest.importorskip("asyncpg")
 
@@ -94,7 +90,7 @@ class OneMember:
         self._arrivals = arrivals
         self.sio.eio.send_packet = self._send_packet
 
-    async def _send_packet(self, eio_sid: str, packet: Any) -> None:  # noqa: ANN401, ARG002
+    async def _send_packet(self, eio_sid: str, packet: Any) -> None:  # noqa: ARG002
         if "fence" in packet.data:
             self._arrivals.done.set()
         else:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import socketio
@@ -28,12 +30,8 @@ from socketio_postgres import (
     SocketIOPostgresError,
 )
 from socketio_postgres.options import BusOptions
+from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.fixtures.database import Database
 
 ROOT = Path(__file__).parents[1]
 EPOCH = datetime.fromtimestamp(0, tz=timezone.utc)
@@ -145,6 +143,23 @@ def test_statistics_table(database: Database) -> None:
     assert rows("docs/operations.md", "Statistics").keys() == asyncio.run(keys())
 
 
+def test_compatibility_table() -> None:
+    text = (ROOT / "README.md").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    packages = json.loads((ROOT / "tests/interop/node/package.json").read_text())["dependencies"]
+    for name in ("@socket.io/postgres-adapter", "@socket.io/postgres-emitter"):
+        assert f"`{name}` {packages[name]}" in text
+    assert packages["socket.io"] == packages["socket.io-client"]
+    assert f"`socket.io` and `socket.io-client` {packages['socket.io']}" in text
+    python, socketio_ = (
+        re.search(pattern, project) for pattern in (r'requires-python = ">=([\d.]+)"', r"python-socketio>=([\d.]+)")
+    )
+    assert python is not None
+    assert socketio_ is not None
+    assert f"| Python | {python[1]} and newer" in text
+    assert f"| python-socketio | {socketio_[1]} to" in text
+
+
 def test_message_types_table() -> None:
     text = (ROOT / "docs/wire-protocol.md").read_text()
     documented = dict(re.findall(r"^\| (\d+) \| `([A-Z_]+)` \|", text, re.MULTILINE))
@@ -205,7 +220,7 @@ def emit(dsn: str, *args: object) -> None:
         io.emit("event", *args)
 
 
-def start(dsn: str, **options: Any) -> None:  # noqa: ANN401 - any option
+def start(dsn: str, **options: Any) -> None:
     async def start_and_close() -> None:
         manager = AsyncPostgresManager(dsn, **options)
         try:

@@ -22,6 +22,10 @@ class Wait(Protocol):
         """Wait."""
 
 
+class _TimeIsOver(Exception):  # noqa: N818  (no error)
+    """Ends our own wait. A class of its own, because the application's time-outs around a call must pass through."""
+
+
 class ThreadWait:
     """For threads of the operating system; the GIL is released."""
 
@@ -37,8 +41,8 @@ class GeventWait:
         """Let other greenlets run."""
         from gevent import socket  # type: ignore[import-untyped]  # noqa: PLC0415  (installed only where it is used)
 
-        with contextlib.suppress(TimeoutError):
-            socket.wait_read(inbox.fileno(), seconds)
+        with contextlib.suppress(_TimeIsOver):
+            socket.wait_read(inbox.fileno(), seconds, _TimeIsOver())
 
 
 class EventletWait:
@@ -46,22 +50,30 @@ class EventletWait:
 
     def __call__(self, inbox: _core.Inbox, seconds: float) -> None:
         """Let other green threads run."""
-        import eventlet  # type: ignore[import-untyped]  # noqa: PLC0415  (installed only where it is used)
-        from eventlet import hubs  # noqa: PLC0415
+        from eventlet import hubs  # type: ignore[import-untyped]  # noqa: PLC0415  (installed only where it is used)
 
-        with contextlib.suppress(eventlet.Timeout):
-            hubs.trampoline(inbox.fileno(), read=True, timeout=seconds)
+        with contextlib.suppress(_TimeIsOver):
+            hubs.trampoline(inbox.fileno(), read=True, timeout=seconds, timeout_exc=_TimeIsOver)
 
 
 def wait_for_mode(async_mode: str | None = None) -> Wait:
-    """The wait that suits a server's `async_mode`, or else what is monkey-patched in this process."""
-    if async_mode in {"gevent", "gevent_uwsgi"} or _is_patched("gevent.monkey", "is_module_patched", "threading"):
+    """The wait that suits a server's `async_mode`, or else the thread that calls."""
+    if async_mode in {"gevent", "gevent_uwsgi"} or _has_gevent_hub():
         return GeventWait()
-    if async_mode == "eventlet" or _is_patched("eventlet.patcher", "is_monkey_patched", "thread"):
+    if async_mode == "eventlet" or _has_eventlet_hub():
         return EventletWait()
     return ThreadWait()
 
 
-def _is_patched(module: str, function: str, name: str) -> bool:
-    loaded = sys.modules.get(module)  # a program that did not import it cannot have patched anything
-    return loaded is not None and bool(getattr(loaded, function)(name))
+# A thread that has a hub runs greenlets, monkey-patched or not. Both libraries make it with the first greenlet, and a
+# program that has not imported them has none.
+
+
+def _has_gevent_hub() -> bool:
+    module = sys.modules.get("gevent._hub_local")
+    return module is not None and module.get_hub_if_exists() is not None
+
+
+def _has_eventlet_hub() -> bool:
+    module = sys.modules.get("eventlet.hubs")
+    return module is not None and hasattr(module._threadlocal, "hub")  # noqa: SLF001  (there is no public question)

@@ -111,7 +111,7 @@ class ClusterMember(LocalSockets):
         self._adapters: dict[str, ClusterAdapter] = {}
         # Threads of a sync server share the adapters; nothing waits while it holds this.
         self._lock = threading.RLock()
-        self._cleaned_up = 0
+        self._attachments_seen = (0, 0)  # at the last two calls of _has_new_attachments
         self._is_initialized = False
         self._prepare_waiting()
 
@@ -227,12 +227,15 @@ class ClusterMember(LocalSockets):
         return min((adapter.next_tick() for adapter in self._adapters.values()), default=now + 1.0)
 
     def _has_new_attachments(self) -> bool:
-        """Whether attachments were written or read since the last call: whoever saw them deletes them."""
+        """Whether attachments were written or read since the call before the last: whoever saw them deletes them.
+
+        The calls are `cleanup_interval` apart, so what was new at the last one is old enough only now.
+        """
         stats = self._bus.stats()
         seen = stats.get("publish_attachments", 0) + stats.get("attachments", 0)
-        is_new = seen != self._cleaned_up
-        self._cleaned_up = seen
-        return bool(is_new)
+        before_last, last = self._attachments_seen
+        self._attachments_seen = (last, seen)
+        return bool(seen != before_last)
 
     # ----------------------------------------------------------------------------------------- publishing
 
