@@ -25,6 +25,7 @@ from socketio_postgres.exceptions import (
     ProtocolError,
     RequestTimeoutError,
     SocketIOPostgresError,
+    UnknownOptionError,
 )
 from socketio_postgres.manager import PostgresManager
 from socketio_postgres.messages import Message, MessageType
@@ -52,6 +53,7 @@ __all__ = [
     "ProtocolError",
     "RequestTimeoutError",
     "SocketIOPostgresError",
+    "UnknownOptionError",
 ]
 
 __version__: str = _core.__version__

@@ -12,11 +12,15 @@ import json
 import math
 import secrets
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from socketio_postgres.messages import EMITTER_UID, Message, MessageType
 
 __all__ = ["Apply", "ClusterAdapter", "Complete", "Effect", "PeerJoined", "PeerLeft", "Request", "Send"]
+
+REPEAT_DELAY: Final = 1.0
+"""Seconds after which the answer to a newcomer is repeated: Node announces itself before its LISTEN is active, and
+without the repetition it would not count us before our next regular heartbeat."""
 
 OURSELVES = ""
 """Stands for this server among those that owe acknowledgements."""
@@ -121,6 +125,7 @@ class ClusterAdapter:
         self._loads = loads
         self._last_seen: dict[str, float] = {}
         self._last_sent: float | None = None
+        self._repeat_at = math.inf
         self._requests: dict[str, Request] = {}
 
     # ------------------------------------------------------------------------------------------- membership
@@ -143,6 +148,7 @@ class ClusterAdapter:
     def leave(self) -> list[Effect]:
         """Say goodbye."""
         self._last_sent = None
+        self._repeat_at = math.inf
         return [Send(Message(MessageType.ADAPTER_CLOSE, self.nsp))]
 
     def sent(self, now: float) -> None:
@@ -159,17 +165,19 @@ class ClusterAdapter:
         for request in list(self._requests.values()):
             if request.expires_at <= now:
                 self.abandon(request)
-        if self._last_sent is not None and now - self._last_sent >= self._interval:
+        is_due = self._last_sent is not None and now - self._last_sent >= self._interval
+        if is_due or now >= self._repeat_at:
             self._last_sent = now
+            self._repeat_at = math.inf
             effects.append(Send(Message(MessageType.HEARTBEAT, self.nsp)))
         return effects
 
     def next_tick(self) -> float:
         """When `tick` has something to do at the earliest, on the clock of the other calls."""
-        due = [seen + self._timeout for seen in self._last_seen.values()]
+        due = [self._repeat_at, *(seen + self._timeout for seen in self._last_seen.values())]
         if self._last_sent is not None:
             due.append(self._last_sent + self._interval)
-        return min(due, default=math.inf)
+        return min(due)
 
     def _forget(self, uid: str, *, said_goodbye: bool) -> list[Effect]:
         if self._last_seen.pop(uid, None) is None:
@@ -195,6 +203,7 @@ class ClusterAdapter:
             self._last_seen[uid] = now
         if message.type == MessageType.INITIAL_HEARTBEAT:
             self._last_sent = now
+            self._repeat_at = now + REPEAT_DELAY
             effects.append(Send(Message(MessageType.HEARTBEAT, self.nsp)))
         elif message.type in ANSWERS:
             effects += self._receive_answer(message)

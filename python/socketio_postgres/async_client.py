@@ -71,7 +71,7 @@ class AsyncPostgresClient:
         on_gap: Callable[[], object] | None = None,
         **options: Unpack[BusKeywords],
     ) -> None:
-        self._bus = Bus(BusOptions(dsn, **options), uid=str, is_raw=True)
+        self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
         self._error_handler = error_handler
         self._on_gap = on_gap
         self._turn = asyncio.Lock()

@@ -36,7 +36,7 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
     """
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
-        self._bus = Bus(BusOptions(dsn, **options), uid=lambda: EMITTER_UID)
+        self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
         super().__init__(self._publish)
 
     async def _publish(self, message: Message, target: Target) -> None:

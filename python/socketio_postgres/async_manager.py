@@ -145,15 +145,16 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace or "/", to=[sid]))
         return False
 
-    async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+    async def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
         """Disconnect a client, wherever it is connected."""
+        namespace = namespace or "/"
         if kwargs.get("ignore_queue"):
             await AsyncManager.disconnect(self, sid, namespace)
             return
-        if self.server is not None and self.is_connected(sid, namespace or "/"):
-            await self.server.disconnect(sid, namespace=namespace or "/", ignore_queue=True)
+        if self.server is not None and self.is_connected(sid, namespace):
+            await self.server.disconnect(sid, namespace=namespace, ignore_queue=True)
             return
-        await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace or "/", to=[sid]))
+        await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace, to=[sid]))
 
     async def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room, wherever it is connected."""
@@ -235,9 +236,23 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         for each in list(self.get_namespaces()) if close else [namespace]:
             local_sid = self.sid_from_eio_sid(eio_sid, each)
             if local_sid is not None:
-                await self.server.disconnect(local_sid, namespace=each, ignore_queue=True)
+                await self._disconnect_from(local_sid, each)
         if close:
             await self.server.eio.disconnect(eio_sid)
+
+    async def _disconnect_from(self, sid: str, namespace: str) -> None:
+        try:
+            await self.server.disconnect(sid, namespace=namespace, ignore_queue=True)
+        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
+            self._report_raised("a disconnect handler", error)
+            # python-socketio has not come to this, and would keep the client in its rooms for ever.
+            await AsyncManager.disconnect(self, sid, namespace)
+
+    async def _call_back(self, callback: Callable[..., Any], *args: Any) -> None:
+        try:
+            await self._call(callback, *args)
+        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
+            self._report_raised("an acknowledgement callback", error)
 
     async def _handle_server_side(self, message: Message) -> None:
         result = None

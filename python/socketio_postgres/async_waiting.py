@@ -27,6 +27,7 @@ class AsyncWaiting(ClusterMember):
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self.thread: asyncio.Task[None] | None = None  # python-socketio's name for what `initialize` starts
 
     # ------------------------------------------------------------------------------------------ life cycle
 
@@ -46,7 +47,7 @@ class AsyncWaiting(ClusterMember):
             return
         self._leave()
         joining = [task for task, _ in self._joining.values()]
-        for task in (self._reader, self._ticker, *joining):
+        for task in (self._reader, self._ticker, self.thread, *joining):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
         await self._bus.close(limit)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,13 +31,17 @@ ITEM_TOKEN: Final = 0
 INBOX_BYTES: Final = 64 * 1024 * 1024
 
 EXIT_LIMIT: Final = 5.0
-"""Seconds the process waits at exit for buffered messages to be committed."""
+"""Seconds the process waits at exit for buffered messages, of all objects together, to be committed."""
 
 log: Final = logging.getLogger("socketio_postgres")
 
 _open: weakref.WeakSet[Bus] = weakref.WeakSet()
 _of_the_parent: list[object] = []
 """Cores inherited through a fork: kept, because dropping them could touch the parent's connections."""
+
+# Held while a core is opened or forgotten. No fork happens meanwhile, or the child would find it locked for ever.
+_lock: Final = threading.Lock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Bus:
@@ -46,13 +51,21 @@ class Bus:
         options: Validated settings.
         uid: Server id, or a function that makes one for each process.
         is_raw: Receive notifications as they are.
+        before_exit: Called when the process ends without `close`; what it publishes is still sent.
     """
 
-    def __init__(self, options: BusOptions, *, uid: Callable[[], str], is_raw: bool = False) -> None:
+    def __init__(
+        self,
+        options: BusOptions,
+        *,
+        uid: Callable[[], str],
+        is_raw: bool = False,
+        before_exit: Callable[[], object] | None = None,
+    ) -> None:
         self.options = options
         self._make_uid = uid
         self._is_raw = is_raw
-        self._lock = threading.Lock()
+        self._before_exit = before_exit
         self._pid = os.getpid()
         self._open_core: tuple[_core.Bus, _core.Inbox] | None = None
         self._is_closed = False
@@ -82,11 +95,10 @@ class Bus:
         opened = self._open_core
         if opened is not None and self._pid == os.getpid() and not self._is_closed:
             return opened
-        with self._lock:
+        with _lock:
             if self._pid != os.getpid():
-                _of_the_parent.append((self._open_core, self.blocking))
+                _of_the_parent.append(self._open_core)
                 self._open_core, self._is_closed, self._pid = None, False, os.getpid()
-                self.blocking = BlockingCalls(self.blocking.wait)
             if self._is_closed:
                 raise ClosedError(f"the connection to {self.description} is closed; create a new object")
             if self._open_core is None:
@@ -205,7 +217,7 @@ class Bus:
     # ------------------------------------------------------------------------------------------------- common
 
     def _begin_close(self) -> _core.Bus | None:
-        with self._lock:
+        with _lock:
             opened = self._open_core if self._pid == os.getpid() and not self._is_closed else None
             self._is_closed, self._pid = True, os.getpid()
             _open.discard(self)
@@ -217,6 +229,18 @@ class Bus:
         if opened is None or self._pid != os.getpid():
             return []
         return [value for _, kind, value in opened[1].drain(1000) if kind == _core.FAILURE]
+
+    def flush_at_exit(self, deadline: float) -> None:
+        """Commit what is left, until a time of the monotonic clock, if this process has opened the core."""
+        if not self.stats():
+            return
+        try:
+            if self._before_exit is not None:
+                self._before_exit()
+            if self.stats()["buffer_count"]:
+                self.flush_blocking(max(deadline - time.monotonic(), 0.0))
+        except SocketIOPostgresError:
+            log.exception("messages buffered for %s were not committed before the process ended", self.description)
 
     def stats(self) -> dict[str, Any]:
         """Counters of the core; empty before the first use."""
@@ -232,24 +256,19 @@ def _raise_failures(failed: int, first: SocketIOPostgresError | None) -> None:
 
 @functools.cache
 def _flush_when_this_child_ends(pid: int) -> None:  # noqa: ARG001  (once in each process)
-    from multiprocessing import util  # noqa: PLC0415  (it is loaded: this process was started by it)
-
+    util = sys.modules["multiprocessing.util"]
     util.Finalize(None, _flush_at_exit, exitpriority=0)
 
 
 def _flush_when_a_child_ends() -> None:
-    """Children of `multiprocessing` end without calling what `atexit` knows, but they do call this."""
-    multiprocessing = sys.modules.get("multiprocessing")
-    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+    """Children of `multiprocessing`, and Celery's, end without calling what `atexit` knows, but they do call this."""
+    if "multiprocessing.util" in sys.modules:  # whoever starts such children has loaded it
         _flush_when_this_child_ends(os.getpid())
 
 
 @atexit.register
 def _flush_at_exit() -> None:
-    """Commit what a script emitted just before it ended."""
+    """Commit what a script emitted just before it ended, and let servers say goodbye."""
+    deadline = time.monotonic() + EXIT_LIMIT
     for bus in list(_open):
-        try:
-            if bus.stats().get("buffer_count"):
-                bus.flush_blocking(EXIT_LIMIT)
-        except SocketIOPostgresError:
-            log.exception("messages buffered for %s were not committed before the process ended", bus.description)
+        bus.flush_at_exit(deadline)

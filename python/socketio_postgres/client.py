@@ -10,6 +10,7 @@ from socketio_postgres import _core
 from socketio_postgres.async_client import Notification
 from socketio_postgres.bus import Bus
 from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.handover import SIGNAL_INTERVAL
 from socketio_postgres.options import BusKeywords, BusOptions
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["PostgresClient"]
 
 CLOSE_LIMIT: Final = 5.0
-
-SIGNAL_INTERVAL: Final = 0.1
-"""A waiting thread looks up this often, so that Ctrl-C is seen."""
 
 log: Final = logging.getLogger("socketio_postgres")
 
@@ -39,7 +37,7 @@ class PostgresClient:
         on_gap: Callable[[], object] | None = None,
         **options: Unpack[BusKeywords],
     ) -> None:
-        self._bus = Bus(BusOptions(dsn, **options), uid=str, is_raw=True)
+        self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
         self._error_handler = error_handler
         self._on_gap = on_gap
 
@@ -76,7 +74,7 @@ class PostgresClient:
                 left = SIGNAL_INTERVAL if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     raise OperationTimeoutError(f"no notification within {timeout} s")
-                inbox.wait(min(left, SIGNAL_INTERVAL))
+                self._bus.blocking.wait(inbox, min(left, SIGNAL_INTERVAL))
 
     def _tell(self, kind: int, value: Any) -> None:
         if kind == _core.FAILURE:

@@ -39,7 +39,7 @@ class Emitter(Namespace[None]):
     """
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
-        self._bus = Bus(BusOptions(dsn, **options), uid=lambda: EMITTER_UID)
+        self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
         super().__init__(self._publish)
 
     def _publish(self, message: Message, target: Target) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "ProtocolError",
     "RequestTimeoutError",
     "SocketIOPostgresError",
+    "UnknownOptionError",
 ]
 
 
@@ -56,6 +57,10 @@ class OptionsError(SocketIOPostgresError, ValueError):
     option: str = ""
     value: str = ""
     reason: str = ""
+
+
+class UnknownOptionError(OptionsError, TypeError):
+    """There is no option of this name; a `TypeError`, as for every unexpected keyword argument."""
 
 
 class ClosedError(SocketIOPostgresError):

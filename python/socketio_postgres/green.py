@@ -39,7 +39,7 @@ class GeventWait:
 
     def __call__(self, inbox: _core.Inbox, seconds: float) -> None:
         """Let other greenlets run."""
-        from gevent import socket  # type: ignore[import-untyped]  # noqa: PLC0415  (installed only where it is used)
+        from gevent import socket  # noqa: PLC0415  (installed only where it is used)
 
         with contextlib.suppress(_TimeIsOver):
             socket.wait_read(inbox.fileno(), seconds, _TimeIsOver())
@@ -50,7 +50,7 @@ class EventletWait:
 
     def __call__(self, inbox: _core.Inbox, seconds: float) -> None:
         """Let other green threads run."""
-        from eventlet import hubs  # type: ignore[import-untyped]  # noqa: PLC0415  (installed only where it is used)
+        from eventlet import hubs  # noqa: PLC0415  (installed only where it is used)
 
         with contextlib.suppress(_TimeIsOver):
             hubs.trampoline(inbox.fileno(), read=True, timeout=seconds, timeout_exc=_TimeIsOver)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
+import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, TypeAlias
 
 from socketio_postgres import _core
-from socketio_postgres.exceptions import OperationTimeoutError
-from socketio_postgres.green import Wait, wait_for_mode
+from socketio_postgres.exceptions import ForkedProcessError, OperationTimeoutError
+from socketio_postgres.green import wait_for_mode
 
 __all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of", "readable"]
 
@@ -109,15 +110,16 @@ def _wake(woken: asyncio.Future[None]) -> None:
 class BlockingCalls:
     """Operations of the core as blocking calls, from any thread or greenlet.
 
-    Args:
-        wait: How to wait; default: as the process is monkey-patched when it first waits.
+    Attributes:
+        async_mode: The server's way to wait; without it we wait as suits the calling thread.
     """
 
-    def __init__(self, wait: Wait | None = None) -> None:
-        self.wait = wait
+    def __init__(self) -> None:
+        self.async_mode: str | None = None
         self._tokens = itertools.count(1)
         # Every call under way has an inbox of its own: greenlets of one thread must not see each other's results.
         self._idle: collections.deque[_core.Inbox] = collections.deque()
+        self._pid = os.getpid()
 
     def run(self, operation: Operation, timeout: float | None = None) -> Any:
         """Start `operation` and block until it ends; returns its result or raises its exception.
@@ -125,17 +127,20 @@ class BlockingCalls:
         Raises:
             OperationTimeoutError: It did not end within `timeout` seconds. It goes on in the background.
         """
+        if self._pid != os.getpid():
+            # The parent still uses the other ends of what a forked child inherits.
+            self._idle, self._pid = collections.deque(), os.getpid()
+        idle = self._idle
         try:
-            inbox = self._idle.pop()
+            inbox = idle.pop()
         except IndexError:
             inbox = _core.Inbox(INBOX_BYTES)
         try:
             return self._run(operation, timeout, inbox)
         finally:
-            self._idle.append(inbox)
+            idle.append(inbox)
 
     def _run(self, operation: Operation, timeout: float | None, inbox: _core.Inbox) -> Any:
-        wait = self.wait or wait_for_mode()
         token = next(self._tokens)
         deadline = None if timeout is None else time.monotonic() + timeout
         operation(inbox, token)
@@ -149,4 +154,15 @@ class BlockingCalls:
             left = SIGNAL_INTERVAL if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s")
-            wait(inbox, min(left, SIGNAL_INTERVAL))
+            self.wait(inbox, min(left, SIGNAL_INTERVAL))
+
+    def wait(self, inbox: _core.Inbox, seconds: float) -> None:
+        """Wait until an inbox holds something or the time is over.
+
+        Raises:
+            ForkedProcessError: We are in a child that was forked meanwhile; gevent copies waiting greenlets.
+        """
+        pid = os.getpid()
+        wait_for_mode(self.async_mode)(inbox, seconds)
+        if pid != os.getpid():
+            raise ForkedProcessError("this greenlet waited when the process was forked; its result is the parent's")

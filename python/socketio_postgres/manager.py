@@ -146,15 +146,16 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace or "/", to=[sid]))
         return False
 
-    def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+    def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
         """Disconnect a client, wherever it is connected."""
+        namespace = namespace or "/"
         if kwargs.get("ignore_queue"):
             Manager.disconnect(self, sid, namespace)
             return
-        if self.server is not None and self.is_connected(sid, namespace or "/"):
-            self.server.disconnect(sid, namespace=namespace or "/", ignore_queue=True)
+        if self.server is not None and self.is_connected(sid, namespace):
+            self.server.disconnect(sid, namespace=namespace, ignore_queue=True)
             return
-        self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace or "/", to=[sid]))
+        self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace, to=[sid]))
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room, wherever it is connected."""
@@ -236,9 +237,23 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         for each in list(self.get_namespaces()) if close else [namespace]:
             local_sid = self.sid_from_eio_sid(eio_sid, each)
             if local_sid is not None:
-                self.server.disconnect(local_sid, namespace=each, ignore_queue=True)
+                self._disconnect_from(local_sid, each)
         if close:
             self.server.eio.disconnect(eio_sid)
+
+    def _disconnect_from(self, sid: str, namespace: str) -> None:
+        try:
+            self.server.disconnect(sid, namespace=namespace, ignore_queue=True)
+        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
+            self._report_raised("a disconnect handler", error)
+            # python-socketio has not come to this, and would keep the client in its rooms for ever.
+            Manager.disconnect(self, sid, namespace)
+
+    def _call_back(self, callback: Callable[..., Any], *args: Any) -> None:
+        try:
+            self._call(callback, *args)
+        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
+            self._report_raised("an acknowledgement callback", error)
 
     def _handle_server_side(self, message: Message) -> None:
         result = None

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from socketio_postgres import payload
 from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, PeerJoined, PeerLeft, Request, Send
@@ -46,7 +46,8 @@ CALLBACK_LIFETIME: Final = 300.0
 
 log: Final = logging.getLogger("socketio_postgres")
 
-Handler = Callable[..., Any]
+Handler: TypeAlias = Callable[..., Any]
+F = TypeVar("F", bound=Handler)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +95,16 @@ class ClusterMember(LocalSockets):
         self.json = json or stdlib_json  # python-socketio before 5.16 has no such attribute
         if error_handler is not None and not callable(error_handler):
             raise bad("error_handler", error_handler, "must be callable")
+        self._host_pid = os.getpid()  # whose id `host_id` is
         self._target = Target("/")  # the manager is the start of every chain
         self._manager: Any = self
         self._heartbeat = HeartbeatOptions(heartbeat_interval, heartbeat_timeout, cleanup_interval)
         self._share_session = share_session
         self._error_handler = error_handler
         self._log = logger or log
-        self._bus = Bus(BusOptions(dsn, channel=channel, **options), uid=self._uid)
+        self._bus = Bus(
+            BusOptions.of(dsn, {"channel": channel, **options}), uid=self._uid, before_exit=self._before_exit
+        )
         self._handlers: dict[tuple[str, str], Handler] = {}
         self._connected_at: dict[tuple[str, str], float] = {}
         self._prepare()
@@ -119,6 +123,9 @@ class ClusterMember(LocalSockets):
         """In a forked child begin anew: threads, tasks and connections stayed with the parent."""
         if self._pid != os.getpid():
             self._prepare()
+            # Clients stayed, too: counting them here, we would owe their acknowledgements.
+            for inherited in (self.rooms, self._room_aliases, self._connected_at, self.callbacks):
+                inherited.clear()
 
     def _prepare_waiting(self) -> None:
         """Attributes of the half that waits."""
@@ -128,8 +135,9 @@ class ClusterMember(LocalSockets):
         """Who we are to the cluster; a new id in every process, as a forked worker is a server of its own."""
         if self.write_only or self.server is None:
             return EMITTER_UID
-        self.host_id = uuid.uuid4().hex
-        return self.host_id
+        if self._host_pid != os.getpid():
+            self._host_pid, self.host_id = os.getpid(), uuid.uuid4().hex
+        return str(self.host_id)
 
     def set_server(self, server: Any) -> None:
         """As in `BaseManager`; from now on the server's json module is used."""
@@ -139,8 +147,9 @@ class ClusterMember(LocalSockets):
     def initialize(self) -> None:
         """Called by the server when its first client arrives."""
         self._check_process()
-        if self.write_only or not self._is_initialized:
-            self._is_initialized = True
+        with self._lock:
+            is_first, self._is_initialized = not self._is_initialized, True
+        if is_first or self.write_only:
             super().initialize()
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
@@ -191,6 +200,10 @@ class ClusterMember(LocalSockets):
         for adapter in list(self._adapters.values()):
             self._run(adapter, adapter.announce, time.monotonic())
 
+    def _before_exit(self) -> None:
+        """The process ends, and nobody has called `close`."""
+        self._leave()
+
     def _leave(self) -> None:
         for adapter in list(self._adapters.values()):
             self._run(adapter, adapter.leave)
@@ -224,7 +237,7 @@ class ClusterMember(LocalSockets):
         """Drive the adapters' timers; returns when to do so again."""
         for adapter in list(self._adapters.values()):
             self._run(adapter, adapter.tick, now)
-        return min((adapter.next_tick() for adapter in self._adapters.values()), default=now + 1.0)
+        return min((adapter.next_tick() for adapter in list(self._adapters.values())), default=now + 1.0)
 
     def _has_new_attachments(self) -> bool:
         """Whether attachments were written or read since the call before the last: whoever saw them deletes them.
@@ -273,7 +286,7 @@ class ClusterMember(LocalSockets):
         def fire(args: list[Any]) -> None:
             request.on_response = None  # the others come too late
             adapter.abandon(request)
-            self.server.start_background_task(self._call, callback, *args)
+            self.server.start_background_task(self._call_back, callback, *args)
 
         expires_at = time.monotonic() + CALLBACK_LIFETIME
         with self._lock:
@@ -431,7 +444,13 @@ class ClusterMember(LocalSockets):
 
     # ---------------------------------------------------------------------------------- server-side events
 
-    def on_server_side(self, event: str, handler: Handler | None = None, *, namespace: str = "/") -> Any:
+    @overload
+    def on_server_side(self, event: str, handler: None = None, *, namespace: str = "/") -> Callable[[F], F]: ...
+
+    @overload
+    def on_server_side(self, event: str, handler: F, *, namespace: str = "/") -> F: ...
+
+    def on_server_side(self, event: str, handler: F | None = None, *, namespace: str = "/") -> Callable[[F], F] | F:
         """Handle an event that another server, or an emitter, sends to the servers themselves.
 
         Use it as a decorator or call it with the handler. The handler gets the event's arguments and runs as a task
@@ -444,7 +463,7 @@ class ClusterMember(LocalSockets):
             namespace: Namespace it is sent in.
         """
 
-        def register(function: Handler) -> Handler:
+        def register(function: F) -> F:
             self._handlers[namespace, event] = function
             return function
 
@@ -475,6 +494,10 @@ class ClusterMember(LocalSockets):
         with self._lock:
             adapter.abandon(request)
 
+    def _call_back(self, callback: Callable[..., Any], *args: Any) -> Any:
+        """Run an application's callback; what it raises is logged."""
+        raise NotImplementedError
+
     def _complete(self, request: Request) -> None:
         """A request has all its answers: wake who waits for it."""
         raise NotImplementedError
@@ -498,6 +521,10 @@ class ClusterMember(LocalSockets):
 
     def _report_bad(self, message: Message, error: Exception) -> None:
         self._log.error("a message of server %s could not be applied: %r", message.uid, message, exc_info=error)
+        self._tell(error)
+
+    def _report_raised(self, what: str, error: Exception) -> None:
+        self._log.error("%s raised: %r", what, error, exc_info=error)
         self._tell(error)
 
     def _tell(self, error: Exception) -> None:

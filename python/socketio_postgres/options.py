@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+import difflib
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias, TypedDict
 
-from socketio_postgres.exceptions import OptionsError
+from socketio_postgres.exceptions import OptionsError, UnknownOptionError
 
 __all__ = ["BusKeywords", "BusOptions", "HeartbeatOptions", "ManagerKeywords", "Password"]
 
@@ -48,6 +49,22 @@ class BusOptions:
     buffer_count: int = 10_000
     buffer_bytes: int = 64 * MIB
     buffer_age: float = 30.0
+
+    @classmethod
+    def of(cls, dsn: str, options: Mapping[str, Any]) -> BusOptions:
+        """From the arguments of a constructor.
+
+        Raises:
+            UnknownOptionError: There is no such option.
+            OptionsError: Its value is wrong.
+        """
+        names = [field.name for field in dataclasses.fields(BusOptions)]
+        for option in options:
+            if option not in names:
+                close = difflib.get_close_matches(option, names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+                raise UnknownOptionError(f"unknown option {option!r}: {hint}", option=option, value="", reason=hint)
+        return cls(dsn, **options)
 
     def __post_init__(self) -> None:
         for name in ("dsn", "channel", "table_name"):

@@ -39,7 +39,7 @@ def value_fields(value: Any, json: Any) -> dict[str, Any]:
     """
     if value is None:
         return {"packet_json": "null"}  # no packet at all would be an answer without a value
-    if json is stdlib_json:
+    if json.dumps is stdlib_json.dumps:  # a server's default module, engineio.json, writes with the same function
         return {"packet": value}
     try:
         if not Packet.data_is_binary([value]):

@@ -10,8 +10,13 @@ from typing import Any
 from socketio_postgres import _core
 from socketio_postgres.adapter import ClusterAdapter, Request
 from socketio_postgres.broadcast_operator import Target
-from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, SocketIOPostgresError
-from socketio_postgres.green import wait_for_mode
+from socketio_postgres.exceptions import (
+    ClosedError,
+    ForkedProcessError,
+    OperationTimeoutError,
+    PayloadTooLargeError,
+    SocketIOPostgresError,
+)
 from socketio_postgres.handover import BATCH, Operation
 from socketio_postgres.member import JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.messages import Message
@@ -22,6 +27,9 @@ RETRY_INTERVAL = 1.0
 """Seconds after which a refused LISTEN is asked for again; operators mend passwords and rights while we run."""
 
 DISCONNECT_LIMIT = 1.0
+
+END_LIMIT = 2.0
+"""Seconds that closing waits for the background thread; it may be inside the application's `error_handler`."""
 
 
 class Waiting(ClusterMember):
@@ -38,37 +46,48 @@ class Waiting(ClusterMember):
         self._joined: dict[str, Any] = {}
         self._join_deadlines: dict[str, float] = {}
         self._waiting: dict[str, Any] = {}
+        self._is_reading = False
+        self._is_ending = False
 
     def set_server(self, server: Any) -> None:
         """As in `BaseManager`; from now on we wait as the server does."""
         super().set_server(server)
-        self._bus.blocking.wait = wait_for_mode(server.eio.async_mode)
+        self._bus.blocking.async_mode = server.eio.async_mode
 
     # ------------------------------------------------------------------------------------------ life cycle
 
     def _thread(self) -> None:
         """The background thread that `initialize` starts; ends when the manager is closed."""
-        wait = wait_for_mode(self.server.eio.async_mode)
-        cleanup_at = time.monotonic() + self._heartbeat.cleanup_interval
+        self._is_reading = True
         try:
-            inbox = self._bus.inbox
             for namespace in self._served_namespaces():
-                self._ask(namespace)
-            while not self._bus.is_closed:
-                now = time.monotonic()
-                due = min(self._tick_now(now), cleanup_at, now + 1.0, *self._ask_again.values())
-                if now >= cleanup_at:
-                    cleanup_at = now + self._heartbeat.cleanup_interval
-                    if self._has_new_attachments():
-                        self.server.start_background_task(self._clean_up, self._heartbeat.cleanup_interval)
-                for namespace in [nsp for nsp, at in self._ask_again.items() if at <= now]:
-                    del self._ask_again[namespace]
-                    self._listen(namespace)
-                wait(inbox, max(due - now, 0.01))
-                for token, kind, value in inbox.drain(BATCH):
-                    self._handle(token, kind, value)
+                try:
+                    self._ask(namespace)
+                except PayloadTooLargeError as error:
+                    self._report(error)
+            self._read(self._bus.inbox)
         except ClosedError:
             pass
+        except ForkedProcessError:
+            return  # a copy of the parent's greenlet; this process has a background thread of its own, or none
+        self._is_reading = False
+
+    def _read(self, inbox: _core.Inbox) -> None:
+        interval = self._heartbeat.cleanup_interval
+        cleanup_at = time.monotonic() + interval
+        while not self._is_ending:
+            now = time.monotonic()
+            due = min(self._tick_now(now), cleanup_at, now + 1.0, *self._ask_again.values())
+            if now >= cleanup_at:
+                cleanup_at = now + interval
+                if self._has_new_attachments():
+                    self.server.start_background_task(self._clean_up, interval)
+            for namespace in [nsp for nsp, at in self._ask_again.items() if at <= now]:
+                del self._ask_again[namespace]
+                self._listen(namespace)
+            self._bus.blocking.wait(inbox, max(due - now, 0.01))
+            for token, kind, value in inbox.drain(BATCH):
+                self._handle(token, kind, value)
 
     def _handle(self, token: int, kind: int, value: Any) -> None:
         if kind == _core.MESSAGE:
@@ -89,16 +108,31 @@ class Waiting(ClusterMember):
     def _close(self, limit: float) -> None:
         if self._bus.is_closed:
             return
+        self._end_thread()
         self._leave()
         self._bus.close_blocking(limit)
+
+    def _before_exit(self) -> None:
+        self._end_thread()
+        self._leave()
+
+    def _end_thread(self) -> None:
+        """End the background thread, so that nothing is said after the goodbye."""
+        self._is_ending = True
+        if self._is_reading:
+            # Answered at once, and so it wakes the thread.
+            self._bus.core.when_space(self._bus.inbox, next(self._tokens))
+        deadline = time.monotonic() + END_LIMIT
+        while self._is_reading and time.monotonic() < deadline:
+            self.server.sleep(0.001)
 
     def _ask(self, namespace: str) -> Any:
         """Start serving a namespace, once; returns the event of success."""
         _core.channel_name(self.channel, namespace)
         event = self._joined.get(namespace)
         if event is None:
+            self._join_deadlines.setdefault(namespace, time.monotonic() + JOIN_LIMIT)
             event = self._joined.setdefault(namespace, self.server.eio.create_event())
-            self._join_deadlines[namespace] = time.monotonic() + JOIN_LIMIT
             self._listen(namespace)
         return event
 

@@ -260,7 +260,8 @@ impl Publisher {
     /// Counters and queue depths.
     pub fn stats(&self) -> PublisherStats {
         let state = self.shared.lock();
-        PublisherStats { waiting_count: state.count, waiting_bytes: state.bytes, ..state.stats }
+        let reconnects = self.shared.session.reconnects();
+        PublisherStats { waiting_count: state.count, waiting_bytes: state.bytes, reconnects, ..state.stats }
     }
 
     fn open_state(&self) -> Result<MutexGuard<'_, State>> {
@@ -452,7 +453,6 @@ async fn run(shared: Arc<Shared>) {
 /// Wait for messages, connect, commit group after group.
 async fn work(shared: &Shared) {
     let mut backoff = Backoff::default();
-    let mut has_connected = false;
     loop {
         let (is_idle, has_messages, is_closed) = {
             let state = shared.lock();
@@ -476,10 +476,6 @@ async fn work(shared: &Shared) {
                 continue;
             }
         };
-        if has_connected && backoff.attempts() > 0 {
-            shared.lock().stats.reconnects += 1;
-        }
-        has_connected = true;
         let group = shared.take_group();
         match commit(shared, &client, group).await {
             Ok(()) => backoff.reset(),

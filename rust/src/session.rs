@@ -1,6 +1,7 @@
 //! One lazily opened connection for requests, opened again when it broke.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
@@ -13,12 +14,13 @@ use crate::error::Result;
 pub struct Session {
     connector: Arc<Connector>,
     client: Arc<Mutex<Option<Arc<Client>>>>,
+    connects: Arc<AtomicU64>,
 }
 
 impl Session {
     /// A session that connects on first use.
     pub fn new(connector: Arc<Connector>) -> Self {
-        Self { connector, client: Arc::new(Mutex::new(None)) }
+        Self { connector, client: Arc::default(), connects: Arc::default() }
     }
 
     /// The open connection, made now if there is none. One attempt; the caller decides about another.
@@ -32,9 +34,15 @@ impl Session {
         tokio::spawn(async move {
             let _ = link.connection.await;
         });
+        self.connects.fetch_add(1, Ordering::Relaxed);
         let client = Arc::new(link.client);
         *slot = Some(Arc::clone(&client));
         Ok(client)
+    }
+
+    /// Connections opened after the first one.
+    pub fn reconnects(&self) -> u64 {
+        self.connects.load(Ordering::Relaxed).saturating_sub(1)
     }
 
     /// Close the connection; the next use opens another.

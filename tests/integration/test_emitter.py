@@ -297,8 +297,6 @@ async def test_without_a_connection_messages_wait_and_then_fail() -> None:
     began = time.monotonic()
     for _ in range(3):
         io.emit("tick")
-    with pytest.raises(OperationTimeoutError):
-        await asyncio.to_thread(io.flush, 0.05)
     with pytest.raises(ConnectionLostError) as caught:
         await asyncio.to_thread(io.flush)
     assert 0.3 <= time.monotonic() - began < 10

@@ -55,7 +55,7 @@ async def test_node_to_node(cluster: Cluster, peers: dict[str, NodePeer], case: 
 async def test_the_matrix_can_fail(cluster: Cluster, peers: dict[str, NodePeer]) -> None:
     sender = NodeSender(peers["left"], "server")
     wrong = Case("wrong", Broadcast("hello", (True,), to=("red",)), frozenset({"red"}))  # reaches `both` too
-    with pytest.raises(AssertionError, match="right both|left both"):
+    with pytest.raises(AssertionError, match=r"right both|left both"):
         await wrong.check(cluster, sender, sides=("left", "right"))
     with pytest.raises(AssertionError):
         await cluster.clients["right", "admin"].wait_for("hello", timeout=0.1)

@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import pytest
-from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
 
+from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
 from tests.fixtures.clients import Client, PythonClient
 from tests.fixtures.cluster import CASES, MEGABYTE, NAMESPACES, Case, Cluster, OurSide, Role, exactly
 from tests.fixtures.database import Database
-from tests.fixtures.node import NodePeer, NodeServer
+from tests.fixtures.node import HEARTBEAT_S, NodePeer, NodeServer
 from tests.fixtures.senders import (
     AsyncEmitterSender,
     Broadcast,
@@ -98,13 +98,13 @@ async def mixed(database: Database) -> AsyncIterator[Mixed]:
     """Both servers count each other, and each has its cast of clients."""
     failures: list[Exception] = []
     async with AsyncExitStack() as stack:
-        manager = AsyncPostgresManager(database.dsn, error_handler=failures.append)
+        manager = AsyncPostgresManager(database.dsn, heartbeat_interval=HEARTBEAT_S, error_handler=failures.append)
         stack.push_async_callback(manager.close)
         server = await stack.enter_async_context(PythonServer(manager, NAMESPACES))
         await manager.start()
         peer = await stack.enter_async_context(NodePeer())
         # Node.js 0.5.0 tries to notify a payload of exactly 8000 bytes, which PostgreSQL refuses.
-        node = await NodeServer.start(peer, database, NAMESPACES, ["news"], payloadThreshold=7999)
+        node = await NodeServer.start(peer, database, NAMESPACES, ["news"], adapter={"payloadThreshold": 7999})
         stack.push_async_callback(node.close)
         mixed = Mixed(database, peer, node, OurSide(server, manager), stack)
 
@@ -132,6 +132,23 @@ MATRIX = [
 @pytest.mark.parametrize(("kind", "case"), MATRIX)
 async def test_broadcast(mixed: Mixed, kind: SenderKind, case: Case) -> None:
     await case.check(mixed.cluster, await mixed.sender(kind), kind.sides)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.knows_flags], ids=lambda kind: kind.name)
+async def test_flags_and_rooms_on_the_wire(mixed: Mixed, kind: SenderKind) -> None:
+    """Clients cannot see flags; what servers are told must be the same whoever tells it."""
+    sender = await mixed.sender(kind)
+    async with spying(mixed.database) as spy:
+        await sender.send(
+            Broadcast("a", volatile=True, compress=False, to=("red", "blue"), except_=("green",)), Broadcast("b")
+        )
+        [flagged], [plain] = await spy.wait_for_broadcast("a"), await spy.wait_for_broadcast("b")
+    assert flagged.message["data"]["opts"] == {
+        "rooms": ["red", "blue"],
+        "except": ["green"],
+        "flags": {"volatile": True, "compress": False},
+    }
+    assert plain.message["data"]["opts"] == {"rooms": [], "except": [], "flags": {}}
 
 
 SENDER = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -241,7 +258,7 @@ DISCONNECTS = [
 
 
 @pytest.mark.parametrize(("kind", "side", "close"), DISCONNECTS)
-async def test_remote_disconnect(mixed: Mixed, kind: SenderKind, side: str, close: bool) -> None:  # noqa: FBT001
+async def test_remote_disconnect(mixed: Mixed, kind: SenderKind, side: str, close: bool) -> None:
     sender, server = await mixed.sender(kind), mixed.cluster.sides[side]
     target = await mixed.peer.connect(server.url, label="target")
     neighbour = await mixed.peer.connect(server.url, label="neighbour", namespace="/admin", shares=target)
@@ -320,10 +337,10 @@ asyncio.run(main())
 
 async def test_whoever_dies_is_no_longer_counted(database: Database) -> None:
     """Nobody says goodbye here: silence alone must do, on both sides."""
-    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2, heartbeat_timeout=1.0)
+    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=HEARTBEAT_S, heartbeat_timeout=1.0)
     async with PythonServer(manager) as server, NodePeer("survivor") as survivor, NodePeer("victim") as victim:
         await manager.start()
-        node = await NodeServer.start(survivor, database, heartbeatTimeout=1000)
+        node = await NodeServer.start(survivor, database, adapter={"heartbeatTimeout": 1000})
         await NodeServer.start(victim, database)
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", SILENT_SERVER, database.dsn)
         try:
@@ -345,7 +362,7 @@ async def _counts(node: NodeServer, count: int) -> bool:
 async def test_a_node_server_that_comes_later_is_met_at_once(mixed: Mixed) -> None:
     """With heartbeats switched off in practice, the answers to the first announcement must do."""
     async with NodePeer("late") as late:
-        server = await NodeServer.start(late, mixed.database, heartbeatInterval=60_000)
+        server = await NodeServer.start(late, mixed.database, adapter={"heartbeatInterval": 60_000})
         await eventually(lambda: mixed.ours.manager.server_count() == 3, "ours hears the announcement")
         await server.close()
         await eventually(lambda: mixed.ours.manager.server_count() == 2, "ours hears the goodbye")
@@ -354,12 +371,10 @@ async def test_a_node_server_that_comes_later_is_met_at_once(mixed: Mixed) -> No
 async def test_other_names_for_channel_and_table(database: Database) -> None:
     """Options of the adapter that both sides must read alike."""
     adapter = {"channelPrefix": "chat", "tableName": "chat_attachments", "payloadThreshold": 100}
-    manager = AsyncPostgresManager(
-        database.dsn, channel="chat", table_name="chat_attachments", payload_threshold=100
-    )
+    manager = AsyncPostgresManager(database.dsn, channel="chat", table_name="chat_attachments", payload_threshold=100)
     async with PythonServer(manager) as server, NodePeer() as peer:
         await manager.start()
-        node = await NodeServer.start(peer, database, **adapter)
+        node = await NodeServer.start(peer, database, adapter=adapter)
         await Cluster({"node": node, "ours": OurSide(server, manager)}).meet(["/"])
         ours = await peer.connect(server.url, label="ours")
         theirs = await peer.connect(node.url, label="theirs")

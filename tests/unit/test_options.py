@@ -104,7 +104,8 @@ def test_a_bad_option_of_the_manager_is_named(option: str, value: Any) -> None:
 def test_an_unknown_option_is_named(make: Any, option: str) -> None:
     with pytest.raises(TypeError, match=rf"'{option}'") as caught:
         make(DSN, **{option: 1})
-    assert not isinstance(caught.value, OptionsError)
+    assert isinstance(caught.value, OptionsError)
+    assert caught.value.option == option
 
 
 @pytest.mark.parametrize("make", CLASSES, ids=lambda make: make.__name__)

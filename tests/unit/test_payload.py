@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+import socketio
 
 from socketio_postgres import EncodeError, Message, MessageType
 from socketio_postgres.payload import arguments, packet_fields
@@ -69,6 +70,14 @@ def test_a_custom_json_module_decides() -> None:
     assert packet(data, Fancy) == ["e", {"day": "2026-11-21", "price": "1.50"}, "é"]
     with pytest.raises(EncodeError, match="date"):
         packet(data)
+
+
+def test_the_module_that_a_server_uses_by_default_is_none_of_these() -> None:
+    module = socketio.AsyncServer(async_mode="asgi").packet_class.json
+    assert packet_fields("e", (1, (b"x",)), module) == {"packet": ["e", 1, (b"x",)]}  # left to the core
+    with pytest.raises(EncodeError) as caught:
+        packet({"a": [object()]}, module)
+    assert caught.value.path == 'args[0]["a"][0]'
 
 
 def test_a_custom_json_module_and_binary() -> None:

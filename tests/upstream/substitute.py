@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,15 +80,17 @@ class Seam:
 
 
 class Substitution:
-    """Mixed into both managers."""
+    """Mixed into both managers. The default channel is the stock one; ours is Node's."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, channel: str = "socketio", **kwargs: Any) -> None:
         self.failures: list[Exception] = []
         dsn = os.environ["SIO_PG_UPSTREAM_DSN"]
-        super().__init__(dsn, *args, **kwargs, error_handler=self.failures.append)  # type: ignore[call-arg]
+        super().__init__(dsn, channel, *args, **kwargs, error_handler=self.failures.append)  # type: ignore[call-arg]
         made.append(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_listen":
+            raise AssertionError(f"{name} belongs to the stock manager; ours has no need of it")
         if name == "_publish":
             value = Seam(value, self)
             self._try_publish = lambda _: False  # the way through `_publish` is the only one
@@ -95,28 +98,47 @@ class Substitution:
 
     def __getattribute__(self, name: str) -> Any:
         if name in STOCK_HANDLERS:
-            raise AssertionError(f"{name} belongs to the stock manager; ours must not need it")
+            raise AssertionError(f"{name} belongs to the stock manager; ours has no need of it")
         return super().__getattribute__(name)
 
 
-class AsyncSubstitute(Substitution, AsyncPostgresManager):
-    """Stands for `AsyncManager` and `AsyncPubSubManager`."""
+class AsyncPubSubSubstitute(Substitution, AsyncPostgresManager):
+    """Stands for `AsyncPubSubManager`."""
 
 
-class SyncSubstitute(Substitution, PostgresManager):
-    """Stands for `Manager` and `PubSubManager`."""
+class PubSubSubstitute(Substitution, PostgresManager):
+    """Stands for `PubSubManager`."""
 
 
-# Servers that are made without a manager find it under these names, too.
-async_manager.AsyncManager = async_pubsub_manager.AsyncPubSubManager = AsyncSubstitute
-manager.Manager = pubsub_manager.PubSubManager = SyncSubstitute
+class AsyncSubstitute(AsyncPubSubSubstitute):
+    """Stands for `AsyncManager`, whose `disconnect` only forgets a client: `ignore_queue` of every pub/sub manager."""
+
+    async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+        await super().disconnect(sid, namespace, **{"ignore_queue": True, **kwargs})
+
+
+class SyncSubstitute(PubSubSubstitute):
+    """Stands for `Manager`, as `AsyncSubstitute` for `AsyncManager`."""
+
+    def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+        super().disconnect(sid, namespace, **{"ignore_queue": True, **kwargs})
+
+
+# The tests' own web application sends its headers as text, which uvicorn accepts only when it runs on h11.
+sys.modules["httptools"] = None  # type: ignore[assignment]
+
+# Servers that are made without a manager look here, too.
+async_manager.AsyncManager = AsyncSubstitute
+async_pubsub_manager.AsyncPubSubManager = AsyncPubSubSubstitute
+manager.Manager = SyncSubstitute
+pubsub_manager.PubSubManager = PubSubSubstitute
 
 
 @pytest.fixture(autouse=True)
 async def _close_async_managers() -> AsyncIterator[None]:
     yield
     for each in made:
-        if isinstance(each, AsyncSubstitute):
+        if isinstance(each, AsyncPubSubSubstitute):
             await each.close()
 
 
@@ -127,7 +149,7 @@ def pytest_runtest_call() -> Iterator[None]:
         yield
     finally:
         for each in made:
-            if isinstance(each, SyncSubstitute):
+            if isinstance(each, PubSubSubstitute):
                 each.close()
         failures = [failure for each in made for failure in each.failures]
         assert not failures

@@ -1,0 +1,82 @@
+# Every check is defined here once; CI calls these targets.
+# Needs Python 3.10 or newer, a Rust toolchain and make. Node.js, Go and PgBouncer are used when they are there.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help install build build-debug fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
+        bench bench-check demo clean all
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+install: $(STAMP)  ## Make the virtual environment with every development tool
+
+$(VENV)/.built: $(STAMP) $(RUST) pyproject.toml
+	$(BIN)/maturin develop --release --quiet
+	touch $@
+
+build: $(VENV)/.built  ## Build the extension, optimised, and install the package editable
+
+build-debug: install  ## Build without optimisation (fast to build, slow to run)
+	$(BIN)/maturin develop
+
+fmt: install twins  ## Format everything
+	cargo fmt
+	$(BIN)/ruff format python tests benches scripts examples
+
+lint: lint-rust lint-python typecheck  ## All static checks
+
+lint-rust:
+	cargo fmt --check
+	cargo clippy --all-targets --quiet -- --deny warnings
+
+lint-python: install
+	$(BIN)/ruff check python tests benches scripts examples
+	$(BIN)/ruff format --check python tests benches scripts examples
+	$(BIN)/python scripts/async_to_sync.py --check
+
+typecheck: build  ## Types of the package and of its users; the stub against the compiled module
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml socketio_postgres._core
+
+twins: install  ## Write the blocking twins of the async modules
+	$(BIN)/python scripts/async_to_sync.py
+
+test: test-rust test-py bench-check  ## Everything, against PostgreSQL servers the tests start themselves
+
+test-rust:  ## Rust tests; they need no interpreter
+	cargo test --no-default-features --quiet
+
+test-py: build  ## Python tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: build  ## Measure; ratios to rivals in the same run
+	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only \
+		--benchmark-columns=median,iqr,rounds --benchmark-sort=fullname
+
+bench-check: build  ## Run every bench once, unmeasured, so that none rots
+	$(BIN)/python -m pytest benches
+
+demo: build  ## Two chat servers, an emitter and a PostgreSQL; DEMO_ARGS=--check verifies and exits
+	$(BIN)/python -m socketio_postgres demo $(DEMO_ARGS)
+
+clean:  ## Remove everything that was built
+	cargo clean
+	rm -rf $(VENV) dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/interop/node/node_modules
+
+all: lint test  ## What CI runs
+	$(MAKE) demo DEMO_ARGS=--check

@@ -1,0 +1,152 @@
+"""Broken sessions: the listener listens again and says so, the publisher goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from socketio_postgres import AsyncEmitter, ConnectionLostError, Emitter
+from socketio_postgres.embedded import EmbeddedPostgres
+from tests.fixtures.bus import BusReader, acquainted, serving
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.database import Database
+from tests.fixtures.spy import spying
+from tests.fixtures.waiting import eventually
+
+SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+LISTENING = f"{SESSIONS} AND position('LISTEN' in query) > 0"
+
+
+def terminate(database: Database, which: str = SESSIONS) -> int:
+    """End sessions; gives how many."""
+    ended = database.value(f"SELECT count(pg_terminate_backend(pid)) {which}")
+    assert isinstance(ended, int)
+    return ended
+
+
+async def test_the_listener_listens_again(database: Database) -> None:
+    async with BusReader(database, ("/", "/chat")) as reader, AsyncEmitter(database.dsn) as io:
+        await io.emit("tick", 1)
+        await reader.wait_for(1)
+        for round_ in (1, 2):
+            assert terminate(database, LISTENING) == 1
+            await eventually(lambda round_=round_: reader.gaps == round_, "it says that there was a gap")  # type: ignore[misc]
+            await io.emit("tick", round_)
+            await io.of("/chat").emit("tick", round_)
+            await reader.wait_for(1 + 2 * round_)
+        assert reader.packets == [["tick", 1], ["tick", 1], ["tick", 1], ["tick", 2], ["tick", 2]]
+        assert reader.stats["listener_reconnects"] == 2
+        assert reader.stats["is_listening"]
+        assert [type(failure).__name__ for failure in reader.failures].count("ConnectionLostError") <= 2
+        assert reader.failures, "and why is reported"
+
+
+async def test_a_server_survives_the_loss_of_all_its_sessions(database: Database) -> None:
+    async with serving(database) as ours, serving(database) as other:
+        await acquainted(ours, other)
+        client = await PythonClient.connect(ours.url)
+        for number in range(1, 4):
+            terminate(database)
+            await eventually(lambda: not ours.manager.stats()["is_listening"], "it notices", 5.0)
+            await eventually(lambda: ours.manager.stats()["is_listening"], "it listens again")
+            await eventually(lambda: other.manager.stats()["is_listening"], "the other, too")
+            async with AsyncEmitter(database.dsn) as io:
+                await io.emit("tick", number, b"")
+                await io.emit("tock", number)
+            assert await client.wait_for("tock", number) == [(n,) for n in range(1, number + 1)]
+            assert len(client.received("tick")) == number
+            await eventually(lambda: ours.manager.server_count() == 2, "they still know each other")
+        await client.disconnect()
+
+
+async def test_the_publisher_goes_on(database: Database) -> None:
+    async with spying(database) as spy, AsyncEmitter(database.dsn) as io:
+        await io.emit("tick", 0)
+        pids = {frame.pid for frame in await spy.wait_for_broadcast("tick")}
+        for number in range(1, 4):
+            database.value("SELECT count(pg_terminate_backend(pid)) FROM unnest(%s::int[]) AS t(pid)", list(pids))
+            # The end may be noticed before or after the next message leaves: it is then sent, or in doubt.
+            try:
+                await io.emit("tick", number)
+            except ConnectionLostError as error:
+                assert error.may_be_sent
+                await io.emit("tick", number)
+            frames = await spy.wait_for_broadcast("tick", number + 1)
+            pids = {frame.pid for frame in frames}
+        numbers = [frame.message["data"]["packet"]["data"][1] for frame in frames]
+        assert sorted(set(numbers)) == [0, 1, 2, 3]
+        assert numbers == sorted(numbers)
+
+
+async def test_what_was_buffered_is_sent_after_a_restart() -> None:
+    with EmbeddedPostgres() as postgres:
+        database = Database(f"host=127.0.0.1 port={postgres.port} user=postgres dbname=postgres")
+        async with BusReader(database) as reader:
+            with Emitter(database.dsn) as io:
+                io.emit("tick", 0, b"")
+                await asyncio.to_thread(io.flush)
+                await reader.wait_for(1)
+                await asyncio.to_thread(postgres.stop)
+                for number in range(1, 101):
+                    io.emit("tick", number, b"" if number % 2 else None)
+                await eventually(lambda: not reader.stats["is_listening"], "the listener notices")
+                await asyncio.to_thread(postgres.start)
+                await eventually(lambda: reader.gaps, "it listens again")
+                # Only the one group whose commit was under way may be in doubt; here none was.
+                await asyncio.to_thread(io.flush)
+                io.emit("end")
+                await asyncio.to_thread(io.flush)
+            await eventually(lambda: ["end"] in reader.packets, "the last event is in")
+            numbers = [packet[1] for packet in reader.packets if packet[0] == "tick"]
+            assert numbers == sorted(numbers), "whatever arrives, arrives in order"
+
+
+async def test_many_restarts_leave_no_sessions_behind(database: Database) -> None:
+    async with BusReader(database) as reader, AsyncEmitter(database.dsn) as io:
+        for number in range(1, 6):
+            await io.emit("tick", number, b"")
+            await reader.wait_for(number)
+            terminate(database, LISTENING)
+            await eventually(lambda number=number: reader.gaps == number, "it listens again")  # type: ignore[misc]
+        assert len(sessions(database)) <= 4, "a listener and a fetcher, a publisher: no more"
+    await eventually(lambda: not sessions(database), "all are closed")
+
+
+def sessions(database: Database) -> list[object]:
+    with database.connect() as connection:
+        return list(connection.execute(f"SELECT pid, query {SESSIONS} AND backend_type = 'client backend'"))
+
+
+@pytest.fixture
+def slow_commits(database: Database) -> Iterator[None]:
+    """Make every attachment take its time, so that a session can be ended in the middle of a commit."""
+    with database.connect() as connection:
+        connection.execute(
+            "CREATE TABLE socket_io_attachments"
+            " (id bigserial UNIQUE, created_at timestamptz DEFAULT now(), payload bytea);"
+            "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_sleep(60); RETURN NEW; END';"
+            "CREATE TRIGGER dawdle BEFORE INSERT ON socket_io_attachments FOR EACH ROW EXECUTE FUNCTION dawdle()"
+        )
+    yield
+
+
+async def test_a_commit_under_way_is_in_doubt_and_what_waits_is_not(database: Database, slow_commits: None) -> None:
+    async with spying(database) as spy, AsyncEmitter(database.dsn) as io:
+        first = asyncio.create_task(io.emit("first", b""))
+        await eventually(
+            lambda: database.value(f"SELECT count(*) {SESSIONS} AND wait_event = 'PgSleep'") == 1, "it is under way"
+        )
+        second = asyncio.create_task(io.emit("second"))
+        await asyncio.sleep(0)
+        terminate(database, f"{SESSIONS} AND wait_event = 'PgSleep'")
+        with pytest.raises(ConnectionLostError) as caught:
+            await first
+        assert caught.value.may_be_sent
+        await second  # it was not under way: sent on the next connection
+        await spy.wait_for_broadcast("second")
+        assert [frame.message["data"]["packet"]["data"][0] for frame in spy.frames] == ["second"]
+        stats = io._bus.stats()
+        assert (stats["published"], stats["publish_failed"], stats["publisher_reconnects"]) == (1, 1, 1)

@@ -1,0 +1,194 @@
+"""Joining and leaving: LISTEN before the client is told, a goodbye at the end, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+import socketio_postgres
+from socketio_postgres import AsyncEmitter
+from socketio_postgres.embedded import free_port
+from tests.fixtures.bus import acquainted, serving
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.database import Database
+from tests.fixtures.spy import spying
+from tests.fixtures.waiting import TIMEOUT_S, eventually
+
+PACKAGE = os.path.dirname(socketio_postgres.__file__)
+CHANNELS = ("socket.io#/", "socket.io#/a", "socket.io#/b")
+
+
+def sessions(database: Database) -> object:
+    return database.value(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+async def test_a_namespace_is_joined_with_its_first_client(database: Database) -> None:
+    async with spying(database, CHANNELS) as spy, serving(database, ["/", "/a", "/b"]) as ours:
+        assert ours.manager.stats() == {"peers": {}}, "nothing happens before"
+        client = await PythonClient.connect(ours.url, namespace="/a")
+        await eventually(lambda: set(ours.manager.stats()["peers"]) == {"/", "/a", "/b"}, "all served ones are joined")
+        await client.disconnect()
+        await spy.wait_for(lambda frame: frame.header["type"] == 1, 3)
+
+
+async def test_a_namespace_nobody_named_is_joined_when_it_is_asked_for(database: Database) -> None:
+    async with serving(database) as ours:
+        await acquainted(ours)
+        ours.sio.on("connect", lambda sid, environ, auth: None, namespace="/late")
+        assert "/late" not in ours.manager.stats()["peers"]
+        client = await PythonClient.connect(ours.url, namespace="/late")
+        assert "/late" in ours.manager.stats()["peers"]
+        async with AsyncEmitter(database.dsn) as io:
+            await io.of("/late").emit("hello")
+        await client.wait_for("hello")
+        await client.disconnect()
+
+
+async def test_listen_is_active_before_the_client_is_told(database: Database) -> None:
+    """Ten servers, and for each an event sent from elsewhere in the instant in which its first client connects."""
+    async with AsyncEmitter(database.dsn) as io:
+        for number in range(10):
+            async with serving(database, ["/", "/a"]) as ours:
+                client = await PythonClient.connect(ours.url, namespace="/a" if number % 2 else "/")
+                await io.of(client.namespace).to(client.sid).emit("welcome", number)
+                assert await client.wait_for("welcome") == [(number,)]
+                await client.disconnect()
+
+
+async def test_an_announcement_follows_listening(database: Database) -> None:
+    """Whoever answers the announcement is heard: two servers that meet for the first time know each other at once."""
+    async with serving(database, heartbeat_interval=60.0, heartbeat_timeout=120.0) as one:
+        await one.manager.start()
+        for _ in range(5):
+            async with serving(database, heartbeat_interval=60.0, heartbeat_timeout=120.0) as other:
+                await other.manager.start()
+                await eventually(lambda other=other: other.manager.server_count() == 2, "it is answered", 5.0)  # type: ignore[misc]
+                assert one.manager.server_count() == 2
+            await eventually(lambda: one.manager.server_count() == 1, "its goodbye is heard", 5.0)
+
+
+async def test_heartbeats_and_silence(database: Database) -> None:
+    timing = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.5}
+    async with spying(database) as spy, serving(database, **timing) as ours, serving(database, **timing) as other:
+        await acquainted(ours, other)
+        await spy.wait_for(lambda frame: frame.header["type"] == 2, 10)
+        assert ours.manager.server_count() == 2
+        # It dies: its tasks end without a word.
+        for task in (other.manager._reader, other.manager._ticker):
+            assert task is not None
+            task.cancel()
+        await eventually(lambda: ours.manager.server_count() == 1, "it is no longer counted")
+
+
+async def test_close_says_goodbye_in_every_namespace(database: Database) -> None:
+    async with spying(database, CHANNELS) as spy:
+        async with serving(database, ["/", "/a", "/b"]) as ours:
+            await ours.manager.start()
+            uid = ours.manager.host_id
+            await ours.sio.emit("last", b"")
+            await ours.manager.close()
+            await ours.manager.close()
+        frames = await spy.wait_for(lambda frame: frame.header["type"] == 13, 3)
+        assert {frame.channel for frame in frames} == set(CHANNELS)
+        assert {frame.header["uid"] for frame in frames} == {uid}
+        order = [frame.header["type"] for frame in spy.frames if frame.channel == "socket.io#/"]
+        assert order[-2:] == [3, 13], "what was emitted before is committed before"
+    await eventually(lambda: sessions(database) == 0, "all sessions are closed")
+
+
+async def test_close_leaves_no_task_and_no_connection(database: Database) -> None:
+    threads = {thread.name for thread in threading.enumerate()}
+    for _ in range(3):
+        async with serving(database) as ours:
+            await acquainted(ours)
+            client = await PythonClient.connect(ours.url)
+            assert _our_tasks(), "or the test below would prove nothing"
+            await client.disconnect()
+    await eventually(lambda: not _our_tasks(), "no task is left")
+    await eventually(lambda: sessions(database) == 0, "no session is left")
+    left = {thread.name for thread in threading.enumerate()} - threads
+    assert not any("socketio" in name for name in left), left
+
+
+def _our_tasks() -> list[object]:
+    tasks = asyncio.all_tasks()
+    return [task for task in tasks if PACKAGE in task.get_coro().cr_code.co_filename]  # type: ignore[union-attr]
+
+
+SERVER = """
+    import sys
+    import socketio, uvicorn
+    from socketio_postgres import AsyncPostgresManager
+    dsn, port = sys.argv[1], int(sys.argv[2])
+    mgr = AsyncPostgresManager(dsn)
+    sio = socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    sio.on("connect", lambda sid, environ, auth: None, namespace="/")
+    sio.on("connect", lambda sid, environ, auth: None, namespace="/a")
+    hook = {"on_shutdown": mgr.close} if sys.argv[3] == "hook" else {}
+    uvicorn.run(socketio.ASGIApp(sio, **hook), host="127.0.0.1", port=port, log_level="warning",
+                timeout_graceful_shutdown=1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stop", "hook"),
+    [
+        (signal.SIGINT, "no hook"),  # Ctrl-C: nobody calls the manager, and still everybody hears that it leaves
+        (signal.SIGINT, "hook"),
+        # uvicorn ends the process by this signal at once; only its own hook comes before
+        (signal.SIGTERM, "hook"),
+    ],
+)
+async def test_the_end_of_uvicorn_says_goodbye(
+    database: Database, tmp_path: Path, stop: signal.Signals, hook: str
+) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(textwrap.dedent(SERVER))
+    port = free_port()
+    async with spying(database, CHANNELS) as spy:
+        process = subprocess.Popen(  # noqa: ASYNC220 - it starts at once, and is waited for in a thread
+            [sys.executable, os.fspath(script), database.dsn, str(port), hook],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            client = await _connected(port)
+            await spy.wait_for(lambda frame: frame.header["type"] == 1, 2)
+            process.send_signal(stop)
+            _, errors = await asyncio.to_thread(process.communicate, timeout=TIMEOUT_S)
+            await client.wait_for_disconnect()
+            await client.disconnect()
+        finally:
+            process.kill()
+            process.wait()
+        frames = await spy.wait_for(lambda frame: frame.header["type"] == 13, 2)
+        assert sorted(frame.channel for frame in frames) == ["socket.io#/", "socket.io#/a"]
+        assert "never retrieved" not in errors, errors
+        assert "was destroyed" not in errors, errors
+    await eventually(lambda: sessions(database) == 0, "all sessions are closed")
+
+
+async def _connected(port: int) -> PythonClient:
+    """Connect as soon as the server is there."""
+
+    async def is_there() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    await eventually(is_there, "the server is there")
+    return await PythonClient.connect(f"http://127.0.0.1:{port}")

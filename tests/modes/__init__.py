@@ -1,0 +1,1 @@
+"""Sync servers of every kind, each in a process of its own."""

@@ -1,0 +1,174 @@
+"""A `socketio.Server` in one of its async modes; a test asks it things by POSTing expressions to /do.
+
+    SIO_PG_TEST_MODE   `threading`, `gevent`, `gevent patched`, `eventlet`, `eventlet patched`, `gevent_uwsgi`
+    SIO_PG_TEST_DSN    database
+    SIO_PG_TEST_PORT   port of the loopback interface; not for uWSGI, which opens its own
+"""
+
+from __future__ import annotations
+
+import os
+
+MODE, _, PATCHED = os.environ["SIO_PG_TEST_MODE"].partition(" ")
+if PATCHED and MODE == "gevent":
+    import gevent.monkey
+
+    gevent.monkey.patch_all()
+elif PATCHED:
+    import eventlet
+
+    eventlet.monkey_patch()
+
+# ruff: noqa: E402 - patching comes first
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import socketio
+
+from socketio_postgres import Emitter, PostgresClient, PostgresManager
+
+DSN = os.environ["SIO_PG_TEST_DSN"]
+PORT = int(os.environ.get("SIO_PG_TEST_PORT", "0"))
+
+logging.basicConfig(level=logging.INFO)
+logging.getLogger("werkzeug").setLevel(logging.WARNING)
+
+errors: list[str] = []
+mgr = PostgresManager(DSN, error_handler=lambda error: errors.append(type(error).__name__))
+sio = socketio.Server(client_manager=mgr, async_mode=MODE)
+emitter = Emitter(DSN)
+happenings: list[tuple[Any, ...]] = []
+ticks = itertools.count()
+tick_count = 0
+gate = sio.eio.create_event()
+
+
+@sio.event
+def connect(sid: str, environ: object, auth: dict[str, Any] | None = None) -> None:
+    for room in (auth or {}).get("rooms", []):
+        sio.enter_room(sid, room)
+
+
+@sio.event
+def disconnect(sid: str, reason: str) -> None:
+    """What the test asked for with `on_disconnect`, then a note."""
+    happenings.append(("leaving", sid))
+    for step in on_disconnect:
+        step()
+    happenings.append(("left", sid, reason))
+
+
+on_disconnect: list[Callable[[], object]] = []
+
+
+@sio.on("*")
+def echo(event: str, sid: str, *args: Any) -> tuple[Any, ...]:
+    happenings.append((event, sid, *args))
+    return args
+
+
+@mgr.on_server_side("add")
+def add(first: int, second: int) -> int:
+    return first + second
+
+
+@mgr.on_server_side("clients")
+def clients() -> int:
+    return len(mgr.fetch_sockets())
+
+
+@mgr.on_server_side("fail")
+def fail() -> None:
+    raise LookupError("on purpose")
+
+
+@mgr.on_server_side("block")
+def block() -> str:
+    gate.wait(20.0)
+    return "unblocked"
+
+
+def tick() -> None:
+    global tick_count  # noqa: PLW0603 - the one thing that is read from outside
+    while True:
+        tick_count = next(ticks)
+        sio.sleep(0.01)
+
+
+def in_background(*functions: Callable[[], object]) -> list[object]:
+    """Run functions at the same time; gives their results or exceptions as text, in order."""
+    results: dict[int, object] = {}
+    done = sio.eio.create_event()
+
+    def run(number: int, function: Callable[[], object]) -> None:
+        try:
+            results[number] = function()
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            results[number] = repr(error)
+        if len(results) == len(functions):
+            done.set()
+
+    for number, function in enumerate(functions):
+        sio.start_background_task(run, number, function)
+    done.wait(20.0)
+    return [results.get(number, "not done") for number in range(len(functions))]
+
+
+def called(event: str, to: str, *args: object) -> list[object]:
+    """Emit with a callback and wait until it ran; gives its arguments."""
+    answers: list[object] = []
+    done = sio.eio.create_event()
+
+    def answer(*values: object) -> None:
+        # A callback may itself ask the cluster.
+        answers.extend([*values, len(mgr.fetch_sockets())])
+        done.set()
+
+    sio.emit(event, args, to=to, callback=answer)
+    done.wait(20.0)
+    return answers
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    """Everything but Socket.IO."""
+    status, answer = "200 OK", str(tick_count)
+    if environ["PATH_INFO"] == "/do":
+        expression = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])).decode()
+        try:
+            answer = repr(eval(expression, globals()))  # noqa: S307 - that is what it is for
+        except Exception as error:  # noqa: BLE001 - reported to the test
+            status, answer = "500 Internal Server Error", repr(error)
+    start_response(status, [("Content-Type", "text/plain"), ("Connection", "close")])
+    return [answer.encode()]
+
+
+app = socketio.WSGIApp(sio, application)
+
+
+def serve() -> None:
+    """Serve until interrupted."""
+    if MODE == "threading":
+        from werkzeug.serving import make_server
+
+        make_server("127.0.0.1", PORT, app, threaded=True).serve_forever()
+    elif MODE == "gevent":
+        from gevent import pywsgi
+
+        pywsgi.WSGIServer(("127.0.0.1", PORT), app, log=None).serve_forever()
+    else:
+        import eventlet
+        import eventlet.wsgi
+
+        eventlet.wsgi.server(eventlet.listen(("127.0.0.1", PORT)), app, log_output=False)
+
+
+sio.start_background_task(tick)
+if __name__ == "__main__":
+    try:
+        serve()
+    except KeyboardInterrupt:
+        names = sorted(thread.name for thread in threading.enumerate())
+        print("interrupted", names)  # noqa: T201 - the test reads it

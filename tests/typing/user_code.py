@@ -1,0 +1,83 @@
+"""What users write, checked by the type checkers and never run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import assert_type
+
+from socketio_postgres import (
+    AsyncEmitter,
+    AsyncPostgresClient,
+    AsyncPostgresManager,
+    ConnectionLostError,
+    Emitter,
+    Message,
+    MessageType,
+    Notification,
+    PostgresClient,
+    PostgresManager,
+    RequestTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from socketio_postgres.async_server_operator import AsyncRemoteSocket
+    from socketio_postgres.server_operator import RemoteSocket
+
+
+def token() -> str:
+    return "secret"
+
+
+async def fresh_token() -> str:
+    return "secret"
+
+
+async def asynchronous() -> None:
+    manager = AsyncPostgresManager("postgresql://app@db/app", channel="chat", password=fresh_token, max_payload=1000)
+    assert_type(await manager.to("room").except_(["a", 1]).fetch_sockets(), "list[AsyncRemoteSocket]")
+    assert_type(await manager.of("/chat").timeout(2.0).emit_with_ack("sure?", 1, partial=True), "list[Any]")
+    assert_type(await manager.in_("room").local.volatile.compress(True).emit("news", {"a": [1]}), None)
+    assert_type(await manager.sockets_join("room"), None)
+    assert_type(await manager.server_side_emit_with_ack("ping", timeout=1.0), "list[Any]")
+    assert_type(manager.server_count("/"), int)
+    await manager.flush()
+    async with AsyncEmitter("postgresql://app@db/app", buffer_count=10) as io:
+        assert_type(await io.of("/chat").to("room").emit("news", b"bytes"), None)
+        await io.server_side_emit("reload")
+    async with AsyncPostgresClient("postgresql://app@db/app") as client:
+        await client.listen("jobs")
+        async for notification in client:
+            assert_type(notification, Notification)
+        assert_type(await client.get_attachment(1), "bytes | None")
+
+
+def blocking() -> None:
+    manager = PostgresManager("postgresql://app@db/app", write_only=True, password=token)
+    assert_type(manager.to("room").fetch_sockets(), "list[RemoteSocket]")
+    assert_type(manager.to("room").emit("news", 1), None)
+    assert_type(manager.emit("news", {"a": 1}, room="room"), None)
+    with Emitter("postgresql://app@db/app", table_name="chat.attachments") as io:
+        assert_type(io.to({"a", "b"}).emit("news"), None)
+        try:
+            io.flush(timeout=1.0)
+        except ConnectionLostError as error:
+            assert_type(error.may_be_sent, bool)
+            assert_type(error.failed_count, int)
+        except RequestTimeoutError as error:
+            assert_type(error.missing_servers, "list[str]")
+    with PostgresClient("postgresql://app@db/app") as client:
+        assert_type(client.wait_for_notification(1.0), Notification)
+
+
+def handlers(manager: AsyncPostgresManager) -> None:
+    @manager.on_server_side("reload")
+    async def reload(what: str) -> str:
+        return what
+
+    def done(result: Any) -> None:
+        print(result)
+
+    manager.on_server_side("done", done, namespace="/chat")
+    assert_type(Message(MessageType.BROADCAST, "/", packet=["hello"]).type, int)
+    print(reload)
