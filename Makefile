@@ -51,7 +51,8 @@ lint-python: install
 typecheck: build  ## Types of the package and of its users; the stub against the compiled module
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml socketio_postgres._core
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml \
+		--allowlist scripts/stubtest-allowlist.txt socketio_postgres._core
 
 twins: install  ## Write the blocking twins of the async modules
 	$(BIN)/python scripts/async_to_sync.py

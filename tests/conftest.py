@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
 
@@ -34,3 +34,19 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _forbid_skip(report)
     return report
+
+
+_matrices: list[str] = []
+
+
+@pytest.fixture
+def record_matrix() -> Callable[[str], None]:
+    """Print a table at the end of the run."""
+    return _matrices.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what `record_matrix` was given."""
+    for matrix in _matrices:
+        terminalreporter.section("every operation in every direction")
+        terminalreporter.write(matrix)

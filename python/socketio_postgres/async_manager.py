@@ -13,7 +13,7 @@ from socketio_postgres.async_server_operator import AsyncServerChain, AsyncServe
 from socketio_postgres.async_waiting import AsyncWaiting
 from socketio_postgres.broadcast_operator import Target, room_names
 from socketio_postgres.exceptions import PayloadTooLargeError
-from socketio_postgres.member import CLOSE_LIMIT, Delivery
+from socketio_postgres.member import CLOSE_LIMIT, Delivery, chosen_rooms
 from socketio_postgres.messages import Message, MessageType
 from socketio_postgres.payload import value_fields
 
@@ -114,10 +114,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             RuntimeError: A callback without a server.
             ValueError: A callback without a room.
         """
-        room = to or room
+        room = chosen_rooms(to, room)
         namespace = namespace or "/"
-        if isinstance(room, (tuple, set, frozenset)):
-            room = list(room)
         if isinstance(skip_sid, (tuple, set, frozenset)):
             skip_sid = list(skip_sid)
         if kwargs.get("ignore_queue"):

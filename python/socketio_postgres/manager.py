@@ -12,7 +12,7 @@ from socketio.pubsub_manager import PubSubManager
 
 from socketio_postgres.broadcast_operator import Target, room_names
 from socketio_postgres.exceptions import PayloadTooLargeError
-from socketio_postgres.member import CLOSE_LIMIT, Delivery
+from socketio_postgres.member import CLOSE_LIMIT, Delivery, chosen_rooms
 from socketio_postgres.messages import Message, MessageType
 from socketio_postgres.payload import value_fields
 from socketio_postgres.server_operator import ServerChain, ServerSideActions
@@ -115,10 +115,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             RuntimeError: A callback without a server.
             ValueError: A callback without a room.
         """
-        room = to or room
+        room = chosen_rooms(to, room)
         namespace = namespace or "/"
-        if isinstance(room, (tuple, set, frozenset)):
-            room = list(room)
         if isinstance(skip_sid, (tuple, set, frozenset)):
             skip_sid = list(skip_sid)
         if kwargs.get("ignore_queue"):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from socketio_postgres.options import ManagerKeywords
 
-__all__ = ["ClusterMember", "Delivery"]
+__all__ = ["ClusterMember", "Delivery", "chosen_rooms"]
 
 JOIN_LIMIT: Final = 10.0
 """Seconds a connecting client waits for LISTEN; then it is let in, and the log says so."""
@@ -69,6 +69,12 @@ class Delivery:
     room: Any
     skip_sid: list[str]
     callback: Callable[..., Any] | None
+
+
+def chosen_rooms(to: Any, room: Any) -> Any:
+    """`to or room`, as python-socketio has it, but an empty collection of rooms is nobody and never everybody."""
+    chosen = to if to or isinstance(to, (list, tuple, set, frozenset)) else room
+    return list(chosen) if isinstance(chosen, (tuple, set, frozenset)) else chosen
 
 
 class ClusterMember(LocalSockets):

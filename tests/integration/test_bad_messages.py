@@ -76,7 +76,9 @@ BODIES: dict[str, bytes] = {
     "a length that is not there": b"\x82\xa4type\x03\xa4data\xdd\xff\xff\xff\xff",
     "unknown type": msgpack.packb({"type": 99}),
     "wrong types": msgpack.packb({"type": 3, "uid": {"a": 1}}),
-    "a megabyte of nested arrays": b"\x82\xa4type\x03\xa4data\x81\xa6packet\x81\xa4data" + b"\x91" * 1_000_000 + b"\xc0",
+    "a megabyte of nested arrays": b"\x82\xa4type\x03\xa4data\x81\xa6packet\x81\xa4data"
+    + b"\x91" * 1_000_000
+    + b"\xc0",
     "a megabyte of nested maps": b"\x82\xa4type\x03\xa4data" + b"\x81\xa1a" * 300_000 + b"\xc0",
     "a megabyte of nesting where nobody looks": b"\x82\xa4type\x02\xa1x" + b"\x91" * 1_000_000 + b"\xc0",
     "a megabyte of nothing but openings": b"\x91" * 1_000_000,

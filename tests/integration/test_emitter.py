@@ -21,7 +21,6 @@ from socketio_postgres import (
     ConnectionLostError,
     DatabaseError,
     Emitter,
-    OperationTimeoutError,
     PayloadTooLargeError,
 )
 from tests.fixtures.database import Database

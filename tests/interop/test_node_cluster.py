@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pytest
 
 from tests.fixtures.clients import Client
 from tests.fixtures.database import Database
-from tests.fixtures.node import NodePeer, NodeServer
+from tests.fixtures.node import FOLDER, NodePeer, NodeServer
 from tests.fixtures.node_cluster import AdminPeer, NodeCluster
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import eventually, nothing_arrives
@@ -38,7 +39,7 @@ async def mixed(database: Database) -> AsyncIterator[Mixed]:
         cluster = await stack.enter_async_context(NodeCluster())
         peers = [alone, *await cluster.open(database)]
         servers = [await NodeServer.start(peer, database, server_side_events=["news"]) for peer in peers]
-        clients = [
+        clients: list[Client] = [
             await peer.connect(server.url, label=peer.label) for peer, server in zip(peers, servers, strict=True)
         ]
         # Workers hear each other through the primary; the primary listens once a worker has announced itself.
@@ -79,7 +80,8 @@ async def test_a_standalone_server_hears_the_workers_and_is_not_heard(mixed: Mix
         await client.wait_for("from-worker")
     await nothing_arrives()
     assert [len(client.received("from-alone")) for client in mixed.clients] == [1, 0, 0]
-    assert await _all_know(mixed.servers, 3) is False  # for the workers the standalone server does not exist
+    counts = [await server.server_count() for server in mixed.servers]
+    assert counts == [3, 2, 2]  # for the workers the standalone server does not exist
 
 
 async def test_source_is_what_it_takes(mixed: Mixed, database: Database) -> None:
@@ -125,13 +127,20 @@ async def test_the_cluster_repeats_its_own_attachments(mixed: Mixed) -> None:
     assert [len(client.received("binary")) for client in (alone, first, second)] == [1, 1, 2]
 
 
+def test_setup_primary_throws_as_published() -> None:
+    """Upstream: it reads `require("cluster").default`, which Node.js does not have; cluster.js puts it there."""
+    script = "require('@socket.io/postgres-adapter').setupPrimary({})"
+    done = subprocess.run(["node", "-e", script], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60)  # noqa: S607
+    assert done.returncode != 0
+    assert "reading 'isPrimary'" in done.stderr
+
+
 async def test_the_admin_ui_lists_the_sockets_of_other_servers(database: Database) -> None:
     async with AdminPeer("admin") as admin, NodePeer("other") as other:
         watched = await NodeServer.start(admin, database)
         server = await NodeServer.start(other, database, ["/", "/admin"])
         await eventually(lambda: _all_know([watched, server], 2), "they know each other")
         client = await other.connect(server.url, label="client", auth={"rooms": ["red"]})
-        await admin.call("server.serverCount", namespace="/admin")
         ui = await admin.connect(watched.url, label="ui", namespace="/admin")
         [(found,)] = await ui.wait_for("all_sockets")
         [entry] = [socket for socket in found if socket["id"] == client.sid]

@@ -103,9 +103,7 @@ def test_what_is_encoded_is_decoded(
     compress: bool | None,
     request_id: str | None,
 ) -> None:
-    message = broadcast(
-        packet, to=to, except_=except_, volatile=volatile, compress=compress, request_id=request_id
-    )
+    message = broadcast(packet, to=to, except_=except_, volatile=volatile, compress=compress, request_id=request_id)
     assert decode(encode(message)) == message
     attached = decode(encode_msgpack(message))
     assert isinstance(attached, Message)

@@ -31,9 +31,7 @@ def test_all_are_public_and_of_one_family() -> None:
         assert getattr(socketio_postgres, name) is getattr(exceptions, name)
         assert issubclass(getattr(exceptions, name), SocketIOPostgresError)
     assert {
-        name
-        for name, item in vars(exceptions).items()
-        if isinstance(item, type) and issubclass(item, BaseException)
+        name for name, item in vars(exceptions).items() if isinstance(item, type) and issubclass(item, BaseException)
     } == set(exceptions.__all__)
 
 
@@ -92,7 +90,7 @@ def test_the_core_fills_in_options_errors() -> None:
     assert isinstance(error, OptionsError)
     assert (error.option, error.value) == ("table_name", "a.b.c")
     assert "schema.table" in error.reason
-    assert "got \"a.b.c\"" in str(error)
+    assert 'got "a.b.c"' in str(error)
 
 
 def test_the_core_fills_in_encode_errors() -> None:

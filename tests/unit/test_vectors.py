@@ -117,9 +117,7 @@ SAID: dict[str, list[Said]] = {
     "emitter.of('/admin').emit('x')": [event("x", nsp="/admin")],
     "emitter.in('room1').socketsJoin('r8')": [(T.SOCKETS_JOIN, "/", {"to": ["room1"], "rooms": ["r8"]})],
     "emitter.socketsLeave(['r8'])": [(T.SOCKETS_LEAVE, "/", {"rooms": ["r8"]})],
-    "emitter.in('room1').disconnectSockets(true)": [
-        (T.DISCONNECT_SOCKETS, "/", {"to": ["room1"], "close": True})
-    ],
+    "emitter.in('room1').disconnectSockets(true)": [(T.DISCONNECT_SOCKETS, "/", {"to": ["room1"], "close": True})],
     "emitter.serverSideEmit('sse', 1)": [(T.SERVER_SIDE_EMIT, "/", {"packet": ["sse", 1]})],
 }
 

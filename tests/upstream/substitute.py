@@ -13,6 +13,7 @@ so on, are inherited by ours and never called; they are blocked, so that no test
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from socketio import async_manager, async_pubsub_manager, manager, pubsub_manager
+from socketio import AsyncServer, async_manager, async_pubsub_manager, manager, pubsub_manager
 from socketio.packet import Packet
 from socketio_postgres import AsyncPostgresManager, PostgresManager
 from socketio_postgres.messages import Message, MessageType
@@ -126,6 +127,9 @@ class SyncSubstitute(PubSubSubstitute):
 
 # The tests' own web application sends its headers as text, which uvicorn accepts only when it runs on h11.
 sys.modules["httptools"] = None  # type: ignore[assignment]
+
+# They switch off pings, and with them what ends the last request of a polling client before it times out, 45 s later.
+AsyncServer.__init__ = functools.partialmethod(AsyncServer.__init__, ping_interval=1, ping_timeout=1)  # type: ignore[method-assign]
 
 # Servers that are made without a manager look here, too.
 async_manager.AsyncManager = AsyncSubstitute

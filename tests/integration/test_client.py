@@ -1,0 +1,325 @@
+"""The low-level clients: every method, asynchronous and blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from socketio_postgres import (
+    AsyncPostgresClient,
+    ClosedError,
+    ConnectionLostError,
+    DatabaseError,
+    EncodeError,
+    Notification,
+    OperationTimeoutError,
+    OptionsError,
+    PayloadTooLargeError,
+    PostgresClient,
+    SocketIOPostgresError,
+)
+from tests.fixtures.database import Database
+from tests.fixtures.waiting import TIMEOUT_S, eventually
+
+LISTENERS = "pid <> pg_backend_pid() AND datname = current_database() AND position('LISTEN' in query) > 0"
+
+
+class Steered:
+    """Either client behind one face: blocking methods run in a thread, as an application would have it."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    async def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        call: Callable[..., Any] = getattr(self.client, method)
+        if isinstance(self.client, AsyncPostgresClient):
+            return await asyncio.wait_for(call(*args, **kwargs), TIMEOUT_S)
+        return await asyncio.wait_for(asyncio.to_thread(call, *args, **kwargs), TIMEOUT_S)
+
+    async def next(self) -> Notification:
+        """The next notification, by the method; another test iterates."""
+        notification = await self("wait_for_notification", TIMEOUT_S)
+        assert isinstance(notification, Notification)
+        return notification
+
+
+@pytest.fixture(params=[AsyncPostgresClient, PostgresClient], ids=lambda kind: kind.__name__)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+async def client(database: Database, kind: Any) -> AsyncIterator[Steered]:
+    steered = Steered(kind(database.dsn))
+    yield steered
+    await steered("close")
+
+
+@pytest.fixture
+async def other(database: Database) -> AsyncIterator[AsyncPostgresClient]:
+    async with AsyncPostgresClient(database.dsn) as client:
+        yield client
+
+
+async def test_notifications_reach_who_listens(client: Steered, other: AsyncPostgresClient) -> None:
+    await client("listen", "jobs")
+    await other.notify("jobs", "first")
+    await client("notify", "jobs", "second")  # its own arrive, too: this is no cluster
+    await other.notify("elsewhere", "unheard")
+    await other.notify("jobs")
+    first, second, third = [await client.next() for _ in range(3)]
+    assert [(n.channel, n.payload) for n in (first, second, third)] == [
+        ("jobs", "first"),
+        ("jobs", "second"),
+        ("jobs", ""),
+    ]
+    assert first.pid == third.pid != second.pid
+
+
+async def test_several_channels_and_unlisten(client: Steered, other: AsyncPostgresClient) -> None:
+    for channel in ("jobs", "Jobs", 'odd "name"; --', "é" * 31):
+        await client("listen", channel)
+        await client("listen", channel)  # twice is once
+        await other.notify(channel, "x")
+        assert (await client.next()).channel == channel
+    await client("unlisten", "jobs")
+    await client("unlisten", "never listened to")
+    await other.notify("jobs", "unheard")
+    await other.notify("Jobs", "heard")
+    assert (await client.next()).payload == "heard"
+
+
+async def test_notifications_keep_their_order(client: Steered, other: AsyncPostgresClient) -> None:
+    await client("listen", "jobs")
+    await asyncio.gather(*(other.notify("jobs", str(number)) for number in range(500)))
+    assert [(await client.next()).payload for _ in range(500)] == [str(number) for number in range(500)]
+
+
+async def test_equal_notifications_all_arrive(client: Steered, other: AsyncPostgresClient) -> None:
+    await client("listen", "jobs")
+    await asyncio.gather(*(other.notify("jobs", "same") for _ in range(50)))
+    assert [(await client.next()).payload for _ in range(50)] == ["same"] * 50
+    with pytest.raises(OperationTimeoutError):
+        await client("wait_for_notification", 0.05)
+
+
+async def test_waiting_has_a_limit(client: Steered, other: AsyncPostgresClient) -> None:
+    await client("listen", "jobs")
+    for limit in (0.05, 0, 0.0):
+        with pytest.raises(OperationTimeoutError, match="no notification within"):
+            await client("wait_for_notification", limit)
+    await other.notify("jobs", "x")  # and nothing was lost by that
+    assert (await client.next()).payload == "x"
+
+
+@pytest.mark.parametrize("size", [7999, 8000])
+async def test_the_largest_payload(client: Steered, other: AsyncPostgresClient, size: int) -> None:
+    await client("listen", "jobs")
+    payload = "é" * (size // 2) + "x" * (size % 2)
+    if size > 7999:
+        with pytest.raises(PayloadTooLargeError) as caught:
+            await client("notify", "jobs", payload)
+        assert (caught.value.size_bytes, caught.value.limit_bytes) == (8000, 7999)
+    else:
+        await client("notify", "jobs", payload)
+        assert (await client.next()).payload == payload
+
+
+async def test_bad_arguments(client: Steered) -> None:
+    for method, args in [("listen", ()), ("unlisten", ()), ("notify", ("x",))]:
+        if method != "unlisten":
+            with pytest.raises(PayloadTooLargeError, match="63"):
+                await client(method, "x" * 64, *args)
+            for channel in ("", "a\0b"):
+                with pytest.raises(OptionsError, match="channel"):
+                    await client(method, channel, *args)
+        for channel in (None, 5, b"jobs"):
+            with pytest.raises(TypeError):
+                await client(method, channel, *args)
+    with pytest.raises(EncodeError, match="NUL"):
+        await client("notify", "jobs", "a\0b")
+    with pytest.raises(TypeError):
+        await client("notify", "jobs", b"bytes")
+    with pytest.raises(TypeError):
+        await client("insert_attachment", "text")
+    for bad in ("7", None, 1.5):
+        with pytest.raises(TypeError):
+            await client("get_attachment", bad)
+
+
+async def test_attachments(client: Steered, database: Database) -> None:
+    await client("ensure_table")
+    await client("ensure_table")
+    assert database.value("SELECT count(*) FROM socket_io_attachments") == 0
+    bodies = [b"", b"\x00\xff", bytes(1_000_000)]
+    ids = [await client("insert_attachment", body) for body in bodies]
+    assert ids == sorted(set(ids))
+    assert [await client("get_attachment", each) for each in ids] == bodies
+    assert await client("get_attachment", max(ids) + 1) is None
+    assert await client("get_attachment", -1) is None
+
+
+async def test_clean_up_goes_by_age(client: Steered, database: Database) -> None:
+    await client("ensure_table")
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO socket_io_attachments (payload, created_at)"
+            " SELECT '', now() - make_interval(secs => age) FROM unnest(ARRAY[0, 29, 31, 3600]) AS t(age)"
+        )
+    assert await client("cleanup_attachments") == 2
+    assert await client("cleanup_attachments") == 0
+    assert await client("cleanup_attachments", 10.0) == 1
+    assert database.value("SELECT count(*) FROM socket_io_attachments") == 1
+    with database.connect() as connection, connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [0x73696F2E7067])  # another is deleting
+        assert await client("cleanup_attachments", 0.0) == 0
+    assert await client("cleanup_attachments", 0.0) == 1
+
+
+async def test_a_missing_table_that_may_not_be_created(database: Database, kind: Any) -> None:
+    client = Steered(kind(database.dsn, create_table=False, table_name="events"))
+    with pytest.raises(DatabaseError) as caught:
+        await client("ensure_table")
+    assert caught.value.sqlstate == "42P01"
+    assert 'CREATE UNLOGGED TABLE IF NOT EXISTS "events"' in (caught.value.hint or "")
+    for method, args in [("insert_attachment", (b"",)), ("get_attachment", (1,)), ("cleanup_attachments", ())]:
+        with pytest.raises(DatabaseError) as caught:
+            await client(method, *args)
+        assert caught.value.sqlstate == "42P01"
+    await client("close")
+
+
+async def test_a_gap_is_told_and_healed(database: Database, kind: Any, other: AsyncPostgresClient) -> None:
+    errors: list[Exception] = []
+    gaps: list[bool] = []
+    client = Steered(kind(database.dsn, error_handler=errors.append, on_gap=lambda: gaps.append(True)))
+    await client("listen", "jobs")
+    await client("listen", "more")
+    await other.notify("jobs", "before")
+    assert (await client.next()).payload == "before"
+    assert database.value(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {LISTENERS}") == 1
+    await eventually(lambda: client.client._bus.stats()["is_listening"] is False, "it notices")
+    await eventually(lambda: client.client._bus.stats()["is_listening"], "it listens again")
+    for channel in ("jobs", "more"):
+        await other.notify(channel, "after")
+        assert (await client.next()).channel == channel
+    assert gaps == [True]
+    assert [type(error) for error in errors] in ([DatabaseError], [ConnectionLostError])
+    await client("close")
+
+
+async def test_nothing_works_after_closing(client: Steered) -> None:
+    await client("listen", "jobs")
+    await client("close")
+    await client("close")
+    for method, args in [
+        ("start", ()),
+        ("listen", ("jobs",)),
+        ("unlisten", ("jobs",)),
+        ("notify", ("jobs", "x")),
+        ("ensure_table", ()),
+        ("insert_attachment", (b"",)),
+        ("get_attachment", (1,)),
+        ("cleanup_attachments", ()),
+        ("wait_for_notification", (1.0,)),
+    ]:
+        with pytest.raises(ClosedError):
+            await client(method, *args)
+
+
+async def test_nothing_is_left_behind(database: Database, kind: Any) -> None:
+    client = Steered(kind(database.dsn))
+    await client("start")
+    await client("listen", "jobs")
+    await client("insert_attachment", b"")
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    assert database.value(count) == 3
+    await client("close")
+    await eventually(lambda: database.value(count) == 0, "all sessions are closed")
+
+
+async def test_iterating(database: Database, other: AsyncPostgresClient) -> None:
+    async with AsyncPostgresClient(database.dsn) as client:
+        await client.listen("jobs")
+        for number in range(5):
+            await other.notify("jobs", str(number))
+        payloads = []
+        async for notification in client:
+            payloads.append(notification.payload)
+            if len(payloads) == 5:
+                break
+    assert payloads == ["0", "1", "2", "3", "4"]
+
+
+def test_iterating_in_a_thread(database: Database) -> None:
+    payloads = []
+    with PostgresClient(database.dsn) as client, PostgresClient(database.dsn) as sender:
+        client.listen("jobs")
+
+        def send() -> None:
+            for number in range(5):
+                sender.notify("jobs", str(number))
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        for notification in client:
+            payloads.append(notification.payload)
+            if len(payloads) == 5:
+                break
+        thread.join()
+    assert payloads == ["0", "1", "2", "3", "4"]
+
+
+async def test_two_tasks_share_what_comes(database: Database, other: AsyncPostgresClient) -> None:
+    async with AsyncPostgresClient(database.dsn) as client:
+        await client.listen("jobs")
+        waiting = [asyncio.create_task(client.wait_for_notification(TIMEOUT_S)) for _ in range(4)]
+        for number in range(4):
+            await other.notify("jobs", str(number))
+        got = await asyncio.gather(*waiting)
+    assert sorted(notification.payload for notification in got) == ["0", "1", "2", "3"]
+
+
+async def test_a_waiting_task_can_be_cancelled(database: Database, other: AsyncPostgresClient) -> None:
+    async with AsyncPostgresClient(database.dsn) as client:
+        await client.listen("jobs")
+        for _ in range(3):
+            task = asyncio.create_task(client.wait_for_notification())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await other.notify("jobs", "x")
+        assert (await client.wait_for_notification(TIMEOUT_S)).payload == "x"
+
+
+@pytest.fixture
+def many(database: Database) -> Iterator[PostgresClient]:
+    with PostgresClient(database.dsn) as client:
+        yield client
+
+
+def test_many_threads_notify(many: PostgresClient) -> None:
+    many.listen("jobs")
+    failures: list[SocketIOPostgresError] = []
+
+    def work(thread: int) -> None:
+        try:
+            for number in range(50):
+                many.notify("jobs", f"{thread} {number}")
+        except SocketIOPostgresError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
+    for each in threads:
+        each.start()
+    got = [many.wait_for_notification(TIMEOUT_S).payload.split() for _ in range(400)]
+    for each in threads:
+        each.join()
+    assert failures == []
+    for thread in range(8):
+        assert [int(number) for sender, number in got if int(sender) == thread] == list(range(50))

@@ -1,0 +1,104 @@
+"""A sync server of every mode, once per mode, and an async one beside it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from socketio_postgres import AsyncPostgresManager
+from socketio_postgres.embedded import free_port
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.program import Program
+from tests.fixtures.server import PythonServer
+from tests.fixtures.waiting import eventually
+
+MODES = ("threading", "gevent", "gevent patched", "eventlet", "eventlet patched", "gevent_uwsgi")
+_numbers = itertools.count(1)
+
+
+def sync_server(mode: str, dsn: str) -> Program:
+    """The server of `tests/modes/server.py`, to be entered."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    env = {"SIO_PG_TEST_MODE": mode, "SIO_PG_TEST_DSN": dsn, "SIO_PG_TEST_PORT": str(port)}
+    if mode != "gevent_uwsgi":
+        # Eventlet warns at import that it is deprecated.
+        return Program(["-W", "ignore", "-m", "tests.modes.server"], env, url)
+    uwsgi = Path(sys.executable).with_name("uwsgi")
+    if not uwsgi.exists():
+        pytest.skip("uWSGI is not installed; it is built from source: pip install uwsgi")
+    options = ["--gevent", "100", "--master", "--need-app", "--die-on-term", "--module", "tests.modes.server:app"]
+    return Program([str(uwsgi), "--http-socket", f"127.0.0.1:{port}", "-H", sys.prefix, *options], env, url)
+
+
+@contextmanager
+def new_database(postgres_dsn: str) -> Iterator[str]:
+    """DSN of an empty database."""
+    name = f"socketio_postgres_modes_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(postgres_dsn, autocommit=True, connect_timeout=10) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        try:
+            yield make_conninfo(postgres_dsn, dbname=name)
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@dataclass
+class Served:
+    """A sync server and the database that it shares with whoever joins it."""
+
+    program: Program
+    dsn: str
+
+
+@pytest.fixture(scope="session", params=MODES)
+def served(request: pytest.FixtureRequest, postgres_dsn: str) -> Iterator[Served]:
+    """One server process for all tests of a mode."""
+    with ExitStack() as stack:
+        dsn = stack.enter_context(new_database(postgres_dsn))
+        yield Served(stack.enter_context(sync_server(request.param, dsn)), dsn)
+
+
+@dataclass
+class Pair:
+    """A cluster of a sync server in its own process and an async server here, a client on each."""
+
+    there: Program
+    here: PythonServer
+    mgr: AsyncPostgresManager
+    client_there: PythonClient
+    client_here: PythonClient
+
+
+@pytest.fixture
+async def pair(served: Served, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    """Both clients are in room "both", and in "there" or "here"; the remote one polls if the test asks for it."""
+    mgr = AsyncPostgresManager(served.dsn)
+    transport = "polling" if request.node.get_closest_marker("polling") else "websocket"
+    async with AsyncExitStack() as stack:
+        here = await stack.enter_async_context(PythonServer(mgr))
+        stack.push_async_callback(mgr.close)
+        await mgr.start()
+        clients = []
+        for label, url in (("there", served.program.url), ("here", here.url)):
+            client = await PythonClient.connect(
+                url, label=label, auth={"rooms": ["both", label]}, transports=[transport]
+            )
+            stack.push_async_callback(client.disconnect)
+            clients.append(client)
+
+        async def know_each_other() -> bool:
+            return mgr.server_count() == 2 == await served.program.ask("mgr.server_count()")
+
+        await eventually(know_each_other, "the servers know each other")
+        yield Pair(served.program, here, mgr, *clients)
