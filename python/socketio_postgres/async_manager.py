@@ -132,6 +132,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             request, callback = self._callback_request(namespace, callback, is_local=is_local)
         message = self._emit_message(event, data, namespace, room, skip_sid, request)
         is_published = is_local or self._try_publish(message)
+        room = self.delivery_room(namespace, room)
         await AsyncManager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
         if not is_published:
             await self._publish(message)
@@ -165,7 +166,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     async def leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """Remove a client from a room, wherever it is connected."""
         if self._is_here(sid, namespace):
-            await AsyncManager.leave_room(self, sid, namespace, room)
+            for same in self.same_rooms(namespace, room):
+                await AsyncManager.leave_room(self, sid, namespace, same)
             return
         message = Message(MessageType.SOCKETS_LEAVE, namespace or "/", to=[sid], rooms=list(room_names(room)))
         await self._publish(message)
@@ -173,7 +175,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     async def close_room(self, room: Any, namespace: str | None = None) -> None:
         """Remove all clients of all servers from a room."""
         namespace = namespace or "/"
-        await AsyncManager.close_room(self, room, namespace)
+        for same in self.same_rooms(namespace, room):
+            await AsyncManager.close_room(self, same, namespace)
         names = list(room_names(room))
         await self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=names, rooms=names))
 

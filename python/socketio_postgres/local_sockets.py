@@ -50,6 +50,18 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
                 found.append(aliases[name])
         return found
 
+    def same_rooms(self, namespace: str, room: Any) -> list[Any]:
+        """The rooms here that are `room` to the cluster, which takes 42 and "42" for one; `room` if there are none."""
+        return self.local_rooms(namespace, [str(room)]) or [room]
+
+    def delivery_room(self, namespace: str, room: Any) -> Any:
+        """The `room` of an emit to local clients, so that it reaches here whom it would reach elsewhere."""
+        if room is None:
+            return None
+        several = room if isinstance(room, list) else [room]
+        rooms = [same for each in several for same in self.same_rooms(namespace, each)]
+        return rooms[0] if len(rooms) == 1 else rooms
+
     def local_sids(self, namespace: str, to: Sequence[str], except_: Sequence[str]) -> list[str]:
         """Sids in any of the rooms `to` (everyone when empty) and in none of `except_`, each once."""
         if to:

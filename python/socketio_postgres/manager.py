@@ -133,6 +133,7 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             request, callback = self._callback_request(namespace, callback, is_local=is_local)
         message = self._emit_message(event, data, namespace, room, skip_sid, request)
         is_published = is_local or self._try_publish(message)
+        room = self.delivery_room(namespace, room)
         Manager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
         if not is_published:
             self._publish(message)
@@ -166,7 +167,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
     def leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """Remove a client from a room, wherever it is connected."""
         if self._is_here(sid, namespace):
-            Manager.leave_room(self, sid, namespace, room)
+            for same in self.same_rooms(namespace, room):
+                Manager.leave_room(self, sid, namespace, same)
             return
         message = Message(MessageType.SOCKETS_LEAVE, namespace or "/", to=[sid], rooms=list(room_names(room)))
         self._publish(message)
@@ -174,7 +176,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
     def close_room(self, room: Any, namespace: str | None = None) -> None:
         """Remove all clients of all servers from a room."""
         namespace = namespace or "/"
-        Manager.close_room(self, room, namespace)
+        for same in self.same_rooms(namespace, room):
+            Manager.close_room(self, same, namespace)
         names = list(room_names(room))
         self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=names, rooms=names))
 

@@ -420,10 +420,14 @@ class ClusterMember(LocalSockets):
             self._report(error)
 
     def _answer_fields(self, request: Message, args: tuple[Any, ...]) -> dict[str, Any]:
-        """The value of an answer as its receiver expects it: Node takes the first argument, Go an array."""
+        """The value of an answer as its receiver expects it: Node takes the first argument, Go an array of one.
+
+        Go v3.0.2 counts the elements of the array as answers of as many clients, and drops an answer without one.
+        """
         if request.is_from_go:
-            return payload.value_fields(list(args), self.json)
-        fields = payload.value_fields(args[0], self.json) if args else {}
+            fields = payload.value_fields([args[0] if args else None], self.json)
+        else:
+            fields = payload.value_fields(args[0], self.json) if args else {}
         if len(args) > 1:
             fields["args"] = list(args)  # only servers of this package look at it
         return fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -185,7 +186,7 @@ class Guarded:
     def __init__(self, postgres: EmbeddedPostgres) -> None:
         self.postgres = postgres
         with psycopg.connect(postgres.dsn(), autocommit=True) as admin:
-            admin.execute(f"CREATE ROLE alice LOGIN PASSWORD '{PASSWORD}'")  # type: ignore[call-overload]
+            admin.execute(f"CREATE ROLE alice LOGIN PASSWORD '{PASSWORD}'")
             rules = Path(postgres.data_dir, "pg_hba.conf")
             rules.write_text("host all alice 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
             admin.execute("SELECT pg_reload_conf()")
@@ -228,10 +229,8 @@ async def start(opener: str, dsn: str, **options: Any) -> None:
     try:
         await asyncio.wait_for(thing.start() if is_async else asyncio.to_thread(thing.start), TIMEOUT_S)
     finally:
-        try:
+        with contextlib.suppress(SocketIOPostgresError):
             await (thing.close() if is_async else asyncio.to_thread(thing.close))
-        except SocketIOPostgresError:
-            pass
 
 
 def secrets_in(error: BaseException | None) -> str:
@@ -279,7 +278,7 @@ class TestConnecting:
             raise RuntimeError(f"the vault says {PASSWORD} is wrong")
 
         for password in (ask, ask_later):
-            with pytest.raises(ConnectionLostError, match="password callable.*RuntimeError") as caught:
+            with pytest.raises(ConnectionLostError, match=r"password callable.*RuntimeError") as caught:
                 await start(opener, guarded.dsn(None), password=password)
             assert PASSWORD not in secrets_in(caught.value)
 
@@ -301,13 +300,13 @@ class TestConnecting:
 
     async def test_an_unreachable_server(self, opener: str) -> None:
         port = free_port()
-        with pytest.raises(ConnectionLostError, match=f"127.0.0.1.*{port}") as caught:
+        with pytest.raises(ConnectionLostError, match=rf"127\.0\.0\.1.*{port}") as caught:
             await start(opener, f"postgresql://alice:{PASSWORD}@127.0.0.1:{port}/app?connect_timeout=2")
         assert caught.value.may_be_sent is False
         assert PASSWORD not in secrets_in(caught.value)
 
     async def test_a_host_without_an_address(self, opener: str) -> None:
-        with pytest.raises(ConnectionLostError, match="does-not-exist.invalid") as caught:
+        with pytest.raises(ConnectionLostError, match=r"does-not-exist\.invalid") as caught:
             await start(opener, f"postgresql://alice:{PASSWORD}@does-not-exist.invalid/app?connect_timeout=5")
         assert PASSWORD not in secrets_in(caught.value)
 
@@ -382,14 +381,14 @@ def standby() -> Iterator[str]:
 
 @pytest.mark.parametrize("opener", OPENERS)
 async def test_a_standby(standby: str, opener: str) -> None:
-    with pytest.raises(SocketIOPostgresError, match="standby|read-only|recovery") as caught:
+    with pytest.raises(SocketIOPostgresError, match=r"standby|read-only|recovery") as caught:
         await start(opener, standby)
     assert isinstance(caught.value, DatabaseError)
 
 
 async def test_an_emit_to_a_standby_fails_when_its_time_is_over(standby: str) -> None:
     io = AsyncEmitter(standby, buffer_age=0.3)
-    with pytest.raises(DatabaseError, match="standby|read-only|recovery"):
+    with pytest.raises(DatabaseError, match=r"standby|read-only|recovery"):
         await asyncio.wait_for(io.emit("tick"), TIMEOUT_S)
     await io.close()
 

@@ -137,18 +137,18 @@ async def test_bad_arguments(client: Steered) -> None:
             for channel in ("", "a\0b"):
                 with pytest.raises(OptionsError, match="channel"):
                     await client(method, channel, *args)
-        for channel in (None, 5, b"jobs"):
+        for no_channel in (None, 5, b"jobs"):
             with pytest.raises(TypeError):
-                await client(method, channel, *args)
+                await client(method, no_channel, *args)
     with pytest.raises(EncodeError, match="NUL"):
         await client("notify", "jobs", "a\0b")
     with pytest.raises(TypeError):
         await client("notify", "jobs", b"bytes")
     with pytest.raises(TypeError):
         await client("insert_attachment", "text")
-    for bad in ("7", None, 1.5):
+    for no_id in ("7", None, 1.5):
         with pytest.raises(TypeError):
-            await client("get_attachment", bad)
+            await client("get_attachment", no_id)
 
 
 async def test_attachments(client: Steered, database: Database) -> None:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
@@ -303,6 +303,12 @@ async def test_without_a_connection_messages_wait_and_then_fail() -> None:
     await asyncio.to_thread(io.close)
 
 
+async def done(result: Awaitable[None] | None) -> None:
+    """Wait where there is something to wait for."""
+    if result is not None:
+        await result
+
+
 SENDERS: dict[str, Callable[[Any], Any]] = {"Emitter": Emitter, "AsyncEmitter": AsyncEmitter}
 
 
@@ -312,18 +318,13 @@ async def test_the_largest_payload_is_an_option(database: Database, name: str) -
     async with spying(database) as spy:
         for too_large in ("x" * 20_000, b"x" * 20_000, ["x" * 5000] * 4):
             with pytest.raises(PayloadTooLargeError) as caught:
-                result = io.emit("tick", too_large)
-                await result
+                await done(io.emit("tick", too_large))
             assert caught.value.limit_bytes == 20_000
             assert caught.value.size_bytes > 20_000
-        result = io.emit("tick", "x" * 19_000)
-        if result is not None:
-            await result
+        await done(io.emit("tick", "x" * 19_000))
         await spy.wait_for_broadcast("tick")
         assert len(spy.frames) == 1
-    result = io.close()
-    if result is not None:
-        await result
+    await done(io.close())
 
 
 async def test_raw_notifications_among_messages(database: Database) -> None:

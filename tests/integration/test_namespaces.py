@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
-PACKAGE = os.path.dirname(socketio_postgres.__file__)
+PACKAGE = os.fspath(Path(socketio_postgres.__file__).parent)
 CHANNELS = ("socket.io#/", "socket.io#/a", "socket.io#/b")
 
 
@@ -44,7 +45,7 @@ async def test_a_namespace_is_joined_with_its_first_client(database: Database) -
 async def test_a_namespace_nobody_named_is_joined_when_it_is_asked_for(database: Database) -> None:
     async with serving(database) as ours:
         await acquainted(ours)
-        ours.sio.on("connect", lambda sid, environ, auth: None, namespace="/late")
+        ours.sio.on("connect", _accept, namespace="/late")
         assert "/late" not in ours.manager.stats()["peers"]
         client = await PythonClient.connect(ours.url, namespace="/late")
         assert "/late" in ours.manager.stats()["peers"]
@@ -52,6 +53,10 @@ async def test_a_namespace_nobody_named_is_joined_when_it_is_asked_for(database:
             await io.of("/late").emit("hello")
         await client.wait_for("hello")
         await client.disconnect()
+
+
+def _accept(sid: str, environ: object, auth: object) -> None:
+    """Let a client in."""
 
 
 async def test_listen_is_active_before_the_client_is_told(database: Database) -> None:
@@ -78,8 +83,12 @@ async def test_an_announcement_follows_listening(database: Database) -> None:
 
 
 async def test_heartbeats_and_silence(database: Database) -> None:
-    timing = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.5}
-    async with spying(database) as spy, serving(database, **timing) as ours, serving(database, **timing) as other:
+    timing: dict[str, Any] = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.5}
+    async with (
+        spying(database) as spy,
+        serving(database, **timing) as ours,
+        serving(database, **timing) as other,
+    ):
         await acquainted(ours, other)
         await spy.wait_for(lambda frame: frame.header["type"] == 2, 10)
         assert ours.manager.server_count() == 2

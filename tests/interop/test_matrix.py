@@ -1,9 +1,9 @@
-"""One cluster of three languages, every operation in every direction, printed as a matrix.
+"""One cluster of several languages, every operation in every direction, printed as a matrix.
 
-Two Python servers (asyncio and threads), two Node.js servers and one Go server share a database. Every server has one
-client, the official JavaScript one, in a room named by the server. A cell of the matrix is one operation from one
-server to another server or to its client; what is known not to work, for a defect of the peers, is listed with the
-reason and must still fail.
+Two Python servers (asyncio and threads) and two Node.js servers share a database. Every server has one client, the
+official JavaScript one, in a room named by the server. A cell of the matrix is one operation from one server to
+another server or to its client; what is known not to work, for a defect of the peers, is listed with the reason and
+must still fail. Go takes part by its recorded frames only, see test_go.py: its adapter's module cannot be had.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.database import Database
-from tests.fixtures.go import GoPeer, GoServer
 from tests.fixtures.members import SERVER_SIDE_EVENT, AsyncMember, Member, PeerMember, SyncMember
 from tests.fixtures.node import NodeClient, NodePeer, NodeServer
 from tests.fixtures.waiting import eventually
 
 NAMESPACES = ("/", "/chat")
-SYMBOLS = {"Python": "Py", "Node.js": "Js", "Go": "Go"}
+SYMBOLS = {"Python": "Py", "Node.js": "Js"}
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "interoperability.md"
 
 WAIT_S = 8.0
@@ -95,7 +94,7 @@ async def large(seats: Seats, sender: Member, receiver: Member, mark: str, wait_
 
 
 async def unicode(seats: Seats, sender: Member, receiver: Member, mark: str, wait_s: float) -> None:
-    text = "é \u0000 😀 \u2028 \"quote\" \\ /"
+    text = 'é \u0000 😀 \u2028 "quote" \\ /'
     await sender.emit(mark, text, to=receiver.label)
     await _arrives(seats.clients[receiver.label], mark, (text,), wait_s)
 
@@ -173,7 +172,6 @@ async def seated(database: Database) -> AsyncIterator[Seats]:
     async with contextlib.AsyncExitStack() as stack:
         events = [SERVER_SIDE_EVENT]
         peers = [await stack.enter_async_context(NodePeer(f"node{number}")) for number in (1, 2, 3)]
-        go = await stack.enter_async_context(GoPeer("go"))
         members: list[Member] = [
             await AsyncMember("py-async", database, NAMESPACES).start(),
             await SyncMember("py-threads", database, NAMESPACES).start(),
@@ -181,8 +179,6 @@ async def seated(database: Database) -> AsyncIterator[Seats]:
         for peer in peers[:2]:
             node = await NodeServer.start(peer, database, NAMESPACES, events)
             members.append(PeerMember(peer.label, "Node.js", peer, node.url))
-        go_server = await GoServer.start(go, database, NAMESPACES, events)
-        members.append(PeerMember("go", "Go", go, go_server.url))
         for member in members:
             stack.push_async_callback(_close_unless_left, members, member)
         clients, chatters = {}, {}
@@ -204,18 +200,18 @@ async def _close_unless_left(members: list[Member], member: Member) -> None:
 def matrix(results: dict[tuple[str, str, str], str]) -> str:
     """The results as a table of Markdown."""
     columns = list(itertools.product(SYMBOLS, SYMBOLS))
-    columns.remove(("Go", "Go"))  # there is one Go server
     head = "| operation | " + " | ".join(f"{SYMBOLS[a]}→{SYMBOLS[b]}" for a, b in columns) + " |"
     rows = [head, "|---" * (len(columns) + 1) + "|"]
     rows += [
-        f"| {operation} | " + " | ".join(results[operation, a, b] for a, b in columns) + " |" for operation in OPERATIONS
+        f"| {operation} | " + " | ".join(results[operation, a, b] for a, b in columns) + " |"
+        for operation in OPERATIONS
     ]
     return "\n".join(rows) + "\n"
 
 
 @pytest.mark.timeout(300)
 async def test_every_operation_in_every_direction(
-    database: Database, node_packages: None, go_peer: None, record_matrix: Callable[[str], None]
+    database: Database, node_packages: None, record_matrix: Callable[[str], None]
 ) -> None:
     results: dict[tuple[str, str, str], str] = {}
     wrong: list[str] = []
@@ -243,17 +239,17 @@ async def test_every_operation_in_every_direction(
     assert table in DOCUMENT.read_text(), f"docs/interoperability.md is out of date, it should have:\n{table}"
 
 
-async def test_server_side_answers(database: Database, node_packages: None, go_peer: None) -> None:
-    """All other servers answer, whatever they are written in; Go wraps its value, and unwraps ours."""
+async def test_server_side_answers(database: Database, node_packages: None) -> None:
+    """All other servers answer, whatever they are written in."""
     async with seated(database) as seats:
         for member in seats.members:
             await counted(seats, member, member, "", WAIT_S)
         for sender in seats.members[:2]:
             answers = await sender.server_side_emit_with_ack("value")
-            assert answers == ["value"] * 4
+            assert answers == ["value"] * 3
 
 
-async def test_a_goodbye_is_heard_by_all(database: Database, node_packages: None, go_peer: None) -> None:
+async def test_a_goodbye_is_heard_by_all(database: Database, node_packages: None) -> None:
     """Each server that closes is no longer counted by the others, at once and not after a time-out."""
     async with seated(database) as seats:
         for member in seats.members:

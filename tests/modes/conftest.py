@@ -81,10 +81,15 @@ class Pair:
 
 
 @pytest.fixture
-async def pair(served: Served, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
-    """Both clients are in room "both", and in "there" or "here"; the remote one polls if the test asks for it."""
+def transport() -> str:
+    """How clients connect; a test may parametrize it."""
+    return "websocket"
+
+
+@pytest.fixture
+async def pair(served: Served, transport: str) -> AsyncIterator[Pair]:
+    """Both clients are in room "both", and in "there" or "here"."""
     mgr = AsyncPostgresManager(served.dsn)
-    transport = "polling" if request.node.get_closest_marker("polling") else "websocket"
     async with AsyncExitStack() as stack:
         here = await stack.enter_async_context(PythonServer(mgr))
         stack.push_async_callback(mgr.close)

@@ -22,13 +22,17 @@ async def test_a_client_gets_what_both_servers_emit(pair: Pair) -> None:
             assert await client.wait_for(name) == [("text", 1, None, {"a": [b"bytes"]})]
 
 
-@pytest.mark.polling
+@pytest.mark.parametrize("transport", ["polling"])
 async def test_a_client_that_polls(pair: Pair) -> None:
     await pair.there.ask("sio.emit('there', (b'bytes', 'text'))")
     await pair.mgr.emit("here", (b"bytes", "text"))
     for client in (pair.client_there, pair.client_here):
         for name in ("there", "here"):
             assert await client.wait_for(name) == [(b"bytes", "text")]
+    # A polling client that leaves by itself waits for its last poll.
+    await pair.mgr.disconnect_sockets(close=True)
+    await pair.client_there.wait_for_disconnect()
+    await pair.client_here.wait_for_disconnect()
 
 
 async def test_large_messages_in_order(pair: Pair) -> None:
@@ -47,7 +51,7 @@ async def test_rooms(pair: Pair) -> None:
     await pair.there.ask("mgr.to('both').except_('there').emit('one', 3)")
     await pair.mgr.emit("one", 4, room="there")
     await pair.mgr.to("both").except_("here").emit("one", 5)
-    await pair.mgr.emit("end")
+    await pair.mgr.emit("end", None)
     await pair.there.ask("sio.emit('end')")
     await pair.client_there.wait_for("end", 2)
     await pair.client_here.wait_for("end", 2)
@@ -56,10 +60,11 @@ async def test_rooms(pair: Pair) -> None:
 
 
 async def test_calls(pair: Pair) -> None:
+    # Engine.IO under uWSGI takes binary that begins like text for text, so this begins with a control character.
     for client in (pair.client_there, pair.client_here):
-        assert await pair.there.ask(f"sio.call('question', (1, b'2'), to='{client.sid}')") == (1, b"2")
-        assert await pair.here.sio.call("question", (1, b"2"), to=client.sid) == (1, b"2")
-        assert await pair.there.ask(f"called('question', '{client.sid}', 'a', b'b')") == ["a", b"b", 2]
+        assert await pair.there.ask(rf"sio.call('question', (1, b'\2'), to='{client.sid}')") == (1, b"\2")
+        assert await pair.here.sio.call("question", (1, b"\2"), to=client.sid) == (1, b"\2")
+        assert await pair.there.ask(rf"called('question', '{client.sid}', 'a', b'\2')") == ["a", b"\2", 2]
 
 
 async def test_acknowledgements_of_everybody(pair: Pair) -> None:
@@ -68,10 +73,10 @@ async def test_acknowledgements_of_everybody(pair: Pair) -> None:
 
 
 async def test_an_acknowledgement_that_does_not_come(pair: Pair) -> None:
-    silent = "mgr.to('silent').timeout(0.2)"
-    await pair.there.ask(f"sio.enter_room('{pair.client_here.sid}', 'silent')")
-    pair.client_here._replies = {"question": None}  # replies with no argument; a coroutine would be needed not to
-    assert await pair.there.ask(f"{silent}.emit_with_ack('question')") in ([None], [])
+    with pytest.raises(AssertionError, match="TimeoutError"):
+        await pair.there.ask("sio.call('question', to='nobody', timeout=0.2)")
+    assert await pair.there.ask("mgr.to('nobody').timeout(5).emit_with_ack('question')") == []
+    assert await pair.there.ask(f"sio.call('question', 1, to='{pair.client_here.sid}')") == 1
 
 
 async def test_fetched_sockets(pair: Pair) -> None:

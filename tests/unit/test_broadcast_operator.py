@@ -162,7 +162,7 @@ def test_actions_on_sockets(recorder: Recorder) -> None:
     some.disconnect_sockets(close=True)
     recorder.io.sockets_join("all")
     opts = {"rooms": ["a"], "except": ["b"], "flags": {}}
-    everybody = {"rooms": [], "except": [], "flags": {}}
+    everybody: dict[str, object] = {"rooms": [], "except": [], "flags": {}}
     assert [(message.type, message.nsp, message.data()) for message, _ in recorder.sent] == [
         (MessageType.SOCKETS_JOIN, "/x", {"opts": opts, "rooms": ["r1", "2"]}),
         (MessageType.SOCKETS_LEAVE, "/x", {"opts": opts, "rooms": ["r1"]}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import math
 
@@ -84,7 +84,7 @@ def test_what_is_no_data(data: object) -> None:
     ("value", "path", "reason"),
     [
         (object(), "args[0]", "object"),
-        ({"user": {"born": datetime.date(2000, 1, 1)}}, 'args[0]["user"]["born"]', "date"),
+        ({"user": {"born": dt.date(2000, 1, 1)}}, 'args[0]["user"]["born"]', "date"),
         ([1, [2, {3}]], "args[0][1][1]", "set"),
         (math.nan, "args[0]", "NaN"),
         ({"a": [math.inf]}, 'args[0]["a"][0]', "inf"),
@@ -137,7 +137,7 @@ def test_nesting_is_limited_at_both_ends() -> None:
         (0.1 + 0.2, 0.1 + 0.2, 0.1 + 0.2),
         ("\ud800", "\ud800", "\ufffd\ufffd\ufffd"),  # half a surrogate pair: three bytes that are no UTF-8
         ("\x00 \u2028 😀 \uffff", "\x00 \u2028 😀 \uffff", "\x00 \u2028 😀 \uffff"),
-        ({1: "a", 2.5: "b", True: "c", None: "d"}, {"1": "c", "2.5": "b", "null": "d"}, None),
+        ({1: "a", 2.5: "b", None: "d"}, {"1": "a", "2.5": "b", "null": "d"}, None),
         ({"": {}}, {"": {}}, {"": {}}),
     ],
 )

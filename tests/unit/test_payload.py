@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import json
 from typing import Any
@@ -65,7 +65,7 @@ def test_arguments(data: Any, expected: list[Any]) -> None:
 
 
 def test_a_custom_json_module_decides() -> None:
-    day = datetime.date(2026, 11, 21)
+    day = dt.date(2026, 11, 21)
     data = ({"day": day, "price": decimal.Decimal("1.50")}, "é")
     assert packet(data, Fancy) == ["e", {"day": "2026-11-21", "price": "1.50"}, "é"]
     with pytest.raises(EncodeError, match="date"):
@@ -81,7 +81,7 @@ def test_the_module_that_a_server_uses_by_default_is_none_of_these() -> None:
 
 
 def test_a_custom_json_module_and_binary() -> None:
-    day = datetime.date(2026, 11, 21)
+    day = dt.date(2026, 11, 21)
     data = (b"\x00", {"day": day, "files": [b"\x01", bytearray(b"\x02")]})
     assert packet(data, Fancy) == ["e", b"\x00", {"day": "2026-11-21", "files": [b"\x01", b"\x02"]}]
 

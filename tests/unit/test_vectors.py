@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import math
 from pathlib import Path
@@ -131,7 +131,7 @@ def plain(value: Any) -> Any:
     """What another MessagePack reader gave, as JSON would have it."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, datetime.datetime):
+    if isinstance(value, dt.datetime):
         return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if isinstance(value, list):
         return [plain(item) for item in value]

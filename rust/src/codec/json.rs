@@ -242,7 +242,8 @@ pub fn read(payload: &str, channel_nsp: &str) -> Result<Received> {
     let packet = match (kind, raw.packet) {
         (MessageType::Broadcast, Some(packet)) => {
             let packet: RawPacket<'_> = object(packet.get(), size)?;
-            inner_nsp = packet.nsp.map(Cow::into_owned);
+            // A Go server leaves it empty.
+            inner_nsp = packet.nsp.map(Cow::into_owned).filter(|nsp| !nsp.is_empty());
             packet.data
         }
         (_, packet) => packet,

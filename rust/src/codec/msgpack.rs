@@ -247,7 +247,7 @@ pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
             reader.entries(|reader, key| {
                 match key {
                     "data" => fields.packet = Some(Slice::MessagePack(reader.slice()?)),
-                    "nsp" if message_nsp.is_none() => message_nsp = reader.name()?,
+                    "nsp" if message_nsp.is_none() => message_nsp = reader.name()?.filter(|nsp| !nsp.is_empty()),
                     _ => reader.skip()?,
                 }
                 Ok(())

@@ -1,0 +1,156 @@
+"""Three servers of ours that know each other, with real clients, and peers made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import socketio
+from socketio_postgres import AsyncPostgresManager
+
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.database import Database
+from tests.fixtures.server import PythonServer
+from tests.fixtures.spy import Frame, Spy
+from tests.fixtures.waiting import TIMEOUT_S, eventually
+
+NAMESPACES = ("/", "/chat")
+
+Replies = Mapping[str, Sequence[object] | None]
+
+
+class Server:
+    """One server of the cluster with its manager."""
+
+    def __init__(self, name: str, server: PythonServer, manager: AsyncPostgresManager) -> None:
+        self.name = name
+        self.url = server.url
+        self.sio: socketio.AsyncServer = server.sio
+        self.python = server
+        self.manager = manager
+        self.clients: list[PythonClient] = []
+
+    @property
+    def uid(self) -> str:
+        """Its server id."""
+        return str(self.manager.host_id)
+
+    async def connect(
+        self, *rooms: Any, namespace: str = "/", label: str = "", replies: Replies | None = None
+    ) -> PythonClient:
+        """A new client, in some rooms."""
+        client = await PythonClient.connect(
+            self.url,
+            label=label or f"client {len(self.clients) + 1} of {self.name}",
+            namespace=namespace,
+            auth={"rooms": rooms},
+            replies=replies,
+        )
+        self.clients.append(client)
+        return client
+
+    def rooms(self, client: PythonClient) -> set[Any]:
+        """Rooms of a client of this server, apart from its own."""
+        if client.sid not in self.python.sids(client.namespace):
+            return set()
+        return set(self.sio.rooms(client.sid, client.namespace)) - {client.sid}
+
+    async def sees(self, *clients: PythonClient, namespace: str = "/") -> None:
+        """Wait until exactly these clients are connected here."""
+        sids = {client.sid for client in clients}
+        await eventually(lambda: self.python.sids(namespace) == sids, f"{self.name} sees {clients}")
+
+    def expects_nothing(self) -> bool:
+        """Whether no request is left behind."""
+        adapters = self.manager._adapters.values()
+        return not self.manager._waiting and not any(adapter._requests for adapter in adapters)
+
+
+class Trio:
+    """The three servers, by name."""
+
+    def __init__(self, database: Database, servers: Sequence[Server]) -> None:
+        self.database = database
+        self.a, self.b, self.c = self.servers = tuple(servers)
+
+    async def meet(self, count: int = 3, servers: Iterable[Server] = ()) -> None:
+        """Wait until everybody counts so many servers, in all namespaces."""
+        for server in servers or self.servers:
+            for namespace in NAMESPACES:
+                await eventually(
+                    lambda server=server, namespace=namespace: server.manager.server_count(namespace) == count,
+                    f"{server.name} counts {count} servers in {namespace}",
+                )
+
+
+@asynccontextmanager
+async def open_trio(database: Database, **options: Any) -> AsyncIterator[Trio]:
+    """Start the servers; clients are disconnected and failures reported when the block ends."""
+    failures: list[Exception] = []
+    servers = []
+    async with AsyncExitStack() as stack:
+        for name in "abc":
+            manager = AsyncPostgresManager(database.dsn, error_handler=failures.append, **options)
+            stack.push_async_callback(manager.close)
+            python = await stack.enter_async_context(PythonServer(manager, NAMESPACES))
+            await manager.start()
+            servers.append(Server(name, python, manager))
+        trio = Trio(database, servers)
+        await trio.meet()
+        yield trio
+        clients = [client for server in servers for client in server.clients]
+        await asyncio.gather(*(client.disconnect() for client in clients))
+        await eventually(lambda: all(server.expects_nothing() for server in servers), "no request is left behind")
+    assert failures == []
+
+
+class Took:
+    """How long a block took: for what must end early."""
+
+    seconds: float
+
+    def __enter__(self) -> Took:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._began
+
+
+class FakePeer:
+    """A server that says only what the test makes it say."""
+
+    def __init__(self, spy: Spy, uid: str = "fake", namespace: str = "/") -> None:
+        self.uid = uid
+        self._spy = spy
+        self._namespace = namespace
+
+    def say(self, kind: int, **data: object) -> None:
+        """Send one message."""
+        message = {"type": kind, "uid": self.uid, "nsp": self._namespace, "source": "_sio_adapter"}
+        self._spy.notify(f"socket.io#{self._namespace}", {**message, "data": data} if data else message)
+
+    async def join(self, servers: Iterable[Server]) -> None:
+        """Be counted by all."""
+        self.say(2)
+        for server in servers:
+            await eventually(lambda server=server: self.uid in server.manager.stats()["peers"][self._namespace])
+
+    async def request(self, kind: int) -> Frame:
+        """Wait for a request of a type; gives the last."""
+
+        def asks(frame: Frame) -> bool:
+            return frame.header["type"] == kind and "requestId" in frame.message["data"]
+
+        return (await self._spy.wait_for(asks))[-1]
+
+
+async def within(awaitable: Any, what: Callable[[], str] | str = "") -> Any:
+    """The result of something that must end."""
+    try:
+        return await asyncio.wait_for(awaitable, TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise AssertionError(f"{what or awaitable} did not end within {TIMEOUT_S} s") from None
