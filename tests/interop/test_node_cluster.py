@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.fixtures.clients import Client
+from socketio_postgres import AsyncPostgresManager
+from tests.fixtures.clients import Client, PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.node import FOLDER, NodePeer, NodeServer
 from tests.fixtures.node_cluster import AdminPeer, NodeCluster
+from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import eventually, nothing_arrives
 
@@ -148,3 +150,49 @@ async def test_the_admin_ui_lists_the_sockets_of_other_servers(database: Databas
         assert entry["handshake"]["headers"]["host"] in server.url
         assert await ui.wait_for("server_stats")
         assert admin.errors == []
+
+
+async def test_a_python_server_is_a_full_member_for_the_workers(mixed: Mixed, database: Database) -> None:
+    """Counted, heard with small and large messages, and answering; all of it needs `source`."""
+    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2)
+    async with PythonServer(manager) as server:
+        await manager.start()
+        await eventually(lambda: _all_know(mixed.servers[1:], 3), "the workers count the Python server")
+        assert manager.server_count() == 1 + len(mixed.servers)
+        client = await PythonClient.connect(server.url, replies={"ask": ["python"]})
+        await manager.of("/").emit("small", 1)
+        await manager.of("/").emit("large", "x" * 9000)
+        for receiver in [*mixed.clients, client]:
+            assert await receiver.wait_for("small") == [(1,)]
+            assert await receiver.wait_for("large") == [("x" * 9000,)]
+        worker = mixed.cluster.workers[0]
+        sockets = await worker.call("server.fetchSockets")
+        assert {socket["id"] for socket in sockets} == {client.sid, *(each.sid for each in mixed.clients[1:])}
+        answers = await worker.call("server.emitWithAck", to=client.sid, name="ask", args=[], flags={"timeout": 5000})
+        assert answers == ["python"]
+        await client.disconnect()
+        await manager.close()
+        await eventually(lambda: _all_know(mixed.servers[1:], 2), "the Python server said goodbye")
+
+
+async def test_the_admin_uis_of_both_languages_share_a_cluster(database: Database) -> None:
+    """Node's UI reads `handshake.headers` and `data` of our sockets unconditionally; ours is instrumented, too."""
+    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2)
+    async with AdminPeer("admin") as admin, PythonServer(manager) as server:
+        server.sio.instrument(auth=False, mode="development", server_id="python")
+        watched = await NodeServer.start(admin, database)
+        await manager.start()
+        await eventually(lambda: _all_know([watched], 2), "Node counts Python")
+        client = await PythonClient.connect(server.url, auth={"rooms": ["red"]})
+        ui = await admin.connect(watched.url, label="ui", namespace="/admin")
+        [(found,)] = await ui.wait_for("all_sockets")
+        [entry] = [socket for socket in found if socket["id"] == client.sid]
+        assert set(entry["rooms"]) == {client.sid, "red"}
+        assert entry["handshake"]["headers"]["host"] in server.url
+        assert entry["clientId"]
+        await ui.emit("join", "/", "blue", client.sid)  # an admin's action on a socket of another server
+        await eventually(lambda: "blue" in manager.get_rooms(client.sid, "/"), "joined from the Admin UI")
+        await ui.wait_for("room_joined")  # reported by the Python server's own instrumentation
+        assert admin.errors == []
+        await client.disconnect()
+        await manager.close()
