@@ -313,11 +313,17 @@ async def test_who_vanishes_during_its_connect_handler_is_not_counted(trio: Trio
     trio.b.sio.on("connect", connect)
     async with aiohttp.ClientSession() as browser:
         url = f"{trio.b.url}/socket.io/?EIO=4&transport=polling"
-        opened = await (await browser.get(url)).text()
+
+        async def post(data: str) -> None:
+            async with browser.post(url, data=data) as response:
+                await response.read()
+
+        async with browser.get(url) as response:
+            opened = await response.text()
         url += f"&sid={json.loads(opened[1:])['sid']}"
-        connecting = asyncio.create_task(browser.post(url, data="40"))
+        connecting = asyncio.create_task(post("40"))
         await asyncio.wait_for(entered.wait(), TIMEOUT_S)
-        await browser.post(url, data="1")  # Engine.IO's "close"
+        await post("1")  # Engine.IO's "close"
         await eventually(lambda: not trio.b.sio.eio.sockets, "the transport is gone")
         leave.set()
         await connecting

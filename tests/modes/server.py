@@ -98,6 +98,21 @@ def tick() -> None:
         sio.sleep(0.01)
 
 
+results: dict[str, object] = {}
+
+
+def start(name: str, function: Callable[[], object]) -> None:
+    """Run a function in the background; its result or exception appears in `results`."""
+
+    def run() -> None:
+        try:
+            results[name] = function()
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            results[name] = repr(error)
+
+    sio.start_background_task(run)
+
+
 def in_background(*functions: Callable[[], object]) -> list[object]:
     """Run functions at the same time; gives their results or exceptions as text, in order."""
     results: dict[int, object] = {}
@@ -164,6 +179,12 @@ def serve() -> None:
 
         eventlet.wsgi.server(eventlet.listen(("127.0.0.1", PORT)), app, log_output=False)
 
+
+if MODE == "gevent_uwsgi":
+    # With --gevent, uWSGI does not end the interpreter, and this is its own way to say that it goes.
+    import uwsgi
+
+    uwsgi.atexit = mgr.close
 
 sio.start_background_task(tick)
 if __name__ == "__main__":

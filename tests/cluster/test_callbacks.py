@@ -1,0 +1,184 @@
+"""`call` and `callback=` of python-socketio, to clients of any server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import socketio
+
+from tests.cluster.servers import FakePeer, Server, Trio
+from tests.fixtures.cluster import exactly
+from tests.fixtures.spy import spying
+from tests.fixtures.waiting import eventually, nothing_arrives
+
+HOMES = pytest.mark.parametrize("home", ["a", "b"], ids=["own client", "another server's"])
+
+
+class Callback:
+    """Remembers what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, *args: Any) -> None:
+        self.calls.append(args)
+
+
+def home_of(trio: Trio, home: str) -> Server:
+    server: Server = getattr(trio, home)
+    return server
+
+
+@HOMES
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ((), None),
+        ((None,), None),
+        ((1,), 1),
+        (([],), []),
+        ((1, "two"), (1, "two")),
+        ((b"\x00\xff",), b"\x00\xff"),
+        (({"deep": b"\x00"}, 2), ({"deep": b"\x00"}, 2)),
+    ],
+    ids=["nothing", "null", "one", "a list", "two", "binary", "two with binary"],
+)
+async def test_call_gives_what_the_client_acknowledges(
+    trio: Trio, home: str, reply: tuple[object, ...], value: object
+) -> None:
+    client = await home_of(trio, home).connect(replies={"ask": reply})
+    bystander = await home_of(trio, home).connect()
+    assert exactly(await trio.a.sio.call("ask", (1, b"\x00"), to=client.sid, timeout=15)) == exactly(value)
+    assert client.received("ask") == [(1, b"\x00")]
+    assert bystander.received("ask") == []
+    await eventually(trio.a.expects_nothing)
+
+
+@HOMES
+async def test_a_callback_gets_the_arguments(trio: Trio, home: str) -> None:
+    client = await home_of(trio, home).connect(replies={"none": [], "one": [1], "two": [1, None]})
+    for event, expected in (("none", ()), ("one", (1,)), ("two", (1, None))):
+        callback = Callback()
+        await trio.a.sio.emit(event, None, to=client.sid, callback=callback)
+        await eventually(lambda callback=callback: callback.calls)
+        assert callback.calls == [expected]
+
+
+@HOMES
+async def test_a_callback_may_be_a_coroutine_that_asks_the_cluster(trio: Trio, home: str) -> None:
+    client = await home_of(trio, home).connect(replies={"ask": [1], "again": ["yes"]})
+    found: list[object] = []
+
+    async def callback(value: int) -> None:
+        found.extend([value, len(await trio.a.manager.fetch_sockets())])
+        found.append(await trio.a.sio.call("again", to=client.sid))
+
+    await trio.a.sio.emit("ask", to=client.sid, callback=callback)
+    await eventually(lambda: len(found) == 3)
+    assert found == [1, 1, "yes"]
+
+
+@HOMES
+async def test_who_does_not_answer_times_out(trio: Trio, home: str) -> None:
+    client = await home_of(trio, home).connect(replies={"ask": None})
+    with pytest.raises(socketio.exceptions.TimeoutError):
+        await trio.a.sio.call("ask", to=client.sid, timeout=0.5)
+    assert client.received("ask") == [()]
+    forget(trio.a)
+
+
+async def test_who_is_gone_times_out_and_is_forgotten(trio: Trio) -> None:
+    client = await trio.b.connect()
+    await client.disconnect()
+    await trio.b.sees()
+    with pytest.raises(socketio.exceptions.TimeoutError):
+        await trio.a.sio.call("ask", to=client.sid, timeout=0.5)
+    assert trio.a.expects_nothing()  # all servers have said that nobody will answer
+
+
+async def test_a_client_that_leaves_instead_of_answering_times_out(trio: Trio) -> None:
+    client = await trio.b.connect(replies={"ask": None})
+    calling = asyncio.create_task(trio.a.sio.call("ask", to=client.sid, timeout=2.0))
+    await client.wait_for("ask")
+    await client.disconnect()
+    with pytest.raises(socketio.exceptions.TimeoutError):
+        await calling
+    forget(trio.a)
+
+
+@pytest.mark.parametrize("members", ["a", "b", "ab", "bc", "abc"])
+async def test_the_first_acknowledgement_of_a_room_wins(trio: Trio, members: str) -> None:
+    clients = [await home_of(trio, name).connect("red", replies={"ask": [name]}) for name in members]
+    callback = Callback()
+    await trio.a.sio.emit("ask", 1, room="red", callback=callback)
+    for client in clients:
+        assert await client.wait_for("ask") == [(1,)]
+    await eventually(lambda: callback.calls)
+    await nothing_arrives()
+    assert len(callback.calls) == 1
+    assert callback.calls[0][0] in members
+    await eventually(trio.a.expects_nothing)
+
+
+async def test_our_own_slow_client_is_still_heard_after_the_others_have_none(trio: Trio) -> None:
+    """The other servers answer first, each that it has no client; that must not end the request."""
+    client = await trio.a.connect("red", replies={"ask": None})
+    callback = Callback()
+    async with spying(trio.database) as spy:
+        await trio.a.sio.emit("ask", 1, room="red", callback=callback)
+        await client.wait_for("ask")
+        await spy.wait_for(lambda frame: frame.header["type"] == 11, count=2)
+        fence = await trio.a.manager.server_side_emit_with_ack("fence")
+        assert fence == [None, None]
+        # Now the client acknowledges what it received long ago.
+        [ack_id] = [key for key in trio.a.manager.callbacks[client.sid] if key]
+        await trio.a.manager.trigger_callback(client.sid, ack_id, ["at last"])
+        await eventually(lambda: callback.calls)
+    assert callback.calls == [("at last",)]
+
+
+async def test_clients_left_out_are_not_waited_for(trio: Trio) -> None:
+    left_out = await trio.a.connect("red")
+    callback = Callback()
+    await trio.a.sio.emit("ask", 1, room="red", skip_sid=left_out.sid, callback=callback)
+    await eventually(trio.a.expects_nothing)
+    assert callback.calls == []
+
+
+async def test_the_first_answer_of_a_peer_wins_over_its_others(trio: Trio) -> None:
+    callback = Callback()
+    async with spying(trio.database) as spy:
+        fake = FakePeer(spy)
+        await fake.join([trio.a])
+        await trio.a.sio.emit("ask", 1, room="red", callback=callback)
+        request = (await fake.request(3)).message["data"]["requestId"]
+        fake.say(11, requestId=request, clientCount=2)
+        fake.say(12, requestId=request, packet="first")
+        fake.say(12, requestId=request, packet="second")
+        await eventually(lambda: callback.calls)
+        await trio.a.manager.server_side_emit_with_ack("fence", timeout=1.0, partial=True)
+    assert callback.calls == [("first",)]
+
+
+async def test_a_failing_callback_stops_nothing(trio: Trio) -> None:
+    client = await trio.b.connect(replies={"ask": [1]})
+    loop = asyncio.get_running_loop()
+    failures: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context))
+
+    def fail(value: int) -> None:
+        raise ZeroDivisionError(value)
+
+    await trio.a.sio.emit("ask", to=client.sid, callback=fail)
+    await client.wait_for("ask")
+    assert await trio.a.sio.call("ask", to=client.sid, timeout=15) == 1
+    loop.set_exception_handler(None)
+
+
+def forget(server: Server) -> None:
+    """What `CALLBACK_LIFETIME` does in time: nobody tells a manager that `call` has given up."""
+    for adapter in server.manager._adapters.values():
+        for request in list(adapter._requests.values()):
+            adapter.tick(request.expires_at)

@@ -1,0 +1,136 @@
+"""Nobody is frozen while somebody waits for PostgreSQL, Ctrl-C ends every wait, and leaving is said aloud."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from socketio_postgres import AsyncPostgresManager
+from socketio_postgres.embedded import EmbeddedPostgres
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.database import Database
+from tests.fixtures.program import Program
+from tests.fixtures.server import PythonServer
+from tests.fixtures.waiting import eventually
+from tests.modes.conftest import MODES, sync_server
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL that may be stopped without harming other tests."""
+    with EmbeddedPostgres() as server:
+        yield server
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(descendant for child in children for descendant in _family(int(child)))]
+
+
+@contextmanager
+def frozen(server: EmbeddedPostgres) -> Iterator[None]:
+    """No process of PostgreSQL does anything while the block runs."""
+    assert server.pid is not None
+    stopped = _family(server.pid)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in reversed(stopped):
+            os.kill(pid, signal.SIGCONT)
+
+
+async def ticks_go_on(program: Program) -> None:
+    """A background task of the server runs, and its HTTP endpoint answers."""
+    begin = int(await program.get("/alive", 5.0))
+
+    async def went_on() -> bool:
+        return int(await program.get("/alive", 5.0)) >= begin + 20
+
+    await eventually(went_on, "the server's background task runs", 10.0)
+
+
+WAITS = {
+    "flush": "lambda: (mgr.emit('event', 1), mgr.flush())",
+    "space": "lambda: [small.emit('event', number) for number in range(20)]",
+    "flush of an emitter": "lambda: (emitter.emit('event', 1), emitter.flush())",
+    "a new namespace": "lambda: mgr.of('/new').fetch_sockets()",
+    "a query": "lambda: raw.cleanup_attachments()",
+    "a notification": "lambda: raw.wait_for_notification(20).payload",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_others_run_while_somebody_waits(mode: str, own_postgres: EmbeddedPostgres) -> None:
+    with sync_server(mode, own_postgres.dsn()) as program:
+        await program.ask("mgr.start()")
+        await program.ask("globals().update(small=Emitter(DSN, buffer_count=2), raw=PostgresClient(DSN))")
+        await program.ask("(small.start(), emitter.start(), raw.start(), raw.ensure_table(), raw.listen('raw'))")
+        await ticks_go_on(program)  # while the listener waits for something to happen
+        for trouble in ("frozen", "down"):
+            await program.ask("results.clear()")
+            if trouble == "frozen":
+                with frozen(own_postgres):
+                    for name, wait in WAITS.items():
+                        await program.ask(f"start({name!r}, {wait})")
+                    await ticks_go_on(program)
+                    assert await program.ask("results") == {}
+            else:
+                own_postgres.stop("immediate")
+                try:
+                    for name in ("flush", "space", "flush of an emitter"):
+                        await program.ask(f"start({name!r}, {WAITS[name]})")
+                    await ticks_go_on(program)
+                    assert await program.ask("results") == {}
+                finally:
+                    own_postgres.start()
+            await program.ask("(raw.notify('raw', 'hello'), None)[1]")
+            count = len(WAITS) if trouble == "frozen" else 3
+
+            async def all_done(count: int = count) -> object:
+                return await program.ask("len(results)") == count
+
+            await eventually(all_done, f"everything goes on after PostgreSQL was {trouble}")
+            results = await program.ask("results")
+            assert isinstance(results, dict)
+            # When the connection broke during the commit, a flush says that it does not know.
+            assert not [value for value in results.values() if isinstance(value, str) and "Timeout" in value]
+
+
+@pytest.mark.parametrize("what", ["start", "flush", "emit", "wait_for_notification"])
+@pytest.mark.parametrize("library", ["threading", "gevent", "eventlet"])
+async def test_ctrl_c_ends_a_wait(library: str, what: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        arguments = ["-W", "ignore", "-m", "tests.modes.waiter", library, what, port]
+        with Program(arguments) as program:
+            await eventually(lambda: "others run" in program.output, "threads or greenlets run meanwhile")
+            program.signal(signal.SIGINT)
+            assert await program.wait(5.0) == 3, program.output
+            assert program.output.splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_ctrl_c_ends_a_server_that_says_goodbye(mode: str, database: Database) -> None:
+    mgr = AsyncPostgresManager(database.dsn)
+    async with PythonServer(mgr):
+        await mgr.start()
+        with sync_server(mode, database.dsn) as program:
+            client = await PythonClient.connect(program.url)
+            await eventually(lambda: mgr.server_count() == 2, "the servers know each other")
+            program.signal(signal.SIGINT)
+            code = await program.wait(5.0)
+            # Far less than the heartbeat's time-out: it was said, not found out.
+            await eventually(lambda: mgr.server_count() == 1, "the goodbye was heard", 3.0)
+            assert code in {0, 1}, program.output
+            assert "Fatal" not in program.output
+            assert "Traceback" not in program.output
+            await client.disconnect()
+        await mgr.close()
