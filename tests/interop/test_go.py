@@ -55,7 +55,7 @@ class Lab:
         """The first message of this type that the Python server sent."""
 
         def is_answer(frame: Frame) -> bool:
-            return frame.message["type"] == kind and frame.message["uid"] == self.manager.host_id
+            return bool(frame.message["type"] == kind and frame.message["uid"] == self.manager.host_id)
 
         (frame, *_) = await self.spy.wait_for(is_answer)
         return frame.message
@@ -157,7 +157,7 @@ async def test_a_request_for_sockets_is_answered(lab: Lab) -> None:
 
 async def test_a_server_is_counted_until_it_says_goodbye(lab: Lab) -> None:
     lab.replay("first server starts (namespaces / and /admin)")
-    await eventually(lambda: lab.manager.server_count() == 2, "counted")  # noqa: PLR2004
+    await eventually(lambda: lab.manager.server_count() == 2, "counted")
     (uid,) = {json.loads(frame["payload"])["uid"] for frame in frames("server closes")}
     (first, _) = (
         json.loads(frame["payload"])["uid"] for frame in frames("first server starts (namespaces / and /admin)")

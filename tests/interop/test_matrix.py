@@ -231,7 +231,7 @@ async def test_every_operation_in_every_direction(
                     problem = f"{type(error).__name__}: {error}"
                 if bool(problem) != is_defect:
                     wrong.append(f"{name}, {sender} → {receiver}: {problem or 'works now: remove it from DEFECTS'}")
-                symbol = "–" if problem else "✓"
+                symbol = "✗" if problem else "✓"
                 results[cell] = symbol if results.get(cell, symbol) == symbol else "?"
     table = matrix(results)
     record_matrix(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import assert_type
 
@@ -19,10 +19,8 @@ from socketio_postgres import (
     PostgresManager,
     RequestTimeoutError,
 )
-
-if TYPE_CHECKING:
-    from socketio_postgres.async_server_operator import AsyncRemoteSocket
-    from socketio_postgres.server_operator import RemoteSocket
+from socketio_postgres.async_server_operator import AsyncRemoteSocket
+from socketio_postgres.server_operator import RemoteSocket
 
 
 def token() -> str:
@@ -35,11 +33,11 @@ async def fresh_token() -> str:
 
 async def asynchronous() -> None:
     manager = AsyncPostgresManager("postgresql://app@db/app", channel="chat", password=fresh_token, max_payload=1000)
-    assert_type(await manager.to("room").except_(["a", 1]).fetch_sockets(), "list[AsyncRemoteSocket]")
-    assert_type(await manager.of("/chat").timeout(2.0).emit_with_ack("sure?", 1, partial=True), "list[Any]")
+    assert_type(await manager.to("room").except_(["a", 1]).fetch_sockets(), list[AsyncRemoteSocket])
+    assert_type(await manager.of("/chat").timeout(2.0).emit_with_ack("sure?", 1, partial=True), list[Any])
     assert_type(await manager.in_("room").local.volatile.compress(True).emit("news", {"a": [1]}), None)
     assert_type(await manager.sockets_join("room"), None)
-    assert_type(await manager.server_side_emit_with_ack("ping", timeout=1.0), "list[Any]")
+    assert_type(await manager.server_side_emit_with_ack("ping", timeout=1.0), list[Any])
     assert_type(manager.server_count("/"), int)
     await manager.flush()
     async with AsyncEmitter("postgresql://app@db/app", buffer_count=10) as io:
@@ -49,12 +47,12 @@ async def asynchronous() -> None:
         await client.listen("jobs")
         async for notification in client:
             assert_type(notification, Notification)
-        assert_type(await client.get_attachment(1), "bytes | None")
+        assert_type(await client.get_attachment(1), bytes | None)
 
 
 def blocking() -> None:
     manager = PostgresManager("postgresql://app@db/app", write_only=True, password=token)
-    assert_type(manager.to("room").fetch_sockets(), "list[RemoteSocket]")
+    assert_type(manager.to("room").fetch_sockets(), list[RemoteSocket])
     assert_type(manager.to("room").emit("news", 1), None)
     assert_type(manager.emit("news", {"a": 1}, room="room"), None)
     with Emitter("postgresql://app@db/app", table_name="chat.attachments") as io:
@@ -65,7 +63,7 @@ def blocking() -> None:
             assert_type(error.may_be_sent, bool)
             assert_type(error.failed_count, int)
         except RequestTimeoutError as error:
-            assert_type(error.missing_servers, "list[str]")
+            assert_type(error.missing_servers, list[str])
     with PostgresClient("postgresql://app@db/app") as client:
         assert_type(client.wait_for_notification(1.0), Notification)
 
