@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Final, final
 
+from socketio_postgres.exceptions import SocketIOPostgresError
+
 __version__: str
 IS_DEBUG_BUILD: bool
 """True when built without optimisation; then it is several times slower."""
@@ -178,7 +180,10 @@ class Bus:
     def notify(self, channel: str, payload: str, inbox: Inbox | None = None, token: int = 0) -> bool: ...
     def when_space(self, inbox: Inbox, token: int) -> None: ...
     def flush(self, inbox: Inbox, token: int) -> None:
-        """Ends when all that was appended before did; the result is `(failed, first failure or None)`."""
+        """Ends when all that was appended before is committed or failed."""
+
+    def take_unreported(self) -> tuple[int, SocketIOPostgresError | None]:
+        """Messages that failed, with nobody told of each, since this was asked last: how many, and why the first."""
 
     def listen(self, channel: str, inbox: Inbox, token: int) -> None: ...
     def unlisten(self, channel: str, inbox: Inbox, token: int) -> None: ...

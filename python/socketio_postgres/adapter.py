@@ -213,8 +213,8 @@ class ClusterAdapter:
 
     def _receive_answer(self, message: Message) -> list[Effect]:
         request = self._requests.get(message.request_id or "")
-        if request is None:
-            return []  # too late, or another server's
+        if request is None or message.uid == OURSELVES:
+            return []  # too late, another server's, or nobody's
         if message.type == MessageType.FETCH_SOCKETS_RESPONSE:
             request.missing.discard(message.uid)
             request.responses += message.sockets(self._loads) or []

@@ -129,7 +129,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             self._check_callback(room)
             is_local = self._is_local_client(room, namespace)
             await self._try_to_join(namespace)
-            request, callback = self._callback_request(namespace, callback, is_local=is_local)
+            own = self.recipient_count(namespace, room, skip_sid)
+            request, callback = self._callback_request(namespace, callback, own, is_local=is_local)
         message = self._emit_message(event, data, namespace, room, skip_sid, request)
         is_published = is_local or self._try_publish(message)
         room = self.delivery_room(namespace, room)
@@ -291,9 +292,10 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             fields = value_fields(packet, self.json)
             message = target.message(MessageType.BROADCAST, request_id=request.id, **fields)
             sids = self._alive_sids(target.nsp, message.to, message.except_)
+            # First: with the other servers' answers alone the request would seem complete.
+            self._run(adapter, adapter.expect_local, request, len(sids))
             if request.missing:
                 await self._publish(message)
-            self._run(adapter, adapter.expect_local, request, len(sids))
             if sids:
                 callback = self._local_acknowledgement(adapter, request)
                 await self._deliver(Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback))

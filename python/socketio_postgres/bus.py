@@ -30,6 +30,8 @@ ITEM_TOKEN: Final = 0
 
 INBOX_BYTES: Final = 64 * 1024 * 1024
 
+PROBE_INTERVAL: Final = 5.0
+
 EXIT_LIMIT: Final = 5.0
 """Seconds the process waits at exit for buffered messages, of all objects together, to be committed."""
 
@@ -51,6 +53,7 @@ class Bus:
         options: Validated settings.
         uid: Server id, or a function that makes one for each process.
         is_raw: Receive notifications as they are.
+        probe_interval: Seconds after which the listening session is probed; twice that until a deaf one is noticed.
         before_exit: Called when the process ends without `close`; what it publishes is still sent.
     """
 
@@ -60,11 +63,13 @@ class Bus:
         *,
         uid: Callable[[], str],
         is_raw: bool = False,
+        probe_interval: float = PROBE_INTERVAL,
         before_exit: Callable[[], object] | None = None,
     ) -> None:
         self.options = options
         self._make_uid = uid
         self._is_raw = is_raw
+        self._probe_interval = probe_interval
         self._before_exit = before_exit
         self._pid = os.getpid()
         self._open_core: tuple[_core.Bus, _core.Inbox] | None = None
@@ -74,7 +79,9 @@ class Bus:
         self.description = self._make_core(_core.Inbox(INBOX_BYTES)).description
 
     def _make_core(self, inbox: _core.Inbox) -> _core.Bus:
-        settings = BusSettings.make(self.options, uid=self._make_uid(), is_raw=self._is_raw)
+        settings = BusSettings.make(
+            self.options, uid=self._make_uid(), is_raw=self._is_raw, probe_interval=self._probe_interval
+        )
         return _core.Bus(settings, inbox, ITEM_TOKEN)
 
     @property
@@ -105,7 +112,7 @@ class Bus:
                 inbox = _core.Inbox(INBOX_BYTES)
                 self._open_core = (self._make_core(inbox), inbox)
                 _open.add(self)
-                _flush_when_a_child_ends()
+                _flush_when_a_child_ends(os.getpid())
             return self._open_core
 
     @property
@@ -161,8 +168,9 @@ class Bus:
 
     async def flush(self) -> None:
         """Wait until everything published before is committed; raise what failed since the last flush."""
-        failed, first = await AsyncCalls.of_running_loop().start(self.core.flush)
-        _raise_failures(failed, first)
+        core = self.core
+        await AsyncCalls.of_running_loop().start(core.flush)
+        _raise_failures(core)
 
     async def call(self, operation: Callable[[_core.Inbox, int], None]) -> Any:
         """Run any operation of the core."""
@@ -200,8 +208,9 @@ class Bus:
 
     def flush_blocking(self, timeout: float | None = None) -> None:
         """Blocking form of `flush`."""
-        failed, first = self.blocking.run(self.core.flush, timeout)
-        _raise_failures(failed, first)
+        core = self.core
+        self.blocking.run(core.flush, timeout)
+        _raise_failures(core)
 
     def call_blocking(self, operation: Callable[[_core.Inbox, int], None], timeout: float | None = None) -> Any:
         """Blocking form of `call`."""
@@ -248,26 +257,27 @@ class Bus:
         return dict(opened[0].stats()) if opened is not None and self._pid == os.getpid() else {}
 
 
-def _raise_failures(failed: int, first: SocketIOPostgresError | None) -> None:
+def _raise_failures(core: _core.Bus) -> None:
+    # Asked only by who has waited to the end: a flush that was given up must not take the news with it.
+    failed, first = core.take_unreported()
     if first is not None:
         first.failed_count = failed
         raise first
 
 
 @functools.cache
-def _flush_when_this_child_ends(pid: int) -> None:  # noqa: ARG001  (once in each process)
-    util = sys.modules["multiprocessing.util"]
-    util.Finalize(None, _flush_at_exit, exitpriority=0)
-
-
-def _flush_when_a_child_ends() -> None:
-    """Children of `multiprocessing`, and Celery's, end without calling what `atexit` knows, but they do call this."""
-    if "multiprocessing.util" in sys.modules:  # whoever starts such children has loaded it
-        _flush_when_this_child_ends(os.getpid())
+def _flush_when_a_child_ends(pid: int) -> None:  # noqa: ARG001  (once in each process)
+    """Children of `multiprocessing`, and Celery's, end without calling what `atexit` knows."""
+    multiprocessing = sys.modules.get("multiprocessing.util")  # whoever starts such children has loaded it
+    if multiprocessing is not None:
+        multiprocessing.Finalize(None, _flush_at_exit, exitpriority=0)
+    celery = sys.modules.get("celery.signals")
+    if celery is not None:
+        celery.worker_process_shutdown.connect(_flush_at_exit, weak=False)
 
 
 @atexit.register
-def _flush_at_exit() -> None:
+def _flush_at_exit(**_: object) -> None:
     """Commit what a script emitted just before it ended, and let servers say goodbye."""
     deadline = time.monotonic() + EXIT_LIMIT
     for bus in list(_open):

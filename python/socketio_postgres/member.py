@@ -109,7 +109,11 @@ class ClusterMember(LocalSockets):
         self._error_handler = error_handler
         self._log = logger or log
         self._bus = Bus(
-            BusOptions.of(dsn, {"channel": channel, **options}), uid=self._uid, before_exit=self._before_exit
+            BusOptions.of(dsn, {"channel": channel, **options}),
+            uid=self._uid,
+            # Asked once in this time and given as much to answer: a deaf session is noticed within the time-out.
+            probe_interval=heartbeat_timeout / 2,
+            before_exit=self._before_exit,
         )
         self._handlers: dict[tuple[str, str], Handler] = {}
         self._connected_at: dict[tuple[str, str], float] = {}
@@ -283,7 +287,7 @@ class ClusterMember(LocalSockets):
             raise ValueError("Cannot use callback without a room set.")
 
     def _callback_request(
-        self, namespace: str, callback: Callable[..., Any], *, is_local: bool
+        self, namespace: str, callback: Callable[..., Any], client_count: int, *, is_local: bool
     ) -> tuple[Request, Callable[..., None]]:
         """A request whose first acknowledgement fires a callback, and what our own clients are to acknowledge to."""
         # A namespace that could not be joined still has its local clients.
@@ -297,6 +301,8 @@ class ClusterMember(LocalSockets):
         expires_at = time.monotonic() + CALLBACK_LIFETIME
         with self._lock:
             request = adapter.request(is_local=is_local, expires_at=expires_at, on_response=fire)
+        # Otherwise it would be complete, and forgotten, once the other servers have said that they have nobody.
+        self._run(adapter, adapter.expect_local, request, client_count)
         return request, self._local_acknowledgement(adapter, request)
 
     def _local_acknowledgement(self, adapter: ClusterAdapter, request: Request) -> Callable[..., None]:

@@ -135,16 +135,18 @@ class BusSettings(BusOptions):
     Attributes:
         uid: Server id to publish under.
         is_raw: Hand over notifications as they are instead of cluster messages.
+        probe_interval: Seconds after which the listening session is probed, and seconds it has to answer.
     """
 
     uid: str = ""
     is_raw: bool = False
+    probe_interval: float = 5.0
 
     @classmethod
-    def make(cls, options: BusOptions, *, uid: str, is_raw: bool) -> BusSettings:
+    def make(cls, options: BusOptions, *, uid: str, is_raw: bool, probe_interval: float) -> BusSettings:
         """Complete `options`."""
         fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(BusOptions)}
-        return cls(**fields, uid=uid, is_raw=is_raw)
+        return cls(**fields, uid=uid, is_raw=is_raw, probe_interval=probe_interval)
 
 
 def _bad(option: str, value: object, reason: str) -> OptionsError:

@@ -34,13 +34,6 @@ pub enum Outcome {
     Number(i64),
     /// Bytes, if there were any.
     Bytes(Option<Vec<u8>>),
-    /// A flush: how many messages failed since the last one, and the first failure.
-    Flushed {
-        /// Messages that were not committed.
-        failed: u64,
-        /// Why the first of them was not.
-        first: Option<Error>,
-    },
 }
 
 /// What reaches Python.

@@ -1,14 +1,16 @@
 //! Listening: a connection of its own that holds `LISTEN` for the wanted channels and is opened again for ever.
 //!
-//! The session runs nothing but `LISTEN` and `UNLISTEN`, never a transaction, and reading it never waits for
+//! The session runs nothing but `LISTEN`, `UNLISTEN` and a probe, never a transaction, and reading it never waits for
 //! anyone: a notification goes to a [`Sink`] that must not block. Otherwise PostgreSQL could neither shrink the
 //! notification queue nor vacuum, for the whole database.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 
 use crate::backoff::Backoff;
@@ -51,6 +53,7 @@ struct State {
 
 struct Shared {
     connector: Arc<Connector>,
+    probe_interval: Duration,
     sink: Arc<dyn Sink>,
     outlet: Outlet,
     state: Mutex<State>,
@@ -76,9 +79,13 @@ pub struct ListenerStats {
 
 impl Listener {
     /// A listener that connects with the first channel, or with [`Listener::start`].
-    pub fn new(connector: Arc<Connector>, sink: Arc<dyn Sink>, outlet: Outlet) -> Self {
+    ///
+    /// After `probe_interval` of silence from us the session is asked which channels it holds; no answer within
+    /// another interval, or the wrong one, ends it and a new one is opened.
+    pub fn new(connector: Arc<Connector>, probe_interval: Duration, sink: Arc<dyn Sink>, outlet: Outlet) -> Self {
         let state = Mutex::new(State::default());
-        let shared = Shared { connector, sink, outlet, state, changed: Notify::new(), closed: Notify::new() };
+        let shared =
+            Shared { connector, probe_interval, sink, outlet, state, changed: Notify::new(), closed: Notify::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -257,13 +264,40 @@ async fn session(
                     completion.finish(Ok(Outcome::Done));
                 }
             }
-            shared.changed.notified().await;
+            let is_quiet = timeout(shared.probe_interval, shared.changed.notified()).await.is_err();
+            if is_quiet && let Err(error) = probe(shared, &client).await {
+                return error;
+            }
         }
     };
     tokio::select! {
         error = reading => error,
         error = listening => error,
     }
+}
+
+/// Ask the session which channels it holds: a link that is half open, a server that hangs and a pooler that gave the
+/// `LISTEN` to somebody else all look healthy otherwise. Reading only, so an idle database writes nothing.
+async fn probe(shared: &Shared, client: &Client) -> Result<()> {
+    const SQL: &str = "SELECT channel FROM pg_listening_channels() AS channel";
+    let rows = timeout(shared.probe_interval, client.query_typed(SQL, &[])).await;
+    let rows = rows
+        .map_err(|_| Error::Timeout {
+            context: "the probe of the listening session".to_owned(),
+            seconds: shared.probe_interval.as_secs_f64().into(),
+        })?
+        .map_err(|error| Error::from_postgres("probe the listening session", &error, false))?;
+    let held: BTreeSet<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    if shared.lock().applied.as_ref().is_some_and(|applied| *applied != held) {
+        return Err(Error::ConnectionLost {
+            context: "listen".to_owned(),
+            reason: "the session no longer holds its channels; LISTEN needs a direct connection or a pooler in \
+                     session mode, see listen_dsn"
+                .to_owned(),
+            may_be_sent: false,
+        });
+    }
+    Ok(())
 }
 
 /// Bring the session's channels to the wanted ones, and tell who waited for them.

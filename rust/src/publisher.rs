@@ -215,6 +215,12 @@ impl Publisher {
         )
     }
 
+    /// Messages that failed, with nobody told of each, since this was asked last: how many, and why the first did.
+    pub fn take_unreported(&self) -> (u64, Option<Error>) {
+        let mut state = self.shared.lock();
+        (std::mem::take(&mut state.unreported), state.first_unreported.take())
+    }
+
     /// Keep `completion` until everything appended before is committed or failed.
     pub fn flush(&self, completion: Completion) -> Result<()> {
         let mut state = self.shared.lock();
@@ -319,12 +325,8 @@ impl Shared {
                     if !group.is_empty() {
                         break;
                     }
-                    let outcome = Outcome::Flushed {
-                        failed: std::mem::take(&mut state.unreported),
-                        first: state.first_unreported.take(),
-                    };
                     if let Some(Entry::Flush(completion)) = state.queue.pop_front() {
-                        completion.finish(Ok(outcome));
+                        completion.finish(Ok(Outcome::Done));
                     }
                     continue;
                 }

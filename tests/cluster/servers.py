@@ -72,8 +72,10 @@ class Server:
 class Trio:
     """The three servers, by name."""
 
-    def __init__(self, database: Database, servers: Sequence[Server]) -> None:
+    def __init__(self, database: Database, servers: Sequence[Server], failures: list[Exception]) -> None:
         self.database = database
+        self.failures = failures
+        """What the managers reported; a test that expects some takes them out."""
         self.a, self.b, self.c = self.servers = tuple(servers)
 
     async def meet(self, count: int = 3, servers: Iterable[Server] = ()) -> None:
@@ -98,7 +100,7 @@ async def open_trio(database: Database, **options: Any) -> AsyncIterator[Trio]:
             python = await stack.enter_async_context(PythonServer(manager, NAMESPACES))
             await manager.start()
             servers.append(Server(name, python, manager))
-        trio = Trio(database, servers)
+        trio = Trio(database, servers, failures)
         await trio.meet()
         yield trio
         clients = [client for server in servers for client in server.clients]

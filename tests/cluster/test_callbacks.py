@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import socketio
+from socketio_postgres import member
 
 from tests.cluster.servers import FakePeer, Server, Trio
 from tests.fixtures.cluster import exactly
@@ -162,19 +163,29 @@ async def test_the_first_answer_of_a_peer_wins_over_its_others(trio: Trio) -> No
     assert callback.calls == [("first",)]
 
 
+@HOMES
+async def test_what_is_never_acknowledged_is_forgotten(
+    trio: Trio, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await home_of(trio, home).connect(replies={"ask": None})
+    monkeypatch.setattr(member, "CALLBACK_LIFETIME", 1.0)
+    callback = Callback()
+    await trio.a.sio.emit("ask", to=client.sid, callback=callback)
+    await client.wait_for("ask")
+    assert not trio.a.expects_nothing()
+    await eventually(trio.a.expects_nothing)
+    assert callback.calls == []
+
+
 async def test_a_failing_callback_stops_nothing(trio: Trio) -> None:
     client = await trio.b.connect(replies={"ask": [1]})
-    loop = asyncio.get_running_loop()
-    failures: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: failures.append(context))
-
     def fail(value: int) -> None:
         raise ZeroDivisionError(value)
 
     await trio.a.sio.emit("ask", to=client.sid, callback=fail)
     await client.wait_for("ask")
     assert await trio.a.sio.call("ask", to=client.sid, timeout=15) == 1
-    loop.set_exception_handler(None)
+    assert [repr(trio.failures.pop())] == ["ZeroDivisionError(1)"]
 
 
 def forget(server: Server) -> None:

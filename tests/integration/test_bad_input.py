@@ -28,6 +28,7 @@ from socketio_postgres import (
     PayloadTooLargeError,
     PostgresClient,
     SocketIOPostgresError,
+    async_waiting,
 )
 from socketio_postgres.embedded import EmbeddedPostgres, free_port
 from tests.fixtures.bus import Serving, acquainted, serving
@@ -336,7 +337,13 @@ class TestConnecting:
             assert PASSWORD not in secrets_in(caught.value)
 
 
-@pytest.mark.usefixtures("no_password_in_the_log")
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients in after a second instead of ten when PostgreSQL does not answer."""
+    monkeypatch.setattr(async_waiting, "JOIN_LIMIT", 1.0)
+
+
+@pytest.mark.usefixtures("no_password_in_the_log", "impatient")
 async def test_a_background_failure_shows_no_password(guarded: Guarded) -> None:
     """A server whose password is wrong serves its own clients, and says what is wrong, without the password."""
     database = Database(guarded.dsn("wrong" + PASSWORD))
@@ -393,7 +400,8 @@ async def test_an_emit_to_a_standby_fails_when_its_time_is_over(standby: str) ->
     await io.close()
 
 
-async def test_a_server_on_a_dead_database_serves_its_own_clients(no_password_in_the_log: None) -> None:
+@pytest.mark.usefixtures("no_password_in_the_log", "impatient")
+async def test_a_server_on_a_dead_database_serves_its_own_clients() -> None:
     ours = Serving(Database(f"postgresql://alice:{PASSWORD}@127.0.0.1:{free_port()}/app"), buffer_age=0.3)
     async with ours.server:
         connecting = asyncio.create_task(PythonClient.connect(ours.url))

@@ -26,11 +26,13 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import psycopg
 import socketio
 
 from socketio_postgres import Emitter, PostgresClient, PostgresManager
 
 DSN = os.environ["SIO_PG_TEST_DSN"]
+PARENT = os.getpid()
 PORT = int(os.environ.get("SIO_PG_TEST_PORT", "0"))
 
 logging.basicConfig(level=logging.INFO)
@@ -89,6 +91,55 @@ def fail() -> None:
 def block() -> str:
     gate.wait(20.0)
     return "unblocked"
+
+
+@mgr.on_server_side("speak")
+def speak() -> None:
+    """Asked of all; only a forked child does."""
+    if os.getpid() != PARENT:
+        sio.emit("child", os.getpid())
+
+
+@mgr.on_server_side("end")
+def end(pid: int) -> None:
+    if os.getpid() == pid:
+        gate.set()
+
+
+def backend_pids() -> list[int]:
+    """Connections of this package, in this database."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s"
+    with psycopg.connect(DSN) as connection:
+        return sorted(pid for (pid,) in connection.execute(query, ["socketio-postgres%"]))
+
+
+def fork_server() -> int:
+    """Fork a child that is a server of its own until it is told to end."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            mgr.start()
+            gate.wait(20.0)
+            mgr.close()
+        except BaseException as error:  # noqa: BLE001 - there is nobody to raise it to
+            os.write(2, repr(error).encode())
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def fork_green() -> int:
+    """Fork a child that emits three times, in a second, and ends."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for _ in range(3):
+                emitter.emit("child", os.getpid())
+                emitter.flush()
+                sio.sleep(0.3)
+        finally:
+            os._exit(0)
+    return pid
 
 
 def tick() -> None:

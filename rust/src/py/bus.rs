@@ -6,6 +6,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::error::exception;
 use super::inbox::PyInbox;
 use super::message::PyMessage;
 use crate::attachment::AttachmentTable;
@@ -36,6 +37,7 @@ struct Settings {
     buffer_count: usize,
     buffer_bytes: usize,
     buffer_age: f64,
+    probe_interval: f64,
     is_raw: bool,
 }
 
@@ -73,6 +75,10 @@ fn password_source(callable: Py<PyAny>) -> PasswordSource {
             })
         })
     })
+}
+
+fn seconds(option: &str, value: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(value).map_err(|error| Error::options(option, value.to_string(), error.to_string()))
 }
 
 impl PyBus {
@@ -116,8 +122,8 @@ impl PyBus {
         let table = Arc::new(AttachmentTable::new(&settings.table_name, settings.create_table)?);
         protocol::channel_name(&settings.channel, "/")?;
         let outlet = Outlet { inbox: Arc::clone(&inbox.0), token };
-        let buffer_age = Duration::try_from_secs_f64(settings.buffer_age)
-            .map_err(|error| Error::options("buffer_age", settings.buffer_age.to_string(), error.to_string()))?;
+        let buffer_age = seconds("buffer_age", settings.buffer_age)?;
+        let probe_interval = seconds("probe_interval", settings.probe_interval)?;
         // Attachments have a session of their own: fetching a large one must not delay publishing.
         let session = Session::new(Arc::clone(&write_connector));
         let publisher = Publisher::new(
@@ -142,7 +148,7 @@ impl PyBus {
             Some(intake) => Arc::new(intake.clone()),
             None => Arc::new(RawSink { outlet: outlet.clone() }),
         };
-        let listener = Listener::new(listen_connector, sink, outlet);
+        let listener = Listener::new(listen_connector, probe_interval, sink, outlet);
         Ok(Self { pid: std::process::id(), description, table, session, publisher, listener, intake })
     }
 
@@ -187,6 +193,11 @@ impl PyBus {
     fn flush(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
         Ok(self.publisher.flush(inbox.completion(token))?)
+    }
+
+    fn take_unreported<'py>(&self, py: Python<'py>) -> PyResult<(u64, Option<Bound<'py, PyAny>>)> {
+        let (failed, first) = self.publisher.take_unreported();
+        Ok((failed, first.map(|error| exception(py, &error)).transpose()?))
     }
 
     fn listen(&self, channel: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {

@@ -79,10 +79,6 @@ fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_, PyA
         Outcome::Done | Outcome::Bytes(None) => py.None().into_bound(py),
         Outcome::Number(number) => number.into_pyobject(py)?.into_any(),
         Outcome::Bytes(Some(bytes)) => PyBytes::new(py, &bytes).into_any(),
-        Outcome::Flushed { failed, first } => {
-            let first = first.map(|error| exception(py, &error)).transpose()?;
-            (failed, first).into_pyobject(py)?.into_any()
-        }
     })
 }
 

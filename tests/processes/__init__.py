@@ -1,0 +1,1 @@
+"""Many processes: workers of every kind, and children of every birth."""

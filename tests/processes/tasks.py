@@ -1,0 +1,21 @@
+"""A Celery worker whose tasks emit through an emitter that the parent has used before it forked."""
+
+import os
+
+from celery import Celery
+
+from socketio_postgres import Emitter
+
+FOLDER = os.environ["SIO_PG_TEST_FOLDER"]
+app = Celery("tasks", broker="filesystem://")
+app.conf.broker_transport_options = {"data_folder_in": FOLDER, "data_folder_out": FOLDER, "control_folder": FOLDER}
+
+emitter = Emitter(os.environ["SIO_PG_TEST_DSN"])
+emitter.emit("parent", os.getpid())
+emitter.flush()
+
+
+@app.task
+def emit(number: int) -> None:
+    """No flush: what a child emitted must arrive although the child ends right after."""
+    emitter.emit("task", number, os.getpid())

@@ -1,0 +1,17 @@
+"""A sync server for workers of any kind; everything is made at import, nothing starts before the workers do."""
+
+import os
+
+import socketio
+
+from socketio_postgres import PostgresManager
+
+mgr = PostgresManager(os.environ["SIO_PG_TEST_DSN"])
+sio = socketio.Server(client_manager=mgr, async_mode=os.environ["SIO_PG_TEST_MODE"])
+app = socketio.WSGIApp(sio)
+
+
+@sio.event
+def whoami(sid: str) -> int:
+    sio.emit("asked", (os.getpid(), sid))
+    return os.getpid()
