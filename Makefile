@@ -1,5 +1,5 @@
 # Every check is defined here once; CI calls these targets.
-# Needs Python 3.10 or newer, a Rust toolchain and make. Node.js, Go and PgBouncer are used when they are there.
+# Needs Python 3.10 or newer, a Rust toolchain and make. Node.js is used when it is there.
 
 PYTHON ?= python3
 VENV   := .venv
