@@ -27,7 +27,8 @@ class Emitter(Namespace[None]):
     """Emit to the clients of all servers of the cluster; `emit` buffers, `flush` waits for the commit.
 
     `emit` returns as soon as the message stands in the bounded buffer, and blocks while that is full. Messages are
-    committed in call order, many to a transaction. Leaving the `with` block, and the end of the process, flush.
+    committed in call order, many to a transaction. Leaving the `with` block, and the end of the process, flush;
+    `os._exit` and signals that kill do not.
     Thread-safe. Works in a forked child, with a connection of its own.
 
     Args:

@@ -92,4 +92,6 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
         """
         if self.server is None or not self.is_connected(sid, namespace):
             return False
-        return self.eio_sid_from_sid(sid, namespace) in self.server.eio.sockets
+        # Engine.IO keeps a closed socket for up to its `ping_timeout`.
+        eio_socket = self.server.eio.sockets.get(self.eio_sid_from_sid(sid, namespace))
+        return eio_socket is not None and not eio_socket.closed

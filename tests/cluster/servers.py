@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import socketio
-from socketio_postgres import AsyncPostgresManager
+from typing_extensions import Self
 
+from socketio_postgres import AsyncPostgresManager
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import Frame, Spy
-from tests.fixtures.waiting import TIMEOUT_S, eventually
+from tests.fixtures.waiting import eventually
 
 NAMESPACES = ("/", "/chat")
 
@@ -63,6 +64,16 @@ class Server:
         sids = {client.sid for client in clients}
         await eventually(lambda: self.python.sids(namespace) == sids, f"{self.name} sees {clients}")
 
+    async def counts(self, count: int, namespace: str = "/") -> None:
+        """Wait until it knows of so many servers, itself included."""
+        await eventually(
+            lambda: self.manager.server_count(namespace) == count, f"{self.name} counts {count} in {namespace}"
+        )
+
+    async def knows(self, uid: str, namespace: str) -> None:
+        """Wait until it counts a certain server."""
+        await eventually(lambda: uid in self.manager.stats()["peers"][namespace], f"{self.name} knows {uid}")
+
     def expects_nothing(self) -> bool:
         """Whether no request is left behind."""
         adapters = self.manager._adapters.values()
@@ -82,10 +93,7 @@ class Trio:
         """Wait until everybody counts so many servers, in all namespaces."""
         for server in servers or self.servers:
             for namespace in NAMESPACES:
-                await eventually(
-                    lambda server=server, namespace=namespace: server.manager.server_count(namespace) == count,
-                    f"{server.name} counts {count} servers in {namespace}",
-                )
+                await server.counts(count, namespace)
 
 
 @asynccontextmanager
@@ -114,7 +122,7 @@ class Took:
 
     seconds: float
 
-    def __enter__(self) -> Took:
+    def __enter__(self) -> Self:
         self._began = time.monotonic()
         return self
 
@@ -139,7 +147,7 @@ class FakePeer:
         """Be counted by all."""
         self.say(2)
         for server in servers:
-            await eventually(lambda server=server: self.uid in server.manager.stats()["peers"][self._namespace])
+            await server.knows(self.uid, self._namespace)
 
     async def request(self, kind: int) -> Frame:
         """Wait for a request of a type; gives the last."""
@@ -148,11 +156,3 @@ class FakePeer:
             return frame.header["type"] == kind and "requestId" in frame.message["data"]
 
         return (await self._spy.wait_for(asks))[-1]
-
-
-async def within(awaitable: Any, what: Callable[[], str] | str = "") -> Any:
-    """The result of something that must end."""
-    try:
-        return await asyncio.wait_for(awaitable, TIMEOUT_S)
-    except asyncio.TimeoutError:
-        raise AssertionError(f"{what or awaitable} did not end within {TIMEOUT_S} s") from None

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import socketio
-from socketio_postgres import member
 
+from socketio_postgres import member
 from tests.cluster.servers import FakePeer, Server, Trio
 from tests.fixtures.cluster import exactly
 from tests.fixtures.spy import spying
@@ -25,6 +25,9 @@ class Callback:
 
     def __call__(self, *args: Any) -> None:
         self.calls.append(args)
+
+    async def is_called(self) -> None:
+        await eventually(lambda: self.calls, "the callback is called")
 
 
 def home_of(trio: Trio, home: str) -> Server:
@@ -63,7 +66,7 @@ async def test_a_callback_gets_the_arguments(trio: Trio, home: str) -> None:
     for event, expected in (("none", ()), ("one", (1,)), ("two", (1, None))):
         callback = Callback()
         await trio.a.sio.emit(event, None, to=client.sid, callback=callback)
-        await eventually(lambda callback=callback: callback.calls)
+        await callback.is_called()
         assert callback.calls == [expected]
 
 
@@ -116,7 +119,7 @@ async def test_the_first_acknowledgement_of_a_room_wins(trio: Trio, members: str
     await trio.a.sio.emit("ask", 1, room="red", callback=callback)
     for client in clients:
         assert await client.wait_for("ask") == [(1,)]
-    await eventually(lambda: callback.calls)
+    await callback.is_called()
     await nothing_arrives()
     assert len(callback.calls) == 1
     assert callback.calls[0][0] in members
@@ -136,7 +139,7 @@ async def test_our_own_slow_client_is_still_heard_after_the_others_have_none(tri
         # Now the client acknowledges what it received long ago.
         [ack_id] = [key for key in trio.a.manager.callbacks[client.sid] if key]
         await trio.a.manager.trigger_callback(client.sid, ack_id, ["at last"])
-        await eventually(lambda: callback.calls)
+        await callback.is_called()
     assert callback.calls == [("at last",)]
 
 
@@ -158,15 +161,13 @@ async def test_the_first_answer_of_a_peer_wins_over_its_others(trio: Trio) -> No
         fake.say(11, requestId=request, clientCount=2)
         fake.say(12, requestId=request, packet="first")
         fake.say(12, requestId=request, packet="second")
-        await eventually(lambda: callback.calls)
+        await callback.is_called()
         await trio.a.manager.server_side_emit_with_ack("fence", timeout=1.0, partial=True)
     assert callback.calls == [("first",)]
 
 
 @HOMES
-async def test_what_is_never_acknowledged_is_forgotten(
-    trio: Trio, home: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_never_acknowledged_is_forgotten(trio: Trio, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = await home_of(trio, home).connect(replies={"ask": None})
     monkeypatch.setattr(member, "CALLBACK_LIFETIME", 1.0)
     callback = Callback()
@@ -179,6 +180,7 @@ async def test_what_is_never_acknowledged_is_forgotten(
 
 async def test_a_failing_callback_stops_nothing(trio: Trio) -> None:
     client = await trio.b.connect(replies={"ask": [1]})
+
     def fail(value: int) -> None:
         raise ZeroDivisionError(value)
 

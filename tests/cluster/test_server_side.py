@@ -7,9 +7,9 @@ import logging
 from typing import Any
 
 import pytest
-from socketio_postgres import AsyncEmitter, RequestTimeoutError
 
-from tests.cluster.servers import FakePeer, Server, Took, Trio, open_trio, within
+from socketio_postgres import AsyncEmitter, RequestTimeoutError
+from tests.cluster.servers import FakePeer, Server, Took, Trio, open_trio
 from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import eventually
@@ -34,8 +34,7 @@ async def test_an_event_reaches_the_other_servers_and_not_its_sender(trio: Trio)
     args = (1, "two", None, {"three": [b"\x00\xff"]})
     await trio.a.manager.server_side_emit("ask", *args)
     await trio.a.manager.server_side_emit("ask")
-    for each in calls[1:]:
-        await eventually(lambda each=each: each == [args, ()])
+    await eventually(lambda: calls[1:] == [[args, ()], [args, ()]])
     # The answers come after whatever was sent before: had it reached its sender, that would be known by now.
     assert sorted(await trio.b.manager.server_side_emit_with_ack("ask", "fence")) == ["a", "c"]
     assert calls[0] == [("fence",)]
@@ -104,9 +103,7 @@ async def test_a_handler_may_itself_ask_the_cluster(trio: Trio) -> None:
 
     listen(trio.a, "leaf")
     listen(trio.c, "leaf")
-    [answer, nothing] = sorted(await within(trio.a.manager.server_side_emit_with_ack("relay", timeout=15)), key=bool)[
-        ::-1
-    ]
+    [answer, nothing] = sorted(await trio.a.manager.server_side_emit_with_ack("relay", timeout=15), key=bool)[::-1]
     assert nothing is None
     assert answer == [[client.sid], ["the client"], "the client", ["a", "c"]]
 
@@ -139,7 +136,7 @@ async def test_who_never_answers_is_named(trio: Trio) -> None:
         with pytest.raises(RequestTimeoutError) as caught:
             await trio.a.manager.server_side_emit_with_ack("ask", timeout=1.0)
         assert caught.value.missing_servers == ["fake"]
-        assert sorted(caught.value.responses) == ["b", "c"]
+        assert set(caught.value.responses) == {"b", "c"}
         assert sorted(await trio.a.manager.server_side_emit_with_ack("ask", timeout=1.0, partial=True)) == ["b", "c"]
         assert trio.a.expects_nothing()
 
@@ -172,9 +169,7 @@ async def test_a_peer_that_says_goodbye_is_waited_for_no_longer(trio: Trio) -> N
             fake.say(GOODBYE)
 
         with Took() as took:
-            _, replies = await asyncio.gather(
-                leave(), trio.a.manager.server_side_emit_with_ack("ask", timeout=15)
-            )
+            _, replies = await asyncio.gather(leave(), trio.a.manager.server_side_emit_with_ack("ask", timeout=15))
         assert sorted(replies) == ["b", "c"]
         assert took.seconds < 8
         assert trio.a.manager.server_count() == 3
@@ -208,13 +203,12 @@ async def test_a_peer_that_falls_silent_is_waited_for_no_longer(database: Databa
             fake = FakePeer(spy)
             await fake.join([trio.a])
             with Took() as took:
-                replies = await asyncio.gather(
+                answers, replies, sockets = await asyncio.gather(
                     trio.a.manager.server_side_emit_with_ack("ask", timeout=15),
                     trio.a.manager.timeout(15).emit_with_ack("ask"),
                     trio.a.manager.timeout(15).fetch_sockets(),
                 )
-            assert replies[:2] == [[None, None], ["b"]]
-            assert len(replies[2]) == 1
+            assert (answers, replies, len(sockets)) == ([None, None], ["b"], 1)
             assert 1.5 < took.seconds < 10
             # The others have said something all the while, so they are still there.
             assert trio.a.manager.server_count() == 3
@@ -224,8 +218,7 @@ async def test_an_emitter_reaches_all_servers(trio: Trio) -> None:
     calls = [listen(server) for server in trio.servers]
     async with AsyncEmitter(trio.database.dsn) as emitter:
         await emitter.server_side_emit("ask", 1, b"\x00")
-    for each in calls:
-        await eventually(lambda each=each: each == [(1, b"\x00")])
+    await eventually(lambda: calls == [[(1, b"\x00")]] * 3)
 
 
 async def test_servers_are_counted(trio: Trio) -> None:

@@ -1,8 +1,8 @@
 """A `socketio.Server` in one of its async modes; a test asks it things by POSTing expressions to /do.
 
-    SIO_PG_TEST_MODE   `threading`, `gevent`, `gevent patched`, `eventlet`, `eventlet patched`, `gevent_uwsgi`
-    SIO_PG_TEST_DSN    database
-    SIO_PG_TEST_PORT   port of the loopback interface; not for uWSGI, which opens its own
+SIO_PG_TEST_MODE   `threading`, `gevent`, `gevent patched`, `eventlet`, `eventlet patched`, `gevent_uwsgi`
+SIO_PG_TEST_DSN    database
+SIO_PG_TEST_PORT   port of the loopback interface; not for uWSGI, which opens its own
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ elif PATCHED:
 
     eventlet.monkey_patch()
 
-# ruff: noqa: E402 - patching comes first
+# ruff: noqa: E402, PLC0415 - patching comes first, and only one of these libraries is wanted
+# mypy: disable-error-code="untyped-decorator"
 import itertools
 import logging
 import threading
@@ -29,7 +30,7 @@ from typing import Any
 import psycopg
 import socketio
 
-from socketio_postgres import Emitter, PostgresClient, PostgresManager
+from socketio_postgres import Emitter, PostgresClient, PostgresManager  # noqa: F401 - tests use all of them
 
 DSN = os.environ["SIO_PG_TEST_DSN"]
 PARENT = os.getpid()
@@ -46,6 +47,7 @@ happenings: list[tuple[Any, ...]] = []
 ticks = itertools.count()
 tick_count = 0
 gate = sio.eio.create_event()
+another: PostgresManager
 
 
 @sio.event
@@ -142,6 +144,26 @@ def fork_green() -> int:
     return pid
 
 
+def open_another() -> None:
+    """Start a second server of the cluster in this process."""
+    global another  # noqa: PLW0603
+    another = PostgresManager(DSN)
+    socketio.Server(client_manager=another, async_mode=MODE)
+    another.start()
+
+
+def close_another() -> list[str]:
+    """Close it, twice; gives the names of threads that it leaves behind."""
+    another.close()
+    another.close()
+    thread: Any = another.thread
+    if MODE == "threading":
+        thread.join(1.0)
+        return [thread.name] if thread.is_alive() else []
+    sio.sleep(0.01)
+    return [] if getattr(thread, "g", thread).dead else ["greenlet"]
+
+
 def tick() -> None:
     global tick_count  # noqa: PLW0603 - the one thing that is read from outside
     while True:
@@ -233,7 +255,7 @@ def serve() -> None:
 
 if MODE == "gevent_uwsgi":
     # With --gevent, uWSGI does not end the interpreter, and this is its own way to say that it goes.
-    import uwsgi
+    import uwsgi  # type: ignore[import-untyped]
 
     uwsgi.atexit = mgr.close
 

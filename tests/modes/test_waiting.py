@@ -18,7 +18,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.program import Program
 from tests.fixtures.server import PythonServer
 from tests.fixtures.waiting import eventually
-from tests.modes.conftest import MODES, sync_server
+from tests.modes.conftest import MODES, Served, sync_server
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +134,41 @@ async def test_ctrl_c_ends_a_server_that_says_goodbye(mode: str, database: Datab
             assert "Traceback" not in program.output
             await client.disconnect()
         await mgr.close()
+
+
+async def test_a_thread_that_waits_does_not_disturb_the_end_of_the_process() -> None:
+    script = (
+        "import sys, threading, time\n"
+        "from socketio_postgres import PostgresClient\n"
+        "client = PostgresClient('postgresql://app@127.0.0.1:1/app')\n"
+        "for _ in range(8): threading.Thread(target=client.wait_for_notification, daemon=True).start()\n"
+        "time.sleep(0.2)\n"
+    )
+    for _ in range(3):
+        with Program(["-c", script]) as program:
+            assert await program.wait(10.0) == 0, program.output
+            assert program.output == ""
+
+
+async def test_closing(served: Served) -> None:
+    """Leaves at once, says so, and leaves no thread behind; twice is once."""
+    mgr = AsyncPostgresManager(served.dsn)
+    async with PythonServer(mgr):
+        await mgr.start()
+        await served.program.ask("mgr.start()")
+        await eventually(lambda: mgr.server_count() == 2, "the servers know each other")
+        await served.program.ask("open_another()")
+        await eventually(lambda: mgr.server_count() == 3, "another manager is another server")
+        assert await served.program.ask("close_another()") == []
+        await eventually(lambda: mgr.server_count() == 2, "it said goodbye", 3.0)
+        with pytest.raises(AssertionError, match="ClosedError"):
+            await served.program.ask("another.emit('event', 1)")
+        await mgr.close()
+
+
+async def test_closing_while_postgres_does_not_answer(own_postgres: EmbeddedPostgres) -> None:
+    with sync_server("threading", own_postgres.dsn()) as program:
+        await program.ask("open_another()")
+        with frozen(own_postgres):
+            # Five seconds for what is buffered, which here is the goodbye.
+            await program.ask("close_another()", 15.0)

@@ -1,5 +1,7 @@
 """An async server for workers of any kind; everything is made at import, nothing starts before the workers do."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 import os
 
 import socketio

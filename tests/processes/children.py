@@ -43,7 +43,8 @@ def main() -> None:
         fork_children()
     elif HOW in {"fork", "spawn", "forkserver"}:
         context = multiprocessing.get_context(HOW)
-        children = [context.Process(target=work, args=(child,)) for child in range(CHILDREN)]
+        # typeshed's base class of the contexts lacks what all of them have
+        children = [context.Process(target=work, args=(child,)) for child in range(CHILDREN)]  # type: ignore[attr-defined]
         for process in children:
             process.start()
         for process in children:

@@ -1,8 +1,10 @@
 """A Celery worker whose tasks emit through an emitter that the parent has used before it forked."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 import os
 
-from celery import Celery
+from celery import Celery  # type: ignore[import-untyped]
 
 from socketio_postgres import Emitter
 

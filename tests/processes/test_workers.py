@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def _command(arguments: Sequence[str], port: int) -> list[str]:
-    where = ["--port", str(port)] if "uvicorn" == arguments[1] else ["--bind", f"127.0.0.1:{port}"]
+    where = ["--port", str(port)] if arguments[1] == "uvicorn" else ["--bind", f"127.0.0.1:{port}"]
     return ["-W", "ignore", *arguments, *where]
 
 
@@ -61,7 +61,7 @@ async def test_workers(name: str, database: Database) -> None:
             assert answers == [1] * (len(clients) + 1)
             assert len(observer.received("asked")) == len(clients), "each event once"
             if "uvicorn" not in name:
-                # Gunicorn kills workers whose clients stay; those of uvicorn leave during the lifespan's end.
+                # Gunicorn kills workers whose clients stay; the lifespan of ASGI ends before that.
                 await mgr.disconnect_sockets(close=True)
                 for client in clients:
                     await client.wait_for_disconnect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, Request
 from socketio_postgres.messages import EMITTER_UID, Message, MessageType
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ class Sockets:
         self.server = socketio.AsyncServer(client_manager=self.manager, async_mode="asgi")
 
     async def connect(self, eio_sid: str, *rooms: Any, namespace: str = "/") -> str:
-        self.server.eio.sockets[eio_sid] = object()
+        self.server.eio.sockets[eio_sid] = SimpleNamespace(closed=False)
         sid: str = await self.manager.pre_connect(eio_sid, namespace)
         await self.manager.connect(sid, namespace)
         for room in rooms:
@@ -103,7 +104,7 @@ async def test_a_client_is_alive_while_its_transport_is(sockets: Sockets) -> Non
 
 
 async def test_a_client_that_is_being_connected_or_disconnected_is_not_alive(sockets: Sockets) -> None:
-    sockets.server.eio.sockets["ea"] = object()
+    sockets.server.eio.sockets["ea"] = SimpleNamespace(closed=False)
     a = await sockets.manager.pre_connect("ea", "/")
     assert not sockets.manager.is_alive(a, "/")
     await sockets.manager.connect(a, "/")
@@ -114,3 +115,10 @@ async def test_a_client_that_is_being_connected_or_disconnected_is_not_alive(soc
 
 def test_without_a_server_nobody_is_alive() -> None:
     assert not Manager().is_alive("a", "/")
+
+
+async def test_a_client_whose_transport_is_closed_is_not_alive(sockets: Sockets) -> None:
+    """Engine.IO forgets it only later."""
+    a = await sockets.connect("ea")
+    sockets.server.eio.sockets["ea"].closed = True
+    assert not sockets.manager.is_alive(a, "/")

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from socketio import AsyncServer, async_manager, async_pubsub_manager, manager, pubsub_manager
 from socketio.packet import Packet
+
 from socketio_postgres import AsyncPostgresManager, PostgresManager
 from socketio_postgres.messages import Message, MessageType
 
@@ -38,8 +39,8 @@ made: list[Any] = []
 
 def one_or_none(names: list[str]) -> str | None:
     """Rooms as these tests give them to the stock manager: none, or one."""
-    [name] = names or [None]
-    return name
+    assert len(names) <= 1
+    return names[0] if names else None
 
 
 def in_stock_words(message: Message, host_id: str) -> dict[str, Any]:
@@ -114,14 +115,14 @@ class PubSubSubstitute(Substitution, PostgresManager):
 class AsyncSubstitute(AsyncPubSubSubstitute):
     """Stands for `AsyncManager`, whose `disconnect` only forgets a client: `ignore_queue` of every pub/sub manager."""
 
-    async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+    async def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
         await super().disconnect(sid, namespace, **{"ignore_queue": True, **kwargs})
 
 
 class SyncSubstitute(PubSubSubstitute):
     """Stands for `Manager`, as `AsyncSubstitute` for `AsyncManager`."""
 
-    def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+    def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
         super().disconnect(sid, namespace, **{"ignore_queue": True, **kwargs})
 
 
@@ -129,7 +130,7 @@ class SyncSubstitute(PubSubSubstitute):
 sys.modules["httptools"] = None  # type: ignore[assignment]
 
 # They switch off pings, and with them what ends the last request of a polling client before it times out, 45 s later.
-AsyncServer.__init__ = functools.partialmethod(AsyncServer.__init__, ping_interval=1, ping_timeout=1)  # type: ignore[method-assign]
+AsyncServer.__init__ = functools.partialmethod(AsyncServer.__init__, ping_interval=1, ping_timeout=1)
 
 # Servers that are made without a manager look here, too.
 async_manager.AsyncManager = AsyncSubstitute

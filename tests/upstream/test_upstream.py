@@ -92,7 +92,7 @@ def test_python_socketio_own_tests(path: str, sources: Path, database: Database,
     report = tmp_path / "outcomes.json"
     environment = {
         **os.environ,
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
         "SIO_PG_UPSTREAM_DSN": database.dsn,
         "SIO_PG_UPSTREAM_REPORT": str(report),
     }

@@ -1,0 +1,137 @@
+"""Two processes of each example, and a client on each."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from socketio_postgres.embedded import free_port
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.database import Database
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import TIMEOUT_S, eventually
+
+COUNT = 2
+
+
+@asynccontextmanager
+async def running(
+    example: str, database: Database, auth: Mapping[str, object] | None = None
+) -> AsyncIterator[list[PythonClient]]:
+    """Clients, each of another process; `client.label` is the process's URL."""
+    async with AsyncExitStack() as stack:
+        clients = []
+        for _ in range(COUNT):
+            port = str(free_port())
+            env = {"DATABASE_URL": database.url, "PORT": port}
+            asgi = ["-m", "uvicorn", f"examples.{example}:app", "--port", port, "--timeout-graceful-shutdown", "1"]
+            wsgi = [f"examples/{example}.py"]
+            command = asgi if example in {"asgi_app", "fastapi_app"} else wsgi
+            program = stack.enter_context(Program(command, env, f"http://127.0.0.1:{port}"))
+            client = await PythonClient.connect(program.url, label=program.url, auth=auth)
+            stack.push_async_callback(client.disconnect)
+            clients.append(client)
+        yield clients
+
+
+async def _fetch(url: str, body: bytes | None = None) -> str:
+    """GET a page, or POST to it when there is a body."""
+
+    def fetch() -> str:
+        with urllib.request.urlopen(url, body, TIMEOUT_S) as answer:  # noqa: S310 - an http URL of ours
+            text: str = answer.read().decode()
+            return text
+
+    return await asyncio.to_thread(fetch)
+
+
+async def _announced(clients: list[PythonClient], path: str, text: str) -> None:
+    """Announce through each server until it knows the other; everybody hears everything."""
+    posts = 0
+    for client in clients:
+
+        async def knows_the_other(url: str = client.label + path) -> bool:
+            nonlocal posts
+            posts += 1
+            return str(COUNT) in await _fetch(url, b"")
+
+        await eventually(knows_the_other, "the servers know each other")
+    for client in clients:
+        # A client that is connected misses nothing: it was told so only when its server listened.
+        assert await client.wait_for("announcement", posts) == [(text,)] * posts
+
+
+async def test_fastapi(database: Database) -> None:
+    async with running("fastapi_app", database) as clients:
+        first, second = clients
+        await _announced(clients, "/announce?text=hello", "hello")
+        await first.emit("chat", "hi")
+        assert await second.wait_for("chat") == [("hi",)]
+        assert first.received("chat") == []
+        body = await _fetch(second.label + "/clients")
+        assert first.sid in body
+        assert second.sid in body
+
+
+async def test_asgi(database: Database) -> None:
+    async with running("asgi_app", database, {"room": "kitchen"}) as clients:
+        first, second = clients
+
+        async def both() -> bool:
+            found = await first.call("who", "kitchen")
+            return isinstance(found, list) and set(found) == {first.sid, second.sid}
+
+        await eventually(both, "the servers know each other")
+        await first.emit("chat", "kitchen", "hi")
+        assert await second.wait_for("chat") == [("hi",)]
+        assert await first.call("vote", "tea?") == ["tea?", "tea?"]
+        pids = await second.call("processes")
+        assert isinstance(pids, list)
+        assert len(set(pids)) == COUNT
+
+
+async def test_flask(database: Database) -> None:
+    async with running("flask_app", database) as clients:
+        first, second = clients
+        await _announced(clients, "/announce?text=hello", "hello")
+        for client in clients:
+            await client.call("join", "kitchen")
+        await first.emit("chat", "kitchen", "hi")
+        assert await second.wait_for("chat") == [("hi",)]
+        assert first.received("chat") == []
+
+
+async def test_wsgi(database: Database) -> None:
+    async with running("wsgi_app", database) as clients:
+        first, second = clients
+        await _announced(clients, "/hello", "hello")
+        await first.emit("chat", "hi")
+        assert await second.wait_for("chat") == [("hi",)]
+        assert await first.call("ask", second.sid, "why?") == "why?"
+
+
+async def test_celery(database: Database, tmp_path: Path) -> None:
+    env = {"DATABASE_URL": database.url, "CELERY_BROKER_URL": "filesystem://"}
+    # A folder instead of a broker; in the settings of Celery and not in the example.
+    (tmp_path / "queue").mkdir()
+    folders = {"data_folder_in": f"{tmp_path}/queue", "data_folder_out": f"{tmp_path}/queue"}
+    folders["control_folder"] = str(tmp_path)
+    configure = f"from examples.celery_worker import app, work\napp.conf.broker_transport_options = {folders!r}\n"
+    options = "['worker', '--concurrency', '1', '--without-gossip', '--without-mingle', '--loglevel', 'WARNING']"
+    async with running("asgi_app", database, {"room": "kitchen"}) as clients:
+        with Program(["-W", "ignore", "-c", f"{configure}app.worker_main({options})"], env):
+            with Program(["-c", f"{configure}work.delay('report', 'kitchen')"], env) as sender:
+                assert await sender.wait() == 0, sender.output
+            expected = [("report", percent) for percent in (0, 50, 100)]
+            for client in clients:
+                assert await client.wait_for("progress", len(expected)) == expected
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/*.py")), ids=lambda path: path.name)
+def test_every_example_is_run(path: Path) -> None:
+    assert f'"{path.stem}"' in Path(__file__).read_text() or f"examples.{path.stem}" in Path(__file__).read_text()
