@@ -27,8 +27,8 @@ def listener_of(database: Database) -> int:
 
 async def test_a_frozen_session_is_replaced(database: Database) -> None:
     """SIGSTOP: the connection stays open and nothing answers any more."""
-    options = {"heartbeat_interval": 0.2, "heartbeat_timeout": 1.0}
-    async with serving(database, **options) as one, AsyncEmitter(database.dsn) as io:
+    server = serving(database, heartbeat_interval=0.2, heartbeat_timeout=1.0)
+    async with server as one, AsyncEmitter(database.dsn) as io:
         manager = one.manager
         await manager.start()
         client = await PythonClient.connect(one.server.url)
@@ -68,7 +68,8 @@ async def test_a_session_that_lost_its_channels_is_replaced(database: Database) 
             # No other session can take a LISTEN away, so the probe is made to see an empty list instead.
             connection.execute("CREATE SCHEMA shadow")
             connection.execute(
-                "CREATE FUNCTION shadow.pg_listening_channels() RETURNS SETOF text LANGUAGE sql AS 'SELECT NULL LIMIT 0'"
+                "CREATE FUNCTION shadow.pg_listening_channels() RETURNS SETOF text LANGUAGE sql "
+                "AS 'SELECT NULL LIMIT 0'"
             )
             name = connection.info.dbname
             connection.execute(f'ALTER DATABASE "{name}" SET search_path = shadow, public, pg_catalog')
