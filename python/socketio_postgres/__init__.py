@@ -9,6 +9,7 @@ from socketio_postgres import _core
 from socketio_postgres.async_client import AsyncPostgresClient, Notification
 from socketio_postgres.async_emitter import AsyncEmitter
 from socketio_postgres.async_manager import AsyncPostgresManager
+from socketio_postgres.async_server_operator import AsyncRemoteSocket
 from socketio_postgres.client import PostgresClient
 from socketio_postgres.emitter import Emitter
 from socketio_postgres.exceptions import (
@@ -29,11 +30,13 @@ from socketio_postgres.exceptions import (
 )
 from socketio_postgres.manager import PostgresManager
 from socketio_postgres.messages import Message, MessageType
+from socketio_postgres.server_operator import RemoteSocket
 
 __all__ = [
     "AsyncEmitter",
     "AsyncPostgresClient",
     "AsyncPostgresManager",
+    "AsyncRemoteSocket",
     "AttachmentMissingError",
     "ClosedError",
     "ConnectionLostError",
@@ -51,6 +54,7 @@ __all__ = [
     "PostgresClient",
     "PostgresManager",
     "ProtocolError",
+    "RemoteSocket",
     "RequestTimeoutError",
     "SocketIOPostgresError",
     "UnknownOptionError",

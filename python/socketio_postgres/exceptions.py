@@ -164,7 +164,8 @@ class RequestTimeoutError(SocketIOPostgresError, TimeoutError):
 
     Attributes:
         missing_servers: Server ids that owe an answer; an empty one stands for this server's own clients.
-        responses: The answers that did come.
+        responses: The answers that did come; of `fetch_sockets` the sockets as dicts with `id`, `handshake`, `rooms`
+            and `data`, so that the exception can be pickled.
     """
 
     missing_servers: list[str] = []  # noqa: RUF012  (replaced by each instance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 
@@ -45,13 +46,17 @@ async def test_workers(name: str, database: Database) -> None:
         await mgr.start()
         with Program(_command(COMMANDS[name], port), env, url) as program:
             observer = await PythonClient.connect(here.url)
-            # The kernel gives a new connection to whichever worker takes it first.
-            clients: list[PythonClient] = []
-            pids: set[object] = set()
-            while len(pids) < WORKERS and len(clients) < 50:
-                clients.append(await PythonClient.connect(url))
-                pids.add(await clients[-1].call("whoami"))
-            assert len(pids) == WORKERS, "all connections went to one worker"
+            first = await PythonClient.connect(url)
+            pid = await first.call("whoami")
+            assert isinstance(pid, int)
+            # The kernel gives a new connection to whichever worker takes it: to the other one while this one cannot.
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                second = await PythonClient.connect(url)
+                assert await second.call("whoami") != pid
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            clients = [first, second]
             await eventually(lambda: mgr.server_count() == 1 + WORKERS, "each worker is a server")
             await observer.wait_for("asked", len(clients))
             await mgr.emit("hello", b"bytes")
