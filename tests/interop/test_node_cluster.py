@@ -178,8 +178,9 @@ async def test_a_python_server_is_a_full_member_for_the_workers(mixed: Mixed, da
 async def test_the_admin_uis_of_both_languages_share_a_cluster(database: Database) -> None:
     """Node's UI reads `handshake.headers` and `data` of our sockets unconditionally; ours is instrumented, too."""
     manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2)
-    async with AdminPeer("admin") as admin, PythonServer(manager) as server:
-        server.sio.instrument(auth=False, mode="development", server_id="python")
+    async with AdminPeer("admin") as admin, PythonServer(manager) as server, AsyncExitStack() as stack:
+        instrumentation = server.sio.instrument(auth=False, mode="development", server_id="python")
+        stack.callback(instrumentation.uninstrument)  # it patches Engine.IO's classes, for the whole process
         watched = await NodeServer.start(admin, database)
         await manager.start()
         await eventually(lambda: _all_know([watched], 2), "Node counts Python")
