@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,19 +14,10 @@ from socketio_postgres import AsyncPostgresManager, Message
 from socketio_postgres.codec import AttachmentHeader, decode
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
+from tests.fixtures.go_vectors import RECORDED, frames
 from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import Frame, Spy, spying
 from tests.fixtures.waiting import eventually
-
-RECORDED: dict[str, list[dict[str, str]]] = {
-    item["what"]: item["frames"]
-    for item in json.loads((Path(__file__).parents[1] / "vectors" / "go.json").read_text(encoding="utf-8"))["recorded"]
-}
-
-
-def frames(what: str) -> list[dict[str, str]]:
-    """What Go sent on an occasion."""
-    return [frame for frame in RECORDED[what] if frame.get("from") != "driver"]
 
 
 @dataclass

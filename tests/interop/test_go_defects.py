@@ -11,7 +11,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,6 +18,7 @@ import pytest
 
 from tests.fixtures.clients import Client
 from tests.fixtures.database import Database
+from tests.fixtures.go_vectors import frames
 from tests.fixtures.node import NodeError, NodePeer, NodeServer
 from tests.fixtures.spy import BROADCAST, Spy, spying
 from tests.fixtures.waiting import eventually, nothing_arrives
@@ -26,15 +26,6 @@ from tests.fixtures.waiting import eventually, nothing_arrives
 pytestmark = pytest.mark.usefixtures("node_packages")
 
 CHANNEL = "socket.io#/"
-RECORDED: dict[str, list[dict[str, str]]] = {
-    item["what"]: item["frames"]
-    for item in json.loads((Path(__file__).parents[1] / "vectors" / "go.json").read_text(encoding="utf-8"))["recorded"]
-}
-
-
-def frames(what: str) -> list[dict[str, str]]:
-    """What Go sent on an occasion."""
-    return [frame for frame in RECORDED[what] if frame.get("from") != "driver"]
 
 
 @dataclass
