@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write as _};
 
+use crate::store::error::StoreError;
+
 /// Result of every fallible function of the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -20,6 +22,28 @@ pub struct ServerReport {
     pub hint: Option<String>,
     /// Name of the violated constraint, when there is one.
     pub constraint: Option<String>,
+}
+
+/// Why a self-test may have failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LikelyCause {
+    /// A pooler gives the server connection away after each transaction, and LISTEN with it.
+    TransactionPooling,
+    /// `dsn` and `listen_dsn` lead to different databases.
+    OtherDatabase,
+    /// None of these.
+    Unknown,
+}
+
+impl LikelyCause {
+    /// The word that Python uses.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TransactionPooling => "transaction_pooling",
+            Self::OtherDatabase => "other_database",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Everything that can go wrong. `Clone`, because one lost connection fails every message of its group.
@@ -59,6 +83,30 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A message on a cluster with a signing key was not signed, or not with this key; it was skipped.
+    #[error("message on channel {channel:?} skipped: {reason}")]
+    Signature {
+        /// Channel it came from.
+        channel: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// There is no room in the buffer of messages to be committed.
+    #[error("the buffer is full: {count} messages of together {bytes} bytes wait to be committed")]
+    BufferFull {
+        /// Messages waiting.
+        count: usize,
+        /// Their bytes.
+        bytes: usize,
+    },
+    /// The connections are open, and yet this server would be deaf.
+    #[error("self-test failed: {reason}")]
+    SelfTest {
+        /// What most likely is wrong.
+        likely_cause: LikelyCause,
+        /// What was seen and what to do.
+        reason: String,
+    },
     /// A message exceeds a limit; nothing was sent.
     #[error("{what} is {size_bytes} bytes, the limit is {limit_bytes}")]
     TooLarge {
@@ -95,6 +143,9 @@ pub enum Error {
         /// True when a commit was in flight: it may or may not have happened.
         may_be_sent: bool,
     },
+    /// What only the event store knows.
+    #[error("{0}")]
+    Store(Box<StoreError>),
     /// The call did not finish in time.
     #[error("{context} did not finish within {seconds} s")]
     Timeout {
@@ -165,7 +216,8 @@ impl Error {
         };
         let report = ServerReport {
             sqlstate: db.code().code().to_owned(),
-            severity: db.severity().to_owned(),
+            // The other one is in the server's language.
+            severity: db.parsed_severity().map_or_else(|| db.severity().to_owned(), |known| known.to_string()),
             message: db.message().to_owned(),
             detail: db.detail().map(str::to_owned),
             hint: db.hint().map(str::to_owned),
@@ -178,7 +230,8 @@ impl Error {
     /// the configuration (password, database, rights) that must be reported at once.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::ConnectionLost { .. } | Self::Timeout { .. } => true,
+            // A pooler may be replaced by a direct connection while we run, a standby promoted.
+            Self::ConnectionLost { .. } | Self::Timeout { .. } | Self::SelfTest { .. } => true,
             Self::Database { report, .. } => {
                 // 08 connection exception, 53 insufficient resources, 57 operator intervention, 25006 standby.
                 matches!(report.sqlstate.get(..2), Some("08" | "53" | "57")) || report.sqlstate == "25006"
@@ -187,10 +240,15 @@ impl Error {
         }
     }
 
+    /// Whether a commit was under way that may have happened.
+    pub fn is_in_doubt(&self) -> bool {
+        matches!(self, Self::ConnectionLost { may_be_sent: true, .. })
+    }
+
     /// Whether the session it happened on is gone.
     pub fn is_connection_lost(&self) -> bool {
         match self {
-            Self::ConnectionLost { .. } | Self::Timeout { .. } => true,
+            Self::ConnectionLost { .. } | Self::Timeout { .. } | Self::SelfTest { .. } => true,
             Self::Database { report, .. } => {
                 report.severity == "FATAL" || report.severity == "PANIC" || report.sqlstate.starts_with("08")
             }

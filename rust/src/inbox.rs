@@ -9,10 +9,18 @@ use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::gap::{Gap, Overflow};
 use crate::protocol::Message;
+use crate::store::feed::Batch;
+use crate::store::reader::Page;
+use crate::store::writer::Position;
+
+/// Most background failures that wait for Python; a flood of bad messages must not fill the memory. Further ones are
+/// only counted.
+const FAILURES: usize = 1000;
 
 /// One raw notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +42,18 @@ pub enum Outcome {
     Number(i64),
     /// Bytes, if there were any.
     Bytes(Option<Vec<u8>>),
+    /// Where events were stored, in the order of the call.
+    Positions(Vec<Position>),
+    /// Events of the store.
+    Page(Box<Page>),
+    /// Events of a subscription.
+    Batch(Box<Batch>),
+    /// Rows of texts.
+    Rows(Vec<Vec<Option<String>>>),
 }
+
+/// What an item without user data takes in memory.
+pub const SMALL_BYTES: usize = 300;
 
 /// What reaches Python.
 #[derive(Debug, Clone)]
@@ -52,6 +71,20 @@ pub enum Item {
     },
     /// Something failed in the background; it is counted, and the work goes on.
     Failure(Error),
+    /// Messages that will not come.
+    Gap(Gap),
+    /// Messages dropped for lack of room, at this place in the order.
+    Overflow(Overflow),
+    /// Members of the cluster whose listening session is alive, by the ids of their advisory locks; `None` once our own
+    /// session is lost, and nobody can be asked.
+    Members(Option<Vec<u32>>),
+    /// A server sent something that concerns nobody here, and so is alive.
+    Seen {
+        /// In this namespace.
+        nsp: String,
+        /// Its id.
+        uid: String,
+    },
 }
 
 impl Item {
@@ -59,7 +92,10 @@ impl Item {
         match self {
             Self::Message(message) => message.size_bytes(),
             Self::Notification(n) => n.payload.len() + n.channel.len() + 100,
-            Self::Finished(_) | Self::Listening { .. } | Self::Failure(_) => 0,
+            Self::Gap(gap) if gap.missing.is_some() => SMALL_BYTES,
+            Self::Seen { .. } => SMALL_BYTES,
+            // Few, bounded otherwise, or too important to be dropped.
+            _ => 0,
         }
     }
 }
@@ -67,7 +103,9 @@ impl Item {
 struct Queue {
     items: VecDeque<(u64, Item)>,
     bytes: usize,
+    failures: usize,
     is_signalled: bool,
+    drained_at: Instant,
 }
 
 /// See the module documentation.
@@ -83,9 +121,9 @@ pub struct Inbox {
 impl Inbox {
     /// An empty inbox that holds at most `limit_bytes` of messages.
     ///
-    /// When Python stalls and the limit is reached, further messages are dropped and counted: reading from
-    /// PostgreSQL never stops, because a listener that stops reading holds back the notification queue and vacuum
-    /// of the whole database. Results of operations are never dropped.
+    /// When Python stalls and the limit is reached, further messages are dropped, and the caller says so by
+    /// [`Inbox::push_overflow`]: reading from PostgreSQL never stops, because a listener that stops reading holds back
+    /// the notification queue and vacuum of the whole database. Results of operations and gaps are never dropped.
     pub fn new(limit_bytes: usize) -> Result<Arc<Self>> {
         let failed = |error: std::io::Error| Error::ConnectionLost {
             context: "create the hand-over socket".to_owned(),
@@ -96,7 +134,13 @@ impl Inbox {
         waker.set_nonblocking(true).map_err(failed)?;
         watched.set_nonblocking(true).map_err(failed)?;
         Ok(Arc::new(Self {
-            queue: Mutex::new(Queue { items: VecDeque::new(), bytes: 0, is_signalled: false }),
+            queue: Mutex::new(Queue {
+                items: VecDeque::new(),
+                bytes: 0,
+                failures: 0,
+                is_signalled: false,
+                drained_at: Instant::now(),
+            }),
             ready: Condvar::new(),
             limit_bytes,
             dropped: AtomicU64::new(0),
@@ -124,15 +168,54 @@ impl Inbox {
         self.lock().bytes
     }
 
-    /// Add an item for the receiver known as `token`. False when it was dropped.
+    /// Time since Python looked here last.
+    pub fn idle(&self) -> Duration {
+        self.lock().drained_at.elapsed()
+    }
+
+    /// Add an item for the receiver known as `token`. False when it was dropped. A gap is never: without room it becomes
+    /// part of the overflow.
     pub fn push(&self, token: u64, item: Item) -> bool {
         let size = item.size_bytes();
         let mut queue = self.lock();
         if size > 0 && queue.bytes + size > self.limit_bytes && queue.bytes > 0 {
+            if let Item::Gap(gap) = item {
+                self.append_overflow(&mut queue, token, Overflow::from_gap(gap));
+                return true;
+            }
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return false;
         }
+        if matches!(item, Item::Failure(_)) {
+            if queue.failures >= FAILURES {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                return false;
+            }
+            queue.failures += 1;
+        }
         queue.bytes += size;
+        self.append(&mut queue, token, item);
+        true
+    }
+
+    /// Say that messages were dropped here. What is dropped one after the other is one item, however many it is; true
+    /// for the first.
+    pub fn push_overflow(&self, token: u64, overflow: Overflow) -> bool {
+        self.append_overflow(&mut self.lock(), token, overflow)
+    }
+
+    fn append_overflow(&self, queue: &mut Queue, token: u64, overflow: Overflow) -> bool {
+        if let Some((last, Item::Overflow(before))) = queue.items.back_mut()
+            && *last == token
+        {
+            before.merge(overflow);
+            return false;
+        }
+        self.append(queue, token, Item::Overflow(overflow));
+        true
+    }
+
+    fn append(&self, queue: &mut Queue, token: u64, item: Item) {
         queue.items.push_back((token, item));
         if !queue.is_signalled {
             queue.is_signalled = true;
@@ -140,15 +223,16 @@ impl Inbox {
             let _ = (&self.waker).write(&[1]);
             self.ready.notify_all();
         }
-        true
     }
 
     /// Take up to `max` items. The descriptor stays readable while items remain.
     pub fn drain(&self, max: usize) -> Vec<(u64, Item)> {
         let mut queue = self.lock();
+        queue.drained_at = Instant::now();
         let count = queue.items.len().min(max);
         let taken: Vec<_> = queue.items.drain(..count).collect();
         queue.bytes -= taken.iter().map(|(_, item)| item.size_bytes()).sum::<usize>();
+        queue.failures -= taken.iter().filter(|(_, item)| matches!(item, Item::Failure(_))).count();
         if queue.items.is_empty() && queue.is_signalled {
             queue.is_signalled = false;
             let mut sink = [0u8; 16];
@@ -250,6 +334,49 @@ mod tests {
         assert_eq!(inbox.drain(10).len(), 2);
         // one message larger than the whole limit still passes an empty inbox
         assert!(inbox.push(1, message(5000)));
+    }
+
+    #[test]
+    fn a_run_of_dropped_messages_is_one_item_and_failures_are_bounded() {
+        let inbox = Inbox::new(1000).unwrap();
+        for _ in 0..5000 {
+            inbox.push_overflow(1, Overflow::of(None, None));
+            inbox.push(1, Item::Failure(Error::Closed("x")));
+        }
+        assert_eq!(inbox.dropped(), 4000);
+        let taken = inbox.drain(10_000);
+        let counted = |item: &Item| match item {
+            Item::Overflow(overflow) => overflow.clone().into_gaps().filter_map(|gap| gap.missing).sum(),
+            _ => 0,
+        };
+        assert!(taken.len() <= 2001, "{}", taken.len());
+        assert_eq!(taken.iter().map(|(_, item)| counted(item)).sum::<u64>(), 5000);
+        assert!(inbox.push(1, Item::Failure(Error::Closed("x"))), "there is room again");
+    }
+
+    #[test]
+    fn holes_beyond_the_limit_are_counted_in_the_overflow() {
+        let inbox = Inbox::new(10_000).unwrap();
+        let hole = |count| {
+            let (reason, since) = (crate::gap::Reason::Hole, std::time::SystemTime::now());
+            Item::Gap(Gap { reason, nsp: None, sender: None, missing: count, since })
+        };
+        for _ in 0..20_000 {
+            assert!(inbox.push(1, hole(Some(2))));
+            if !inbox.push(1, message(1000)) {
+                inbox.push_overflow(1, Overflow::of(None, None));
+            }
+        }
+        assert!(inbox.push(1, hole(None)), "nobody knows how many: never dropped");
+        let taken = inbox.drain(100_000);
+        assert!(taken.len() < 50, "{}", taken.len());
+        let counted = |item: &Item| match item {
+            Item::Overflow(overflow) => overflow.missing(),
+            Item::Gap(gap) => gap.missing.unwrap_or_default(),
+            Item::Message(_) => 1,
+            _ => 0,
+        };
+        assert_eq!(taken.iter().map(|(_, item)| counted(item)).sum::<u64>(), 60_000);
     }
 
     #[test]

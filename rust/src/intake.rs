@@ -1,74 +1,161 @@
-//! From notifications to cluster messages: decode, drop our own, fetch attachments ahead, deliver in order.
+//! From notifications to cluster messages: verify, decode, drop our own, notice what is missing, fetch attachments
+//! ahead, deliver in order.
 //!
 //! Order is that of the notifications, per channel: a small message waits behind a large one whose attachment is
 //! still being fetched. Attachments of all channels are fetched together, as many as wait, in one query.
+//!
+//! Nothing here waits for Python. What does not fit is dropped, and a gap stands in its place.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::attachment::AttachmentTable;
+use crate::attachment::{AttachmentTable, Body};
 use crate::backoff::Backoff;
 use crate::codec::{self, Received};
+use crate::echo::Echo;
 use crate::error::{Error, Result};
-use crate::inbox::{Item, Notification, Outlet};
+use crate::gap::{Gap, Overflow, Reason};
+use crate::inbox::{Item, Outlet, SMALL_BYTES};
 use crate::listener::Sink;
-use crate::protocol::Message;
+use crate::protocol::{Body as MessageBody, EMITTER_UID, Message};
+use crate::rooms::Rooms;
 use crate::runtime;
+use crate::sequence::{Arrival, Sequences};
 use crate::session::Session;
+use crate::signature::{Signed, SigningKey};
 
 /// Most attachments fetched by one query.
 const FETCH_COUNT: usize = 64;
+/// Most bytes of them, unless a single one is larger.
+const FETCH_BYTES: usize = 16 * 1024 * 1024;
 /// How long a message may wait for its attachment while the database cannot be asked.
 const FETCH_LIMIT: Duration = Duration::from_secs(10);
+/// How often Python is told that a server is alive whose messages concern nobody here; much more often than any heartbeat.
+const SEEN_INTERVAL: Duration = Duration::from_millis(500);
+/// Most servers remembered for that.
+const SEEN_LIMIT: usize = 10_000;
+
+/// Everything an intake needs to know.
+pub struct IntakeSettings {
+    /// Our server id; messages that carry it are our own.
+    pub uid: String,
+    /// Channel prefix.
+    pub prefix: String,
+    /// Most bytes of messages that wait for Python or behind an attachment.
+    pub buffer_bytes: usize,
+    /// Largest attachment that is read.
+    pub max_payload_bytes: usize,
+    /// Verifies every message.
+    pub signing_key: Option<SigningKey>,
+}
 
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct IntakeStats {
     /// Messages handed to Python.
     pub received: u64,
+    /// Messages for nobody on this server, dropped.
+    pub irrelevant: u64,
     /// Notifications of our own, dropped.
     pub own: u64,
+    /// Messages that came before, dropped.
+    pub duplicates: u64,
     /// Messages that could not be decoded, dropped.
     pub undecodable: u64,
-    /// Messages whose attachment was missing or could not be fetched, dropped.
+    /// Messages without a valid signature, dropped.
+    pub bad_signatures: u64,
+    /// Messages whose attachment was missing, too large or could not be fetched, dropped.
     pub attachments_missing: u64,
     /// Attachments fetched.
     pub attachments: u64,
     /// Messages dropped because Python did not keep up.
     pub overflowed: u64,
+    /// Times that messages were found missing.
+    pub gaps: u64,
+    /// Messages known to be missing.
+    pub missing: u64,
+    /// Bytes of messages that wait behind an attachment, now.
+    pub held_bytes: usize,
+}
+
+/// Where a message is from, as the application is told when it gets lost.
+#[derive(Clone)]
+struct From {
+    nsp: String,
+    sender: String,
+}
+
+impl From {
+    fn gap(&self, reason: Reason, missing: u64, since: SystemTime) -> Gap {
+        let (nsp, sender) = (Some(self.nsp.clone()), Some(self.sender.clone()));
+        Gap { reason, nsp, sender, missing: Some(missing), since }
+    }
 }
 
 enum Slot {
-    Ready(Message),
+    /// A message, and who sent it.
+    Ready(Message, String),
     Fetching(i64),
-    Lost,
+    Gap(Gap),
+    Overflow(Overflow),
 }
 
+impl Slot {
+    fn size_bytes(&self) -> usize {
+        match self {
+            Self::Ready(message, _) => message.size_bytes(),
+            Self::Fetching(_) => 2 * SMALL_BYTES,
+            Self::Gap(_) => SMALL_BYTES,
+            Self::Overflow(_) => 0, // no more of them than of the others
+        }
+    }
+}
+
+/// An attachment that was announced.
 struct Wanted {
     id: i64,
     channel: String,
     uid: String,
-    nsp: String,
+    from: From,
+    signed: Option<Signed>,
     since: Instant,
+    arrived: SystemTime,
 }
 
 #[derive(Default)]
 struct State {
     lanes: HashMap<String, VecDeque<Slot>>,
     wanted: VecDeque<Wanted>,
+    sequences: Sequences,
+    /// When Python was told last that a server, in a namespace, is alive.
+    seen: HashMap<String, HashMap<String, Instant>>,
     stats: IntakeStats,
     is_fetching: bool,
-    is_overflowing: bool,
+}
+
+impl State {
+    fn keep(&mut self, channel: &str, slot: Slot) {
+        self.stats.held_bytes += slot.size_bytes();
+        self.lanes.entry(channel.to_owned()).or_default().push_back(slot);
+    }
+
+    fn append_overflow(&mut self, channel: &str, overflow: Overflow) {
+        match self.lanes.get_mut(channel).and_then(VecDeque::back_mut) {
+            Some(Slot::Overflow(before)) => before.merge(overflow),
+            _ => self.keep(channel, Slot::Overflow(overflow)),
+        }
+    }
 }
 
 struct Shared {
-    uid: String,
-    prefix: String,
+    settings: IntakeSettings,
     session: Session,
     table: Arc<AttachmentTable>,
+    echo: Arc<Echo>,
+    rooms: Arc<Rooms>,
     outlet: Outlet,
     state: Mutex<State>,
     closed: Notify,
@@ -81,10 +168,18 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// An intake for messages under `prefix`, dropping those of `uid`.
-    pub fn new(uid: String, prefix: String, session: Session, table: Arc<AttachmentTable>, outlet: Outlet) -> Self {
+    /// An intake for messages of one cluster, dropping our own, of which `echo` hears, and those that no socket in
+    /// `rooms` is meant by.
+    pub fn new(
+        settings: IntakeSettings,
+        session: Session,
+        table: Arc<AttachmentTable>,
+        echo: Arc<Echo>,
+        rooms: Arc<Rooms>,
+        outlet: Outlet,
+    ) -> Self {
         let (state, closed) = (Mutex::default(), Notify::new());
-        Self { shared: Arc::new(Shared { uid, prefix, session, table, outlet, state, closed }) }
+        Self { shared: Arc::new(Shared { settings, session, table, echo, rooms, outlet, state, closed }) }
     }
 
     /// Counters.
@@ -99,41 +194,52 @@ impl Intake {
 }
 
 impl Sink for Intake {
-    fn take(&self, notification: Notification) {
-        let shared = &self.shared;
-        let Notification { channel, payload, .. } = notification;
-        let nsp = channel.strip_prefix(&shared.prefix).and_then(|rest| rest.strip_prefix('#')).unwrap_or("/");
-        let received = codec::decode_notification(&payload, nsp);
-        let mut state = shared.lock();
-        match received {
-            Err(error) => {
-                state.stats.undecodable += 1;
-                drop(state);
-                shared.outlet.push(Item::Failure(on_channel(error, &channel)));
-            }
-            Ok(Received::Message(Message { uid, .. }) | Received::Attachment { uid, .. }) if uid == shared.uid => {
-                state.stats.own += 1;
-            }
-            Ok(Received::Message(message)) => match state.lanes.get_mut(&channel) {
-                Some(lane) => lane.push_back(Slot::Ready(message)),
-                None => shared.deliver(&mut state, message),
-            },
-            Ok(Received::Attachment { uid, nsp, id }) => {
-                state.lanes.entry(channel.clone()).or_default().push_back(Slot::Fetching(id));
-                state.wanted.push_back(Wanted { id, channel, uid, nsp, since: Instant::now() });
-                if !std::mem::replace(&mut state.is_fetching, true) {
-                    drop(state);
-                    if let Ok(handle) = runtime::handle() {
-                        let shared = Arc::clone(shared);
-                        handle.spawn(async move {
-                            tokio::select! {
-                                () = fetch(&shared) => {}
-                                () = shared.closed.notified() => {}
-                            }
-                        });
-                    }
+    fn take(&self, channel: &str, payload: &str, _: i32) {
+        if let Err(error) = self.shared.take(channel, payload) {
+            {
+                let stats = &mut self.shared.lock().stats;
+                match error {
+                    Error::Signature { .. } => stats.bad_signatures += 1,
+                    _ => stats.undecodable += 1,
                 }
             }
+            self.shared.outlet.push(Item::Failure(on_channel(error, channel)));
+        }
+        self.fetch_if_wanted();
+    }
+
+    fn lost(&self, since: SystemTime) {
+        self.shared.lock().stats.gaps += 1;
+        self.shared.outlet.push(Item::Gap(Gap {
+            reason: Reason::Reconnect,
+            nsp: None,
+            sender: None,
+            missing: None,
+            since,
+        }));
+    }
+
+    fn unlistened(&self, channel: &str) {
+        self.shared.lock().sequences.forget(channel);
+    }
+}
+
+impl Intake {
+    fn fetch_if_wanted(&self) {
+        {
+            let mut state = self.shared.lock();
+            if state.wanted.is_empty() || std::mem::replace(&mut state.is_fetching, true) {
+                return;
+            }
+        }
+        if let Ok(handle) = runtime::handle() {
+            let shared = Arc::clone(&self.shared);
+            handle.spawn(async move {
+                tokio::select! {
+                    () = fetch(&shared) => {}
+                    () = shared.closed.notified() => {}
+                }
+            });
         }
     }
 }
@@ -145,75 +251,256 @@ fn on_channel(error: Error, channel: &str) -> Error {
     }
 }
 
+/// Where a message is from, in its own words.
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    nsp: &'a str,
+    uid: &'a str,
+    process: Option<&'a str>,
+}
+
+/// How a sender is named to the application: servers by their id, emitters by the process as well.
+fn sender_of(uid: &str, process: Option<&str>) -> String {
+    match process {
+        Some(process) if uid == EMITTER_UID => format!("{uid}/{process}"),
+        _ => uid.to_owned(),
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn deliver(&self, state: &mut State, message: Message) {
-        if self.outlet.push(Item::Message(message)) {
-            state.stats.received += 1;
-            state.is_overflowing = false;
-            return;
+    fn take(&self, channel: &str, payload: &str) -> Result<()> {
+        let settings = &self.settings;
+        let bad = |reason| Error::Signature { channel: channel.to_owned(), reason };
+        let signed = match &settings.signing_key {
+            Some(key) => Some(key.verify(channel, payload).map_err(bad)?),
+            None => None,
+        };
+        let nsp = channel.strip_prefix(&settings.prefix).and_then(|rest| rest.strip_prefix('#')).unwrap_or("/");
+        let arrived = SystemTime::now();
+        if self.drop_irrelevant(channel, payload, nsp, arrived) {
+            return Ok(());
         }
-        state.stats.overflowed += 1;
-        if !std::mem::replace(&mut state.is_overflowing, true) {
-            let what = "backlog of messages that Python has not taken yet (further ones are dropped)".to_owned();
-            let waiting = self.outlet.inbox.bytes();
-            self.outlet.push(Item::Failure(Error::TooLarge { what, size_bytes: waiting, limit_bytes: waiting }));
+        let (received, stamp) = codec::decode_stamped(payload, nsp)?;
+        let (Received::Message(Message { uid, nsp, .. }) | Received::Attachment { uid, nsp, .. }) = &received;
+        if *uid == settings.uid && uid != EMITTER_UID {
+            self.lock().stats.own += 1;
+            if let Some(number) = stamp.sequence {
+                self.echo.arrived(channel, number, Instant::now());
+            }
+            return Ok(());
+        }
+        let process = stamp.process.as_deref();
+        let mut state = self.lock();
+        if !self.observe(&mut state, channel, Origin { nsp, uid, process }, stamp.sequence, arrived) {
+            return Ok(());
+        }
+        let from = From { nsp: nsp.clone(), sender: sender_of(uid, process) };
+        match received {
+            Received::Message(message) if state.lanes.contains_key(channel) => {
+                self.hold(&mut state, channel, Slot::Ready(message, from.sender.clone()), from);
+            }
+            Received::Message(message) => self.deliver(&mut state, message, from.sender),
+            Received::Attachment { uid, id, .. } => {
+                if self.hold(&mut state, channel, Slot::Fetching(id), from.clone()) {
+                    let (channel, since) = (channel.to_owned(), Instant::now());
+                    state.wanted.push_back(Wanted { id, channel, uid, from, signed, since, arrived });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drop a message that is for nobody here, if a glance tells: one pass without a copy, where decoding takes several of
+    /// both. A server with few clients on a busy cluster sees little else.
+    fn drop_irrelevant(&self, channel: &str, payload: &str, channel_nsp: &str, arrived: SystemTime) -> bool {
+        let Some(glance) = codec::glance(payload) else { return false };
+        let nsp = glance.nsp.unwrap_or(channel_nsp);
+        if glance.uid == self.settings.uid || !self.rooms.are_empty(nsp, glance.rooms()) {
+            return false;
+        }
+        let mut state = self.lock();
+        if state.lanes.contains_key(channel) {
+            return false; // sockets may enter the rooms by a message that still waits there
+        }
+        if self.observe(&mut state, channel, Origin { nsp, uid: glance.uid, process: glance.p }, glance.n, arrived) {
+            state.stats.irrelevant += 1;
+            self.pass_sign_of_life(&mut state, nsp, glance.uid);
+        }
+        true
+    }
+
+    /// Look at the number of a message; what is missing before it is told. False: it came before.
+    fn observe(
+        &self,
+        state: &mut State,
+        channel: &str,
+        origin: Origin<'_>,
+        number: Option<u64>,
+        arrived: SystemTime,
+    ) -> bool {
+        let Origin { nsp, uid, process } = origin;
+        let Some(number) = number else { return true };
+        let sender = if uid == EMITTER_UID { process.unwrap_or(uid) } else { uid };
+        match state.sequences.observe(channel, sender, number, arrived) {
+            Arrival::InOrder => {}
+            Arrival::Repeated => {
+                state.stats.duplicates += 1;
+                return false;
+            }
+            Arrival::Hole { missing, since } => {
+                let from = From { nsp: nsp.to_owned(), sender: sender_of(uid, process) };
+                self.append_gap(state, channel, from.gap(Reason::Hole, missing, since));
+            }
+        }
+        true
+    }
+
+    /// Put a gap at the end of a channel's lane, or let it pass when there is no lane.
+    fn append_gap(&self, state: &mut State, channel: &str, gap: Gap) {
+        if !state.lanes.contains_key(channel) {
+            self.release(state, Slot::Gap(gap));
+        } else if self.has_room(state, SMALL_BYTES) {
+            state.keep(channel, Slot::Gap(gap));
+        } else {
+            state.append_overflow(channel, Overflow::from_gap(gap));
         }
     }
 
-    fn want_again(&self, batch: Vec<Wanted>) {
+    fn has_room(&self, state: &State, size: usize) -> bool {
+        let waiting = state.stats.held_bytes + self.outlet.inbox.bytes();
+        waiting == 0 || waiting + size <= self.settings.buffer_bytes
+    }
+
+    /// Keep a message, or one that is announced, in the channel's lane. False: there is no room, and it is dropped.
+    fn hold(&self, state: &mut State, channel: &str, slot: Slot, from: From) -> bool {
+        if self.has_room(state, slot.size_bytes()) {
+            state.keep(channel, slot);
+            return true;
+        }
+        state.stats.overflowed += 1;
+        let overflow = Overflow::of(Some(from.nsp), Some(from.sender));
+        if state.lanes.contains_key(channel) {
+            state.append_overflow(channel, overflow);
+        } else {
+            self.overflow(state, overflow);
+        }
+        false
+    }
+
+    /// Let a slot that is first in its lane go to Python.
+    fn release(&self, state: &mut State, slot: Slot) {
+        match slot {
+            Slot::Ready(message, sender) => self.deliver(state, message, sender),
+            Slot::Gap(gap) => {
+                state.stats.gaps += 1;
+                state.stats.missing += gap.missing.unwrap_or_default();
+                self.outlet.push(Item::Gap(gap));
+            }
+            Slot::Overflow(overflow) => self.overflow(state, overflow),
+            Slot::Fetching(_) => {}
+        }
+    }
+
+    fn deliver(&self, state: &mut State, mut message: Message, sender: String) {
+        if message.uid.is_empty() {
+            EMITTER_UID.clone_into(&mut message.uid); // only what Python makes itself has none
+        }
+        if !self.rooms.admit(&message) {
+            state.stats.irrelevant += 1;
+            self.pass_sign_of_life(state, &message.nsp, &message.uid);
+            return;
+        }
+        let nsp = message.nsp.clone();
+        let joined =
+            if let MessageBody::SocketsJoin { rooms, .. } = &message.body { rooms.clone() } else { Vec::new() };
+        if self.outlet.push(Item::Message(message)) {
+            state.stats.received += 1;
+        } else {
+            self.rooms.settled(&nsp, &joined);
+            state.stats.overflowed += 1;
+            self.overflow(state, Overflow::of(Some(nsp), Some(sender)));
+        }
+    }
+
+    /// Peers that only ever send what concerns nobody here are alive all the same.
+    fn pass_sign_of_life(&self, state: &mut State, nsp: &str, uid: &str) {
+        if uid == EMITTER_UID {
+            return;
+        }
+        let now = Instant::now();
+        let last = state.seen.get(nsp).and_then(|uids| uids.get(uid));
+        if last.is_some_and(|at| now.duration_since(*at) < SEEN_INTERVAL) {
+            return;
+        }
+        if state.seen.values().map(HashMap::len).sum::<usize>() >= SEEN_LIMIT {
+            state.seen.clear();
+        }
+        self.outlet.push(Item::Seen { nsp: nsp.to_owned(), uid: uid.to_owned() });
+        state.seen.entry(nsp.to_owned()).or_default().insert(uid.to_owned(), now);
+    }
+
+    fn overflow(&self, state: &mut State, overflow: Overflow) {
+        state.stats.missing += overflow.missing();
+        if self.outlet.inbox.push_overflow(self.outlet.token, overflow) {
+            state.stats.gaps += 1;
+        }
+    }
+
+    fn want_again(&self, batch: impl DoubleEndedIterator<Item = Wanted>) {
         let mut state = self.lock();
-        for wanted in batch.into_iter().rev() {
+        for wanted in batch.rev() {
             state.wanted.push_front(wanted);
         }
     }
 
     /// Fill the slot of one attachment and release what it held back.
-    fn settle(&self, wanted: &Wanted, body: Option<&[u8]>) {
-        let result = match body {
-            Some(body) => codec::decode_attachment(body, &wanted.uid, &wanted.nsp)
-                .map_err(|error| on_channel(error, &wanted.channel)),
-            None => {
-                Err(Error::AttachmentMissing { attachment_id: wanted.id.to_string(), channel: wanted.channel.clone() })
+    fn settle(&self, wanted: Wanted, body: Result<&[u8]>) {
+        let result = body.and_then(|body| {
+            if wanted.signed.as_ref().is_some_and(|signed| !signed.covers(body)) {
+                let reason = "its attachment is not the one that was signed";
+                return Err(Error::Signature { channel: wanted.channel.clone(), reason });
             }
-        };
+            codec::decode_attachment(body, &wanted.uid, &wanted.from.nsp)
+        });
         let mut state = self.lock();
         let (slot, failure) = match result {
             Ok(message) => {
                 state.stats.attachments += 1;
-                (Slot::Ready(message), None)
+                (Slot::Ready(message, wanted.from.sender), None)
             }
             Err(error) => {
                 match error {
-                    Error::AttachmentMissing { .. } => state.stats.attachments_missing += 1,
-                    _ => state.stats.undecodable += 1,
+                    Error::Decode { .. } => state.stats.undecodable += 1,
+                    Error::Signature { .. } => state.stats.bad_signatures += 1,
+                    _ => state.stats.attachments_missing += 1,
                 }
-                (Slot::Lost, Some(error))
+                (Slot::Gap(wanted.from.gap(Reason::Attachment, 1, wanted.arrived)), Some(error))
             }
         };
         let Some(mut lane) = state.lanes.remove(&wanted.channel) else { return };
         if let Some(place) = lane.iter_mut().find(|slot| matches!(slot, Slot::Fetching(id) if *id == wanted.id)) {
+            state.stats.held_bytes += slot.size_bytes();
+            state.stats.held_bytes -= place.size_bytes();
             *place = slot;
         }
         while let Some(slot) = lane.pop_front() {
-            match slot {
-                Slot::Ready(message) => self.deliver(&mut state, message),
-                Slot::Lost => {}
-                waiting @ Slot::Fetching(_) => {
-                    lane.push_front(waiting);
-                    break;
-                }
+            if let Slot::Fetching(_) = slot {
+                lane.push_front(slot);
+                break;
             }
+            state.stats.held_bytes -= slot.size_bytes();
+            self.release(&mut state, slot);
         }
         if !lane.is_empty() {
             state.lanes.insert(wanted.channel.clone(), lane);
         }
         drop(state);
         if let Some(error) = failure {
-            self.outlet.push(Item::Failure(error));
+            self.outlet.push(Item::Failure(on_channel(error, &wanted.channel)));
         }
     }
 }
@@ -232,32 +519,58 @@ async fn fetch(shared: &Shared) {
             state.wanted.drain(..count).collect()
         };
         let ids: Vec<i64> = batch.iter().map(|wanted| wanted.id).collect();
-        match fetch_once(shared, &ids).await {
+        match shared.session.answer("fetch attachments", fetch_once(shared, &ids)).await {
             Ok(bodies) => {
                 backoff.reset();
-                for wanted in &batch {
-                    shared.settle(wanted, bodies.get(&wanted.id).map(Vec::as_slice));
-                }
+                settle_batch(shared, batch, &bodies);
             }
             Err(error) => {
+                shared.table.forget_if_gone(&error).await;
                 if backoff.attempts() == 0 {
                     shared.outlet.push(Item::Failure(error.clone()));
                 }
-                let (late, rest): (Vec<_>, Vec<_>) = batch
-                    .into_iter()
-                    .partition(|wanted| !error.is_transient() || wanted.since.elapsed() >= FETCH_LIMIT);
-                for wanted in &late {
-                    shared.settle(wanted, None);
+                let is_late = |wanted: &Wanted| !error.is_transient() || wanted.since.elapsed() >= FETCH_LIMIT;
+                let (late, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_late);
+                for wanted in late {
+                    let missing = missing(&wanted);
+                    shared.settle(wanted, Err(missing));
                 }
-                shared.want_again(rest);
-                shared.session.close().await;
+                shared.want_again(rest.into_iter());
+                shared.session.discard().await;
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
     }
 }
 
-async fn fetch_once(shared: &Shared, ids: &[i64]) -> Result<HashMap<i64, Vec<u8>>> {
+/// Settle the attachments that were fetched, up to the first that did not fit into this batch.
+fn settle_batch(shared: &Shared, batch: Vec<Wanted>, bodies: &HashMap<i64, Body>) {
+    let mut batch = batch.into_iter();
+    while let Some(wanted) = batch.next() {
+        match bodies.get(&wanted.id) {
+            Some(Body::Later) => {
+                shared.want_again(std::iter::once(wanted).chain(batch));
+                return;
+            }
+            Some(Body::Bytes(bytes)) => shared.settle(wanted, Ok(bytes)),
+            Some(Body::TooLarge(size_bytes)) => {
+                let what = format!("attachment {} announced on channel {:?}", wanted.id, wanted.channel);
+                let (size_bytes, limit_bytes) = (*size_bytes, shared.settings.max_payload_bytes);
+                shared.settle(wanted, Err(Error::TooLarge { what, size_bytes, limit_bytes }));
+            }
+            None => {
+                let missing = missing(&wanted);
+                shared.settle(wanted, Err(missing));
+            }
+        }
+    }
+}
+
+fn missing(wanted: &Wanted) -> Error {
+    Error::AttachmentMissing { attachment_id: wanted.id.to_string(), channel: wanted.channel.clone() }
+}
+
+async fn fetch_once(shared: &Shared, ids: &[i64]) -> Result<HashMap<i64, Body>> {
     let client = shared.session.client().await?;
-    shared.table.fetch(&client, ids).await
+    shared.table.fetch(&client, ids, shared.settings.max_payload_bytes, FETCH_BYTES).await
 }

@@ -3,17 +3,25 @@
 
 pub mod attachment;
 pub mod backoff;
+pub mod buffer;
 pub mod codec;
 pub mod connection;
 pub mod conninfo;
+pub mod echo;
 pub mod error;
+pub mod gap;
 pub mod inbox;
 pub mod intake;
 pub mod listener;
+pub mod probe;
 pub mod protocol;
 pub mod publisher;
 #[cfg(feature = "python")]
 mod py;
+pub mod rooms;
 pub mod runtime;
+pub mod sequence;
 pub mod session;
+pub mod signature;
+pub mod store;
 pub mod tls;

@@ -1,13 +1,16 @@
 //! Listening: a connection of its own that holds `LISTEN` for the wanted channels and is opened again for ever.
 //!
-//! The session runs nothing but `LISTEN`, `UNLISTEN` and a probe, never a transaction, and reading it never waits for
+//! The session runs nothing but `LISTEN`, `UNLISTEN` and probes, never a transaction, and reading it never waits for
 //! anyone: a notification goes to a [`Sink`] that must not block. Otherwise PostgreSQL could neither shrink the
 //! notification queue nor vacuum, for the whole database.
+//!
+//! A session that looks healthy and hears nothing is found by the probe (it no longer answers, or holds other channels)
+//! and by the [`Echo`] of what we publish ourselves.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -15,15 +18,34 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use crate::backoff::Backoff;
 use crate::connection::{Connection, Connector};
-use crate::error::{Error, Result};
+use crate::echo::Echo;
+use crate::error::{Error, LikelyCause, Result};
+use crate::gap::{Gap, Overflow, Reason};
 use crate::inbox::{Completion, Item, Notification, Outcome, Outlet};
+use crate::probe::{self, Identity, MemberLock};
 use crate::protocol::{check_channel, quote_identifier};
 use crate::runtime;
+use crate::session::Session;
+
+/// Longest wait for an answer while a session is being set up; later it is the probe's interval.
+const SETUP_LIMIT: Duration = Duration::from_secs(5);
+/// After so many intervals without a probe the server ends the session: then this process does not run.
+const IDLE_INTERVALS: u32 = 3;
+/// `pg_notification_queue_usage` takes locks that publishers need, so it is asked rarely.
+const QUEUE_USAGE_INTERVAL: Duration = Duration::from_secs(30);
+/// How much longer we wait for what we published ourselves while other notifications stream in.
+const BUSY_PATIENCE: u32 = 4;
+/// During a long outage every so many failed attempts are reported again, that is about once a minute.
+const REPORT_EVERY: u32 = 15;
 
 /// Takes notifications, in the order of their commits. Called on the background thread; must not block.
 pub trait Sink: Send + Sync + 'static {
-    /// One notification arrived.
-    fn take(&self, notification: Notification);
+    /// One notification arrived: its channel, its payload, and the process id of the session that sent it.
+    fn take(&self, channel: &str, payload: &str, pid: i32);
+    /// The session was lost and another is active now; what came after `since` may be missing.
+    fn lost(&self, since: SystemTime);
+    /// A channel is no longer listened to.
+    fn unlistened(&self, channel: &str);
 }
 
 /// Hands raw notifications to Python.
@@ -33,9 +55,31 @@ pub struct RawSink {
 }
 
 impl Sink for RawSink {
-    fn take(&self, notification: Notification) {
-        self.outlet.push(Item::Notification(notification));
+    fn take(&self, channel: &str, payload: &str, pid: i32) {
+        let notification = Notification { channel: channel.to_owned(), payload: payload.to_owned(), pid };
+        if !self.outlet.push(Item::Notification(notification)) {
+            self.outlet.inbox.push_overflow(self.outlet.token, Overflow::of(None, None));
+        }
     }
+
+    fn lost(&self, since: SystemTime) {
+        self.outlet.push(Item::Gap(Gap { reason: Reason::Reconnect, nsp: None, sender: None, missing: None, since }));
+    }
+
+    fn unlistened(&self, _: &str) {}
+}
+
+/// What a listener needs to know.
+pub struct ListenerSettings {
+    /// After so much time the session is probed, and has as much to answer. Half the time in which a deaf session must
+    /// be noticed.
+    pub probe_interval: Duration,
+    /// The lock to hold, for a member of a cluster.
+    pub member_lock: Option<MemberLock>,
+    /// The publisher's session, to find out why a listening one is deaf.
+    pub writer: Session,
+    /// What we published ourselves and expect to come back.
+    pub echo: Arc<Echo>,
 }
 
 #[derive(Default)]
@@ -49,11 +93,24 @@ struct State {
     is_running: bool,
     is_closed: bool,
     closing: Option<Completion>,
+    /// Who the present session is.
+    identity: Option<Identity>,
+    /// When a session last gave a sign of life.
+    alive_at: Option<SystemTime>,
+    /// The same on the other clock.
+    heard_at: Option<Instant>,
+    /// When the session that was lost had given its last; sessions that failed in between tell nothing.
+    lost_since: Option<SystemTime>,
+    /// Whether it holds the lock of a member.
+    is_member: bool,
+    members: Option<usize>,
+    queue_usage: Option<f64>,
+    queue_usage_at: Option<Instant>,
 }
 
 struct Shared {
     connector: Arc<Connector>,
-    probe_interval: Duration,
+    settings: ListenerSettings,
     sink: Arc<dyn Sink>,
     outlet: Outlet,
     state: Mutex<State>,
@@ -67,29 +124,32 @@ pub struct Listener {
 }
 
 /// State of a listener.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ListenerStats {
+    /// `idle` before the first use, `connecting`, `listening`, or `closed`.
+    pub state: &'static str,
     /// Whether a session is open and holds every wanted channel.
     pub is_listening: bool,
     /// Channels wanted.
     pub channels: usize,
     /// Sessions opened after the first one.
     pub reconnects: u64,
+    /// Time since the session gave a sign of life.
+    pub alive_age: Option<Duration>,
+    /// Members of the cluster at the last probe, ourselves included.
+    pub members: Option<usize>,
+    /// Part of the server's notification queue in use, 0 to 1.
+    pub queue_usage: Option<f64>,
 }
 
 impl Listener {
     /// A listener that connects with the first channel, or with [`Listener::start`].
-    ///
-    /// After `probe_interval` of silence from us the session is asked which channels it holds; no answer within
-    /// another interval, or the wrong one, ends it and a new one is opened.
-    pub fn new(connector: Arc<Connector>, probe_interval: Duration, sink: Arc<dyn Sink>, outlet: Outlet) -> Self {
-        let state = Mutex::new(State::default());
-        let shared =
-            Shared { connector, probe_interval, sink, outlet, state, changed: Notify::new(), closed: Notify::new() };
-        Self { shared: Arc::new(shared) }
+    pub fn new(connector: Arc<Connector>, settings: ListenerSettings, sink: Arc<dyn Sink>, outlet: Outlet) -> Self {
+        let (state, changed, closed) = (Mutex::default(), Notify::new(), Notify::new());
+        Self { shared: Arc::new(Shared { connector, settings, sink, outlet, state, changed, closed }) }
     }
 
-    /// Connect; `completion` hears of the first success or of an error that waiting cannot mend.
+    /// Connect; `completion` hears how the present attempt ends. After a failure the attempts go on.
     pub fn start(&self, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
         if state.applied.is_some() {
@@ -146,11 +206,31 @@ impl Listener {
     /// State and counters.
     pub fn stats(&self) -> ListenerStats {
         let state = self.shared.lock();
+        let is_listening = state.applied.as_ref().is_some_and(|applied| *applied == state.wanted);
         ListenerStats {
-            is_listening: state.applied.as_ref().is_some_and(|applied| *applied == state.wanted),
+            state: match (state.is_closed, state.is_running, is_listening) {
+                (true, ..) => "closed",
+                (_, false, _) => "idle",
+                (_, _, true) => "listening",
+                (_, _, false) => "connecting",
+            },
+            is_listening,
             channels: state.wanted.len(),
             reconnects: state.reconnects,
+            alive_age: state.alive_at.and_then(|at| at.elapsed().ok()),
+            members: state.members,
+            queue_usage: state.queue_usage,
         }
+    }
+
+    /// Check that we hear what we publish: everything that was committed before must come back within `limit`.
+    pub fn self_test(&self, limit: Duration, completion: Completion) -> Result<()> {
+        drop(self.open_state()?);
+        let shared = Arc::clone(&self.shared);
+        runtime::handle()?.spawn(async move {
+            completion.finish(self_test(&shared, limit).await.map(|()| Outcome::Done));
+        });
+        Ok(())
     }
 
     fn open_state(&self) -> Result<MutexGuard<'_, State>> {
@@ -169,7 +249,19 @@ impl Listener {
     }
 }
 
+impl State {
+    fn is_alive(&mut self) {
+        self.alive_at = Some(SystemTime::now());
+        self.heard_at = Some(Instant::now());
+    }
+}
+
 impl Shared {
+    /// Whether anything arrived within the last `limit`.
+    fn is_hearing(&self, limit: Duration) -> bool {
+        self.lock().heard_at.is_some_and(|at| at.elapsed() < limit)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,6 +272,7 @@ async fn run(shared: Arc<Shared>) {
         () = work(&shared) => {}
         () = shared.closed.notified() => {}
     }
+    shared.settings.echo.lost();
     let mut state = shared.lock();
     state.applied = None;
     state.is_running = false;
@@ -195,30 +288,36 @@ async fn run(shared: Arc<Shared>) {
 /// Open session after session.
 async fn work(shared: &Shared) {
     let mut backoff = Backoff::default();
-    let mut sessions = 0u64;
+    let mut is_first = true;
+    let mut reported = String::new();
     loop {
         let error = match shared.connector.connect().await {
-            Ok(link) => {
-                sessions += 1;
-                let after_gap = sessions > 1;
-                session(shared, link.client, link.connection, after_gap, &mut backoff).await
-            }
+            Ok(link) => session(shared, link.client, link.connection, &mut is_first, &mut backoff).await,
             Err(error) => error,
         };
+        shared.settings.echo.lost();
         {
             let mut state = shared.lock();
             state.applied = None;
+            state.lost_since = state.lost_since.or(state.alive_at);
+            if state.members.take().is_some() {
+                shared.outlet.push(Item::Members(None));
+            }
+            let mut failed: Vec<_> = state.starting.drain(..).collect();
             if !error.is_transient() {
-                // Waiting cannot mend this: whoever waits for the session must hear of it now.
-                let mut waiting: Vec<_> = state.starting.drain(..).collect();
-                waiting.extend(state.waiting.drain().flat_map(|(_, waiting)| waiting));
-                drop(state);
-                for completion in waiting {
-                    completion.finish(Err(error.clone()));
-                }
+                // Waiting cannot mend this: whoever waits for a channel must hear of it now.
+                failed.extend(state.waiting.drain().flat_map(|(_, waiting)| waiting));
+            }
+            drop(state);
+            for completion in failed {
+                completion.finish(Err(error.clone()));
             }
         }
-        shared.outlet.push(Item::Failure(error));
+        let text = error.to_string();
+        if text != reported || backoff.attempts().is_multiple_of(REPORT_EVERY) {
+            reported = text;
+            shared.outlet.push(Item::Failure(error));
+        }
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
@@ -228,18 +327,17 @@ async fn session(
     shared: &Shared,
     client: Client,
     mut connection: Connection,
-    after_gap: bool,
+    is_first: &mut bool,
     backoff: &mut Backoff,
 ) -> Error {
     let lost = |reason: String| Error::ConnectionLost { context: "listen".to_owned(), reason, may_be_sent: false };
     let reading = async {
         loop {
             match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-                Some(Ok(AsyncMessage::Notification(n))) => shared.sink.take(Notification {
-                    channel: n.channel().to_owned(),
-                    payload: n.payload().to_owned(),
-                    pid: n.process_id(),
-                }),
+                Some(Ok(AsyncMessage::Notification(n))) => {
+                    shared.lock().is_alive();
+                    shared.sink.take(n.channel(), n.payload(), n.process_id());
+                }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Error::from_postgres("listen", &error, false),
                 None => return lost("the server closed the connection".to_owned()),
@@ -247,25 +345,21 @@ async fn session(
         }
     };
     let listening = async {
-        let mut is_first = true;
+        if let Err(error) = set_up(shared, &client, is_first, backoff).await {
+            return error;
+        }
+        let interval = shared.settings.probe_interval;
+        let mut probe_at = Instant::now() + interval;
         loop {
-            if let Err(error) = apply(shared, &client).await {
-                return error;
-            }
-            if std::mem::take(&mut is_first) {
-                backoff.reset();
-                let mut state = shared.lock();
-                state.reconnects += u64::from(after_gap);
-                let starting: Vec<_> = state.starting.drain(..).collect();
-                drop(state);
-                // Only now may the application act on "listening again": what it reads is not older than LISTEN.
-                shared.outlet.push(Item::Listening { after_gap });
-                for completion in starting {
-                    completion.finish(Ok(Outcome::Done));
-                }
-            }
-            let is_quiet = timeout(shared.probe_interval, shared.changed.notified()).await.is_err();
-            if is_quiet && let Err(error) = probe(shared, &client).await {
+            let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), shared.changed.notified());
+            let is_changed = is_changed.await.is_ok();
+            let done = if is_changed {
+                within(SETUP_LIMIT, "LISTEN", apply(shared, &client, false)).await
+            } else {
+                probe_at = Instant::now() + interval;
+                check(shared, &client, interval).await
+            };
+            if let Err(error) = done {
                 return error;
             }
         }
@@ -276,32 +370,137 @@ async fn session(
     }
 }
 
-/// Ask the session which channels it holds: a link that is half open, a server that hangs and a pooler that gave the
-/// `LISTEN` to somebody else all look healthy otherwise. Reading only, so an idle database writes nothing.
-async fn probe(shared: &Shared, client: &Client) -> Result<()> {
-    const SQL: &str = "SELECT channel FROM pg_listening_channels() AS channel";
-    let rows = timeout(shared.probe_interval, client.query_typed(SQL, &[])).await;
-    let rows = rows
-        .map_err(|_| Error::Timeout {
-            context: "the probe of the listening session".to_owned(),
-            seconds: shared.probe_interval.as_secs_f64().into(),
-        })?
-        .map_err(|error| Error::from_postgres("probe the listening session", &error, false))?;
-    let held: BTreeSet<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
-    if shared.lock().applied.as_ref().is_some_and(|applied| *applied != held) {
-        return Err(Error::ConnectionLost {
-            context: "listen".to_owned(),
-            reason: "the session no longer holds its channels; LISTEN needs a direct connection or a pooler in \
-                     session mode, see listen_dsn"
-                .to_owned(),
-            may_be_sent: false,
-        });
+async fn within<T>(limit: Duration, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() };
+    timeout(limit, work).await.map_err(late)?
+}
+
+/// Wait for the answer to a probe for as long as anything else arrives, and then for `limit`: the answer stands behind
+/// the notifications that were sent before it, and those may be many, or the link slow.
+async fn unless_silent<T>(shared: &Shared, limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut work = Box::pin(work);
+    loop {
+        match timeout(limit, &mut work).await {
+            Ok(result) => return result,
+            Err(_) if shared.is_hearing(limit) => {}
+            Err(_) => {
+                let context = "the probe of the listening session".to_owned();
+                return Err(Error::Timeout { context, seconds: limit.as_secs_f64().into() });
+            }
+        }
+    }
+}
+
+/// Everything from the open connection to "listening again".
+async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: &mut Backoff) -> Result<()> {
+    let settings = &shared.settings;
+    let prepare = async {
+        let identity = probe::identify(client).await?;
+        shared.lock().identity = Some(identity);
+        probe::configure(client, IDLE_INTERVALS * settings.probe_interval).await?;
+        apply(shared, client, true).await
+    };
+    within(SETUP_LIMIT, "setting the listening session up", prepare).await?;
+    // From here on whoever asked for a channel believes to hear everything.
+    let after_gap = !std::mem::replace(is_first, false);
+    shared.lock().is_member = false;
+    within(SETUP_LIMIT, "setting the listening session up", keep_membership(shared, client)).await?;
+    check(shared, client, SETUP_LIMIT).await?;
+    backoff.reset();
+    let mut state = shared.lock();
+    let since = state.lost_since.take();
+    state.reconnects += u64::from(after_gap);
+    let starting: Vec<_> = state.starting.drain(..).collect();
+    drop(state);
+    // Only now may the application act on "listening again": what it reads is not older than LISTEN.
+    shared.outlet.push(Item::Listening { after_gap });
+    if after_gap {
+        shared.sink.lost(since.unwrap_or_else(SystemTime::now));
+    }
+    finish(starting);
+    Ok(())
+}
+
+/// Hold the lock of a member exactly as long as Python takes what arrives here: peers must not count on a server whose
+/// event loop hangs, however well its connection does.
+async fn keep_membership(shared: &Shared, client: &Client) -> Result<()> {
+    let Some(lock) = shared.settings.member_lock else { return Ok(()) };
+    // Each probe hands something over, so a loop that runs looks at least once in an interval.
+    let is_member = shared.outlet.inbox.idle() < 2 * shared.settings.probe_interval;
+    if is_member != shared.lock().is_member {
+        probe::set_member(client, lock, is_member).await?;
+        shared.lock().is_member = is_member;
+    }
+    Ok(())
+}
+
+/// Probe the session, and look for the echo of what we published.
+async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> {
+    let settings = &shared.settings;
+    let asks_queue_usage = shared.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
+    let class = settings.member_lock.map(|lock| lock.class);
+    let work = async {
+        keep_membership(shared, client).await?;
+        probe::probe(client, class, asks_queue_usage).await
+    };
+    let found = unless_silent(shared, limit, work).await?;
+    {
+        let mut state = shared.lock();
+        state.is_alive();
+        if asks_queue_usage {
+            state.queue_usage = found.queue_usage;
+            state.queue_usage_at = Some(Instant::now());
+        }
+        let is_same = state.identity.as_ref().is_some_and(|identity| identity.pid == found.pid);
+        if !is_same || state.applied.as_ref().is_some_and(|applied| *applied != found.channels) {
+            return Err(Error::SelfTest {
+                likely_cause: LikelyCause::TransactionPooling,
+                reason: "the listening session no longer holds its channels: a pooler in transaction or statement \
+                         mode is in between; give a direct connection, or one in session mode, as listen_dsn"
+                    .to_owned(),
+            });
+        }
+        state.members = class.map(|_| found.members.len());
+    }
+    if class.is_some() {
+        shared.outlet.push(Item::Members(Some(found.members)));
+    }
+    // Behind a long row of notifications our own take their time.
+    let patience = if shared.is_hearing(settings.probe_interval) { BUSY_PATIENCE } else { 1 };
+    match settings.echo.overdue(patience * settings.probe_interval, Instant::now()) {
+        Some(channel) => Err(explain(shared).await.unwrap_or_else(|| probe::deaf(&channel))),
+        None => Ok(()),
+    }
+}
+
+/// Why we are deaf, if it can be told from who the sessions are.
+async fn explain(shared: &Shared) -> Option<Error> {
+    let listener = shared.lock().identity.clone()?;
+    let writer = &shared.settings.writer;
+    let identity = async { probe::identify(&*writer.client().await?).await };
+    let writer = within(SETUP_LIMIT, "identify the server", identity).await.ok()?;
+    probe::diagnose(&listener, &writer)
+}
+
+async fn self_test(shared: &Shared, limit: Duration) -> Result<()> {
+    if let Some(error) = explain(shared).await {
+        return Err(error);
+    }
+    let echo = &shared.settings.echo;
+    let deadline = Instant::now() + limit;
+    while let Some(channel) = echo.waiting_for() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(probe::deaf(&channel));
+        }
+        echo.changed(left).await;
     }
     Ok(())
 }
 
 /// Bring the session's channels to the wanted ones, and tell who waited for them.
-async fn apply(shared: &Shared, client: &Client) -> Result<()> {
+async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result<()> {
+    let mut is_new_session = is_new_session;
     loop {
         let (wanted, applied) = {
             let mut state = shared.lock();
@@ -317,6 +516,10 @@ async fn apply(shared: &Shared, client: &Client) -> Result<()> {
         }
         if !script.is_empty() {
             client.batch_execute(&script).await.map_err(|error| Error::from_postgres("listen", &error, false))?;
+        }
+        shared.settings.echo.listening(wanted.iter(), std::mem::take(&mut is_new_session), Instant::now());
+        for channel in applied.difference(&wanted) {
+            shared.sink.unlistened(channel);
         }
         let done: Vec<Completion> = {
             let mut state = shared.lock();

@@ -181,6 +181,24 @@ impl Body {
         };
         first.into_iter().chain(second)
     }
+
+    /// The names of rooms, and the request id.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        let (opts, rooms, request_id) = match self {
+            Self::InitialHeartbeat | Self::Heartbeat | Self::AdapterClose => (None, None, None),
+            Self::SocketsJoin { opts, rooms } | Self::SocketsLeave { opts, rooms } => (Some(opts), Some(rooms), None),
+            Self::DisconnectSockets { opts, .. } => (Some(opts), None, None),
+            Self::Broadcast { opts, request_id, .. } => (Some(opts), None, request_id.as_ref()),
+            Self::FetchSockets { opts, request_id } => (Some(opts), None, Some(request_id)),
+            Self::ServerSideEmit { request_id, .. } => (None, None, request_id.as_ref()),
+            Self::FetchSocketsResponse { request_id, .. }
+            | Self::ServerSideEmitResponse { request_id, .. }
+            | Self::BroadcastClientCount { request_id, .. }
+            | Self::BroadcastAck { request_id, .. } => (None, None, Some(request_id)),
+        };
+        let chosen = opts.into_iter().flat_map(|opts| opts.rooms.iter().chain(&opts.except));
+        chosen.chain(rooms.into_iter().flatten()).chain(request_id)
+    }
 }
 
 /// One message between servers.
@@ -205,7 +223,10 @@ impl Message {
 
     /// Rough size in memory, for bounded queues.
     pub fn size_bytes(&self) -> usize {
-        self.body.data().map(Data::len).sum::<usize>() + self.nsp.len() + self.uid.len() + 200
+        let data = self.body.data().map(Data::len).sum::<usize>();
+        // A name of one byte takes as much as its String and the smallest piece of heap.
+        let names = self.body.names().map(|name| name.len() + 48).sum::<usize>();
+        data + names + self.nsp.len() + self.uid.len() + 200
     }
 }
 
@@ -264,6 +285,32 @@ mod tests {
         // bytes, not characters
         assert!(channel_name("socket.io", &format!("/{}", "é".repeat(27))).is_err());
         assert!(check_channel("a\0b").is_err());
+    }
+
+    #[test]
+    fn nothing_large_is_taken_for_small() {
+        let names = || vec!["x".repeat(100); 10];
+        let opts = || Opts { rooms: names(), except: names(), flags: Flags::default() };
+        let data = || Data::Json("x".repeat(1000));
+        let id = || "x".repeat(1000);
+        for (body, expected) in [
+            (Body::Heartbeat, 0),
+            (Body::Broadcast { opts: opts(), packet: data(), request_id: Some(id()) }, 4000),
+            (Body::SocketsJoin { opts: opts(), rooms: names() }, 3000),
+            (Body::SocketsLeave { opts: opts(), rooms: names() }, 3000),
+            (Body::DisconnectSockets { opts: opts(), close: true }, 2000),
+            (Body::FetchSockets { opts: opts(), request_id: id() }, 3000),
+            (Body::FetchSocketsResponse { request_id: id(), sockets: data() }, 2000),
+            (Body::ServerSideEmit { packet: data(), request_id: Some(id()) }, 2000),
+            (Body::ServerSideEmitResponse { request_id: id(), packet: Some(data()) }, 2000),
+            (Body::BroadcastClientCount { request_id: id(), client_count: 1 }, 1000),
+            (Body::BroadcastAck { request_id: id(), packet: Some(data()), args: Some(data()) }, 3000),
+        ] {
+            let size = Message::new("/", body.clone()).size_bytes();
+            assert!((expected..2 * expected + 300).contains(&size), "{size} for {body:?}");
+        }
+        let many = Body::SocketsJoin { opts: Opts::default(), rooms: vec!["1".to_owned(); 1000] };
+        assert!(Message::new("/", many).size_bytes() > 1000 * size_of::<String>());
     }
 
     #[test]

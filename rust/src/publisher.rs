@@ -4,7 +4,7 @@
 //! transaction and one round trip; when nothing is in flight a message leaves at once. There is no timer. One
 //! connection makes commit order the call order.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,22 +14,21 @@ use tokio_postgres::types::Type;
 
 use crate::attachment::AttachmentTable;
 use crate::backoff::Backoff;
-use crate::codec::{self, Encoded, Limits};
+use crate::buffer::{Buffer, Outgoing};
+use crate::codec::{self, Encoded, Limits, Seal};
+use crate::echo::Echo;
 use crate::error::{Error, Result};
 use crate::inbox::{Completion, Item, Outcome, Outlet};
-use crate::protocol::{Message, NOTIFY_LIMIT_BYTES, channel_name, check_channel};
+use crate::protocol::{EMITTER_UID, Message, NOTIFY_LIMIT_BYTES, channel_name, check_channel};
 use crate::runtime;
 use crate::session::Session;
+use crate::signature::SigningKey;
 
-/// Most messages in one transaction: the commit holds a server-wide lock while they are copied to the queue.
-const GROUP_MESSAGES: usize = 1000;
-/// Most bytes of notifications in one transaction, for the same reason.
-const GROUP_INLINE_BYTES: usize = 256 * 1024;
-/// Most bytes of attachments in one transaction; they are written before the lock is taken.
-const GROUP_ATTACHMENT_BYTES: usize = 4 * 1024 * 1024;
+/// Letters of an emitter's process id on the wire: 48 bits.
+const PROCESS_LENGTH: usize = 8;
 
 /// Everything a publisher needs to know, decided by the Python layer.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct PublisherSettings {
     /// Server id under which messages are published.
     pub uid: String,
@@ -43,6 +42,8 @@ pub struct PublisherSettings {
     pub buffer_bytes: usize,
     /// Longest time a message waits for a connection before it fails.
     pub buffer_age: Duration,
+    /// Signs every message.
+    pub signing_key: Option<SigningKey>,
 }
 
 /// Counters since the start.
@@ -50,8 +51,12 @@ pub struct PublisherSettings {
 pub struct PublisherStats {
     /// Messages committed.
     pub published: u64,
-    /// Messages that failed.
+    /// Messages that failed, in doubt or not.
     pub failed: u64,
+    /// Of the failed ones, those whose commit may have happened.
+    pub in_doubt: u64,
+    /// Of the failed ones, those dropped because the buffer was full.
+    pub dropped: u64,
     /// Transactions committed.
     pub groups: u64,
     /// Of the published messages, those that travelled as attachments.
@@ -64,49 +69,32 @@ pub struct PublisherStats {
     pub waiting_bytes: usize,
 }
 
-struct Outgoing {
-    channel: String,
-    wire: Encoded,
-    since: Instant,
-    completion: Option<Completion>,
-    /// A payload of the user's own: two equal ones must not share a transaction, PostgreSQL would deliver one.
-    is_raw: bool,
+/// Failures of messages that nobody waits for, until a flush asks.
+#[derive(Debug, Default)]
+pub struct Unreported {
+    /// How many.
+    pub failed: u64,
+    /// Of these, in doubt.
+    pub in_doubt: u64,
+    /// Why the first one failed.
+    pub first: Option<Error>,
 }
 
-impl Outgoing {
-    fn inline_bytes(&self) -> usize {
-        match &self.wire {
-            Encoded::Inline(text) => text.len() + self.channel.len(),
-            Encoded::Attachment { header, .. } => header.len() + 24 + self.channel.len(),
-        }
+impl Unreported {
+    fn add(&mut self, error: &Error) {
+        self.failed += 1;
+        self.in_doubt += u64::from(error.is_in_doubt());
+        self.first.get_or_insert_with(|| error.clone());
     }
-
-    fn attachment_bytes(&self) -> usize {
-        match &self.wire {
-            Encoded::Inline(_) => 0,
-            Encoded::Attachment { body, .. } => body.len(),
-        }
-    }
-
-    fn size_bytes(&self) -> usize {
-        self.inline_bytes() + self.attachment_bytes() + 100
-    }
-}
-
-enum Entry {
-    Message(Outgoing),
-    Flush(Completion),
 }
 
 struct State {
-    queue: VecDeque<Entry>,
-    count: usize,
-    bytes: usize,
+    buffer: Buffer,
     sequences: HashMap<String, u64>,
     space_waiters: Vec<Completion>,
-    unreported: u64,
-    first_unreported: Option<Error>,
+    unreported: Unreported,
     stats: PublisherStats,
+    is_dropping: bool,
     is_running: bool,
     is_closed: bool,
     closing: Option<(Completion, Instant)>,
@@ -114,8 +102,11 @@ struct State {
 
 struct Shared {
     settings: PublisherSettings,
+    /// Which of the emitters we are; servers have an id of their own.
+    process: Option<String>,
     session: Session,
     table: Arc<AttachmentTable>,
+    echo: Arc<Echo>,
     outlet: Outlet,
     state: Mutex<State>,
     changed: Notify,
@@ -128,31 +119,38 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher that connects with the first message, or with [`Publisher::start`].
-    pub fn new(settings: PublisherSettings, session: Session, table: Arc<AttachmentTable>, outlet: Outlet) -> Self {
+    /// A publisher that connects with the first message, or with [`Publisher::start`]; tells `echo` what to expect.
+    pub fn new(
+        settings: PublisherSettings,
+        session: Session,
+        table: Arc<AttachmentTable>,
+        echo: Arc<Echo>,
+        outlet: Outlet,
+    ) -> Result<Self> {
         let state = State {
-            queue: VecDeque::new(),
-            count: 0,
-            bytes: 0,
+            buffer: Buffer::new(settings.buffer_count, settings.buffer_bytes),
             sequences: HashMap::new(),
             space_waiters: Vec::new(),
-            unreported: 0,
-            first_unreported: None,
+            unreported: Unreported::default(),
             stats: PublisherStats::default(),
+            is_dropping: false,
             is_running: false,
             is_closed: false,
             closing: None,
         };
+        let process = if settings.uid == EMITTER_UID { Some(new_process_id()?) } else { None };
         let shared = Shared {
             settings,
+            process,
             session,
             table,
+            echo,
             outlet,
             state: Mutex::new(state),
             changed: Notify::new(),
             closed: Notify::new(),
         };
-        Self { shared: Arc::new(shared) }
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Connect now, in one attempt, and check the attachment table if asked to.
@@ -162,7 +160,8 @@ impl Publisher {
             let result = async {
                 let client = shared.session.client().await?;
                 if check_table {
-                    shared.table.ensure(&client).await?;
+                    let work = shared.table.ensure(&client);
+                    shared.session.answer("look up the attachment table", work).await?;
                 }
                 Ok(Outcome::Done)
             };
@@ -173,21 +172,48 @@ impl Publisher {
 
     /// Append a cluster message to the buffer. `Ok(false)`: the buffer is full and nothing was appended.
     pub fn publish(&self, message: &Message, completion: Option<Completion>) -> Result<bool> {
-        let settings = &self.shared.settings;
-        let channel = channel_name(&settings.prefix, &message.nsp)?;
-        let encoded = codec::encode(message, &settings.uid, settings.limits)?;
+        let (channel, encoded) = self.encode(message)?;
         let mut state = self.open_state()?;
-        if state.is_full(settings) {
+        if state.buffer.is_full() {
             forget(completion);
             return Ok(false);
         }
-        let sequence = state.sequences.get(&channel).map_or(1, |last| last + 1);
-        let wire = codec::finish(encoded, sequence, message, &settings.uid, settings.limits)?;
-        match state.sequences.get_mut(&channel) {
-            Some(last) => *last = sequence,
-            None => drop(state.sequences.insert(channel.clone(), sequence)),
+        self.append(&mut state, message, channel, encoded, completion)?;
+        self.wake(state)?;
+        Ok(true)
+    }
+
+    /// Append messages so that they share a transaction, as far as there is room; returns how many were appended.
+    pub fn publish_many(&self, messages: &[Message]) -> Result<usize> {
+        let encoded = messages.iter().map(|message| self.encode(message)).collect::<Result<Vec<_>>>()?;
+        let mut state = self.open_state()?;
+        let mut count = 0;
+        for (message, (channel, encoded)) in messages.iter().zip(encoded) {
+            if state.buffer.is_full() {
+                break;
+            }
+            self.append(&mut state, message, channel, encoded, None)?;
+            count += 1;
         }
-        self.append(state, Outgoing { channel, wire, since: Instant::now(), completion, is_raw: false })
+        self.wake(state)?;
+        Ok(count)
+    }
+
+    /// Give a message up for lack of room. It keeps its number, so that receivers notice.
+    pub fn drop_message(&self, message: &Message) -> Result<()> {
+        let (channel, _) = self.encode(message)?;
+        let mut state = self.open_state()?;
+        state.next_sequence(&channel);
+        let error = Error::BufferFull { count: state.buffer.count(), bytes: state.buffer.bytes() };
+        state.stats.failed += 1;
+        state.stats.dropped += 1;
+        state.unreported.add(&error);
+        let is_first = !std::mem::replace(&mut state.is_dropping, true);
+        drop(state);
+        if is_first {
+            self.shared.outlet.push(Item::Failure(error));
+        }
+        Ok(())
     }
 
     /// Append a notification with a payload of the caller's own. `Ok(false)`: the buffer is full.
@@ -203,35 +229,33 @@ impl Publisher {
                 reason: "PostgreSQL text holds no NUL character".into(),
             });
         }
-        let state = self.open_state()?;
-        if state.is_full(&self.shared.settings) {
+        let mut state = self.open_state()?;
+        if state.buffer.is_full() {
             forget(completion);
             return Ok(false);
         }
-        let wire = Encoded::Inline(payload.to_owned());
-        self.append(
-            state,
-            Outgoing { channel: channel.to_owned(), wire, since: Instant::now(), completion, is_raw: true },
-        )
+        let (channel, wire) = (channel.to_owned(), Encoded::Inline(payload.to_owned()));
+        state.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
+        self.wake(state)?;
+        Ok(true)
     }
 
-    /// Messages that failed, with nobody told of each, since this was asked last: how many, and why the first did.
-    pub fn take_unreported(&self) -> (u64, Option<Error>) {
-        let mut state = self.shared.lock();
-        (std::mem::take(&mut state.unreported), state.first_unreported.take())
+    /// Messages that failed, with nobody told of each, since this was asked last.
+    pub fn take_unreported(&self) -> Unreported {
+        std::mem::take(&mut self.shared.lock().unreported)
     }
 
     /// Keep `completion` until everything appended before is committed or failed.
     pub fn flush(&self, completion: Completion) -> Result<()> {
         let mut state = self.shared.lock();
-        state.queue.push_back(Entry::Flush(completion));
+        state.buffer.append_flush(completion);
         self.wake(state)
     }
 
     /// Keep `completion` until there is room in the buffer.
     pub fn when_space(&self, completion: Completion) {
         let mut state = self.shared.lock();
-        if state.is_closed || !state.is_full(&self.shared.settings) {
+        if state.is_closed || !state.buffer.is_full() {
             drop(state);
             completion.finish(Ok(Outcome::Done));
         } else {
@@ -248,7 +272,7 @@ impl Publisher {
             return Ok(());
         }
         state.is_closed = true;
-        if !state.is_running && state.queue.is_empty() {
+        if !state.is_running && state.buffer.is_empty() {
             drop(state);
             let session = self.shared.session.clone();
             runtime::handle()?.spawn(async move {
@@ -266,21 +290,37 @@ impl Publisher {
     /// Counters and queue depths.
     pub fn stats(&self) -> PublisherStats {
         let state = self.shared.lock();
-        let reconnects = self.shared.session.reconnects();
-        PublisherStats { waiting_count: state.count, waiting_bytes: state.bytes, reconnects, ..state.stats }
+        let (waiting_count, waiting_bytes) = (state.buffer.count(), state.buffer.bytes());
+        PublisherStats { waiting_count, waiting_bytes, reconnects: self.shared.session.reconnects(), ..state.stats }
+    }
+
+    fn encode(&self, message: &Message) -> Result<(String, Encoded)> {
+        let settings = &self.shared.settings;
+        let channel = channel_name(&settings.prefix, &message.nsp)?;
+        Ok((channel, codec::encode(message, &settings.uid, settings.limits)?))
+    }
+
+    fn append(
+        &self,
+        state: &mut State,
+        message: &Message,
+        channel: String,
+        encoded: Encoded,
+        completion: Option<Completion>,
+    ) -> Result<()> {
+        let settings = &self.shared.settings;
+        let sequence = state.sequences.get(&channel).map_or(1, |last| last + 1);
+        let (process, key) = (self.shared.process.as_deref(), settings.signing_key.as_ref());
+        let seal = Seal { sequence, process, key, channel: &channel };
+        let wire = codec::finish(encoded, seal, message, &settings.uid, settings.limits)?;
+        state.next_sequence(&channel);
+        state.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: Some(sequence) });
+        Ok(())
     }
 
     fn open_state(&self) -> Result<MutexGuard<'_, State>> {
         let state = self.shared.lock();
         if state.is_closed { Err(Error::Closed("publisher")) } else { Ok(state) }
-    }
-
-    fn append(&self, mut state: MutexGuard<'_, State>, outgoing: Outgoing) -> Result<bool> {
-        state.count += 1;
-        state.bytes += outgoing.size_bytes();
-        state.queue.push_back(Entry::Message(outgoing));
-        self.wake(state)?;
-        Ok(true)
     }
 
     fn wake(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
@@ -294,6 +334,19 @@ impl Publisher {
     }
 }
 
+/// A name for this publisher. From the operating system: a generator of ours would give forked children the same one,
+/// and receivers would take the messages of one for those of the other.
+fn new_process_id() -> Result<String> {
+    const LETTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
+    let mut bytes = [0; PROCESS_LENGTH];
+    getrandom::fill(&mut bytes).map_err(|error| Error::ConnectionLost {
+        context: "draw a random id".to_owned(),
+        reason: error.to_string(),
+        may_be_sent: false,
+    })?;
+    Ok(bytes.into_iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect())
+}
+
 /// Drop a completion without reporting it: its caller learns the outcome from the return value.
 fn forget(completion: Option<Completion>) {
     if let Some(completion) = completion {
@@ -302,8 +355,17 @@ fn forget(completion: Option<Completion>) {
 }
 
 impl State {
-    fn is_full(&self, settings: &PublisherSettings) -> bool {
-        self.count >= settings.buffer_count || self.bytes >= settings.buffer_bytes
+    /// Numbers are used up in call order, and only by messages that could be encoded.
+    fn next_sequence(&mut self, channel: &str) {
+        match self.sequences.get_mut(channel) {
+            Some(last) => *last += 1,
+            None => drop(self.sequences.insert(channel.to_owned(), 1)),
+        }
+    }
+
+    fn append(&mut self, outgoing: Outgoing) {
+        self.is_dropping = false;
+        self.buffer.append(outgoing);
     }
 }
 
@@ -312,53 +374,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remove the messages of the next group; answer flushes whose turn has come.
-    fn take_group(&self) -> Vec<Outgoing> {
-        let mut group: Vec<Outgoing> = Vec::new();
-        let (mut inline_bytes, mut attachment_bytes) = (0, 0);
-        let mut raw: HashSet<(String, String)> = HashSet::new();
-        let mut state = self.lock();
-        loop {
-            match state.queue.front() {
-                None => break,
-                Some(Entry::Flush(_)) => {
-                    if !group.is_empty() {
-                        break;
-                    }
-                    if let Some(Entry::Flush(completion)) = state.queue.pop_front() {
-                        completion.finish(Ok(Outcome::Done));
-                    }
-                    continue;
-                }
-                Some(Entry::Message(next)) => {
-                    inline_bytes += next.inline_bytes();
-                    attachment_bytes += next.attachment_bytes();
-                    let is_over = group.len() >= GROUP_MESSAGES
-                        || inline_bytes > GROUP_INLINE_BYTES
-                        || attachment_bytes > GROUP_ATTACHMENT_BYTES;
-                    if is_over && !group.is_empty() {
-                        break;
-                    }
-                    if let (true, Encoded::Inline(text)) = (next.is_raw, &next.wire)
-                        && !raw.insert((next.channel.clone(), text.clone()))
-                    {
-                        break;
-                    }
-                }
-            }
-            if let Some(Entry::Message(next)) = state.queue.pop_front() {
-                group.push(next);
-            }
-        }
-        group
-    }
-
-    /// Put messages that were certainly not committed back in front.
     fn put_back(&self, group: Vec<Outgoing>) {
-        let mut state = self.lock();
-        for outgoing in group.into_iter().rev() {
-            state.queue.push_front(Entry::Message(outgoing));
-        }
+        self.lock().buffer.put_back(group);
     }
 
     /// Report the fate of messages and release their space.
@@ -366,27 +383,28 @@ impl Shared {
         let mut unobserved = false;
         let mut state = self.lock();
         for outgoing in group {
-            state.count -= 1;
-            state.bytes -= outgoing.size_bytes();
+            state.buffer.release(&outgoing);
             match result {
                 Ok(()) => {
                     state.stats.published += 1;
-                    state.stats.attachments += u64::from(outgoing.attachment_bytes() > 0);
+                    state.stats.attachments += u64::from(outgoing.is_attachment());
                 }
-                Err(_) => state.stats.failed += 1,
+                Err(error) => {
+                    state.stats.failed += 1;
+                    state.stats.in_doubt += u64::from(error.is_in_doubt());
+                }
             }
             match (outgoing.completion, result) {
                 (Some(completion), result) => completion.finish(result.clone().map(|()| Outcome::Done)),
                 (None, Ok(())) => {}
                 (None, Err(error)) => {
                     unobserved = true;
-                    state.unreported += 1;
-                    state.first_unreported.get_or_insert_with(|| error.clone());
+                    state.unreported.add(error);
                 }
             }
         }
         state.stats.groups += u64::from(result.is_ok());
-        if !state.is_full(&self.settings) {
+        if !state.buffer.is_full() {
             for waiter in state.space_waiters.drain(..) {
                 waiter.finish(Ok(Outcome::Done));
             }
@@ -397,29 +415,11 @@ impl Shared {
         }
     }
 
-    /// Fail the messages that `is_hit` selects; those that waited longest are asked first.
-    fn fail_where(&self, error: &Error, is_hit: impl Fn(&Outgoing) -> bool) {
-        let mut expired = Vec::new();
-        {
-            // Messages are in order of age: everything in front of the first young one goes.
-            let mut state = self.lock();
-            let mut flushes = Vec::new();
-            while let Some(entry) = state.queue.pop_front() {
-                match entry {
-                    Entry::Flush(completion) => flushes.push(Entry::Flush(completion)),
-                    Entry::Message(outgoing) if is_hit(&outgoing) => expired.push(outgoing),
-                    young @ Entry::Message(_) => {
-                        state.queue.push_front(young);
-                        break;
-                    }
-                }
-            }
-            for flush in flushes.into_iter().rev() {
-                state.queue.push_front(flush);
-            }
-        }
-        if !expired.is_empty() {
-            self.settle(expired, &Err(error.clone()));
+    /// Fail the messages in front that `is_hit` selects.
+    fn fail_while(&self, error: &Error, is_hit: impl Fn(&Outgoing) -> bool) {
+        let failed = self.lock().buffer.take_while(is_hit);
+        if !failed.is_empty() {
+            self.settle(failed, &Err(error.clone()));
         }
     }
 
@@ -439,8 +439,8 @@ async fn run(shared: Arc<Shared>) {
         () = work(&shared) => {}
         () = overtime => {}
     }
-    shared.fail_where(&Error::Closed("publisher"), |_| true);
-    shared.take_group(); // answers the flushes that are left
+    shared.fail_while(&Error::Closed("publisher"), |_| true);
+    shared.lock().buffer.take_group(); // answers the flushes that are left
     shared.session.close().await;
     let (closing, waiters) = {
         let mut state = shared.lock();
@@ -458,7 +458,7 @@ async fn work(shared: &Shared) {
     loop {
         let (is_idle, has_messages, is_closed) = {
             let state = shared.lock();
-            (state.queue.is_empty(), state.count > 0, state.is_closed)
+            (state.buffer.is_empty(), state.buffer.count() > 0, state.is_closed)
         };
         if is_idle {
             if is_closed {
@@ -468,7 +468,7 @@ async fn work(shared: &Shared) {
             continue;
         }
         if !has_messages {
-            shared.take_group(); // only flushes wait
+            shared.lock().buffer.take_group(); // only flushes wait
             continue;
         }
         let client = match shared.session.client().await {
@@ -478,11 +478,11 @@ async fn work(shared: &Shared) {
                 continue;
             }
         };
-        let group = shared.take_group();
+        let group = InFlight::take(shared);
         match commit(shared, &client, group).await {
             Ok(()) => backoff.reset(),
             Err(error) => {
-                shared.session.close().await;
+                shared.session.discard().await;
                 wait_after(shared, &error, &mut backoff).await;
             }
         }
@@ -493,60 +493,129 @@ async fn work(shared: &Shared) {
 async fn wait_after(shared: &Shared, error: &Error, backoff: &mut Backoff) {
     if !error.is_transient() {
         // Waiting cannot mend a wrong password, database or right: the caller must hear of it now.
-        shared.fail_where(error, |_| true);
+        shared.fail_while(error, |_| true);
+        shared.lock().buffer.answer_flushes();
         return;
     }
     let age = shared.settings.buffer_age;
-    shared.fail_where(error, |outgoing| outgoing.since.elapsed() >= age);
+    shared.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
+    // Nothing is in flight here, so a flush need not wait for what was published after it.
+    shared.lock().buffer.answer_flushes();
     if backoff.attempts() == 0 {
         shared.outlet.push(Item::Failure(error.clone()));
     }
     tokio::time::sleep(backoff.next_delay()).await;
 }
 
-/// Commit a group. `Err` means that the connection is of no use any more; every message has been settled or put
-/// back by then.
-async fn commit(shared: &Shared, client: &Client, mut group: Vec<Outgoing>) -> Result<()> {
-    if group.iter().any(|outgoing| outgoing.attachment_bytes() > 0)
-        && let Err(error) = shared.table.ensure(client).await
+/// A group on its way: a stack of parts still to be sent, the first one last. However this ends, by an error, or by the
+/// deadline of [`Publisher::close`], every message is settled or back in the buffer afterwards.
+struct InFlight<'a> {
+    shared: &'a Shared,
+    parts: Vec<Vec<Outgoing>>,
+    /// Whether the last part may have reached the server.
+    is_sending: bool,
+}
+
+impl<'a> InFlight<'a> {
+    fn take(shared: &'a Shared) -> Self {
+        let group = shared.lock().buffer.take_group();
+        Self { shared, parts: vec![group], is_sending: false }
+    }
+
+    /// Settle the last part.
+    fn settle(&mut self, result: &Result<()>) {
+        self.is_sending = false;
+        if let Some(group) = self.parts.pop() {
+            self.shared.settle(group, result);
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        if self.is_sending {
+            self.settle(&Err(in_doubt("the publisher was closed while a commit was under way")));
+        }
+        self.shared.put_back(std::mem::take(&mut self.parts).into_iter().rev().flatten().collect());
+    }
+}
+
+/// Commit a group. `Err` means that the connection is of no use any more.
+async fn commit(shared: &Shared, client: &Client, mut flight: InFlight<'_>) -> Result<()> {
+    if flight.parts.iter().flatten().any(Outgoing::is_attachment)
+        && let Err(error) = shared.session.answer("look up the attachment table", shared.table.ensure(client)).await
     {
         if error.is_transient() {
-            shared.put_back(group);
             return Err(error);
         }
-        let (refused, rest) = group.into_iter().partition(|outgoing: &Outgoing| outgoing.attachment_bytes() > 0);
+        let group: Vec<Outgoing> = flight.parts.drain(..).flatten().collect();
+        let (refused, rest) = group.into_iter().partition(Outgoing::is_attachment);
         shared.settle(refused, &Err(error));
-        group = rest;
+        flight.parts.push(rest);
     }
-    // Halving instead of recursion: a stack of groups still to be sent, first one last.
-    let mut pending = vec![group];
-    while let Some(mut group) = pending.pop() {
+    let mut has_tidied = false;
+    while let Some(group) = flight.parts.last() {
         if group.is_empty() {
+            flight.parts.pop();
             continue;
         }
-        match send(shared, client, &group).await {
-            Ok(()) => shared.settle(group, &Ok(())),
+        let began = Instant::now();
+        flight.is_sending = true;
+        let sent = shared.session.answer("commit messages", send(shared, client, group)).await;
+        flight.is_sending = sent.as_ref().is_err_and(Error::is_connection_lost);
+        match sent {
+            Ok(()) => {
+                expect_echo(shared, group, began);
+                flight.settle(&Ok(()));
+            }
             Err(error) if error.is_connection_lost() => {
-                shared.settle(group, &Err(in_doubt(&error)));
-                pending.into_iter().rev().for_each(|rest| shared.put_back(rest));
+                flight.settle(&Err(in_doubt(&reason_of(&error))));
                 return Err(error);
+            }
+            // Nothing was sent. Begin anew: the table is made again where that is allowed, or its absence reported.
+            Err(error) if shared.table.forget_if_gone(&error).await => return Ok(()),
+            Err(error) if is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
+                shared.session.answer("tidy the notification queue", tidy_queue(client)).await?;
             }
             // The server refused before committing: nothing was sent, and another attempt may succeed.
-            Err(error) if error.is_transient() => {
-                pending.push(group);
-                let rest = pending.into_iter().rev().flatten().collect();
-                shared.put_back(rest);
-                return Err(error);
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) if group.len() > 1 && (is_about_one_message(&error) || is_mixed(group)) => {
+                let mut first = flight.parts.pop().unwrap_or_default();
+                let second = first.split_off(first.len() / 2);
+                flight.parts.extend([second, first]);
             }
-            Err(error) if group.len() > 1 && is_about_one_message(&error) => {
-                let second = group.split_off(group.len() / 2);
-                pending.push(second);
-                pending.push(group);
-            }
-            Err(error) => shared.settle(group, &Err(error)),
+            Err(error) => flight.settle(&Err(error)),
         }
     }
     Ok(())
+}
+
+/// Our own listener will hear of this group, if it is not deaf.
+fn expect_echo(shared: &Shared, group: &[Outgoing], began: Instant) {
+    let mut last: HashMap<&str, u64> = HashMap::new();
+    for (channel, number) in group.iter().filter_map(|each| Some((each.channel.as_str(), each.sequence?))) {
+        last.insert(channel, number);
+    }
+    for (channel, number) in last {
+        shared.echo.committed(channel, number, began, Instant::now());
+    }
+}
+
+/// Whether what is wrong with the attachment table would fail messages that do not need it.
+fn is_mixed(group: &[Outgoing]) -> bool {
+    group.iter().any(Outgoing::is_attachment) && !group.iter().all(Outgoing::is_attachment)
+}
+
+/// `program_limit_exceeded`: of a NOTIFY, that the server's queue is full.
+fn is_queue_full(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. } if report.sqlstate == "54000")
+}
+
+/// Free what all listeners have read. PostgreSQL does that with every fourth page that is written, and so no more once
+/// the queue is full; asking for its usage does it, too.
+async fn tidy_queue(client: &Client) -> Result<()> {
+    let done = client.query_typed("SELECT pg_catalog.pg_notification_queue_usage()", &[]).await;
+    done.map(drop).map_err(|error| Error::from_postgres("tidy the notification queue", &error, false))
 }
 
 /// Class 22 (data exception): one message of the group cannot be stored or is not representable; the others can.
@@ -554,8 +623,16 @@ fn is_about_one_message(error: &Error) -> bool {
     matches!(error, Error::Database { report, .. } if report.sqlstate.starts_with("22"))
 }
 
-fn in_doubt(error: &Error) -> Error {
-    Error::ConnectionLost { context: "commit messages".to_owned(), reason: error.to_string(), may_be_sent: true }
+/// What happened, without what was being done: a commit, always.
+fn reason_of(error: &Error) -> String {
+    match error {
+        Error::ConnectionLost { reason, .. } => reason.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn in_doubt(reason: &str) -> Error {
+    Error::ConnectionLost { context: "commit messages".to_owned(), reason: reason.to_owned(), may_be_sent: true }
 }
 
 async fn send(shared: &Shared, client: &Client, group: &[Outgoing]) -> Result<()> {
@@ -577,7 +654,7 @@ async fn send(shared: &Shared, client: &Client, group: &[Outgoing]) -> Result<()
     }
     let result = if bodies.iter().any(Option::is_some) {
         let sequence = shared.table.ensure(client).await?;
-        let sql = attachment_sql(shared.table.quoted(), sequence);
+        let sql = attachment_sql(shared.table.quoted(), &sequence);
         client
             .query_typed(
                 &sql,
@@ -586,7 +663,8 @@ async fn send(shared: &Shared, client: &Client, group: &[Outgoing]) -> Result<()
             .await
     } else {
         // count() keeps the answer at one row. An unnamed statement works through transaction poolers.
-        const SQL: &str = "SELECT count(pg_notify(channel, payload)) FROM unnest($1, $2) AS t(channel, payload)";
+        const SQL: &str = "SELECT pg_catalog.count(pg_catalog.pg_notify(channel, payload)) \
+                           FROM unnest($1, $2) AS t(channel, payload)";
         client.query_typed(SQL, &[(&channels, Type::TEXT_ARRAY), (&texts, Type::TEXT_ARRAY)]).await
     };
     result.map(drop).map_err(|error| Error::from_postgres("commit messages", &error, true))
@@ -601,12 +679,14 @@ fn attachment_sql(table: &str, sequence: &str) -> String {
     let sequence = sequence.replace('\'', "''");
     format!(
         "WITH m AS MATERIALIZED (\
-            SELECT n, channel, head, body, CASE WHEN body IS NOT NULL THEN nextval('{sequence}'::regclass) END AS id \
+            SELECT n, channel, head, body, \
+                CASE WHEN body IS NOT NULL THEN pg_catalog.nextval('{sequence}'::pg_catalog.regclass) END AS id \
             FROM unnest($1, $2, $3) WITH ORDINALITY AS t(channel, head, body, n)), \
          stored AS (\
             INSERT INTO {table} (id, payload) OVERRIDING SYSTEM VALUE SELECT id, body FROM m WHERE body IS NOT NULL) \
-         SELECT count(pg_notify(channel, CASE WHEN id IS NULL THEN head ELSE head || id || '\"}}' END)) \
+         SELECT pg_catalog.count(pg_catalog.pg_notify(channel, \
+            CASE WHEN id IS NULL THEN head ELSE pg_catalog.concat(head, id, '\"}}') END)) \
          FROM (SELECT channel, head, id FROM m ORDER BY n) AS ordered \
-         WHERE (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL"
+         WHERE (SELECT pg_catalog.set_config('synchronous_commit', 'off', true)) IS NOT NULL"
     )
 }

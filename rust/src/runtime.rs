@@ -1,44 +1,87 @@
-//! The one Tokio runtime of the process: started on first use, forgotten in a forked child.
+//! The one Tokio runtime of the process: started on first use, ended with the last object that may use it, forgotten
+//! in a forked child.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::{Error, Result};
 
 struct Owned {
     pid: u32,
-    runtime: Arc<tokio::runtime::Runtime>,
+    /// Objects that may use it.
+    leases: usize,
+    runtime: Option<Runtime>,
 }
 
-static RUNTIME: Mutex<Option<Owned>> = Mutex::new(None);
+static OWNED: Mutex<Option<Owned>> = Mutex::new(None);
+
+/// The record of this process. That of a parent is leaked: its threads stayed there, and dropping the runtime here would
+/// wait for them for ever.
+fn owned() -> MutexGuard<'static, Option<Owned>> {
+    let mut slot = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let pid = std::process::id();
+    if slot.as_ref().is_none_or(|owned| owned.pid != pid) {
+        std::mem::forget(slot.replace(Owned { pid, leases: 0, runtime: None }));
+    }
+    slot
+}
+
+/// The right to use the runtime. When the last one is gone the background thread ends.
+pub struct Lease {
+    pid: u32,
+}
+
+impl Lease {
+    /// A lease; nothing is started yet.
+    pub fn new() -> Self {
+        if let Some(owned) = owned().as_mut() {
+            owned.leases += 1;
+        }
+        Self { pid: std::process::id() }
+    }
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            return; // the parent's
+        }
+        let ended = owned().as_mut().and_then(|owned| {
+            owned.leases = owned.leases.saturating_sub(1);
+            if owned.leases == 0 { owned.runtime.take() } else { None }
+        });
+        if let Some(runtime) = ended {
+            runtime.shutdown_background(); // does not wait, so it may be called from anywhere
+        }
+    }
+}
 
 /// Handle of the runtime, started if this process has none yet.
 ///
 /// One worker thread: all work here is waiting for sockets and decoding small messages, and every further thread
 /// would compete with Python for the same cores.
-pub fn handle() -> Result<tokio::runtime::Handle> {
-    let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let pid = std::process::id();
-    if let Some(owned) = slot.take() {
-        if owned.pid == pid {
-            let handle = owned.runtime.handle().clone();
-            *slot = Some(owned);
-            return Ok(handle);
-        }
-        // The threads stayed in the parent; dropping the runtime here would wait for them for ever.
-        std::mem::forget(owned);
+pub fn handle() -> Result<Handle> {
+    let mut slot = owned();
+    let Some(owned) = slot.as_mut() else { return Err(Error::Closed("runtime")) };
+    if let Some(runtime) = &owned.runtime {
+        return Ok(runtime.handle().clone());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("socketio-postgres")
-        .enable_all()
-        .build()
-        .map_err(|error| Error::ConnectionLost {
-            context: "start the background thread".to_owned(),
-            reason: error.to_string(),
-            may_be_sent: false,
-        })?;
-    let runtime = Arc::new(runtime);
+    let runtime =
+        Builder::new_multi_thread().worker_threads(1).thread_name("socketio-postgres").enable_all().build().map_err(
+            |error| Error::ConnectionLost {
+                context: "start the background thread".to_owned(),
+                reason: error.to_string(),
+                may_be_sent: false,
+            },
+        )?;
     let handle = runtime.handle().clone();
-    *slot = Some(Owned { pid, runtime });
+    owned.runtime = Some(runtime);
     Ok(handle)
 }

@@ -2,42 +2,68 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::connection::Connector;
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// How long closing waits for the server to take our farewell.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+struct Open {
+    client: Arc<Client>,
+    driver: JoinHandle<()>,
+}
 
 /// See the module documentation. Cheap to clone; clones share the connection.
 #[derive(Clone)]
 pub struct Session {
     connector: Arc<Connector>,
-    client: Arc<Mutex<Option<Arc<Client>>>>,
+    /// Longest wait for one answer: a server that is frozen, or a link that is half open, never gives one.
+    answer_limit: Duration,
+    open: Arc<Mutex<Option<Open>>>,
     connects: Arc<AtomicU64>,
 }
 
 impl Session {
     /// A session that connects on first use.
-    pub fn new(connector: Arc<Connector>) -> Self {
-        Self { connector, client: Arc::default(), connects: Arc::default() }
+    pub fn new(connector: Arc<Connector>, answer_limit: Duration) -> Self {
+        Self { connector, answer_limit, open: Arc::default(), connects: Arc::default() }
     }
 
     /// The open connection, made now if there is none. One attempt; the caller decides about another.
     pub async fn client(&self) -> Result<Arc<Client>> {
-        let mut slot = self.client.lock().await;
-        if let Some(client) = slot.as_ref().filter(|client| !client.is_closed()) {
-            return Ok(Arc::clone(client));
+        let mut slot = self.open.lock().await;
+        if let Some(open) = slot.as_ref().filter(|open| !open.client.is_closed()) {
+            return Ok(Arc::clone(&open.client));
         }
-        let link = self.connector.connect().await?;
+        // Boxed: connecting needs much state, and is rare.
+        let link = Box::pin(self.connector.connect()).await?;
         // The driver ends with the connection; its error reaches the request in flight, or the next one.
-        tokio::spawn(async move {
+        let driver = tokio::spawn(async move {
             let _ = link.connection.await;
         });
         self.connects.fetch_add(1, Ordering::Relaxed);
         let client = Arc::new(link.client);
-        *slot = Some(Arc::clone(&client));
+        *slot = Some(Open { client: Arc::clone(&client), driver });
         Ok(client)
+    }
+
+    /// Wait for an answer, but not for ever. After a failure the caller calls [`Session::discard`].
+    pub async fn answer<T>(&self, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match timeout(self.answer_limit, work).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::ConnectionLost {
+                context: context.to_owned(),
+                reason: format!("PostgreSQL did not answer within {} s", self.answer_limit.as_secs_f64()),
+                may_be_sent: false,
+            }),
+        }
     }
 
     /// Connections opened after the first one.
@@ -45,8 +71,20 @@ impl Session {
         self.connects.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    /// Close the connection; the next use opens another.
+    /// Drop a connection that broke, without a farewell; the next use opens another.
+    pub async fn discard(&self) {
+        if let Some(open) = self.open.lock().await.take() {
+            open.driver.abort();
+        }
+    }
+
+    /// Close the connection in good order; the next use opens another.
     pub async fn close(&self) {
-        *self.client.lock().await = None;
+        if let Some(Open { client, mut driver }) = self.open.lock().await.take() {
+            drop(client);
+            if timeout(CLOSE_LIMIT, &mut driver).await.is_err() {
+                driver.abort();
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
 use super::fields::{Fields, Slice};
-use super::{Received, undecodable};
+use super::{ORIGIN_LIMIT_BYTES, Received, Stamp, undecodable};
 use crate::error::Result;
 use crate::protocol::{Body, Data, Flags, MAX_DEPTH, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
 
@@ -168,7 +168,25 @@ struct Envelope<'a> {
     data: Option<&'a RawValue>,
     #[serde(rename = "attachmentId", default)]
     attachment_id: Option<Name>,
+    // Only senders of this package write these two. Another's keys of these names may hold anything.
+    #[serde(borrow, default)]
+    n: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    p: Option<&'a RawValue>,
 }
+
+impl Envelope<'_> {
+    fn stamp(&self) -> Stamp {
+        let process = self.p.and_then(|raw| raw.get().strip_prefix('"')?.strip_suffix('"'));
+        Stamp {
+            sequence: self.n.and_then(|raw| raw.get().parse().ok()),
+            process: process.filter(|process| process.len() <= PROCESS_LIMIT_BYTES).map(str::to_owned),
+        }
+    }
+}
+
+/// Longest name of an emitter's process that is remembered.
+const PROCESS_LIMIT_BYTES: usize = 32;
 
 #[derive(Deserialize)]
 struct RawData<'a> {
@@ -217,25 +235,23 @@ struct RawPacket<'a> {
 }
 
 /// Decode the payload of a notification; `channel_nsp` stands in for a missing `nsp`.
-pub fn read(payload: &str, channel_nsp: &str) -> Result<Received> {
+pub fn read(payload: &str, channel_nsp: &str) -> Result<(Received, Stamp)> {
     let size = payload.len();
     let envelope: Envelope<'_> = object(payload, size)?;
+    let stamp = envelope.stamp();
     let uid = envelope.uid.map(Cow::into_owned).unwrap_or_default();
     let nsp = envelope.nsp.map(Cow::into_owned);
     if let Some(Name(id)) = envelope.attachment_id {
         let id = id.parse().map_err(|_| undecodable(size, format!("attachmentId {id:?} is no row id")))?;
-        return Ok(Received::Attachment { uid, nsp: nsp.unwrap_or_else(|| channel_nsp.to_owned()), id });
+        let nsp = nsp.unwrap_or_else(|| channel_nsp.to_owned());
+        return Ok((Received::Attachment { uid, nsp, id }, stamp));
     }
     let kind = message_type(envelope.kind, size)?;
     let is_from_go = payload.starts_with("{\"uid\"");
     let Some(data) = envelope.data else {
         let body = Fields::default().into_body(kind, size)?;
-        return Ok(Received::Message(Message {
-            uid,
-            nsp: nsp.unwrap_or_else(|| channel_nsp.to_owned()),
-            body,
-            is_from_go,
-        }));
+        let nsp = nsp.unwrap_or_else(|| channel_nsp.to_owned());
+        return Ok((Received::Message(Message { uid, nsp, body, is_from_go }), stamp));
     };
     let raw: RawData<'_> = object(data.get(), size)?;
     let mut inner_nsp = None;
@@ -260,7 +276,62 @@ pub fn read(payload: &str, channel_nsp: &str) -> Result<Received> {
     };
     let body = fields.into_body(kind, size)?;
     let nsp = nsp.or(inner_nsp).unwrap_or_else(|| channel_nsp.to_owned());
-    Ok(Received::Message(Message { uid, nsp, body, is_from_go }))
+    Ok((Received::Message(Message { uid, nsp, body, is_from_go }), stamp))
+}
+
+/// As much of a message as says whom it is for, read in one pass and without a copy.
+#[derive(Debug, Deserialize)]
+pub struct Glance<'a> {
+    #[serde(rename = "type")]
+    kind: u64,
+    /// Server id of the sender.
+    pub uid: &'a str,
+    /// Namespace, if it is named.
+    #[serde(default)]
+    pub nsp: Option<&'a str>,
+    /// The [`Stamp`]'s number.
+    #[serde(default)]
+    pub n: Option<u64>,
+    /// The [`Stamp`]'s process.
+    #[serde(default)]
+    pub p: Option<&'a str>,
+    #[serde(borrow)]
+    data: GlanceData<'a>,
+    #[serde(rename = "attachmentId", default)]
+    attachment_id: Option<de::IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+struct GlanceData<'a> {
+    #[serde(borrow)]
+    opts: GlanceOpts<'a>,
+    #[serde(rename = "requestId", default)]
+    request_id: Option<de::IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+struct GlanceOpts<'a> {
+    #[serde(borrow)]
+    rooms: Vec<&'a str>,
+}
+
+impl Glance<'_> {
+    /// Names of the rooms that the message is for.
+    pub fn rooms(&self) -> &[&str] {
+        &self.data.opts.rooms
+    }
+}
+
+/// Look at a message that is for sockets and wants no answer. `None` for any other, and whenever a closer look is needed;
+/// then [`read`] tells.
+pub fn glance(payload: &str) -> Option<Glance<'_>> {
+    let glance: Glance<'_> = payload.starts_with('{').then(|| serde_json::from_str(payload).ok()).flatten()?;
+    let is_for_sockets = matches!(glance.kind, 3..=6); // broadcast, join, leave, disconnect
+    let is_plain = is_for_sockets && glance.attachment_id.is_none() && glance.data.request_id.is_none();
+    let is_short = glance.uid.len() <= ORIGIN_LIMIT_BYTES
+        && glance.nsp.is_none_or(|nsp| nsp.len() <= ORIGIN_LIMIT_BYTES)
+        && glance.p.is_none_or(|process| process.len() <= PROCESS_LIMIT_BYTES);
+    (is_plain && is_short).then_some(glance)
 }
 
 /// Parse one object; serde alone would also take an array, its items being the fields in order.

@@ -10,8 +10,10 @@ pub mod msgpack;
 
 use crate::error::{Error, Result};
 use crate::protocol::{Data, Message, NOTIFY_LIMIT_BYTES};
+use crate::signature::SigningKey;
 
 pub use fields::{Fields, Slice};
+pub use json::{Glance, glance};
 
 /// A message ready for the publisher, still without its sequence number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +43,28 @@ pub enum Received {
         /// Row id.
         id: i64,
     },
+}
+
+/// What a sender of this package adds to its messages, so that receivers notice what is missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Number of the message among those of its sender on its channel, from 1.
+    pub sequence: Option<u64>,
+    /// Which of the emitters sent it; they share one uid.
+    pub process: Option<String>,
+}
+
+/// What a publisher appends to one message, see [`finish`].
+#[derive(Clone, Copy)]
+pub struct Seal<'a> {
+    /// The [`Stamp`]'s number.
+    pub sequence: u64,
+    /// The [`Stamp`]'s process.
+    pub process: Option<&'a str>,
+    /// Signs the message.
+    pub key: Option<&'a SigningKey>,
+    /// Channel it is published on.
+    pub channel: &'a str,
 }
 
 /// Limits of one publisher.
@@ -75,8 +99,13 @@ impl Limits {
 
 /// The key that carries the per-sender sequence number; peers ignore it.
 ///
-/// It keeps two equal messages of one transaction apart, which PostgreSQL would otherwise deliver once.
+/// It also keeps two equal messages of one transaction apart, which PostgreSQL would otherwise deliver once.
 const SEQUENCE_KEY: &str = ",\"n\":";
+/// The key that carries the emitter's process; peers ignore it.
+const PROCESS_KEY: &str = ",\"p\":\"";
+
+/// Longest server id and namespace that are read. Known servers have ids of 32 letters, and channels carry less.
+const ORIGIN_LIMIT_BYTES: usize = 255;
 
 /// Encode a message as `uid` would send it: inline when it fits and holds no binary, else as an attachment.
 pub fn encode(message: &Message, uid: &str, limits: Limits) -> Result<Encoded> {
@@ -97,39 +126,68 @@ fn encode_attachment(message: &Message, uid: &str, limits: Limits) -> Result<Enc
     Ok(Encoded::Attachment { header: json::write_header(message, uid), body })
 }
 
-/// Append the sequence number. A message that no longer fits inline becomes an attachment here.
-pub fn finish(encoded: Encoded, sequence: u64, message: &Message, uid: &str, limits: Limits) -> Result<Encoded> {
+/// Append the stamp and the signature. A message that no longer fits inline becomes an attachment here.
+pub fn finish(encoded: Encoded, seal: Seal<'_>, message: &Message, uid: &str, limits: Limits) -> Result<Encoded> {
     match encoded {
         Encoded::Inline(mut text) => {
-            push_sequence(&mut text, sequence);
+            push_seal(&mut text, seal, None);
             if text.len() < limits.inline_limit() {
                 text.push('}');
                 return Ok(Encoded::Inline(text));
             }
-            finish(encode_attachment(message, uid, limits)?, sequence, message, uid, limits)
+            finish(encode_attachment(message, uid, limits)?, seal, message, uid, limits)
         }
         Encoded::Attachment { mut header, body } => {
-            push_sequence(&mut header, sequence);
+            push_seal(&mut header, seal, Some(&body));
             header.push_str(",\"attachmentId\":\"");
             Ok(Encoded::Attachment { header, body })
         }
     }
 }
 
-fn push_sequence(text: &mut String, sequence: u64) {
+fn push_seal(text: &mut String, seal: Seal<'_>, body: Option<&[u8]>) {
     use std::fmt::Write as _;
+    if let Some(process) = seal.process {
+        text.push_str(PROCESS_KEY);
+        text.push_str(process); // letters and digits
+        text.push('"');
+    }
     text.push_str(SEQUENCE_KEY);
-    let _ = write!(text, "{sequence}"); // writing to a String cannot fail
+    let _ = write!(text, "{}", seal.sequence); // writing to a String cannot fail
+    if let Some(key) = seal.key {
+        key.sign(seal.channel, text, body);
+    }
 }
 
 /// Decode the payload of a notification received on the channel of namespace `channel_nsp`.
 pub fn decode_notification(payload: &str, channel_nsp: &str) -> Result<Received> {
-    json::read(payload, channel_nsp)
+    decode_stamped(payload, channel_nsp).map(|(received, _)| received)
+}
+
+/// The same, with what the sender told about the message's place among its others.
+pub fn decode_stamped(payload: &str, channel_nsp: &str) -> Result<(Received, Stamp)> {
+    let (received, stamp) = json::read(payload, channel_nsp)?;
+    let (Received::Message(Message { uid, nsp, .. }) | Received::Attachment { uid, nsp, .. }) = &received;
+    check_origin(uid, nsp, payload.len())?;
+    Ok((received, stamp))
 }
 
 /// Decode an attachment. `uid` and `nsp` are the header's, used where the body names none.
 pub fn decode_attachment(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
-    msgpack::read(bytes, uid, nsp)
+    let message = msgpack::read(bytes, uid, nsp)?;
+    check_origin(&message.uid, &message.nsp, bytes.len())?;
+    Ok(message)
+}
+
+/// Refuse names that nobody has: they are remembered, for every sender, long after its message.
+fn check_origin(uid: &str, nsp: &str, size_bytes: usize) -> Result<()> {
+    for (what, name) in [("uid", uid), ("nsp", nsp)] {
+        if name.len() > ORIGIN_LIMIT_BYTES {
+            let reason = format!("{what} has {} bytes, at most {ORIGIN_LIMIT_BYTES} are read", name.len());
+            return Err(undecodable(size_bytes, reason));
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn undecodable(size_bytes: usize, reason: impl Into<String>) -> Error {

@@ -264,11 +264,35 @@ fn every_type_is_read_as_it_was_written() {
     }
 }
 
+fn seal(sequence: u64) -> Seal<'static> {
+    Seal { sequence, process: None, key: None, channel: "socket.io#/" }
+}
+
+#[test]
+fn a_stamp_is_read_as_it_was_written_and_never_in_the_way() {
+    let message = from("", "/", event("[\"e\"]"));
+    let seal = Seal { process: Some("a1B2c3D4"), ..seal(57) };
+    let Encoded::Inline(text) =
+        finish(encode(&message, "emitter", LIMITS).unwrap(), seal, &message, "emitter", LIMITS).unwrap()
+    else {
+        panic!()
+    };
+    assert!(text.ends_with(r#","p":"a1B2c3D4","n":57}"#), "{text}");
+    let stamp = Stamp { sequence: Some(57), process: Some("a1B2c3D4".into()) };
+    assert_eq!(decode_stamped(&text, "/").unwrap().1, stamp);
+    for other in [r#""n":"x","p":7"#, r#""n":-1,"p":null"#, r#""n":1.5"#, r#""n":[1],"p":{"n":1}"#, r#""p":"""#] {
+        let (_, stamp) = decode_stamped(&format!("{{\"type\":2,{other}}}"), "/").unwrap();
+        assert_eq!(stamp.sequence, None, "{other}");
+    }
+}
+
 #[test]
 fn the_header_of_an_attachment_routes_it() {
     let message = from("", "/x\"", event("[\"e\"]"));
     let encoded = Encoded::Attachment { header: json::write_header(&message, "a1"), body: vec![] };
-    let Encoded::Attachment { header, .. } = finish(encoded, 7, &message, "a1", LIMITS).unwrap() else { panic!() };
+    let Encoded::Attachment { header, .. } = finish(encoded, seal(7), &message, "a1", LIMITS).unwrap() else {
+        panic!()
+    };
     let payload = header + "42\"}"; // the rest is put there by PostgreSQL, which knows the id
     assert_eq!(payload, r#"{"type":3,"uid":"a1","nsp":"/x\"","source":"_sio_adapter","n":7,"attachmentId":"42"}"#);
     let received = Received::Attachment { uid: "a1".into(), nsp: "/x\"".into(), id: 42 };
@@ -284,7 +308,7 @@ fn broadcast_of(size: usize, digits: usize, filler: &str) -> Message {
 }
 
 fn sent(message: &Message, sequence: u64, limits: Limits) -> Encoded {
-    finish(encode(message, "a1", limits).unwrap(), sequence, message, "a1", limits).unwrap()
+    finish(encode(message, "a1", limits).unwrap(), seal(sequence), message, "a1", limits).unwrap()
 }
 
 #[test]
@@ -614,6 +638,21 @@ fn nesting_is_limited() {
     // and siblings are none either
     let text = format!("[\"e\",{}]", vec!["[[]]"; 500].join(","));
     assert_eq!(read_json(&broadcast(&text)).unwrap().body, event(&text));
+}
+
+#[test]
+fn who_sent_it_has_a_short_name() {
+    let long = "x".repeat(256);
+    for what in ["uid", "nsp"] {
+        for rest in ["\"type\":2", "\"type\":3,\"attachmentId\":\"1\"", "\"type\":4,\"data\":{}"] {
+            let frame = |name: &str| format!("{{\"{what}\":\"{name}\",{rest}}}");
+            assert!(decode_notification(&frame(&long[1..]), "/").is_ok());
+            assert!(reason(decode_notification(&frame(&long), "/")).contains("256 bytes"), "{what} {rest}");
+        }
+        let frame = |name: &str| pack(&format!(r#"{{"type":2,"{what}":"{name}"}}"#));
+        assert!(decode_attachment(&frame(&long[1..]), "", "/").is_ok());
+        assert!(reason(decode_attachment(&frame(&long), "", "/")).contains("256 bytes"), "{what}");
+    }
 }
 
 #[test]

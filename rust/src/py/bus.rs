@@ -1,6 +1,7 @@
 //! `Bus`: one PostgreSQL as seen by one Python object: publisher, listener and attachment table together.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -10,17 +11,22 @@ use super::error::exception;
 use super::inbox::PyInbox;
 use super::message::PyMessage;
 use crate::attachment::AttachmentTable;
+use crate::attachment::Body;
 use crate::codec::Limits;
 use crate::connection::{Connector, PasswordSource};
 use crate::conninfo::{Conninfo, process_env};
+use crate::echo::Echo;
 use crate::error::{Error, Result};
 use crate::inbox::{Outcome, Outlet};
-use crate::intake::Intake;
-use crate::listener::{Listener, RawSink, Sink};
+use crate::intake::{Intake, IntakeSettings};
+use crate::listener::{Listener, ListenerSettings, RawSink, Sink};
+use crate::probe::MemberLock;
 use crate::protocol;
 use crate::publisher::{Publisher, PublisherSettings};
-use crate::runtime;
+use crate::rooms::Rooms;
+use crate::runtime::{self, Lease};
 use crate::session::Session;
+use crate::signature::SigningKey;
 
 /// The complete settings, checked and defaulted by `options.py`.
 #[derive(FromPyObject)]
@@ -37,6 +43,8 @@ struct Settings {
     buffer_count: usize,
     buffer_bytes: usize,
     buffer_age: f64,
+    receive_buffer_bytes: usize,
+    signing_key: Option<Vec<u8>>,
     probe_interval: f64,
     is_raw: bool,
 }
@@ -45,16 +53,23 @@ struct Settings {
 #[pyclass(name = "Bus", frozen, module = "socketio_postgres._core")]
 pub struct PyBus {
     pid: u32,
+    lease: Mutex<Option<Lease>>,
+    /// Whether anything was asked of it.
+    is_used: AtomicBool,
     description: String,
     table: Arc<AttachmentTable>,
     session: Session,
-    publisher: Publisher,
+    publisher: Arc<Publisher>,
     listener: Listener,
     intake: Option<Intake>,
+    echo: Arc<Echo>,
+    rooms: Arc<Rooms>,
+    outlet: Outlet,
+    probe_interval: Duration,
 }
 
 /// Ask the user's callable for a password, on a thread of its own; a coroutine is run there to its end.
-fn password_source(callable: Py<PyAny>) -> PasswordSource {
+pub fn password_source(callable: Py<PyAny>) -> PasswordSource {
     Arc::new(move || {
         Python::attach(|py| {
             let ask = || -> PyResult<String> {
@@ -84,6 +99,7 @@ fn seconds(option: &str, value: f64) -> Result<Duration> {
 impl PyBus {
     /// Nothing of a bus survives a fork: its threads stayed in the parent, its sockets belong to the parent.
     fn check_process(&self) -> Result<()> {
+        self.is_used.store(true, Ordering::Relaxed);
         if self.pid == std::process::id() { Ok(()) } else { Err(Error::Forked("connection")) }
     }
 
@@ -100,8 +116,25 @@ impl PyBus {
         self.check_process()?;
         let completion = inbox.completion(token);
         let work = operation(Arc::clone(&self.table), self.session.clone());
-        runtime::handle()?.spawn(async move { completion.finish(work.await) });
+        let session = self.session.clone();
+        runtime::handle()?.spawn(async move {
+            let result = session.answer("use the attachment table", work).await;
+            if result.as_ref().is_err_and(Error::is_connection_lost) {
+                session.discard().await;
+            }
+            completion.finish(result);
+        });
         Ok(())
+    }
+}
+
+impl Drop for PyBus {
+    /// Used and never closed: what it has buffered is still sent, so the background thread must go on.
+    fn drop(&mut self) {
+        let lease = self.lease.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if self.is_used.load(Ordering::Relaxed) {
+            std::mem::forget(lease);
+        }
     }
 }
 
@@ -124,9 +157,13 @@ impl PyBus {
         let outlet = Outlet { inbox: Arc::clone(&inbox.0), token };
         let buffer_age = seconds("buffer_age", settings.buffer_age)?;
         let probe_interval = seconds("probe_interval", settings.probe_interval)?;
+        // Within two intervals a deaf listener is noticed, and so is a publisher that gets no answer.
+        let answer_limit = 2 * probe_interval;
+        let signing_key = settings.signing_key.as_deref().map(SigningKey::new).transpose()?;
+        let (echo, rooms) = (Arc::new(Echo::default()), Arc::new(Rooms::default()));
         // Attachments have a session of their own: fetching a large one must not delay publishing.
-        let session = Session::new(Arc::clone(&write_connector));
-        let publisher = Publisher::new(
+        let session = Session::new(Arc::clone(&write_connector), answer_limit);
+        let publisher = Arc::new(Publisher::new(
             PublisherSettings {
                 uid: settings.uid.clone(),
                 prefix: settings.channel.clone(),
@@ -137,19 +174,53 @@ impl PyBus {
                 buffer_count: settings.buffer_count,
                 buffer_bytes: settings.buffer_bytes,
                 buffer_age,
+                signing_key: signing_key.clone(),
             },
-            Session::new(write_connector),
+            Session::new(write_connector, answer_limit),
             Arc::clone(&table),
+            Arc::clone(&echo),
             outlet.clone(),
-        );
-        let intake = (!settings.is_raw)
-            .then(|| Intake::new(settings.uid, settings.channel, session.clone(), Arc::clone(&table), outlet.clone()));
+        )?);
+        let is_member = !settings.is_raw && settings.uid != protocol::EMITTER_UID;
+        let listener_settings = ListenerSettings {
+            probe_interval,
+            member_lock: is_member.then(|| MemberLock::of(&settings.channel, &settings.uid)),
+            writer: session.clone(),
+            echo: Arc::clone(&echo),
+        };
+        let intake_settings = IntakeSettings {
+            uid: settings.uid,
+            prefix: settings.channel,
+            buffer_bytes: settings.receive_buffer_bytes,
+            max_payload_bytes: settings.max_payload,
+            signing_key,
+        };
+        let intake = (!settings.is_raw).then(|| {
+            let (table, echo, rooms) = (Arc::clone(&table), Arc::clone(&echo), Arc::clone(&rooms));
+            Intake::new(intake_settings, session.clone(), table, echo, rooms, outlet.clone())
+        });
         let sink: Arc<dyn Sink> = match &intake {
             Some(intake) => Arc::new(intake.clone()),
             None => Arc::new(RawSink { outlet: outlet.clone() }),
         };
-        let listener = Listener::new(listen_connector, probe_interval, sink, outlet);
-        Ok(Self { pid: std::process::id(), description, table, session, publisher, listener, intake })
+        let listener = Listener::new(listen_connector, listener_settings, sink, outlet.clone());
+        let pid = std::process::id();
+        let lease = Mutex::new(Some(Lease::new()));
+        Ok(Self {
+            pid,
+            lease,
+            is_used: AtomicBool::new(false),
+            description,
+            table,
+            session,
+            publisher,
+            listener,
+            intake,
+            echo,
+            rooms,
+            outlet,
+            probe_interval,
+        })
     }
 
     #[getter]
@@ -178,6 +249,18 @@ impl PyBus {
         Ok(self.publisher.publish(&message.0, inbox.map(|inbox| inbox.completion(token)))?)
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "pyo3 makes the list")]
+    fn publish_many(&self, messages: Vec<PyRef<'_, PyMessage>>) -> PyResult<usize> {
+        self.check_process()?;
+        let messages: Vec<_> = messages.iter().map(|message| message.0.clone()).collect();
+        Ok(self.publisher.publish_many(&messages)?)
+    }
+
+    fn drop_message(&self, message: &PyMessage) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.publisher.drop_message(&message.0)?)
+    }
+
     #[pyo3(signature = (channel, payload, inbox=None, token=0))]
     fn notify(&self, channel: &str, payload: &str, inbox: Option<&PyInbox>, token: u64) -> PyResult<bool> {
         self.check_process()?;
@@ -195,9 +278,35 @@ impl PyBus {
         Ok(self.publisher.flush(inbox.completion(token))?)
     }
 
-    fn take_unreported<'py>(&self, py: Python<'py>) -> PyResult<(u64, Option<Bound<'py, PyAny>>)> {
-        let (failed, first) = self.publisher.take_unreported();
-        Ok((failed, first.map(|error| exception(py, &error)).transpose()?))
+    fn take_unreported<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let unreported = self.publisher.take_unreported();
+        let Some(first) = unreported.first else { return Ok(None) };
+        let error = exception(py, &first)?;
+        error.setattr("failed_count", unreported.failed)?;
+        error.setattr("in_doubt_count", unreported.in_doubt)?;
+        Ok(Some(error))
+    }
+
+    fn self_test(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.listener.self_test(2 * self.probe_interval, inbox.completion(token))?)
+    }
+
+    fn mirror_rooms(&self) {
+        self.rooms.begin();
+    }
+
+    fn enter_room(&self, nsp: &str, room: Option<&str>) {
+        self.rooms.enter(nsp, room);
+    }
+
+    fn leave_room(&self, nsp: &str, room: Option<&str>) {
+        self.rooms.leave(nsp, room);
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "pyo3 makes the list")]
+    fn rooms_joined(&self, nsp: &str, rooms: Vec<String>) {
+        self.rooms.settled(nsp, &rooms);
     }
 
     fn listen(&self, channel: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
@@ -225,7 +334,12 @@ impl PyBus {
 
     fn get_attachment(&self, attachment_id: i64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, move |table, session| async move {
-            Ok(Outcome::Bytes(table.fetch(&*session.client().await?, &[attachment_id]).await?.remove(&attachment_id)))
+            let client = session.client().await?;
+            let found = table.fetch(&client, &[attachment_id], usize::MAX, usize::MAX).await?.remove(&attachment_id);
+            Ok(Outcome::Bytes(match found {
+                Some(Body::Bytes(bytes)) => Some(bytes),
+                _ => None,
+            }))
         })?)
     }
 
@@ -245,33 +359,59 @@ impl PyBus {
 
     fn close_publisher(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
-        let session = self.session.clone();
-        runtime::handle()?.spawn(async move { session.close().await });
         let limit = Duration::try_from_secs_f64(limit_seconds.max(0.0)).unwrap_or(Duration::MAX);
-        Ok(self.publisher.close(limit, inbox.completion(token))?)
+        let completion = inbox.completion(token);
+        let (session, publisher) = (self.session.clone(), Arc::clone(&self.publisher));
+        runtime::handle()?.spawn(async move {
+            session.close().await;
+            // A failure drops the completion, and so tells of itself.
+            let _ = publisher.close(limit, completion);
+        });
+        Ok(())
+    }
+
+    fn release(&self) {
+        // The lock is free before the runtime ends.
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(lease);
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let out = PyDict::new(py);
+        let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
+        let listener = self.listener.stats();
+        out.set_item("state", listener.state)?;
+        out.set_item("is_listening", listener.is_listening)?;
+        out.set_item("channels", listener.channels)?;
+        out.set_item("members", listener.members)?;
+        out.set_item("listener_reconnects", listener.reconnects)?;
+        out.set_item("probe_age", seconds(listener.alive_age))?;
+        out.set_item("echo_age", seconds(self.echo.age()))?;
+        out.set_item("notification_queue_usage", listener.queue_usage)?;
         let publisher = self.publisher.stats();
         out.set_item("published", publisher.published)?;
         out.set_item("publish_failed", publisher.failed)?;
+        out.set_item("publish_in_doubt", publisher.in_doubt)?;
+        out.set_item("publish_dropped", publisher.dropped)?;
         out.set_item("publish_groups", publisher.groups)?;
         out.set_item("publish_attachments", publisher.attachments)?;
         out.set_item("publisher_reconnects", publisher.reconnects)?;
         out.set_item("buffer_count", publisher.waiting_count)?;
         out.set_item("buffer_bytes", publisher.waiting_bytes)?;
-        let listener = self.listener.stats();
-        out.set_item("is_listening", listener.is_listening)?;
-        out.set_item("channels", listener.channels)?;
-        out.set_item("listener_reconnects", listener.reconnects)?;
         let intake = self.intake.as_ref().map(Intake::stats).unwrap_or_default();
         out.set_item("received", intake.received)?;
+        out.set_item("irrelevant", intake.irrelevant)?;
         out.set_item("own", intake.own)?;
+        out.set_item("duplicates", intake.duplicates)?;
         out.set_item("undecodable", intake.undecodable)?;
-        out.set_item("attachments_missing", intake.attachments_missing)?;
+        out.set_item("bad_signatures", intake.bad_signatures)?;
         out.set_item("attachments", intake.attachments)?;
+        out.set_item("attachments_missing", intake.attachments_missing)?;
         out.set_item("overflowed", intake.overflowed)?;
+        out.set_item("gaps", intake.gaps)?;
+        out.set_item("missing_messages", intake.missing)?;
+        out.set_item("inbox_bytes", self.outlet.inbox.bytes())?;
+        out.set_item("held_bytes", intake.held_bytes)?;
         Ok(out)
     }
 }

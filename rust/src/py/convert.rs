@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple};
@@ -285,7 +286,10 @@ pub fn decode<'py>(py: Python<'py>, data: &Data, loads: Option<&Bound<'py, PyAny
     match data {
         Data::Json(text) => match loads {
             Some(loads) => loads.call1((text,)),
-            None => LOADS.import(py, "json", "loads")?.call1((text,)),
+            None => LOADS.import(py, "json", "loads")?.call1((text,)).map_err(|error| {
+                // Valid JSON that is none to Python: an integer of more than sys.get_int_max_str_digits() digits.
+                if error.is_instance_of::<PyValueError>(py) { bad_value(&error).into() } else { error }
+            }),
         },
         Data::MessagePack(bytes) => Ok(msgpack::build(bytes, &mut Builder { py })?),
     }
@@ -333,14 +337,27 @@ impl<'py> Build for Builder<'py> {
     fn map(&mut self, entries: Vec<(Self::Value, Self::Value)>) -> Result<Self::Value> {
         let dict = PyDict::new(self.py);
         for (key, value) in entries {
+            // Strings, as in JSON and in JavaScript. A sender could choose numbers that all collide in a dict.
+            let key = if key.is_instance_of::<PyString>() { key } else { self.key(&key)? };
             dict.set_item(key, value).map_err(|error| bad_value(&error))?;
         }
         Ok(dict.into_any())
     }
 }
 
+impl<'py> Builder<'py> {
+    fn key(&self, key: &Bound<'py, PyAny>) -> Result<Bound<'py, PyAny>> {
+        let text = key_text(key).ok_or_else(|| unreadable(format!("a map has a key of type {}", type_name(key))))?;
+        Ok(PyString::new(self.py, &text).into_any())
+    }
+}
+
 fn bad_value(error: &PyErr) -> Error {
-    Error::Decode { channel: String::new(), size_bytes: 0, reason: error.to_string() }
+    unreadable(error.to_string())
+}
+
+fn unreadable(reason: String) -> Error {
+    Error::Decode { channel: String::new(), size_bytes: 0, reason }
 }
 
 /// Check a JSON text made by a custom json module and take it over.

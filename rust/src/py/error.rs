@@ -5,6 +5,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict as _, PyDict, PyModule};
 
 use crate::error::Error;
+use crate::store::error::StoreError;
 
 static EXCEPTIONS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
 
@@ -37,13 +38,62 @@ pub fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyA
             ("DatabaseError", details)
         }
         Error::ConnectionLost { may_be_sent, .. } => {
-            ("ConnectionLostError", [("may_be_sent", may_be_sent)].into_py_dict(py)?)
+            let class = if *may_be_sent { "CommitInDoubtError" } else { "ConnectionLostError" };
+            (class, [("may_be_sent", may_be_sent)].into_py_dict(py)?)
+        }
+        Error::Signature { channel, reason } => {
+            let details = [("channel", channel)].into_py_dict(py)?;
+            details.set_item("reason", reason)?;
+            ("SignatureError", details)
+        }
+        Error::BufferFull { count, bytes } => {
+            ("BufferFullError", [("count", count), ("bytes", bytes)].into_py_dict(py)?)
+        }
+        Error::SelfTest { likely_cause, .. } => {
+            ("SelfTestError", [("likely_cause", likely_cause.as_str())].into_py_dict(py)?)
         }
         Error::Timeout { .. } => ("OperationTimeoutError", PyDict::new(py)),
+        Error::Store(error) => store_exception(py, error)?,
     };
     let module =
         EXCEPTIONS.get_or_try_init(py, || PyModule::import(py, "socketio_postgres.exceptions").map(Bound::unbind))?;
     module.bind(py).getattr(class)?.call((text,), Some(&details))
+}
+
+fn store_exception<'py>(py: Python<'py>, error: &StoreError) -> PyResult<(&'static str, Bound<'py, PyDict>)> {
+    let details = PyDict::new(py);
+    let class = match error {
+        StoreError::WrongExpectedVersion { aggregate_id, expected, actual } => {
+            details.set_item("aggregate_id", aggregate_id)?;
+            details.set_item("expected", expected.number())?;
+            details.set_item("actual", actual)?;
+            "WrongExpectedVersionError"
+        }
+        StoreError::DuplicateEvent { id, version } => {
+            details.set_item("event_id", id)?;
+            details.set_item("version", version)?;
+            "DuplicateEventError"
+        }
+        StoreError::AggregateIdTooLong { aggregate_id, size_bytes, limit_bytes, .. } => {
+            details.set_item("aggregate_id", aggregate_id)?;
+            details.set_item("size_bytes", size_bytes)?;
+            details.set_item("limit_bytes", limit_bytes)?;
+            "AggregateIdTooLongError"
+        }
+        StoreError::SchemaMismatch { table, reason } => {
+            details.set_item("table_name", table)?;
+            details.set_item("reason", reason)?;
+            "SchemaMismatchError"
+        }
+        StoreError::Rewound { position, last_version, .. } => {
+            details.set_item("position", position)?;
+            details.set_item("last_version", last_version)?;
+            "StoreRewoundError"
+        }
+        StoreError::InvalidConnection(_) => "InvalidConnectionError",
+        StoreError::Closed => "StoreClosedError",
+    };
+    Ok((class, details))
 }
 
 impl From<Error> for PyErr {

@@ -1,13 +1,14 @@
 //! `Inbox`: where Python takes what the background thread hands over.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
 use super::error::exception;
 use super::message::PyMessage;
+use crate::gap::Gap;
 use crate::inbox::{Completion, Inbox, Item, Outcome};
 
 /// See `_core.pyi`.
@@ -20,6 +21,9 @@ const MESSAGE: u8 = 2;
 const NOTIFICATION: u8 = 3;
 const LISTENING: u8 = 4;
 const FAILURE: u8 = 5;
+const GAP: u8 = 6;
+const MEMBERS: u8 = 7;
+const SEEN: u8 = 8;
 
 impl PyInbox {
     pub fn completion(&self, token: u64) -> Completion {
@@ -56,6 +60,12 @@ impl PyInbox {
     fn drain<'py>(&self, py: Python<'py>, max_count: usize) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
         for (token, item) in self.0.drain(max_count) {
+            if let Item::Overflow(overflow) = item {
+                for gap in overflow.into_gaps() {
+                    list.append((token, GAP, gap_to_python(py, gap)?))?;
+                }
+                continue;
+            }
             let (kind, value) = item_to_python(py, item)?;
             list.append((token, kind, value))?;
         }
@@ -71,7 +81,17 @@ fn item_to_python(py: Python<'_>, item: Item) -> PyResult<(u8, Bound<'_, PyAny>)
         Item::Notification(n) => (NOTIFICATION, (n.channel, n.payload, n.pid).into_pyobject(py)?.into_any()),
         Item::Listening { after_gap } => (LISTENING, after_gap.into_pyobject(py)?.to_owned().into_any()),
         Item::Failure(error) => (FAILURE, exception(py, &error)?),
+        Item::Gap(gap) => (GAP, gap_to_python(py, gap)?),
+        // Taken apart by the caller, because it is several gaps.
+        Item::Overflow(_) => (GAP, py.None().into_bound(py)),
+        Item::Seen { nsp, uid } => (SEEN, (nsp, uid).into_pyobject(py)?.into_any()),
+        Item::Members(ids) => (MEMBERS, ids.into_pyobject(py)?),
     })
+}
+
+fn gap_to_python(py: Python<'_>, gap: Gap) -> PyResult<Bound<'_, PyAny>> {
+    let since = gap.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    Ok((gap.reason.as_str(), gap.nsp, gap.sender, gap.missing, since).into_pyobject(py)?.into_any())
 }
 
 fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_, PyAny>> {
@@ -79,6 +99,7 @@ fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_, PyA
         Outcome::Done | Outcome::Bytes(None) => py.None().into_bound(py),
         Outcome::Number(number) => number.into_pyobject(py)?.into_any(),
         Outcome::Bytes(Some(bytes)) => PyBytes::new(py, &bytes).into_any(),
+        outcome => super::store::outcome_to_python(py, outcome)?,
     })
 }
 
@@ -91,6 +112,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         ("NOTIFICATION", NOTIFICATION),
         ("LISTENING", LISTENING),
         ("FAILURE", FAILURE),
+        ("GAP", GAP),
+        ("MEMBERS", MEMBERS),
+        ("SEEN", SEEN),
     ] {
         module.add(name, kind)?;
     }

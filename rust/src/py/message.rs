@@ -173,6 +173,14 @@ impl PyMessage {
     }
 
     #[getter]
+    fn packet_json(&self) -> Option<&str> {
+        match &self.0.body {
+            Body::Broadcast { packet: Data::Json(text), .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    #[getter]
     fn is_binary(&self) -> bool {
         self.0.body.data().any(|data| matches!(data, Data::MessagePack(_)))
     }

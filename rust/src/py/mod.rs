@@ -3,8 +3,10 @@
 mod bus;
 mod convert;
 mod error;
+mod event;
 mod inbox;
 mod message;
+mod store;
 
 use pyo3::prelude::*;
 
@@ -17,13 +19,21 @@ fn channel_name(prefix: &str, nsp: &str) -> Result<String> {
     protocol::channel_name(prefix, nsp)
 }
 
+/// See `_core.pyi`.
+#[pyfunction]
+fn member_lock(uid: &str) -> u32 {
+    crate::probe::member_id(uid)
+}
+
 /// The module.
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("IS_DEBUG_BUILD", cfg!(debug_assertions))?;
     module.add_function(wrap_pyfunction!(channel_name, module)?)?;
+    module.add_function(wrap_pyfunction!(member_lock, module)?)?;
     module.add_class::<bus::PyBus>()?;
     inbox::register(module)?;
-    message::register(module)
+    message::register(module)?;
+    store::register(module)
 }

@@ -1,0 +1,182 @@
+//! Whether what we publish comes back to us: the only proof that a listening session is not deaf.
+//!
+//! A session can be alive, hold its channels and still hear nothing: a pooler that lends the server connection to
+//! others, or a `listen_dsn` that leads to another database. Our own messages cost nothing extra to look for.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+struct Channel {
+    /// When LISTEN became active in the present session.
+    active_since: Instant,
+    /// Highest number that came back, and when.
+    arrived: u64,
+    /// Highest number committed.
+    committed: u64,
+    /// Since when a number is awaited: the commit, or the latest echo if that was later.
+    waiting_since: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    channels: HashMap<String, Channel>,
+    last_at: Option<Instant>,
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub struct Echo {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl Echo {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// LISTEN is active on exactly these channels; for a new session all of them are new.
+    pub fn listening<'a>(&self, channels: impl Iterator<Item = &'a String>, is_new_session: bool, now: Instant) {
+        let mut state = self.lock();
+        let mut before = std::mem::take(&mut state.channels);
+        state.channels = channels
+            .map(|name| {
+                let kept = if is_new_session { None } else { before.remove(name) };
+                let fresh = Channel { active_since: now, arrived: 0, committed: 0, waiting_since: now };
+                (name.clone(), kept.unwrap_or(fresh))
+            })
+            .collect();
+    }
+
+    /// There is no session: nothing can come back.
+    pub fn lost(&self) {
+        self.lock().channels.clear();
+    }
+
+    /// Our message with this number was committed; its transaction began at `began`.
+    pub fn committed(&self, channel: &str, number: u64, began: Instant, now: Instant) {
+        let mut state = self.lock();
+        let Some(channel) = state.channels.get_mut(channel) else { return };
+        if began < channel.active_since {
+            return; // it may have been committed before LISTEN was active
+        }
+        if channel.committed <= channel.arrived {
+            channel.waiting_since = now;
+        }
+        channel.committed = channel.committed.max(number);
+    }
+
+    /// Our message with this number came back.
+    pub fn arrived(&self, channel: &str, number: u64, now: Instant) {
+        let mut state = self.lock();
+        state.last_at = Some(now);
+        if let Some(channel) = state.channels.get_mut(channel) {
+            channel.arrived = channel.arrived.max(number);
+            channel.waiting_since = now;
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// A channel on which something of ours has been awaited for longer than `limit`.
+    pub fn overdue(&self, limit: Duration, now: Instant) -> Option<String> {
+        let state = self.lock();
+        let is_overdue = |channel: &Channel| {
+            channel.committed > channel.arrived && now.saturating_duration_since(channel.waiting_since) > limit
+        };
+        state.channels.iter().find(|(_, channel)| is_overdue(channel)).map(|(name, _)| name.clone())
+    }
+
+    /// A channel on which something of ours is awaited.
+    pub fn waiting_for(&self) -> Option<String> {
+        let state = self.lock();
+        state.channels.iter().find(|(_, channel)| channel.committed > channel.arrived).map(|(name, _)| name.clone())
+    }
+
+    /// Wait until something of ours came back, for `limit` at most.
+    pub async fn changed(&self, limit: Duration) {
+        let _ = timeout(limit, self.changed.notified()).await;
+    }
+
+    /// Time since something of ours came back.
+    pub fn age(&self) -> Option<Duration> {
+        self.lock().last_at.map(|at| at.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    fn echo(start: Instant) -> Echo {
+        let echo = Echo::default();
+        echo.listening([&"c".to_owned()].into_iter(), true, start);
+        echo
+    }
+
+    fn second(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn what_does_not_come_back_is_overdue() {
+        let start = Instant::now();
+        let echo = echo(start);
+        echo.committed("c", 1, second(start, 1), second(start, 2));
+        assert_eq!(echo.waiting_for().as_deref(), Some("c"));
+        assert_eq!(echo.overdue(LIMIT, second(start, 6)), None);
+        assert_eq!(echo.overdue(LIMIT, second(start, 8)).as_deref(), Some("c"));
+        echo.arrived("c", 1, second(start, 8));
+        assert_eq!(echo.overdue(LIMIT, second(start, 99)), None);
+        assert_eq!(echo.waiting_for(), None);
+    }
+
+    #[test]
+    fn an_echo_may_overtake_the_answer_to_its_commit() {
+        let start = Instant::now();
+        let echo = echo(start);
+        echo.arrived("c", 3, second(start, 1));
+        echo.committed("c", 3, start, second(start, 2));
+        assert_eq!(echo.overdue(LIMIT, second(start, 99)), None);
+    }
+
+    #[test]
+    fn a_backlog_that_moves_is_not_deaf() {
+        let start = Instant::now();
+        let echo = echo(start);
+        echo.committed("c", 1000, start, second(start, 1));
+        for number in 1..=20 {
+            echo.arrived("c", number, second(start, number));
+            assert_eq!(echo.overdue(LIMIT, second(start, number + 4)), None);
+        }
+        assert!(echo.overdue(LIMIT, second(start, 30)).is_some());
+    }
+
+    #[test]
+    fn nothing_is_awaited_from_before_listen_or_on_other_channels() {
+        let start = Instant::now();
+        let echo = echo(second(start, 10));
+        echo.committed("c", 1, second(start, 9), second(start, 11));
+        echo.committed("other", 1, second(start, 12), second(start, 12));
+        assert_eq!(echo.waiting_for(), None);
+        echo.committed("c", 2, second(start, 12), second(start, 13));
+        assert_eq!(echo.waiting_for().as_deref(), Some("c"));
+        echo.lost();
+        assert_eq!(echo.waiting_for(), None);
+    }
+
+    #[test]
+    fn a_new_channel_leaves_the_others_alone() {
+        let start = Instant::now();
+        let echo = echo(start);
+        echo.committed("c", 1, start, start);
+        echo.listening(["c".to_owned(), "d".to_owned()].iter(), false, second(start, 4));
+        assert!(echo.overdue(LIMIT, second(start, 6)).is_some());
+    }
+}

@@ -1,0 +1,194 @@
+//! The rooms that have members on this server, so that messages for nobody here are dropped before Python is woken.
+//!
+//! Python owns the rooms and mirrors them here: names only, entered when a room gets its first member and left with its
+//! last. When in doubt a room counts as occupied: then Python finds that nobody is meant, as it would without this.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::protocol::{Body, Message, Opts};
+
+#[derive(Default)]
+struct Namespace {
+    has_clients: bool,
+    rooms: HashSet<String>,
+    /// Rooms that messages on their way to Python may still fill, and how many such messages there are.
+    expected: HashMap<String, u32>,
+}
+
+impl Namespace {
+    /// Whether any of these rooms, all clients if there are none, has members.
+    fn is_meant(&self, rooms: &[impl AsRef<str>]) -> bool {
+        if rooms.is_empty() {
+            return self.has_clients || !self.expected.is_empty();
+        }
+        rooms.iter().map(AsRef::as_ref).any(|room| self.rooms.contains(room) || self.expected.contains_key(room))
+    }
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub struct Rooms {
+    /// `None`: nobody mirrors anything, so every message passes.
+    namespaces: Mutex<Option<HashMap<String, Namespace>>>,
+}
+
+impl Rooms {
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, Namespace>>> {
+        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on rooms are mirrored; there are none yet.
+    pub fn begin(&self) {
+        self.lock().get_or_insert_default();
+    }
+
+    /// A room, or with `None` the namespace itself, got its first member.
+    pub fn enter(&self, nsp: &str, room: Option<&str>) {
+        let mut namespaces = self.lock();
+        let Some(namespaces) = namespaces.as_mut() else { return };
+        let namespace = match namespaces.get_mut(nsp) {
+            Some(namespace) => namespace,
+            None => namespaces.entry(nsp.to_owned()).or_default(),
+        };
+        match room {
+            Some(room) => drop(namespace.rooms.insert(room.to_owned())),
+            None => namespace.has_clients = true,
+        }
+    }
+
+    /// A room, or the namespace itself, lost its last member.
+    pub fn leave(&self, nsp: &str, room: Option<&str>) {
+        self.with(nsp, |namespace| match room {
+            Some(room) => drop(namespace.rooms.remove(room)),
+            None => namespace.has_clients = false,
+        });
+    }
+
+    /// Python has applied a message that made sockets join rooms.
+    pub fn settled(&self, nsp: &str, rooms: &[String]) {
+        self.with(nsp, |namespace| {
+            for room in rooms {
+                if let Some(count) = namespace.expected.get_mut(room) {
+                    *count -= 1;
+                    if *count == 0 {
+                        namespace.expected.remove(room);
+                    }
+                }
+            }
+        });
+    }
+
+    fn with(&self, nsp: &str, change: impl FnOnce(&mut Namespace)) {
+        let mut namespaces = self.lock();
+        let Some(namespaces) = namespaces.as_mut() else { return };
+        if let Some(namespace) = namespaces.get_mut(nsp) {
+            change(namespace);
+            if !namespace.has_clients && namespace.rooms.is_empty() && namespace.expected.is_empty() {
+                namespaces.remove(nsp);
+            }
+        }
+    }
+
+    /// Whether a message for sockets in these rooms reaches nobody here, and nobody who is about to enter them.
+    pub fn are_empty(&self, nsp: &str, rooms: &[&str]) -> bool {
+        let namespaces = self.lock();
+        let Some(namespaces) = namespaces.as_ref() else { return false };
+        namespaces.get(nsp).is_none_or(|namespace| !namespace.is_meant(rooms))
+    }
+
+    /// Whether a message says anything to this server. One that makes sockets join rooms counts as applied from here on,
+    /// because what follows it may be for those rooms; Python says [`Rooms::settled`] once that is so.
+    pub fn admit(&self, message: &Message) -> bool {
+        let (opts, joined): (&Opts, &[String]) = match &message.body {
+            Body::Broadcast { opts, request_id: None, .. }
+            | Body::SocketsLeave { opts, .. }
+            | Body::DisconnectSockets { opts, .. } => (opts, &[]),
+            Body::SocketsJoin { opts, rooms } => (opts, rooms),
+            // Heartbeats and whatever wants an answer.
+            _ => return true,
+        };
+        let mut namespaces = self.lock();
+        let Some(namespaces) = namespaces.as_mut() else { return true };
+        let Some(namespace) = namespaces.get_mut(&message.nsp) else { return false };
+        let is_for_us = namespace.is_meant(&opts.rooms);
+        if is_for_us {
+            for room in joined {
+                match namespace.expected.get_mut(room) {
+                    Some(count) => *count += 1,
+                    None => drop(namespace.expected.insert(room.clone(), 1)),
+                }
+            }
+        }
+        is_for_us
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Data;
+
+    fn opts(rooms: &[&str]) -> Opts {
+        Opts { rooms: rooms.iter().map(ToString::to_string).collect(), ..Opts::default() }
+    }
+
+    fn broadcast(nsp: &str, rooms: &[&str]) -> Message {
+        let packet = Data::Json("[\"e\"]".into());
+        Message::new(nsp, Body::Broadcast { opts: opts(rooms), packet, request_id: None })
+    }
+
+    fn join(rooms: &[&str], joined: &[&str]) -> Message {
+        let joined = joined.iter().map(ToString::to_string).collect();
+        Message::new("/", Body::SocketsJoin { opts: opts(rooms), rooms: joined })
+    }
+
+    fn occupied() -> Rooms {
+        let rooms = Rooms::default();
+        rooms.begin();
+        rooms.enter("/", None);
+        rooms.enter("/", Some("red"));
+        rooms
+    }
+
+    #[test]
+    fn only_what_reaches_somebody_is_admitted() {
+        let rooms = occupied();
+        assert!(rooms.admit(&broadcast("/", &[])));
+        assert!(rooms.admit(&broadcast("/", &["blue", "red"])));
+        assert!(!rooms.admit(&broadcast("/", &["blue"])));
+        assert!(!rooms.admit(&broadcast("/other", &[])));
+        rooms.leave("/", Some("red"));
+        assert!(!rooms.admit(&broadcast("/", &["red"])));
+        rooms.leave("/", None);
+        assert!(!rooms.admit(&broadcast("/", &[])));
+    }
+
+    #[test]
+    fn everything_passes_while_nobody_mirrors_or_wants_an_answer() {
+        assert!(Rooms::default().admit(&broadcast("/", &["red"])));
+        let rooms = occupied();
+        let packet = Data::Json("[\"e\"]".into());
+        let asked = Body::Broadcast { opts: opts(&["blue"]), packet, request_id: Some("r".into()) };
+        assert!(rooms.admit(&Message::new("/", asked)));
+        assert!(rooms.admit(&Message::new("/other", Body::Heartbeat)));
+        let fetch = Body::FetchSockets { opts: opts(&["blue"]), request_id: "r".into() };
+        assert!(rooms.admit(&Message::new("/other", fetch)));
+    }
+
+    #[test]
+    fn a_room_counts_while_a_join_is_on_its_way() {
+        let rooms = occupied();
+        assert!(rooms.admit(&join(&["red"], &["blue"])));
+        assert!(rooms.admit(&join(&["red"], &["blue"])));
+        assert!(rooms.admit(&broadcast("/", &["blue"])));
+        rooms.settled("/", &["blue".into()]);
+        assert!(rooms.admit(&broadcast("/", &["blue"])), "the second join is still on its way");
+        rooms.settled("/", &["blue".into()]);
+        assert!(!rooms.admit(&broadcast("/", &["blue"])), "nobody joined");
+        assert!(!rooms.admit(&join(&["green"], &["blue"])), "for sockets that are not here");
+        assert!(!rooms.admit(&broadcast("/", &["blue"])));
+        rooms.settled("/", &["blue".into()]);
+        rooms.settled("/nowhere", &["blue".into()]);
+    }
+}
