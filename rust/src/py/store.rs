@@ -1,0 +1,349 @@
+//! `EventStore` and `Subscription`: thin classes over the event store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use super::bus::password_source;
+use super::event::{self, PyStoredEvent};
+use super::inbox::PyInbox;
+use crate::connection::Connector;
+use crate::conninfo::{Conninfo, process_env};
+use crate::error::{Error, Result};
+use crate::inbox::Outcome;
+use crate::runtime::Lease;
+use crate::store::error::Expected;
+use crate::store::event::StoredEvent;
+use crate::store::event_store::{EventStore, Settings};
+use crate::store::feed::{Question, Start, Subscription};
+use crate::store::filter::{Condition, Filter};
+use crate::store::pool::Limits;
+use crate::store::reader::Query;
+use crate::store::table::{Part, TableName};
+use crate::store::wakeup;
+use crate::store::writer::Request;
+
+/// The complete settings, checked and defaulted by `event_store_options.py`.
+#[derive(FromPyObject)]
+struct GivenSettings {
+    dsn: String,
+    listen_dsn: Option<String>,
+    password: Option<Py<PyAny>>,
+    table_name: String,
+    create_table: bool,
+    max_open_conns: usize,
+    max_idle_conns: usize,
+    conn_max_lifetime: f64,
+    conn_max_idle_time: f64,
+    notification_timeout: f64,
+    reconnect_interval: f64,
+    max_reconnect_attempts: Option<u32>,
+    batch_size: usize,
+    enable_prepared_stmts: bool,
+    poll_interval: f64,
+}
+
+/// See `_core.pyi`.
+#[pyclass(name = "EventStore", frozen, module = "socketio_postgres._core")]
+pub struct PyEventStore {
+    pid: u32,
+    description: String,
+    table_name: TableName,
+    store: Arc<EventStore>,
+    _lease: Lease,
+}
+
+/// See `_core.pyi`.
+#[pyclass(name = "Subscription", frozen, module = "socketio_postgres._core")]
+pub struct PySubscription {
+    pid: u32,
+    subscription: Arc<Subscription>,
+}
+
+fn seconds(option: &str, value: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(value).map_err(|error| Error::options(option, value.to_string(), error.to_string()))
+}
+
+fn check_process(pid: u32) -> Result<()> {
+    if pid == std::process::id() { Ok(()) } else { Err(Error::Forked("event store")) }
+}
+
+fn expected(number: i64) -> Expected {
+    match number {
+        0 => Expected::NoStream,
+        -1 => Expected::Exists,
+        version => Expected::Version(version),
+    }
+}
+
+/// A condition: its kind, a metadata key or nothing, and its texts.
+type GivenCondition = (String, String, Vec<String>);
+
+fn filter(given: Vec<GivenCondition>) -> Result<Filter> {
+    let condition = |(kind, key, texts): GivenCondition| {
+        Ok(match kind.as_str() {
+            "types" => Condition::Types(texts),
+            "type_prefixes" => Condition::TypePrefixes(texts),
+            "aggregates" => Condition::Aggregates(texts),
+            "aggregate_prefixes" => Condition::AggregatePrefixes(texts),
+            "metadata" => Condition::Metadata(key, texts),
+            "data" => Condition::Data(texts.concat()),
+            _ => return Err(Error::options("filter", kind, "is no kind of condition")),
+        })
+    };
+    Filter::new(given.into_iter().map(condition).collect::<Result<_>>()?)
+}
+
+#[pymethods]
+impl PyEventStore {
+    #[new]
+    fn new(settings: GivenSettings) -> PyResult<Self> {
+        let password = settings.password.map(password_source);
+        let connector = |dsn: &str| -> Result<Arc<Connector>> {
+            Ok(Arc::new(Connector::new(Conninfo::parse(dsn, &process_env)?, password.clone(), Vec::new())?))
+        };
+        let writing = connector(&settings.dsn)?;
+        let listen_connector = match &settings.listen_dsn {
+            Some(dsn) => connector(dsn)?,
+            None => Arc::clone(&writing),
+        };
+        let description = writing.conninfo().redacted();
+        let table_name = TableName::parse(&settings.table_name)?;
+        let store = EventStore::new(Settings {
+            connector: writing,
+            listen_connector,
+            table_name: table_name.clone(),
+            may_create: settings.create_table,
+            limits: Limits {
+                max_open: settings.max_open_conns,
+                max_idle: settings.max_idle_conns,
+                max_lifetime: seconds("conn_max_lifetime", settings.conn_max_lifetime)?,
+                max_idle_time: seconds("conn_max_idle_time", settings.conn_max_idle_time)?,
+                is_preparing: settings.enable_prepared_stmts,
+            },
+            listening: wakeup::Settings {
+                notification_timeout: seconds("notification_timeout", settings.notification_timeout)?,
+                reconnect_interval: seconds("reconnect_interval", settings.reconnect_interval)?,
+                max_reconnect_attempts: settings.max_reconnect_attempts,
+            },
+            batch_size: settings.batch_size,
+            poll_interval: seconds("poll_interval", settings.poll_interval)?,
+        });
+        Ok(Self { pid: std::process::id(), description, table_name, store, _lease: Lease::new() })
+    }
+
+    #[getter]
+    fn description(&self) -> &str {
+        &self.description
+    }
+
+    fn table(&self, suffix: &str) -> String {
+        self.table_name.beside(suffix)
+    }
+
+    fn open(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        Ok(self.store.spawn(inbox.completion(token), |store| async move {
+            store.open().await?;
+            Ok(Outcome::Done)
+        })?)
+    }
+
+    fn layout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(opened) = self.store.opened() else { return Ok(None) };
+        let (out, table) = (PyDict::new(py), &opened.table);
+        out.set_item("table_name", &table.name)?;
+        out.set_item("oid", table.oid)?;
+        out.set_item("sequence", &table.sequence)?;
+        out.set_item("notifies_go", table.notifies_go)?;
+        out.set_item("notifies_us", table.notifies_us)?;
+        out.set_item("has_aggregate_index", table.has_aggregate_index)?;
+        out.set_item("is_guarded", table.is_guarded)?;
+        out.set_item("is_native", table.is_native)?;
+        Ok(Some(out))
+    }
+
+    fn store(
+        &self,
+        events: &Bound<'_, PyAny>,
+        expected: BTreeMap<String, i64>,
+        inbox: &PyInbox,
+        token: u64,
+    ) -> PyResult<()> {
+        check_process(self.pid)?;
+        let events = events.try_iter()?.map(|event| event::new_event(&event?)).collect::<PyResult<Vec<_>>>()?;
+        let expected = expected.into_iter().map(|(id, number)| (id, self::expected(number))).collect();
+        Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) })?)
+    }
+
+    fn copy(&self, events: &Bound<'_, PyAny>, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        let events = events.try_iter()?.map(|event| event::new_event(&event?)).collect::<PyResult<Vec<_>>>()?;
+        Ok(self.store.spawn(inbox.completion(token), |store| async move { store.copy(events).await })?)
+    }
+
+    #[pyo3(signature = (since, until, limit, is_backwards, conditions, inbox, token))]
+    #[allow(clippy::too_many_arguments)]
+    fn load(
+        &self,
+        since: i64,
+        until: i64,
+        limit: i64,
+        is_backwards: bool,
+        conditions: Vec<GivenCondition>,
+        inbox: &PyInbox,
+        token: u64,
+    ) -> PyResult<()> {
+        check_process(self.pid)?;
+        let query = Query { since, until, limit, is_backwards, filter: filter(conditions)? };
+        Ok(self.store.spawn(inbox.completion(token), |store| async move { store.load(query).await })?)
+    }
+
+    fn latest_version(&self, is_settled: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        let work = |store: Arc<EventStore>| async move { store.latest_version(is_settled).await };
+        Ok(self.store.spawn(inbox.completion(token), work)?)
+    }
+
+    fn migrate(&self, part: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        let part = match part {
+            "subscriptions" => Part::Subscriptions,
+            "guard" => Part::Guard,
+            _ => Part::Events,
+        };
+        Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.migrate(part).await })?)
+    }
+
+    fn query(&self, sql: String, texts: Vec<Option<String>>, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        Ok(self.store.spawn(inbox.completion(token), |store| async move { store.query(sql, texts).await })?)
+    }
+
+    fn subscribe(&self, conditions: Vec<GivenCondition>) -> PyResult<PySubscription> {
+        check_process(self.pid)?;
+        let subscription = self.store.subscribe(filter(conditions)?)?;
+        Ok(PySubscription { pid: self.pid, subscription })
+    }
+
+    fn close(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        let limit = Duration::try_from_secs_f64(limit_seconds.max(0.0)).unwrap_or(Duration::MAX);
+        Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.close(limit).await })?)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let out = PyDict::new(py);
+        let (pool, limits) = (self.store.pool.stats(), self.store.pool.limits());
+        out.set_item("max_open_connections", limits.max_open)?;
+        out.set_item("open_connections", pool.open)?;
+        out.set_item("in_use", pool.in_use)?;
+        out.set_item("idle", pool.open.saturating_sub(pool.in_use))?;
+        out.set_item("wait_count", pool.wait_count)?;
+        out.set_item("wait_duration", pool.wait_duration.as_secs_f64())?;
+        out.set_item("max_idle_closed", pool.max_idle_closed)?;
+        out.set_item("max_idle_time_closed", pool.max_idle_time_closed)?;
+        out.set_item("max_lifetime_closed", pool.max_lifetime_closed)?;
+        let opened = self.store.opened();
+        let writer = opened.map(|opened| opened.writer.stats()).unwrap_or_default();
+        out.set_item("stored", writer.stored)?;
+        out.set_item("store_failed", writer.failed)?;
+        out.set_item("store_groups", writer.groups)?;
+        out.set_item("store_alone", writer.alone)?;
+        out.set_item("store_waiting", writer.waiting)?;
+        let feed = opened.map(|opened| opened.feed.stats()).unwrap_or_default();
+        out.set_item("subscriptions", feed.subscriptions)?;
+        out.set_item("settled_version", feed.position)?;
+        out.set_item("read", feed.read)?;
+        out.set_item("reads", feed.reads)?;
+        out.set_item("pages", feed.pages)?;
+        out.set_item("lock_looks", feed.looks)?;
+        let wakeup = opened.map(|opened| Arc::clone(&opened.feed.wakeup));
+        out.set_item("is_listening", wakeup.as_ref().is_some_and(|wakeup| wakeup.is_connected()))?;
+        let sessions = wakeup.as_ref().map_or(0, |wakeup| wakeup.sessions());
+        out.set_item("listener_reconnects", sessions.saturating_sub(1))?;
+        out.set_item("notifications", wakeup.as_ref().map_or(0, |wakeup| wakeup.notifications()))?;
+        let gap = feed.gap.as_ref();
+        out.set_item("gap_seconds", gap.map(|gap| gap.since.elapsed().as_secs_f64()))?;
+        out.set_item("gap_holders", gap.map(|gap| gap.holders.clone()).unwrap_or_default())?;
+        Ok(out)
+    }
+}
+
+#[pymethods]
+impl PySubscription {
+    fn begin(&self, after: Option<i64>, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        let start = after.map_or(Start::End, Start::After);
+        Ok(self.subscription.ask(Question::Begin(start), inbox.completion(token))?)
+    }
+
+    fn next(
+        &self,
+        position: i64,
+        limit: usize,
+        reports_progress: bool,
+        patience_seconds: f64,
+        inbox: &PyInbox,
+        token: u64,
+    ) -> PyResult<()> {
+        check_process(self.pid)?;
+        let patience = seconds("timeout", patience_seconds)?;
+        let question = Question::Next { position, limit, reports_progress, patience };
+        Ok(self.subscription.ask(question, inbox.completion(token))?)
+    }
+
+    fn close(&self) {
+        // In a forked child the threads that would hear of it stayed in the parent.
+        if self.pid == std::process::id() {
+            self.subscription.close();
+        }
+    }
+}
+
+impl Drop for PySubscription {
+    /// A loop that was left is over, even while an answer is under way.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Events as a list of objects.
+fn events(py: Python<'_>, events: Vec<Arc<StoredEvent>>) -> PyResult<Bound<'_, PyList>> {
+    let list = PyList::empty(py);
+    for event in events {
+        list.append(Bound::new(py, PyStoredEvent::from(event))?)?;
+    }
+    Ok(list)
+}
+
+/// Results of the store's operations.
+pub fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_, PyAny>> {
+    Ok(match outcome {
+        Outcome::Positions(positions) => {
+            let list = PyList::empty(py);
+            for position in positions {
+                let created_at = event::datetime(py, position.created_at)?;
+                list.append((position.version, created_at, position.is_duplicate))?;
+            }
+            list.into_any()
+        }
+        Outcome::Page(page) => (events(py, page.events)?, page.safe_since).into_pyobject(py)?.into_any(),
+        Outcome::Batch(batch) => {
+            let events = events(py, batch.events)?;
+            (events, batch.position, batch.is_caught_up, batch.reconnects).into_pyobject(py)?.into_any()
+        }
+        Outcome::Rows(rows) => rows.into_pyobject(py)?,
+        Outcome::Done | Outcome::Number(_) | Outcome::Bytes(_) => py.None().into_bound(py),
+    })
+}
+
+/// Add the classes.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyEventStore>()?;
+    module.add_class::<PySubscription>()?;
+    module.add_class::<PyStoredEvent>()
+}

@@ -1,0 +1,191 @@
+//! Events as records: what a writer gives and what a reader gets.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, Type};
+
+use crate::error::{Error, Result, ServerReport};
+use crate::protocol::NOTIFY_LIMIT_BYTES;
+use crate::store::error::StoreError;
+use crate::store::json;
+use crate::store::table::Table;
+
+/// Longest aggregate id under go-sync-kit's trigger: it makes the channel `stream_<id>` of it, at most 63 bytes.
+pub const AGGREGATE_ID_LIMIT_BYTES: usize = 56;
+
+/// The columns of a [`StoredEvent`], in its order.
+pub const COLUMNS: &str = "version, id, aggregate_id, event_type, data, metadata, created_at";
+
+/// An event to store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    /// Unique in the table.
+    pub id: String,
+    /// The stream it belongs to.
+    pub aggregate_id: String,
+    /// Its type.
+    pub event_type: String,
+    /// JSON, or `NULL`.
+    pub data: Option<String>,
+    /// JSON, or `NULL`.
+    pub metadata: Option<String>,
+}
+
+/// An event as it is in the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its position among all events of the table.
+    pub version: i64,
+    /// Unique in the table.
+    pub id: String,
+    /// The stream it belongs to.
+    pub aggregate_id: String,
+    /// Its type.
+    pub event_type: String,
+    /// JSON, or `NULL`.
+    pub data: Option<String>,
+    /// JSON, or `NULL`.
+    pub metadata: Option<String>,
+    /// When its transaction began, as its writer's server saw it: microseconds since 1970. Not monotonic.
+    pub created_at: Option<i64>,
+}
+
+impl NewEvent {
+    /// Check what the server would refuse, or accept and then be unable to notify.
+    pub fn check(&self, table: &Table) -> Result<()> {
+        for (field, text) in [("id", &self.id), ("aggregate_id", &self.aggregate_id), ("event_type", &self.event_type)]
+        {
+            if text.is_empty() {
+                return Err(Error::Encode { path: field.to_owned(), reason: "it is empty".to_owned() });
+            }
+            if text.contains('\0') {
+                let reason = "it holds a NUL character, which PostgreSQL cannot store".to_owned();
+                return Err(Error::Encode { path: field.to_owned(), reason });
+            }
+        }
+        for (field, document) in [("data", &self.data), ("metadata", &self.metadata)] {
+            if let Some(reason) = document.as_deref().and_then(json::unstorable) {
+                return Err(Error::Encode { path: field.to_owned(), reason: reason.to_owned() });
+            }
+        }
+        if !table.notifies_go {
+            return Ok(());
+        }
+        if self.aggregate_id.len() > AGGREGATE_ID_LIMIT_BYTES {
+            return Err(StoreError::AggregateIdTooLong {
+                aggregate_id: self.aggregate_id.clone(),
+                table: table.name.clone(),
+                size_bytes: self.aggregate_id.len(),
+                limit_bytes: AGGREGATE_ID_LIMIT_BYTES,
+            }
+            .into());
+        }
+        let size_bytes = self.notification_bytes();
+        if size_bytes > NOTIFY_LIMIT_BYTES {
+            let what = format!("the notification that go-sync-kit's trigger makes of event {:?}", shortened(&self.id));
+            return Err(Error::TooLarge { what, size_bytes, limit_bytes: NOTIFY_LIMIT_BYTES });
+        }
+        Ok(())
+    }
+
+    /// Size of the larger of the two notifications, with the longest version and time there can be.
+    fn notification_bytes(&self) -> usize {
+        const FRAME: &str = r#"{"version" : 9223372036854775807, "id" : "", "aggregate_id" : "", "event_type" : "", "stream_name" : "stream_", "created_at" : "294276-12-31T23:59:59.999999+00:00:00"}"#;
+        FRAME.len() + escaped_len(&self.id) + 2 * escaped_len(&self.aggregate_id) + escaped_len(&self.event_type)
+    }
+
+    /// Rough size in memory and on the wire.
+    pub fn size_bytes(&self) -> usize {
+        let json = |document: &Option<String>| document.as_ref().map_or(0, String::len);
+        self.id.len() + self.aggregate_id.len() + self.event_type.len() + json(&self.data) + json(&self.metadata) + 100
+    }
+}
+
+fn shortened(text: &str) -> String {
+    let end = text.char_indices().nth(40).map_or(text.len(), |(at, _)| at);
+    text.get(..end).unwrap_or(text).to_owned()
+}
+
+/// Length of a text inside PostgreSQL's JSON. Source: `escape_json` in src/backend/utils/adt/json.c.
+fn escaped_len(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum()
+}
+
+/// The text of a `jsonb` value: a version byte and the text.
+struct JsonText(String);
+
+impl<'a> FromSql<'a> for JsonText {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        match raw.split_first() {
+            Some((1, text)) => Ok(Self(std::str::from_utf8(text)?.to_owned())),
+            _ => Err("unknown version of the jsonb format".into()),
+        }
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::JSONB
+    }
+}
+
+/// A time in microseconds since 1970.
+struct Micros(i64);
+
+/// Microseconds from 1970 to 2000, where PostgreSQL counts from.
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+impl<'a> FromSql<'a> for Micros {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        // infinity and -infinity are the extremes; they stay extreme
+        Ok(Self(i64::from_be_bytes(raw.try_into()?).saturating_add(POSTGRES_EPOCH)))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TIMESTAMPTZ
+    }
+}
+
+/// The microseconds in a `timestamptz` column.
+pub fn micros(row: &Row, column: usize) -> Result<Option<i64>> {
+    Ok(get::<Option<Micros>>(row, column)?.map(|Micros(micros)| micros))
+}
+
+/// A column of a row whose types are known.
+pub fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
+    row.try_get(column).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        let report = ServerReport {
+            sqlstate: "22000".to_owned(), // data exception
+            severity: "ERROR".to_owned(),
+            message: format!("{error}: {cause}"),
+            ..ServerReport::default()
+        };
+        Error::Database { context: "read a row".to_owned(), report: Box::new(report) }
+    })
+}
+
+impl StoredEvent {
+    /// From a row of [`COLUMNS`].
+    pub fn from_row(row: &Row) -> Result<Self> {
+        let json =
+            |column| -> Result<Option<String>> { Ok(get::<Option<JsonText>>(row, column)?.map(|JsonText(text)| text)) };
+        Ok(Self {
+            version: get(row, 0)?,
+            id: get(row, 1)?,
+            aggregate_id: get(row, 2)?,
+            event_type: get(row, 3)?,
+            data: json(4)?,
+            metadata: json(5)?,
+            created_at: micros(row, 6)?,
+        })
+    }
+
+    /// Rough size in memory.
+    pub fn size_bytes(&self) -> usize {
+        let json = |document: &Option<String>| document.as_ref().map_or(0, String::len);
+        self.id.len() + self.aggregate_id.len() + self.event_type.len() + json(&self.data) + json(&self.metadata) + 200
+    }
+}

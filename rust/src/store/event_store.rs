@@ -1,0 +1,251 @@
+//! One event store as one object sees it: opened on first use, closed once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+
+use crate::connection::Connector;
+use crate::error::{Error, Result};
+use crate::inbox::{Completion, Outcome};
+use crate::runtime;
+use crate::store::error::StoreError;
+use crate::store::event::{NewEvent, get};
+use crate::store::feed::{Feed, Subscription};
+use crate::store::filter::Filter;
+use crate::store::pool::{Bind, Limits, Pool, Pooled};
+use crate::store::reader::{self, Query, Settler};
+use crate::store::table::{self, Part, Table, TableName};
+use crate::store::wakeup::{self, Wakeup};
+use crate::store::writer::{self, Request, Writer};
+
+/// Everything a store needs to know, decided by the Python layer.
+pub struct Settings {
+    /// Where to write and read.
+    pub connector: Arc<Connector>,
+    /// Where to listen.
+    pub listen_connector: Arc<Connector>,
+    /// The table.
+    pub table_name: TableName,
+    /// Make it when it is missing.
+    pub may_create: bool,
+    /// The pool.
+    pub limits: Limits,
+    /// The listening connection.
+    pub listening: wakeup::Settings,
+    /// Most events in one statement.
+    pub batch_size: usize,
+    /// Longest time between two looks at the table while nothing is heard.
+    pub poll_interval: Duration,
+}
+
+/// What exists once the table was found.
+pub struct Opened {
+    /// The table.
+    pub table: Arc<Table>,
+    /// Stores.
+    pub writer: Writer,
+    /// Subscriptions.
+    pub feed: Arc<Feed>,
+    settler: Arc<Settler>,
+}
+
+/// See the module documentation.
+pub struct EventStore {
+    settings: Settings,
+    /// For writing and for pages.
+    pub pool: Arc<Pool>,
+    /// For the watermark, whose fence belongs to one connection.
+    settling: Arc<Pool>,
+    opened: OnceCell<Opened>,
+    is_closed: AtomicBool,
+}
+
+impl EventStore {
+    /// A store that connects on use.
+    pub fn new(settings: Settings) -> Arc<Self> {
+        let pool = Pool::new(Arc::clone(&settings.connector), settings.limits);
+        let single = Limits { max_open: 1, max_idle: 1, ..settings.limits };
+        let settling = Pool::new(Arc::clone(&settings.connector), single);
+        Arc::new(Self { settings, pool, settling, opened: OnceCell::new(), is_closed: AtomicBool::new(false) })
+    }
+
+    /// What exists once the table was found; found, or made, now.
+    pub async fn open(&self) -> Result<&Opened> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed.into());
+        }
+        let open = async || {
+            let settings = &self.settings;
+            let table = table::open(&self.pool, &settings.table_name, settings.may_create).await?;
+            let table = Arc::new(table);
+            let settler = Arc::new(Settler::new(Arc::clone(&self.settling), &table));
+            let wakeup = Arc::new(Wakeup::new(Arc::clone(&settings.listen_connector), settings.listening));
+            Ok(Opened {
+                writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.batch_size),
+                feed: Feed::new(
+                    Arc::clone(&self.pool),
+                    Arc::clone(&settler),
+                    Arc::clone(&table),
+                    wakeup,
+                    settings.poll_interval,
+                ),
+                settler,
+                table,
+            })
+        };
+        self.opened.get_or_try_init(open).await
+    }
+
+    /// What exists by now.
+    pub fn opened(&self) -> Option<&Opened> {
+        self.opened.get()
+    }
+
+    /// Run something in the background; `completion` hears of its end.
+    pub fn spawn<F>(self: &Arc<Self>, completion: Completion, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
+    where
+        F: Future<Output = Result<Outcome>> + Send + 'static,
+    {
+        let work = work(Arc::clone(self));
+        runtime::handle()?.spawn(async move { completion.finish(work.await) });
+        Ok(())
+    }
+
+    /// Store events, together or not at all.
+    pub fn store(self: &Arc<Self>, request: Request) -> Result<()> {
+        if let Some(opened) = self.opened() {
+            return match writer::check(&request.events, &opened.table) {
+                Ok(()) if request.events.is_empty() => {
+                    request.completion.finish(Ok(Outcome::Positions(Vec::new())));
+                    Ok(())
+                }
+                Ok(()) => opened.writer.store(request),
+                Err(error) => {
+                    request.completion.finish(Err(error));
+                    Ok(())
+                }
+            };
+        }
+        let store = Arc::clone(self);
+        runtime::handle()?.spawn(async move {
+            match store.open().await {
+                // An error is a call after the end; dropping the completion tells it.
+                Ok(_) => drop(store.store(request)),
+                Err(error) => request.completion.finish(Err(error)),
+            }
+        });
+        Ok(())
+    }
+
+    /// Everything visible that a query asks for.
+    pub async fn load(&self, query: Query) -> Result<Outcome> {
+        let opened = self.open().await?;
+        let page = reader::load(&self.pool, &opened.settler, &opened.table, &query).await?;
+        Ok(Outcome::Page(Box::new(page)))
+    }
+
+    /// The version of the last event, or of the last settled one.
+    pub async fn latest_version(&self, is_settled: bool) -> Result<Outcome> {
+        let opened = self.open().await?;
+        reader::latest_version(&self.pool, &opened.settler, &opened.table, is_settled).await.map(Outcome::Number)
+    }
+
+    /// A subscription; the store must have been opened.
+    pub fn subscribe(&self, filter: Filter) -> Result<Arc<Subscription>> {
+        match self.opened() {
+            Some(opened) if !self.is_closed.load(Ordering::Acquire) => opened.feed.subscribe(filter),
+            _ => Err(StoreError::Closed.into()),
+        }
+    }
+
+    /// Apply the migrations of a part, if they are not applied yet.
+    pub async fn migrate(&self, part: Part) -> Result<Outcome> {
+        let mut connection = self.pool.get().await?;
+        table::migrate(&mut connection, &self.settings.table_name, part).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// Run a statement whose parameters and results are texts.
+    pub async fn query(&self, sql: String, texts: Vec<Option<String>>) -> Result<Outcome> {
+        self.open().await?;
+        let binds: Vec<Bind<'_>> = texts.iter().map(|text| (text as _, Type::TEXT)).collect();
+        let mut connection = self.pool.get().await?;
+        let rows = connection.query("query", &sql, &binds, true).await?;
+        let row = |row: &tokio_postgres::Row| (0..row.len()).map(|column| get(row, column)).collect::<Result<_>>();
+        rows.iter().map(row).collect::<Result<_>>().map(Outcome::Rows)
+    }
+
+    /// Store many events by binary `COPY`, in one transaction; returns how many.
+    pub async fn copy(&self, events: Vec<NewEvent>) -> Result<Outcome> {
+        let opened = self.open().await?;
+        writer::check(&events, &opened.table)?;
+        let mut connection = self.pool.get().await?;
+        connection.set_dirty(true);
+        let count = copy(&mut connection, &opened.table, &events).await?;
+        connection.set_dirty(false);
+        Ok(Outcome::Number(count))
+    }
+
+    /// Finish what is under way within `limit`, end the subscriptions, disconnect.
+    pub async fn close(&self, limit: Duration) -> Result<Outcome> {
+        if self.is_closed.swap(true, Ordering::AcqRel) {
+            return Ok(Outcome::Done);
+        }
+        if let Some(opened) = self.opened() {
+            opened.feed.close();
+            opened.writer.close();
+            let idle = async {
+                while !opened.writer.is_idle() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            let _ = tokio::time::timeout(limit, idle).await;
+            opened.settler.close().await;
+        }
+        self.pool.close();
+        self.settling.close();
+        Ok(Outcome::Done)
+    }
+}
+
+async fn copy(connection: &mut Pooled, table: &Table, events: &[NewEvent]) -> Result<i64> {
+    let failed = |error: tokio_postgres::Error| Error::from_postgres("import events", &error, true);
+    let sql = format!("COPY {} (id, aggregate_id, event_type, data, metadata) FROM STDIN BINARY", table.name);
+    let sink = connection.client()?.copy_in::<_, bytes::Bytes>(&sql).await.map_err(failed)?;
+    let kinds = [Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB, Type::JSONB];
+    let writer = BinaryCopyInWriter::new(sink, &kinds);
+    let mut writer = std::pin::pin!(writer);
+    for event in events {
+        let (data, metadata) = (event.data.as_deref().map(Jsonb), event.metadata.as_deref().map(Jsonb));
+        let row: [&(dyn ToSql + Sync); 5] = [&event.id, &event.aggregate_id, &event.event_type, &data, &metadata];
+        writer.as_mut().write(&row).await.map_err(failed)?;
+    }
+    let count = writer.finish().await.map_err(failed)?;
+    Ok(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+/// JSON text as binary `jsonb`: a version byte and the text.
+#[derive(Debug)]
+struct Jsonb<'a>(&'a str);
+
+impl ToSql for Jsonb<'_> {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut bytes::BytesMut,
+    ) -> std::result::Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&[1]);
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::JSONB
+    }
+
+    to_sql_checked!();
+}

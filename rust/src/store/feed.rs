@@ -1,0 +1,530 @@
+//! Subscriptions: one keeper reads every event once, in settled order, into a ring that all of them share.
+//!
+//! ```text
+//! wake-up ──► keeper (watermark) ──► ring, bounded ──► subscriptions that keep up
+//!                                         └─ behind it: pages from the table, up to the watermark
+//! ```
+//!
+//! A subscriber asks for what comes after a position of its own; so a slow one costs nobody anything, an answer that
+//! nobody waited for loses nothing, and handing over from pages to the ring can neither lose nor repeat. Positions are
+//! versions of events that were seen, never of gaps: a sequence that goes back after a crash gives out again only what
+//! nobody has seen.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::types::Type;
+
+use crate::backoff::Backoff;
+use crate::error::{Error, Result};
+use crate::inbox::{Completion, Outcome};
+use crate::runtime;
+use crate::store::error::StoreError;
+use crate::store::event::StoredEvent;
+use crate::store::filter::Filter;
+use crate::store::pool::{Bind, Pool};
+use crate::store::reader::{self, Query, Settler};
+use crate::store::table::Table;
+use crate::store::wakeup::Wakeup;
+use crate::store::watermark::Holders;
+
+/// Most events in one read of the keeper.
+const PAGE: i64 = 1000;
+/// Most events in the ring.
+const RING_COUNT: usize = 10_000;
+/// Most bytes in the ring.
+const RING_BYTES: usize = 16 * 1024 * 1024;
+/// Delays between looks at a gap whose writers are at work: a rollback sends no notification.
+const GAP_FIRST: Duration = Duration::from_millis(2);
+const GAP_LAST: Duration = Duration::from_millis(50);
+
+/// Where a subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// After this version.
+    After(i64),
+    /// With what is stored from now on.
+    End,
+}
+
+/// What a subscriber asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Is this a good start, and at which position is it?
+    Begin(Start),
+    /// What comes after a position? Answered as soon as there is something.
+    Next {
+        /// All before is known.
+        position: i64,
+        /// At most so many events.
+        limit: usize,
+        /// Answer, too, as soon as it is known that there is nothing up to a higher position.
+        reports_progress: bool,
+        /// Answer with what is known after so long, even if it is nothing.
+        patience: Duration,
+    },
+}
+
+/// What a subscription is given at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// In increasing order of versions.
+    pub events: Vec<Arc<StoredEvent>>,
+    /// All matching events up to here have been given out.
+    pub position: i64,
+    /// Nothing is left to read at this moment.
+    pub is_caught_up: bool,
+    /// How often the listening session was opened anew so far.
+    pub reconnects: u64,
+}
+
+#[derive(Default)]
+struct Ring {
+    events: VecDeque<Arc<StoredEvent>>,
+    bytes: usize,
+    /// The ring holds every event after this version.
+    floor: i64,
+}
+
+/// What the keeper has to say, for subscriptions that wait.
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    /// All events up to here are final and read; `None` before the first settled look.
+    position: Option<i64>,
+    failure: Option<Error>,
+}
+
+/// What the keeper read.
+struct Read {
+    events: Vec<Arc<StoredEvent>>,
+    /// Up to here everything is final.
+    end: i64,
+    /// There is more to read.
+    is_full: bool,
+    /// There are events beyond the end.
+    is_before_gap: bool,
+    /// Who may still fill the gap, if that was looked at.
+    holders: Option<Vec<String>>,
+}
+
+/// A gap that has been open for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Since when.
+    pub since: Instant,
+    /// Transactions that may still fill it.
+    pub holders: Vec<String>,
+}
+
+/// Counters.
+#[derive(Debug, Clone, Default)]
+pub struct FeedStats {
+    /// Subscriptions open.
+    pub subscriptions: usize,
+    /// All events up to here are final and read; 0 before the first look.
+    pub position: i64,
+    /// Events the keeper has read.
+    pub read: u64,
+    /// Statements of the keeper that read rows.
+    pub reads: u64,
+    /// Pages read for subscriptions that were behind the ring.
+    pub pages: u64,
+    /// Looks at the locks of writers.
+    pub looks: u64,
+    /// The gap that holds the keeper up.
+    pub gap: Option<Gap>,
+}
+
+#[derive(Default)]
+struct Life {
+    subscriptions: usize,
+    is_running: bool,
+    is_closed: bool,
+}
+
+/// See the module documentation.
+pub struct Feed {
+    pool: Arc<Pool>,
+    settler: Arc<Settler>,
+    table: Arc<Table>,
+    /// Tells the keeper to look.
+    pub wakeup: Arc<Wakeup>,
+    poll_interval: Duration,
+    ring: Mutex<Ring>,
+    progress: watch::Sender<Progress>,
+    life: Mutex<Life>,
+    stop: Notify,
+    read: AtomicU64,
+    reads: AtomicU64,
+    pages: AtomicU64,
+    looks: AtomicU64,
+    gap: Mutex<Option<Gap>>,
+}
+
+impl Feed {
+    /// A feed that starts with the first subscription.
+    pub fn new(
+        pool: Arc<Pool>,
+        settler: Arc<Settler>,
+        table: Arc<Table>,
+        wakeup: Arc<Wakeup>,
+        poll_interval: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            pool,
+            settler,
+            table,
+            wakeup,
+            poll_interval,
+            ring: Mutex::default(),
+            progress: watch::Sender::new(Progress::default()),
+            life: Mutex::default(),
+            stop: Notify::new(),
+            read: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            pages: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
+            gap: Mutex::default(),
+        })
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new subscription; the feed runs while there are any.
+    pub fn subscribe(self: &Arc<Self>, filter: Filter) -> Result<Arc<Subscription>> {
+        let mut life = self.life();
+        if life.is_closed {
+            return Err(StoreError::Closed.into());
+        }
+        if !life.is_running {
+            self.progress.send_replace(Progress::default());
+            runtime::handle()?.spawn(run(Arc::clone(self)));
+            life.is_running = true;
+        }
+        life.subscriptions += 1;
+        Ok(Arc::new(Subscription {
+            feed: Arc::clone(self),
+            filter,
+            asking: Mutex::default(),
+            is_closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// End all subscriptions and the keeper.
+    pub fn close(&self) {
+        self.life().is_closed = true;
+        self.progress.send_modify(|progress| progress.failure = Some(StoreError::Closed.into()));
+        self.stop.notify_one();
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> FeedStats {
+        FeedStats {
+            subscriptions: self.life().subscriptions,
+            position: self.progress.borrow().position.unwrap_or(0),
+            read: self.read.load(Ordering::Relaxed),
+            reads: self.reads.load(Ordering::Relaxed),
+            pages: self.pages.load(Ordering::Relaxed),
+            looks: self.looks.load(Ordering::Relaxed),
+            gap: self.gap.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// The keeper: find out where the table is settled, and read on from there.
+    async fn keep(&self) -> Error {
+        let mut backoff = Backoff::default();
+        let mut position = None;
+        loop {
+            let Err(error) = self.keep_session(&mut position, &mut backoff).await;
+            if !error.is_transient() {
+                return error;
+            }
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    async fn keep_session(&self, position: &mut Option<i64>, backoff: &mut Backoff) -> Result<Infallible> {
+        let mut from = match *position {
+            Some(position) => position,
+            None => self.find_beginning().await?,
+        };
+        let mut gap_delay = GAP_FIRST;
+        let mut looks_behind = false;
+        loop {
+            *position = Some(from);
+            let read = self.read_on(from, looks_behind).await?;
+            backoff.reset();
+            if read.end > from {
+                self.append(&read.events, read.end);
+                from = read.end;
+                gap_delay = GAP_FIRST;
+            }
+            if !read.is_before_gap {
+                self.set_gap(None);
+                // The poll is what notices a disabled trigger, a lost wake-up and a table that was set back.
+                looks_behind =
+                    !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
+            } else if let Some(holders) = read.holders.filter(|_| *position == Some(from)) {
+                self.set_gap(Some(holders));
+                // Looking at the locks of a busy server has its price, so never more often than this.
+                sleep(GAP_FIRST).await;
+                let _ = timeout(gap_delay, self.wakeup.changed.notified()).await;
+                gap_delay = (gap_delay * 2).min(GAP_LAST);
+            } else {
+                looks_behind = true;
+            }
+        }
+    }
+
+    /// Where to start: no history is scanned, but nothing may be added before it any more.
+    async fn find_beginning(&self) -> Result<i64> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        let waiting = |holders: &Holders| self.set_gap(Some(holders.iter().cloned().collect()));
+        let settled = self.settler.settle_now(&self.table, waiting).await?;
+        let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
+        *self.ring() = Ring { floor: position, ..Ring::default() };
+        self.set_gap(None);
+        self.progress.send_modify(|progress| progress.position = Some(position));
+        Ok(position)
+    }
+
+    /// Read what comes after a position. With nothing missing in between one statement tells it all; the locks are
+    /// looked at only across a gap, and now and then.
+    async fn read_on(&self, from: i64, looks_behind: bool) -> Result<Read> {
+        let all = Query { since: 0, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
+        let sql = reader::sql(&self.table, &all).0;
+        let (until, limit) = (i64::MAX, PAGE);
+        let binds: [Bind<'_>; 3] = [(&from, Type::INT8), (&until, Type::INT8), (&limit, Type::INT8)];
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let (rows, settled) = if looks_behind {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            let (settled, rows) = self.settler.step_and_read(&self.table, Some((&sql, &binds))).await?;
+            if settled.last < from {
+                return Err(reader::rewound(&self.table, from, settled.last));
+            }
+            (rows, Some(settled))
+        } else {
+            let mut connection = self.pool.get().await?;
+            (connection.query("read events", &sql, &binds, false).await?, None)
+        };
+        let events = reader::events(&rows)?;
+        let bound = settled.as_ref().map_or(from, |settled| settled.settled);
+        let end = reader::run_from(from, &events).max(reader::highest_up_to(bound, from, &events));
+        Ok(Read {
+            end,
+            is_full: i64::try_from(events.len()).is_ok_and(|count| count >= PAGE),
+            is_before_gap: events.last().is_some_and(|event| event.version > end),
+            holders: settled.map(|settled| settled.holders.into_iter().collect()),
+            events,
+        })
+    }
+
+    fn set_gap(&self, holders: Option<Vec<String>>) {
+        let mut gap = self.gap.lock().unwrap_or_else(PoisonError::into_inner);
+        *gap = holders.map(|holders| Gap { since: gap.as_ref().map_or_else(Instant::now, |gap| gap.since), holders });
+    }
+
+    fn append(&self, events: &[Arc<StoredEvent>], end: i64) {
+        {
+            let mut ring = self.ring();
+            for event in events.iter().filter(|event| event.version <= end) {
+                ring.bytes += event.size_bytes();
+                ring.events.push_back(Arc::clone(event));
+                self.read.fetch_add(1, Ordering::Relaxed);
+            }
+            // Full: the oldest go, and whoever is behind them reads pages.
+            while ring.events.len() > RING_COUNT || ring.bytes > RING_BYTES {
+                let Some(oldest) = ring.events.pop_front() else { break };
+                ring.bytes -= oldest.size_bytes();
+                ring.floor = oldest.version;
+            }
+        }
+        self.progress.send_modify(|progress| progress.position = Some(end));
+    }
+}
+
+async fn run(feed: Arc<Feed>) {
+    loop {
+        let error = tokio::select! {
+            error = feed.keep() => Some(error),
+            error = feed.wakeup.run(&feed.table) => Some(error),
+            () = feed.stop.notified() => None,
+        };
+        feed.wakeup.rest();
+        feed.settler.close().await;
+        let mut life = feed.life();
+        // A stop may be overtaken by a new subscription.
+        if error.is_none() && life.subscriptions > 0 && !life.is_closed {
+            drop(life);
+            feed.progress.send_replace(Progress::default());
+            continue;
+        }
+        life.is_running = false;
+        if let Some(error) = error {
+            feed.progress.send_modify(|progress| progress.failure = Some(error));
+        }
+        return;
+    }
+}
+
+/// See [`Feed::subscribe`].
+pub struct Subscription {
+    feed: Arc<Feed>,
+    filter: Filter,
+    /// The answer under way; a new question takes its place.
+    asking: Mutex<Option<AbortHandle>>,
+    is_closed: AtomicBool,
+}
+
+impl Subscription {
+    /// Answer in the background, trying again after what time can mend. A new question takes the old one's place.
+    pub fn ask(self: &Arc<Self>, question: Question, completion: Completion) -> Result<()> {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Error::Closed("subscription"));
+        }
+        let subscription = Arc::clone(self);
+        let answering = runtime::handle()?.spawn(async move {
+            let mut backoff = Backoff::default();
+            let result = loop {
+                // The keeper's failure is final; one of ours may be mended by trying again, as the keeper does.
+                if let Some(error) = subscription.feed.progress.borrow().failure.clone() {
+                    break Err(error);
+                }
+                match subscription.answer(question).await {
+                    Err(error) if error.is_transient() => sleep(backoff.next_delay()).await,
+                    result => break result,
+                }
+            };
+            completion.finish(result);
+        });
+        if let Some(given_up) = asking.replace(answering.abort_handle()) {
+            given_up.abort();
+        }
+        Ok(())
+    }
+
+    /// End it; the feed ends with the last one.
+    pub fn close(&self) {
+        if self.is_closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(asking) = self.asking.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            asking.abort(); // its completion says "closed"
+        }
+        let mut life = self.feed.life();
+        life.subscriptions -= 1;
+        if life.subscriptions == 0 {
+            self.feed.stop.notify_one();
+        }
+    }
+
+    async fn answer(&self, question: Question) -> Result<Outcome> {
+        match question {
+            Question::Begin(start) => self.begin(start).await.map(Outcome::Number),
+            Question::Next { position, limit, reports_progress, patience } => {
+                let batch = self.take(position, limit, reports_progress, patience).await?;
+                Ok(Outcome::Batch(Box::new(batch)))
+            }
+        }
+    }
+
+    async fn begin(&self, start: Start) -> Result<i64> {
+        let feed = &self.feed;
+        let Start::After(position) = start else {
+            let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
+            return reader::latest_up_to(&feed.pool, &feed.table, settled).await;
+        };
+        let last = feed.settler.step(&feed.table).await?.last;
+        if position > last { Err(reader::rewound(&feed.table, position, last)) } else { Ok(position) }
+    }
+
+    async fn take(&self, begun: i64, limit: usize, reports_progress: bool, patience: Duration) -> Result<Batch> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut progress = self.feed.progress.subscribe();
+        let mut position = begun;
+        loop {
+            let Progress { position: settled, failure } = progress.borrow_and_update().clone();
+            if let Some(error) = failure {
+                return Err(error);
+            }
+            if let Some(settled) = settled.filter(|settled| *settled > position) {
+                let batch = self.take_settled(position, settled, limit).await?;
+                position = batch.position;
+                if !batch.events.is_empty() || (reports_progress && batch.is_caught_up) {
+                    return Ok(batch);
+                }
+                continue;
+            }
+            if settled.is_some() && reports_progress && position > begun {
+                return Ok(self.batch(Vec::new(), position, true));
+            }
+            match tokio::time::timeout_at(deadline, progress.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(StoreError::Closed.into()),
+                Err(_) => return Ok(self.batch(Vec::new(), position, settled.is_some())),
+            }
+        }
+    }
+
+    fn batch(&self, events: Vec<Arc<StoredEvent>>, position: i64, is_caught_up: bool) -> Batch {
+        let reconnects = self.feed.wakeup.sessions().saturating_sub(1);
+        Batch { events, position, is_caught_up, reconnects }
+    }
+
+    /// What is after a position and not beyond a settled one: from the ring, or a page of the table.
+    async fn take_settled(&self, position: i64, settled: i64, limit: usize) -> Result<Batch> {
+        if let Some((events, end)) = self.take_from_ring(position, settled, limit) {
+            return Ok(self.batch(events, end, end >= settled));
+        }
+        self.feed.pages.fetch_add(1, Ordering::Relaxed);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let query = Query { since: position, until: settled, limit, is_backwards: false, filter: self.filter.clone() };
+        let (sql, parameters) = reader::sql(&self.feed.table, &query);
+        let mut connection = self.feed.pool.get().await?;
+        let rows = connection.query("read events", &sql, &reader::binds(&parameters), false).await?;
+        let events = reader::events(&rows)?;
+        let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
+        let end = if is_full { events.last().map_or(settled, |event| event.version) } else { settled };
+        Ok(self.batch(events, end, end >= settled))
+    }
+
+    fn take_from_ring(&self, position: i64, settled: i64, limit: usize) -> Option<(Vec<Arc<StoredEvent>>, i64)> {
+        let ring = self.feed.ring();
+        if position < ring.floor {
+            return None;
+        }
+        let first = ring.events.partition_point(|event| event.version <= position);
+        let mut events = Vec::new();
+        for event in ring.events.range(first..) {
+            if event.version > settled {
+                break;
+            }
+            if self.filter.matches(event) {
+                events.push(Arc::clone(event));
+                if events.len() >= limit {
+                    return Some((events, event.version));
+                }
+            }
+        }
+        Some((events, settled))
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,109 @@
+//! Which events a reader wants, evaluated by the server while catching up and by us while live, with one result.
+
+use tokio_postgres::types::{ToSql, Type};
+
+use crate::error::{Error, Result};
+use crate::store::event::StoredEvent;
+use crate::store::json::Value;
+
+/// One condition; all conditions of a filter must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// The type is one of these.
+    Types(Vec<String>),
+    /// The type begins with one of these.
+    TypePrefixes(Vec<String>),
+    /// The aggregate id is one of these.
+    Aggregates(Vec<String>),
+    /// The aggregate id begins with one of these.
+    AggregatePrefixes(Vec<String>),
+    /// The metadata have this key with one of these JSON values.
+    Metadata(String, Vec<String>),
+    /// The data contain this JSON document, as `jsonb @>` has it.
+    Data(String),
+}
+
+/// See the module documentation.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    conditions: Vec<(Condition, Vec<Value>)>,
+}
+
+/// A parameter and its type.
+pub type Parameter = (Box<dyn ToSql + Sync + Send>, Type);
+
+impl Filter {
+    /// All conditions together.
+    pub fn new(conditions: Vec<Condition>) -> Result<Self> {
+        let parsed = conditions.into_iter().map(|condition| {
+            let values = match &condition {
+                Condition::Metadata(_, texts) => texts.iter().map(|text| parse(text)).collect::<Result<_>>()?,
+                Condition::Data(text) => vec![parse(text)?],
+                _ => Vec::new(),
+            };
+            Ok((condition, values))
+        });
+        Ok(Self { conditions: parsed.collect::<Result<_>>()? })
+    }
+
+    /// Whether it lets everything pass.
+    pub fn is_empty(&self) -> bool {
+        self.conditions.is_empty()
+    }
+
+    /// Its SQL, to follow a `WHERE` condition, with parameters numbered on from those there are.
+    pub fn sql(&self, parameters: &mut Vec<Parameter>) -> String {
+        let mut sql = String::new();
+        for (condition, _) in &self.conditions {
+            let mut place = |value: Box<dyn ToSql + Sync + Send>, kind: Type| {
+                parameters.push((value, kind));
+                parameters.len()
+            };
+            let test = match condition.clone() {
+                Condition::Types(texts) => format!("event_type = ANY(${})", place(Box::new(texts), Type::TEXT_ARRAY)),
+                Condition::Aggregates(texts) => {
+                    format!("aggregate_id = ANY(${})", place(Box::new(texts), Type::TEXT_ARRAY))
+                }
+                Condition::TypePrefixes(texts) => {
+                    let at = place(Box::new(texts), Type::TEXT_ARRAY);
+                    format!("EXISTS (SELECT FROM unnest(${at}) AS prefix WHERE starts_with(event_type, prefix))")
+                }
+                Condition::AggregatePrefixes(texts) => {
+                    let at = place(Box::new(texts), Type::TEXT_ARRAY);
+                    format!("EXISTS (SELECT FROM unnest(${at}) AS prefix WHERE starts_with(aggregate_id, prefix))")
+                }
+                Condition::Metadata(key, texts) => {
+                    let key = place(Box::new(key), Type::TEXT);
+                    let texts = place(Box::new(texts), Type::TEXT_ARRAY);
+                    format!("jsonb_typeof(metadata) = 'object' AND metadata -> ${key} = ANY(${texts}::text[]::jsonb[])")
+                }
+                Condition::Data(text) => format!("data @> ${}::text::jsonb", place(Box::new(text), Type::TEXT)),
+            };
+            sql.push_str(" AND ");
+            sql.push_str(&test);
+        }
+        sql
+    }
+
+    /// Whether an event passes.
+    pub fn matches(&self, event: &StoredEvent) -> bool {
+        self.conditions.iter().all(|(condition, values)| match condition {
+            Condition::Types(texts) => texts.contains(&event.event_type),
+            Condition::TypePrefixes(texts) => texts.iter().any(|prefix| event.event_type.starts_with(prefix)),
+            Condition::Aggregates(texts) => texts.contains(&event.aggregate_id),
+            Condition::AggregatePrefixes(texts) => texts.iter().any(|prefix| event.aggregate_id.starts_with(prefix)),
+            Condition::Metadata(key, _) => match event.metadata.as_deref().and_then(Value::parse) {
+                Some(Value::Object(entries)) => entries.get(key).is_some_and(|value| values.contains(value)),
+                _ => false,
+            },
+            Condition::Data(_) => {
+                let document = event.data.as_deref().and_then(Value::parse);
+                document.is_some_and(|document| values.iter().all(|value| document.contains(value)))
+            }
+        })
+    }
+}
+
+fn parse(text: &str) -> Result<Value> {
+    Value::parse(text).ok_or_else(|| Error::options("filter", text, "is not JSON, or nests too deep"))
+}

@@ -1,0 +1,270 @@
+//! JSON as `jsonb` compares it: numbers by value whatever their size or notation, objects without order.
+//!
+//! The texts are valid JSON: PostgreSQL wrote them, or our encoder did.
+
+use std::collections::BTreeMap;
+
+use crate::protocol::MAX_DEPTH;
+
+/// A parsed document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// `null`
+    Null,
+    /// `true`, `false`
+    Bool(bool),
+    /// A number in one form: sign, digits without zeros at either end, and the exponent of the last digit.
+    Number {
+        /// Below zero.
+        is_negative: bool,
+        /// Significant digits; empty for zero.
+        digits: String,
+        /// Power of ten of the last digit.
+        exponent: i64,
+    },
+    /// A string.
+    String(String),
+    /// An array.
+    Array(Vec<Value>),
+    /// An object; of equal keys the last counts, as in `jsonb`.
+    Object(BTreeMap<String, Value>),
+}
+
+impl Value {
+    /// Parse a text; `None` when it is no JSON or nests too deep.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parser = Parser { text, at: 0 };
+        let value = parser.value(0)?;
+        parser.skip_space();
+        (parser.at == text.len()).then_some(value)
+    }
+
+    /// `jsonb @> jsonb`: whether this document holds everything that `other` has.
+    pub fn contains(&self, other: &Self) -> bool {
+        match (self, other) {
+            // The one special case of the server: an array holds a bare scalar.
+            (Self::Array(items), scalar) if !scalar.is_container() => items.contains(scalar),
+            _ => self.holds(other),
+        }
+    }
+
+    fn holds(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Object(mine), Self::Object(others)) => {
+                others.iter().all(|(key, other)| mine.get(key).is_some_and(|value| value.holds(other)))
+            }
+            (Self::Array(mine), Self::Array(others)) => {
+                others.iter().all(|other| mine.iter().any(|value| value.holds(other)))
+            }
+            _ => self == other,
+        }
+    }
+
+    fn is_container(&self) -> bool {
+        matches!(self, Self::Array(_) | Self::Object(_))
+    }
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn skip_space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
+            self.at += 1;
+        }
+    }
+
+    fn take(&mut self, word: &str) -> Option<()> {
+        self.text.get(self.at..)?.starts_with(word).then(|| self.at += word.len())
+    }
+
+    fn value(&mut self, depth: usize) -> Option<Value> {
+        if depth > MAX_DEPTH {
+            return None;
+        }
+        self.skip_space();
+        match self.peek()? {
+            b'n' => self.take("null").map(|()| Value::Null),
+            b't' => self.take("true").map(|()| Value::Bool(true)),
+            b'f' => self.take("false").map(|()| Value::Bool(false)),
+            b'"' => self.string().map(Value::String),
+            b'[' => self.array(depth),
+            b'{' => self.object(depth),
+            _ => self.number(),
+        }
+    }
+
+    fn array(&mut self, depth: usize) -> Option<Value> {
+        self.take("[")?;
+        let mut items = Vec::new();
+        self.skip_space();
+        if self.take("]").is_some() {
+            return Some(Value::Array(items));
+        }
+        loop {
+            items.push(self.value(depth + 1)?);
+            self.skip_space();
+            if self.take(",").is_none() {
+                self.take("]")?;
+                return Some(Value::Array(items));
+            }
+        }
+    }
+
+    fn object(&mut self, depth: usize) -> Option<Value> {
+        self.take("{")?;
+        let mut entries = BTreeMap::new();
+        self.skip_space();
+        if self.take("}").is_some() {
+            return Some(Value::Object(entries));
+        }
+        loop {
+            self.skip_space();
+            let key = self.string()?;
+            self.skip_space();
+            self.take(":")?;
+            entries.insert(key, self.value(depth + 1)?);
+            self.skip_space();
+            if self.take(",").is_none() {
+                self.take("}")?;
+                return Some(Value::Object(entries));
+            }
+        }
+    }
+
+    fn string(&mut self) -> Option<String> {
+        let start = self.at;
+        self.take("\"")?;
+        let mut is_escaped = false;
+        loop {
+            let byte = self.peek()?;
+            self.at += 1;
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' => is_escaped = true,
+                b'"' => break,
+                _ => {}
+            }
+        }
+        serde_json::from_str(self.text.get(start..self.at)?).ok()
+    }
+
+    fn number(&mut self) -> Option<Value> {
+        let start = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E')) {
+            self.at += 1;
+        }
+        let text = self.text.get(start..self.at)?;
+        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().ok()?),
+            None => (text, 0),
+        };
+        let (is_negative, mantissa) = mantissa.strip_prefix('-').map_or((false, mantissa), |rest| (true, rest));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let digits = format!("{whole}{fraction}");
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let exponent = exponent - i64::try_from(fraction.len()).ok()?;
+        let significant = digits.trim_start_matches('0');
+        let trimmed = significant.trim_end_matches('0');
+        if trimmed.is_empty() {
+            return Some(Value::Number { is_negative: false, digits: String::new(), exponent: 0 });
+        }
+        let exponent = exponent + i64::try_from(significant.len() - trimmed.len()).ok()?;
+        Some(Value::Number { is_negative, digits: trimmed.to_owned(), exponent })
+    }
+}
+
+/// Why valid JSON cannot be kept as `jsonb`: a NUL or half a surrogate pair inside a string. `None`: it can.
+pub fn unstorable(text: &str) -> Option<&'static str> {
+    let hex = |at: usize| text.get(at..at + 4).and_then(|digits| u16::from_str_radix(digits, 16).ok());
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while let Some(found) = text.get(at..).and_then(|rest| rest.find('\\')) {
+        at += found;
+        if bytes.get(at + 1) != Some(&b'u') {
+            at += 2;
+            continue;
+        }
+        match hex(at + 2) {
+            Some(0) => return Some("it holds a NUL character, which jsonb cannot store"),
+            Some(0xD800..=0xDBFF) => {
+                let follows = bytes.get(at + 6..at + 8) == Some(b"\\u");
+                if !follows || !matches!(hex(at + 8), Some(0xDC00..=0xDFFF)) {
+                    return Some("it holds half a surrogate pair, which jsonb cannot store");
+                }
+                at += 12;
+            }
+            Some(0xDC00..=0xDFFF) => return Some("it holds half a surrogate pair, which jsonb cannot store"),
+            _ => at += 6,
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contains(document: &str, part: &str) -> bool {
+        Value::parse(document).unwrap().contains(&Value::parse(part).unwrap())
+    }
+
+    #[test]
+    fn numbers_are_equal_by_value() {
+        for (a, b) in [("1", "1.0"), ("1e2", "100"), ("-0", "0"), ("1200e-2", "12"), ("0.10", "1e-1")] {
+            assert_eq!(Value::parse(a), Value::parse(b), "{a} {b}");
+        }
+        for (a, b) in [("9007199254740993", "9007199254740992"), ("1", "-1"), ("1", "10"), ("0.1", "0.01")] {
+            assert_ne!(Value::parse(a), Value::parse(b), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn contains_as_the_server_does() {
+        for (document, part) in [
+            (r#"{"a": 1, "b": {"c": [1, 2, {"d": 3}]}}"#, r#"{"b": {"c": [{"d": 3}, 1, 1]}}"#),
+            ("[1, [2, 3]]", "[[3]]"),
+            ("[1, 2]", "2"),
+            ("5", "5"),
+            ("{}", "{}"),
+            (r#"[{"a": 1, "b": 2}]"#, r#"[{"a": 1}]"#),
+        ] {
+            assert!(contains(document, part), "{document} {part}");
+        }
+        for (document, part) in [
+            ("{}", "[]"),
+            ("5", "[5]"),
+            ("[[1]]", "1"),
+            (r#"{"a": [1]}"#, r#"{"a": 1}"#),
+            (r#"{"a": 1}"#, r#"{"a": {}}"#),
+        ] {
+            assert!(!contains(document, part), "{document} {part}");
+        }
+    }
+
+    #[test]
+    fn no_json_is_no_value() {
+        for text in ["", "{", "[1,]", "nul", "1 2", "\"a", "-", "--1", ".", &"[".repeat(300)] {
+            assert_eq!(Value::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn finds_what_jsonb_refuses() {
+        for text in [r#""\u0000""#, r#""\\\u0000""#, r#""\ud800""#, r#""\udc00\ud800""#, r#""\ud83dx""#] {
+            assert!(unstorable(text).is_some(), "{text}");
+        }
+        for text in [r#""\\u0000""#, r#""\ud83d\ude00""#, r#""\n\"""#, r#""\u0001""#, "{}"] {
+            assert_eq!(unstorable(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! A bounded pool of connections for writing and for reading pages.
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row, Statement};
+
+use crate::connection::Connector;
+use crate::error::{Error, Result};
+use crate::store::error::StoreError;
+
+/// Most statements kept prepared per connection; the store itself has about a dozen, filters make others.
+const STATEMENTS: usize = 100;
+
+/// How many connections, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most connections at a time; whoever needs another waits.
+    pub max_open: usize,
+    /// Most connections kept while idle.
+    pub max_idle: usize,
+    /// Age at which a connection is closed after use.
+    pub max_lifetime: Duration,
+    /// Idle time after which a connection is closed.
+    pub max_idle_time: Duration,
+    /// Keep statements prepared on the server.
+    pub is_preparing: bool,
+}
+
+/// As Go's `sql.DBStats` counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Connections open.
+    pub open: usize,
+    /// Of these, in use.
+    pub in_use: usize,
+    /// Times somebody waited for a connection.
+    pub wait_count: u64,
+    /// For how long together.
+    pub wait_duration: Duration,
+    /// Closed because enough were idle.
+    pub max_idle_closed: u64,
+    /// Closed for having been idle too long.
+    pub max_idle_time_closed: u64,
+    /// Closed for their age.
+    pub max_lifetime_closed: u64,
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+struct Connection {
+    client: Client,
+    statements: HashMap<String, Statement>,
+    born: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Idle>,
+    stats: PoolStats,
+    is_watched: bool,
+}
+
+/// See the module documentation.
+pub struct Pool {
+    connector: Arc<Connector>,
+    limits: Limits,
+    permits: Arc<Semaphore>,
+    state: Mutex<State>,
+    is_closed: AtomicBool,
+}
+
+/// A connection taken from the pool; goes back when dropped, unless it broke or a transaction is open on it.
+pub struct Pooled {
+    pool: Arc<Pool>,
+    connection: Option<Connection>,
+    /// A transaction is open: dropping the connection now ends it on the server, too.
+    is_dirty: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A parameter and its type.
+pub type Bind<'a> = (&'a (dyn ToSql + Sync), Type);
+
+impl Pool {
+    /// A pool that connects on use.
+    pub fn new(connector: Arc<Connector>, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            connector,
+            limits,
+            permits: Arc::new(Semaphore::new(limits.max_open)),
+            state: Mutex::default(),
+            is_closed: AtomicBool::new(false),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection: an idle one, or a new one, waiting while all are in use.
+    pub async fn get(self: &Arc<Self>) -> Result<Pooled> {
+        let permit = if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            permit
+        } else {
+            let asked = Instant::now();
+            let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Closed)?;
+            let mut state = self.lock();
+            state.stats.wait_count += 1;
+            state.stats.wait_duration += asked.elapsed();
+            permit
+        };
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed.into());
+        }
+        self.close_expired();
+        let idle = {
+            let mut state = self.lock();
+            state.stats.in_use += 1;
+            loop {
+                match state.idle.pop() {
+                    Some(idle) if idle.connection.client.is_closed() => state.stats.open -= 1,
+                    other => break other,
+                }
+            }
+        };
+        let mut pooled = Pooled { pool: Arc::clone(self), connection: None, is_dirty: false, _permit: permit };
+        if let Some(idle) = idle {
+            pooled.connection = Some(idle.connection);
+            return Ok(pooled);
+        }
+        let link = self.connector.connect().await?;
+        // The driver ends with the connection; its error reaches the request in flight, or the next one.
+        tokio::spawn(async move {
+            let _ = link.connection.await;
+        });
+        pooled.connection = Some(Connection { client: link.client, statements: HashMap::new(), born: Instant::now() });
+        let mut state = self.lock();
+        state.stats.open += 1;
+        if !std::mem::replace(&mut state.is_watched, true) {
+            tokio::spawn(watch(Arc::downgrade(self), self.limits));
+        }
+        Ok(pooled)
+    }
+
+    /// Close what has been idle or alive too long.
+    fn close_expired(&self) {
+        let mut state = self.lock();
+        let State { idle, stats, .. } = &mut *state;
+        idle.retain(|idle| {
+            if idle.connection.born.elapsed() >= self.limits.max_lifetime {
+                stats.max_lifetime_closed += 1;
+            } else if idle.since.elapsed() >= self.limits.max_idle_time {
+                stats.max_idle_time_closed += 1;
+            } else {
+                return true;
+            }
+            stats.open -= 1;
+            false
+        });
+    }
+
+    /// Close all idle connections now and the others after their use; refuse to give out more.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        self.permits.close();
+        let mut state = self.lock();
+        state.stats.open -= state.idle.len();
+        state.idle.clear();
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> PoolStats {
+        self.lock().stats
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+/// Close idle connections in time even when nobody asks for one.
+async fn watch(pool: Weak<Pool>, limits: Limits) {
+    let interval = limits.max_idle_time.min(limits.max_lifetime) / 2;
+    let interval = interval.clamp(Duration::from_millis(50), Duration::from_secs(60));
+    loop {
+        tokio::time::sleep(interval).await;
+        match pool.upgrade() {
+            Some(pool) if !pool.is_closed.load(Ordering::Acquire) => pool.close_expired(),
+            _ => return,
+        }
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        let mut state = self.pool.lock();
+        state.stats.in_use -= 1;
+        let Some(connection) = self.connection.take() else { return };
+        let limits = self.pool.limits;
+        let is_usable =
+            !self.is_dirty && !connection.client.is_closed() && !self.pool.is_closed.load(Ordering::Acquire);
+        if !is_usable {
+            state.stats.open -= 1;
+        } else if connection.born.elapsed() >= limits.max_lifetime {
+            state.stats.open -= 1;
+            state.stats.max_lifetime_closed += 1;
+        } else if state.idle.len() >= limits.max_idle {
+            state.stats.open -= 1;
+            state.stats.max_idle_closed += 1;
+        } else {
+            state.idle.push(Idle { connection, since: Instant::now() });
+        }
+    }
+}
+
+impl Pooled {
+    fn connection(&mut self) -> Result<&mut Connection> {
+        self.connection.as_mut().ok_or(Error::Closed("connection"))
+    }
+
+    /// Note that a transaction is open, or no longer.
+    pub fn set_dirty(&mut self, is_dirty: bool) {
+        self.is_dirty = is_dirty;
+    }
+
+    /// Whether the connection broke.
+    pub fn is_closed(&self) -> bool {
+        self.connection.as_ref().is_none_or(|connection| connection.client.is_closed())
+    }
+
+    /// The driver's client.
+    pub fn client(&mut self) -> Result<&Client> {
+        Ok(&self.connection()?.client)
+    }
+
+    /// Open a transaction; dropping the connection before its end rolls it back.
+    pub async fn begin(&mut self) -> Result<()> {
+        self.query("begin", "BEGIN", &[], false).await?;
+        self.is_dirty = true;
+        Ok(())
+    }
+
+    /// Commit the open transaction.
+    pub async fn commit(&mut self) -> Result<()> {
+        self.query("commit", "COMMIT", &[], true).await?;
+        self.is_dirty = false;
+        Ok(())
+    }
+
+    /// Roll the open transaction back; if that fails, too, the connection is not used again.
+    pub async fn roll_back(&mut self) {
+        self.is_dirty = self.query("roll back", "ROLLBACK", &[], false).await.is_err();
+    }
+
+    /// Run one statement, prepared if the pool prepares. `in_flight`: a lost connection leaves a commit in doubt.
+    pub async fn query(&mut self, context: &str, sql: &str, binds: &[Bind<'_>], in_flight: bool) -> Result<Vec<Row>> {
+        let [rows] = self.pipeline(context, [(sql, binds)], in_flight).await?;
+        Ok(rows)
+    }
+
+    /// Run statements one after the other, each in a transaction of its own unless one is open, in one round trip.
+    /// Ends with the first error; the statements after it have run nevertheless, unless in an open transaction.
+    pub async fn pipeline<const N: usize>(
+        &mut self,
+        context: &str,
+        requests: [(&str, &[Bind<'_>]); N],
+        in_flight: bool,
+    ) -> Result<[Vec<Row>; N]> {
+        let is_preparing = self.pool.limits.is_preparing;
+        let is_open = self.is_dirty;
+        let connection = self.connection()?;
+        let mut statements = Vec::with_capacity(N);
+        for (sql, binds) in requests {
+            if is_preparing {
+                statements.push(connection.prepared(context, sql, binds).await?);
+            }
+        }
+        let client = &connection.client;
+        let mut running: Vec<Running<'_>> = Vec::with_capacity(N);
+        for (index, (sql, binds)) in requests.into_iter().enumerate() {
+            running.push(match statements.get(index) {
+                Some(statement) => Box::pin(async move {
+                    let values: Vec<&(dyn ToSql + Sync)> = binds.iter().map(|(value, _)| *value).collect();
+                    client.query(statement, &values).await
+                }),
+                None => Box::pin(client.query_typed(sql, binds)),
+            });
+        }
+        let mut rows = Vec::with_capacity(N);
+        for result in all(running).await {
+            match result {
+                Ok(found) => rows.push(found),
+                Err(error) if is_preparing && !is_open && is_stale(&error) => {
+                    let (sql, binds) = requests.get(rows.len()).copied().unwrap_or_default();
+                    let again = client.query_typed(sql, binds).await;
+                    rows.push(again.map_err(|error| Error::from_postgres(context, &error, in_flight))?);
+                }
+                Err(error) => {
+                    let error = Error::from_postgres(context, &error, in_flight);
+                    connection.statements.clear();
+                    return Err(error);
+                }
+            }
+        }
+        rows.try_into().map_err(|_| Error::Closed("connection"))
+    }
+}
+
+type Running<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, tokio_postgres::Error>> + Send + 'a>>;
+
+/// Poll all of them in order, so that they are sent in order, until all have ended.
+async fn all(mut running: Vec<Running<'_>>) -> Vec<Result<Vec<Row>, tokio_postgres::Error>> {
+    let mut results: Vec<Option<Result<Vec<Row>, tokio_postgres::Error>>> = running.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        for (future, slot) in running.iter_mut().zip(&mut results) {
+            if slot.is_none()
+                && let Poll::Ready(result) = future.as_mut().poll(context)
+            {
+                *slot = Some(result);
+            }
+        }
+        if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results.into_iter().flatten().collect()
+}
+
+impl Connection {
+    async fn prepared(&mut self, context: &str, sql: &str, binds: &[Bind<'_>]) -> Result<Statement> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let types: Vec<Type> = binds.iter().map(|(_, kind)| kind.clone()).collect();
+        let prepared = self.client.prepare_typed(sql, &types).await;
+        let prepared = prepared.map_err(|error| Error::from_postgres(context, &error, false))?;
+        if self.statements.len() >= STATEMENTS {
+            self.statements.clear();
+        }
+        self.statements.insert(sql.to_owned(), prepared.clone());
+        Ok(prepared)
+    }
+}
+
+/// The prepared statement is gone (a pooler gave us another session) or no longer fits its table; nothing happened.
+fn is_stale(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| {
+        code.code() == "26000"
+            || code.code() == "0A000"
+                && error.as_db_error().is_some_and(|report| report.routine() == Some("RevalidateCachedQuery"))
+    })
+}

@@ -1,0 +1,20 @@
+-- The columns are go-sync-kit's, so that a Go process can read and write the table, too.
+CREATE TABLE {table} (
+    version      bigserial PRIMARY KEY,
+    id           text NOT NULL UNIQUE,
+    aggregate_id text NOT NULL,
+    event_type   text NOT NULL,
+    data         jsonb,
+    metadata     jsonb,
+    created_at   timestamptz DEFAULT now(),
+    stream_name  text GENERATED ALWAYS AS ('stream_' || aggregate_id) STORED
+);
+-- The one index that reading needs beyond the two keys.
+CREATE INDEX {index} ON {table} (aggregate_id, version);
+-- One notification per statement, and one per transaction in the end, because equal ones are folded.
+CREATE FUNCTION {wake}() RETURNS trigger LANGUAGE plpgsql AS $wake$
+BEGIN
+    PERFORM pg_notify('sio_events_' || TG_RELID, '');
+    RETURN NULL;
+END $wake$;
+CREATE TRIGGER {wake_trigger} AFTER INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {wake}();

@@ -1,0 +1,315 @@
+//! The event table: finding it as go-sync-kit made it, or making one that go-sync-kit can use, too.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use tokio_postgres::types::Type;
+
+use crate::error::{Error, Result};
+use crate::protocol::quote_identifier;
+use crate::store::error::StoreError;
+use crate::store::event::get;
+use crate::store::pool::{Pool, Pooled};
+
+/// Advisory lock of everything that changes the schema. Spells "sio.es".
+const MIGRATION_LOCK: i64 = 0x7369_6f2e_6573;
+/// Aggregates share this many advisory locks, so that a large batch cannot exhaust the server's lock table.
+pub const LOCK_BUCKETS: i32 = 1024;
+/// go-sync-kit's channel for all events.
+pub const GO_CHANNEL: &str = "events_global";
+/// The longest name of a side table is this much longer than the table's.
+const SUFFIX_BYTES: usize = 20;
+
+/// Name and text of each migration, in order; those of one [`Part`] belong together.
+const MIGRATIONS: &[(Part, &str, &str)] = &[
+    (Part::Events, "events", include_str!("sql/events.sql")),
+    (Part::Subscriptions, "subscriptions", include_str!("sql/subscriptions.sql")),
+    (Part::Guard, "guard", include_str!("sql/guard.sql")),
+];
+
+/// What can be asked for independently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The event table itself.
+    Events,
+    /// Side tables of durable subscriptions.
+    Subscriptions,
+    /// The trigger that makes expected versions exact for writers of other languages.
+    Guard,
+}
+
+/// A table name, as it was given and in its parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableName {
+    schema: Option<String>,
+    table: String,
+}
+
+impl TableName {
+    /// `table` or `schema.table`, read as PostgreSQL reads it: folded to lower case unless quoted.
+    pub fn parse(name: &str) -> Result<Self> {
+        let wrong = || {
+            Error::options("table_name", name, "give table or schema.table, each at most 63 bytes, quoted if unusual")
+        };
+        let mut parts = crate::attachment::parse_name(name).ok_or_else(wrong)?;
+        let is_valid = |part: &String| !part.is_empty() && part.len() <= 63;
+        if parts.len() > 2 || !parts.iter().all(is_valid) {
+            return Err(wrong());
+        }
+        let table = parts.pop().ok_or_else(wrong)?;
+        Ok(Self { schema: parts.pop(), table })
+    }
+
+    /// The table with something appended to its name, quoted, with its schema.
+    pub fn beside(&self, suffix: &str) -> String {
+        let table = quote_identifier(&format!("{}{suffix}", self.table));
+        match &self.schema {
+            Some(schema) => format!("{}.{table}", quote_identifier(schema)),
+            None => table,
+        }
+    }
+
+    /// Quoted, ready for SQL.
+    pub fn quoted(&self) -> String {
+        self.beside("")
+    }
+
+    /// An object of the table's schema that is named without it, such as an index when it is created.
+    fn bare(&self, suffix: &str) -> String {
+        quote_identifier(&format!("{}{suffix}", self.table))
+    }
+}
+
+/// What was found out about an event table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // independent facts
+pub struct Table {
+    /// Quoted, ready for SQL.
+    pub name: String,
+    /// Its object id.
+    pub oid: u32,
+    /// Its sequence, quoted.
+    pub sequence: String,
+    /// The sequence's object id.
+    pub sequence_oid: u32,
+    /// go-sync-kit's row trigger is there and enabled: it notifies `stream_<id>` and `events_global`.
+    pub notifies_go: bool,
+    /// Our statement trigger is there and enabled.
+    pub notifies_us: bool,
+    /// An index on `(aggregate_id, version)`.
+    pub has_aggregate_index: bool,
+    /// The guard trigger is there.
+    pub is_guarded: bool,
+    /// Made by us, not by go-sync-kit.
+    pub is_native: bool,
+}
+
+impl Table {
+    /// The channel of our own wake-ups, and of the self-test of a listening session.
+    pub fn wake_channel(&self) -> String {
+        format!("sio_events_{}", self.oid)
+    }
+
+    /// The advisory locks of this table's aggregates: `pg_advisory_xact_lock(class, key)`.
+    pub fn lock_class(&self) -> i32 {
+        i32::from_be_bytes(self.oid.to_be_bytes())
+    }
+}
+
+/// Find the table, creating it if it is missing and `may_create`.
+pub async fn open(pool: &Arc<Pool>, name: &TableName, may_create: bool) -> Result<Table> {
+    let mut connection = pool.get().await?;
+    if let Some(table) = find(&mut connection, name).await? {
+        return Ok(table);
+    }
+    if !may_create {
+        let reason = "it does not exist and create_table is off".to_owned();
+        return Err(StoreError::SchemaMismatch { table: name.quoted(), reason }.into());
+    }
+    migrate(&mut connection, name, Part::Events).await?;
+    let dropped = || {
+        let reason = "it was dropped while being created".to_owned();
+        StoreError::SchemaMismatch { table: name.quoted(), reason }.into()
+    };
+    find(&mut connection, name).await?.ok_or_else(dropped)
+}
+
+/// Apply the migrations of one part that are not applied yet, one process at a time. Up to date: reads one row.
+pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> Result<()> {
+    let context = format!("migrate {}", name.quoted());
+    let done = name.beside("_migrations");
+    let applied = applied(connection, name, &context).await?;
+    let is_wanted =
+        |&&(kind, label, _): &&(Part, &str, &str)| kind == part && !applied.iter().any(|done| done == label);
+    let wanted: Vec<_> = MIGRATIONS.iter().filter(is_wanted).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    if name.table.len() + SUFFIX_BYTES > 63 {
+        let reason = format!("must be at most {} bytes, so that side tables can be named after it", 63 - SUFFIX_BYTES);
+        return Err(Error::options("table_name", name.table.clone(), reason));
+    }
+    let mut script = format!(
+        "CREATE TABLE IF NOT EXISTS {done} (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());\n"
+    );
+    for (_, label, text) in wanted {
+        let text = text
+            .replace("{table}", &name.quoted())
+            .replace("{index}", &name.bare("_aggregate_version"))
+            .replace("{wake}", &name.beside("_wake"))
+            .replace("{wake_trigger}", &name.bare("_wake"))
+            .replace("{guard}", &name.beside("_guard"))
+            .replace("{guard_trigger}", &name.bare("_guard"))
+            .replace("{buckets}", &(LOCK_BUCKETS - 1).to_string())
+            .replace("{subscriptions}", &name.beside("_subscriptions"))
+            .replace("{parked}", &name.beside("_parked"));
+        // Between the look and the lock another process may have applied it: the block looks again.
+        let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
+        if *label == "events" {
+            let _ = write!(is_there, " OR to_regclass('{}') IS NOT NULL", name.quoted().replace('\'', "''"));
+        }
+        let _ = write!(
+            script,
+            "DO $socketio_postgres$ BEGIN\nIF {is_there} THEN RETURN; END IF;\n{text}\n\
+             INSERT INTO {done} (name) VALUES ('{label}');\nEND $socketio_postgres$;\n"
+        );
+    }
+    let script = format!("BEGIN;\nSELECT pg_advisory_xact_lock({MIGRATION_LOCK});\n{script}COMMIT;\n");
+    connection.set_dirty(true);
+    let ran = connection.client()?.batch_execute(&script).await;
+    if let Err(error) = ran {
+        let error = Error::from_postgres(&context, &error, false);
+        let _ = connection.client()?.batch_execute("ROLLBACK").await;
+        connection.set_dirty(false);
+        // go-sync-kit creates without our lock: then its table is there now.
+        let is_there =
+            matches!(&error, Error::Database { report, .. } if matches!(report.sqlstate.as_str(), "42P07" | "23505"));
+        return if is_there && part == Part::Events { Ok(()) } else { Err(error) };
+    }
+    connection.set_dirty(false);
+    Ok(())
+}
+
+async fn applied(connection: &mut Pooled, name: &TableName, context: &str) -> Result<Vec<String>> {
+    let done = name.beside("_migrations");
+    let rows = connection.query(context, "SELECT to_regclass($1) IS NOT NULL", &[(&done, Type::TEXT)], false).await?;
+    let Some(true) = rows.first().map(|row| get::<bool>(row, 0)).transpose()? else { return Ok(Vec::new()) };
+    let rows = connection.query(context, &format!("SELECT name FROM {done}"), &[], false).await?;
+    rows.iter().map(|row| get(row, 0)).collect()
+}
+
+/// The columns an event table has: name, type, and whether it must be there with `NOT NULL` or not at all.
+const COLUMNS: &[(&str, &str)] = &[
+    ("version", "bigint"),
+    ("id", "text"),
+    ("aggregate_id", "text"),
+    ("event_type", "text"),
+    ("data", "jsonb"),
+    ("metadata", "jsonb"),
+    ("created_at", "timestamp with time zone"),
+];
+
+async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>> {
+    let quoted = name.quoted();
+    let context = format!("look up table {quoted}");
+    let mismatch = |reason: String| Error::from(StoreError::SchemaMismatch { table: quoted.clone(), reason });
+    let columns = connection
+        .query(
+            &context,
+            "SELECT c.oid, c.relkind::text, a.attname::text, format_type(a.atttypid, NULL) \
+             FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+             WHERE c.oid = to_regclass($1)",
+            &[(&quoted, Type::TEXT)],
+            false,
+        )
+        .await?;
+    let Some(first) = columns.first() else { return Ok(None) };
+    let oid: u32 = get(first, 0)?;
+    let kind: String = get(first, 1)?;
+    if kind != "r" {
+        return Err(mismatch("it is not an ordinary table".to_owned()));
+    }
+    let mut missing = Vec::new();
+    for (column, wanted) in COLUMNS {
+        let mut found = None;
+        for row in &columns {
+            if get::<Option<String>>(row, 2)?.as_deref() == Some(column) {
+                found = get::<Option<String>>(row, 3)?;
+            }
+        }
+        match found {
+            Some(kind) if kind == *wanted => {}
+            Some(kind) => missing.push(format!("{column} is {kind} instead of {wanted}")),
+            None => missing.push(format!("column {column} ({wanted}) is missing")),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(mismatch(missing.join(", ")));
+    }
+    let rows = connection
+        .query(
+            &context,
+            "SELECT s.seqrelid, s.seqrelid::regclass::text, s.seqcache, s.seqincrement, s.seqcycle, \
+                EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = $2 \
+                    AND p.proname = 'notify_event_inserted' AND t.tgenabled IN ('O', 'A')), \
+                EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $3 AND t.tgenabled IN ('O', 'A')), \
+                EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid \
+                        JOIN pg_attribute b ON b.attrelid = i.indrelid WHERE i.indrelid = $2 AND i.indisvalid \
+                    AND i.indpred IS NULL AND i.indnatts >= 2 AND a.attname = 'aggregate_id' AND b.attname = 'version' \
+                    AND i.indkey[0] = a.attnum AND i.indkey[1] = b.attnum), \
+                EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $4 AND t.tgenabled IN ('O', 'A')), \
+                to_regclass($5) IS NOT NULL, \
+                EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $2 AND i.indisunique AND i.indpred IS NULL \
+                    AND i.indnkeyatts = 1 AND i.indkey[0] = (SELECT attnum FROM pg_attribute \
+                        WHERE attrelid = $2 AND attname = 'id')) \
+             FROM pg_sequence s WHERE s.seqrelid = pg_get_serial_sequence($1, 'version')::regclass",
+            &[
+                (&quoted, Type::TEXT),
+                (&oid, Type::OID),
+                (&format!("{}_wake", name.table), Type::TEXT),
+                (&format!("{}_guard", name.table), Type::TEXT),
+                (&name.beside("_migrations"), Type::TEXT),
+            ],
+            false,
+        )
+        .await?;
+    let Some(row) = rows.first() else {
+        return Err(mismatch("its column version has no sequence of its own (bigserial)".to_owned()));
+    };
+    if get::<i64>(row, 2)? != 1 || get::<i64>(row, 3)? != 1 || get::<bool>(row, 4)? {
+        let sequence: String = get(row, 1)?;
+        return Err(mismatch(format!(
+            "its sequence {sequence} must have CACHE 1, INCREMENT 1 and NO CYCLE, or the order of versions means nothing"
+        )));
+    }
+    if !get::<bool>(row, 10)? {
+        return Err(mismatch("its column id is not unique".to_owned()));
+    }
+    let is_native =
+        get::<bool>(row, 9)? && applied(connection, name, &context).await?.iter().any(|name| name == "events");
+    Ok(Some(Table {
+        name: quoted,
+        oid,
+        sequence_oid: get(row, 0)?,
+        sequence: get(row, 1)?,
+        notifies_go: get(row, 5)?,
+        notifies_us: get(row, 6)?,
+        has_aggregate_index: get(row, 7)?,
+        is_guarded: get(row, 8)?,
+        is_native,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_side_tables() {
+        let name = TableName::parse(r#"Shop."My""Events""#).unwrap();
+        assert_eq!(name.quoted(), r#""shop"."My""Events""#);
+        assert_eq!(name.beside("_parked"), r#""shop"."My""Events_parked""#);
+        assert_eq!(name.bare("_wake"), r#""My""Events_wake""#);
+        assert!(matches!(TableName::parse("a.b.c"), Err(Error::Options { .. })));
+    }
+}

@@ -1,0 +1,177 @@
+//! Up to which version the table is final, told from the lock that writers hold on its sequence.
+//!
+//! Versions are drawn in order but committed in any order, so the highest visible version is no safe position: a lower
+//! one may still commit. `nextval` locks the sequence before it draws and keeps the lock to the end of the top-level
+//! transaction, whatever savepoints do. So if `last` was read *before* the lock's holders were, every writer of a
+//! version up to `last` either is among the holders or has ended, and PostgreSQL shows a commit before it releases
+//! locks: rows read *after* that are complete up to `last`.
+//!
+//! With holders there, the pair is kept as a fence: once none of them is left, its `last` is settled. A fence is a
+//! finite set, so new writers cannot keep it up for ever.
+
+use std::collections::BTreeSet;
+
+/// Transactions, as `pg_locks.virtualtransaction` names them.
+pub type Holders = BTreeSet<String>;
+
+/// See the module documentation. Pure: whoever asks the server feeds it.
+#[derive(Debug, Default, Clone)]
+pub struct Watermark {
+    settled: i64,
+    fence: Option<(i64, Holders)>,
+}
+
+impl Watermark {
+    /// All versions up to this one are final.
+    pub fn settled(&self) -> i64 {
+        self.settled
+    }
+
+    /// Rows without a gap were seen from the watermark up to `version`: nothing can come in between.
+    pub fn reach(&mut self, version: i64) {
+        self.settled = self.settled.max(version);
+    }
+
+    /// Take in the sequence's last version (0: none drawn) and the holders of its lock read after it; returns the
+    /// settled version, which holds for rows read after both.
+    pub fn observe(&mut self, last: i64, holders: Holders) -> i64 {
+        if holders.is_empty() {
+            self.fence = None;
+            self.reach(last);
+            return self.settled;
+        }
+        let before = self.fence.as_ref().map(|(_, before)| before);
+        if before.is_some_and(|before| holders.iter().any(|holder| is_the_same(holder, before))) {
+            return self.settled;
+        }
+        if let Some((fenced, _)) = self.fence.replace((last, holders)) {
+            self.reach(fenced);
+        }
+        self.settled
+    }
+
+    /// The transactions that the next step waits for.
+    pub fn waits_for(&self) -> Holders {
+        self.fence.as_ref().map(|(_, holders)| holders.clone()).unwrap_or_default()
+    }
+
+    /// Start anew at the version of an event that was seen, after every lost connection: the server may have crashed.
+    /// Then the sequence can give out again what was drawn but never committed, and what was settled because of that
+    /// is no longer; the versions of committed events are safe, their commit wrote the sequence's state, too.
+    pub fn restart(&mut self, position: i64) {
+        *self = Self { settled: position, fence: None };
+    }
+}
+
+/// Whether a holder may be one of those of the fence. A prepared transaction that the server recovered at its start is
+/// named `-1/xid`; under which name it ran before, nobody knows.
+fn is_the_same(holder: &str, before: &Holders) -> bool {
+    before.contains(holder) || holder.starts_with("-1/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn holders(names: &[&str]) -> Holders {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn nobody_writes() {
+        let mut watermark = Watermark::default();
+        assert_eq!(watermark.observe(0, holders(&[])), 0);
+        assert_eq!(watermark.observe(7, holders(&[])), 7);
+        assert_eq!(watermark.observe(5, holders(&[])), 7, "never goes back by itself");
+    }
+
+    #[test]
+    fn a_fence_falls_with_its_last_holder() {
+        let mut watermark = Watermark::default();
+        assert_eq!(watermark.observe(3, holders(&["1/1", "2/9"])), 0);
+        assert_eq!(watermark.observe(8, holders(&["2/9", "3/1"])), 0);
+        assert_eq!(watermark.observe(9, holders(&["3/1"])), 3, "others may write on");
+        assert_eq!(watermark.observe(9, holders(&["3/1"])), 3);
+        assert_eq!(watermark.observe(12, holders(&["4/1"])), 9);
+    }
+
+    #[test]
+    fn a_recovered_transaction_could_be_any_of_the_fence() {
+        let mut watermark = Watermark::default();
+        watermark.observe(3, holders(&["1/1"]));
+        assert_eq!(watermark.observe(5, holders(&["-1/750"])), 0);
+        assert_eq!(watermark.observe(5, holders(&[])), 5);
+    }
+
+    /// What a writer does in the model below.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Draw(usize),
+        Commit(usize),
+        Rollback(usize),
+        /// The reader's three steps, with others in between.
+        ReadLast,
+        ReadHolders,
+        ReadRows,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..4_usize).prop_map(Step::Draw),
+            3 => (0..4_usize).prop_map(Step::Commit),
+            1 => (0..4_usize).prop_map(Step::Rollback),
+            2 => Just(Step::ReadLast),
+            2 => Just(Step::ReadHolders),
+            2 => Just(Step::ReadRows),
+        ]
+    }
+
+    proptest! {
+        /// Every version that is committed, at the end or earlier, is visible at the read that settles it.
+        #[test]
+        fn what_is_settled_is_complete(steps in proptest::collection::vec(step(), 1..200)) {
+            let mut open: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
+            let mut generation = [0_u32; 4];
+            let (mut last, mut visible) = (0_i64, BTreeSet::new());
+            let (mut seen_last, mut settled) = (None, None);
+            let (mut position, mut seen) = (0_i64, BTreeSet::new());
+            let mut watermark = Watermark::default();
+            for step in steps {
+                match step {
+                    Step::Draw(writer) => {
+                        last += 1;
+                        open.entry(writer).or_default().push(last);
+                    }
+                    Step::Commit(writer) => {
+                        visible.extend(open.remove(&writer).unwrap_or_default());
+                        generation[writer] += 1;
+                    }
+                    Step::Rollback(writer) => {
+                        open.remove(&writer);
+                        generation[writer] += 1;
+                    }
+                    Step::ReadLast => (seen_last, settled) = (Some(last), None),
+                    Step::ReadHolders => {
+                        if let Some(last) = seen_last.take() {
+                            let names = open.keys().map(|&w| format!("{w}/{}", generation[w])).collect();
+                            settled = Some(watermark.observe(last, names));
+                        }
+                    }
+                    Step::ReadRows => {
+                        if let Some(settled) = settled.take() {
+                            seen.extend(visible.iter().filter(|&&version| version > position && version <= settled));
+                            position = position.max(settled);
+                        }
+                    }
+                }
+            }
+            for versions in open.into_values() {
+                visible.extend(versions);
+            }
+            let expected: BTreeSet<i64> = visible.range(..=position).copied().collect();
+            prop_assert_eq!(seen, expected);
+        }
+    }
+}

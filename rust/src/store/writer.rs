@@ -1,0 +1,586 @@
+//! Storing: concurrent calls merged into one commit, expected versions, idempotence, and commits in doubt.
+//!
+//! What was asked for while the previous group was in flight goes out together; when nothing is in flight a call leaves
+//! at once. There is no timer. Each call stays atomic and has a result of its own: a group leaves out the calls that
+//! meet an event id, a lock or a version that is not as they expect, and those are then tried alone.
+//!
+//! Every writer of ours takes an advisory lock per aggregate before it draws versions: shared for unconditional events,
+//! exclusive for those that expect a version. So between the check and the commit of an expected version no other
+//! writer of ours can add to the aggregate, nor hold a lower version that commits later.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use crate::backoff::Backoff;
+use crate::error::{Error, Result};
+use crate::inbox::{Completion, Outcome};
+use crate::runtime;
+use crate::store::error::{Expected, StoreError};
+use crate::store::event::{NewEvent, get, micros};
+use crate::store::pool::{Bind, Pool, Pooled};
+use crate::store::table::{LOCK_BUCKETS, Table};
+
+/// Most bytes of events in one statement.
+const GROUP_BYTES: usize = 8 * 1024 * 1024;
+/// How long the outcome of a lost commit is asked for.
+const DOUBT_LIMIT: Duration = Duration::from_secs(30);
+/// How often a call is tried anew after a conflict with another writer.
+const ATTEMPTS: u32 = 10;
+
+/// Where an event was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Its version.
+    pub version: i64,
+    /// When, in microseconds since 1970.
+    pub created_at: Option<i64>,
+    /// It had been stored before, by an earlier call with the same id and content.
+    pub is_duplicate: bool,
+}
+
+/// One call: its events go together or not at all.
+pub struct Request {
+    /// At least one.
+    pub events: Vec<NewEvent>,
+    /// What is expected of aggregates; those not named here may be as they like.
+    pub expected: BTreeMap<String, Expected>,
+    /// Told the positions, in the order of the events.
+    pub completion: Completion,
+}
+
+/// Counters since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriterStats {
+    /// Events stored.
+    pub stored: u64,
+    /// Calls that failed.
+    pub failed: u64,
+    /// Statements that stored a group of calls.
+    pub groups: u64,
+    /// Calls that had to be tried alone.
+    pub alone: u64,
+    /// Calls waiting now.
+    pub waiting: usize,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Request>,
+    stats: WriterStats,
+    is_running: bool,
+    is_closed: bool,
+}
+
+struct Shared {
+    pool: Arc<Pool>,
+    table: Arc<Table>,
+    batch_size: usize,
+    sql: Sql,
+    state: Mutex<State>,
+}
+
+/// See the module documentation. Cheap to clone.
+#[derive(Clone)]
+pub struct Writer {
+    shared: Arc<Shared>,
+}
+
+impl Writer {
+    /// A writer that connects on use. `batch_size`: most events in one statement.
+    pub fn new(pool: Arc<Pool>, table: Arc<Table>, batch_size: usize) -> Self {
+        let sql = Sql::new(&table);
+        Self { shared: Arc::new(Shared { pool, table, batch_size, sql, state: Mutex::default() }) }
+    }
+
+    /// Store the events of a call; its completion hears of the commit.
+    pub fn store(&self, request: Request) -> Result<()> {
+        let mut state = self.shared.lock();
+        if state.is_closed {
+            return Err(StoreError::Closed.into());
+        }
+        state.queue.push_back(request);
+        if !std::mem::replace(&mut state.is_running, true) {
+            runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
+        }
+        Ok(())
+    }
+
+    /// Accept nothing more; what is under way is finished.
+    pub fn close(&self) {
+        self.shared.lock().is_closed = true;
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        let state = self.shared.lock();
+        !state.is_running && state.queue.is_empty()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> WriterStats {
+        let state = self.shared.lock();
+        WriterStats { waiting: state.queue.len(), ..state.stats }
+    }
+}
+
+/// The statements, made once.
+struct Sql {
+    lock_shared: String,
+    lock_exclusive: String,
+    try_exclusive: String,
+    insert_one: String,
+    insert_any: String,
+    insert_expected: String,
+    actual: String,
+    known: String,
+}
+
+impl Sql {
+    fn new(table: &Table) -> Self {
+        let (name, mask) = (&table.name, LOCK_BUCKETS - 1);
+        // Without the composite index PostgreSQL might walk the whole primary key backwards to find an aggregate's
+        // maximum; with something added it cannot.
+        let last = if table.has_aggregate_index { "max(t.version)" } else { "max(t.version + 0)" };
+        let last = format!("coalesce((SELECT {last} FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0)");
+        // In the order of the keys, each once: two writers never wait for one another in a circle.
+        let keys = format!("SELECT DISTINCT hashtext(a) & {mask} AS key FROM unnest($1::text[]) AS a ORDER BY key");
+        let lock = |function: &str| format!("SELECT {function}($2::int4, key) FROM ({keys}) AS k");
+        let columns = "id, aggregate_id, event_type, data, metadata";
+        let given = "unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int4[]) WITH ORDINALITY \
+                     AS e(id, aggregate_id, event_type, data, metadata, call, n)";
+        let known = format!(
+            "known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1::text[], $6::int4[]) AS e(id, call) \
+             WHERE EXISTS (SELECT FROM {name} t WHERE t.id = e.id))"
+        );
+        let insert = |left_out: &str| {
+            format!(
+                "INSERT INTO {name} ({columns}) SELECT id, aggregate_id, event_type, data::jsonb, metadata::jsonb \
+                 FROM {given} WHERE call NOT IN (SELECT call FROM known) AND call NOT IN ({left_out}) ORDER BY n \
+                 RETURNING id, version, created_at"
+            )
+        };
+        Self {
+            lock_shared: lock("pg_advisory_xact_lock_shared"),
+            lock_exclusive: lock("pg_advisory_xact_lock"),
+            // A setting of the transaction hands the calls without their locks over to the next statement.
+            try_exclusive: format!(
+                "SELECT set_config('socketio_postgres.busy', coalesce(string_agg(call::text, ','), ''), true) \
+                 FROM (SELECT DISTINCT call, hashtext(a) & {mask} AS key \
+                       FROM unnest($1::text[], $3::int4[]) AS l(a, call)) AS k \
+                 WHERE NOT pg_try_advisory_xact_lock($2::int4, key)"
+            ),
+            // What most calls are; the lock is a condition, and the version is drawn for what passes the conditions.
+            insert_one: format!(
+                "INSERT INTO {name} ({columns}) SELECT $1, $2, $3, $4::text::jsonb, $5::text::jsonb \
+                 WHERE NOT EXISTS (SELECT FROM {name} t WHERE t.id = $1) \
+                 AND pg_try_advisory_xact_lock_shared($6::int4, hashtext($2) & {mask}) \
+                 RETURNING id, version, created_at"
+            ),
+            // The locks come first: a materialised query that the rows depend on, and versions are drawn for rows.
+            insert_any: format!(
+                "WITH busy AS MATERIALIZED (SELECT DISTINCT call FROM (SELECT DISTINCT call, hashtext(aggregate_id) & \
+                 {mask} AS key FROM unnest($2::text[], $6::int4[]) AS l(aggregate_id, call)) AS k \
+                 WHERE NOT pg_try_advisory_xact_lock_shared($7::int4, key)), {known} {}",
+                insert("SELECT call FROM busy")
+            ),
+            insert_expected: format!(
+                "WITH failed AS MATERIALIZED (SELECT DISTINCT x.call \
+                 FROM (SELECT x.call, x.expected, {last} AS last \
+                       FROM unnest($7::int4[], $8::text[], $9::int8[]) AS x(call, aggregate_id, expected)) AS x \
+                 WHERE CASE WHEN x.expected = -1 THEN x.last = 0 ELSE x.last <> x.expected END), {known} {}",
+                insert(
+                    "SELECT call FROM failed UNION ALL SELECT busy::int4 FROM \
+                     regexp_split_to_table(current_setting('socketio_postgres.busy'), ',') AS busy WHERE busy <> ''"
+                )
+            ),
+            actual: format!("SELECT x.aggregate_id, {last} FROM unnest($1::text[]) AS x(aggregate_id)"),
+            known: format!(
+                "SELECT e.n, t.version, t.created_at, t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
+                    AND coalesce(t.data, 'null') = coalesce(e.data::jsonb, 'null') \
+                    AND coalesce(t.metadata, 'null') = coalesce(e.metadata::jsonb, 'null') \
+                 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY \
+                    AS e(id, aggregate_id, event_type, data, metadata, n) JOIN {name} t ON t.id = e.id"
+            ),
+        }
+    }
+}
+
+/// The events of several calls as the columns that statements take.
+#[derive(Default)]
+struct Columns<'a> {
+    ids: Vec<&'a str>,
+    aggregates: Vec<&'a str>,
+    types: Vec<&'a str>,
+    data: Vec<Option<&'a str>>,
+    metadata: Vec<Option<&'a str>>,
+    calls: Vec<i32>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(requests: impl IntoIterator<Item = &'a [NewEvent]>) -> Self {
+        let mut columns = Self::default();
+        for (call, events) in (0..).zip(requests) {
+            for event in events {
+                columns.ids.push(&event.id);
+                columns.aggregates.push(&event.aggregate_id);
+                columns.types.push(&event.event_type);
+                columns.data.push(event.data.as_deref());
+                columns.metadata.push(event.metadata.as_deref());
+                columns.calls.push(call);
+            }
+        }
+        columns
+    }
+
+    fn binds(&self) -> Vec<Bind<'_>> {
+        vec![
+            (&self.ids, Type::TEXT_ARRAY),
+            (&self.aggregates, Type::TEXT_ARRAY),
+            (&self.types, Type::TEXT_ARRAY),
+            (&self.data, Type::TEXT_ARRAY),
+            (&self.metadata, Type::TEXT_ARRAY),
+        ]
+    }
+}
+
+impl Request {
+    fn is_conditional(&self) -> bool {
+        !self.expected.is_empty()
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.events.iter().map(NewEvent::size_bytes).sum()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next calls that fit into one statement; `None` ends the task.
+    ///
+    /// A group is all conditional or all not. An id comes once in it, and an aggregate that somebody expects something
+    /// of only in one call: the statement sees the table as it was before all of them.
+    fn take_group(&self) -> Option<Vec<Request>> {
+        let mut state = self.lock();
+        let mut group: Vec<Request> = Vec::new();
+        let (mut count, mut bytes) = (0, 0);
+        let (mut ids, mut aggregates) = (HashSet::new(), HashSet::new());
+        while let Some(next) = state.queue.front() {
+            count += next.events.len();
+            bytes += next.size_bytes();
+            let is_over = count > self.batch_size || bytes > GROUP_BYTES;
+            let is_other = group.first().is_some_and(|first| first.is_conditional() != next.is_conditional());
+            let meets = next.events.iter().any(|event| ids.contains(&event.id))
+                || next.is_conditional() && next.events.iter().any(|event| aggregates.contains(&event.aggregate_id));
+            if !group.is_empty() && (is_over || is_other || meets) {
+                break;
+            }
+            for event in &next.events {
+                ids.insert(event.id.clone());
+                aggregates.insert(event.aggregate_id.clone());
+            }
+            aggregates.extend(next.expected.keys().cloned());
+            group.extend(state.queue.pop_front());
+        }
+        state.is_running = !group.is_empty();
+        state.is_running.then_some(group)
+    }
+
+    fn settle(&self, request: Request, result: Result<Vec<Position>>) {
+        let mut state = self.lock();
+        match &result {
+            Ok(positions) => state.stats.stored += positions.iter().filter(|p| !p.is_duplicate).count() as u64,
+            Err(_) => state.stats.failed += 1,
+        }
+        drop(state);
+        request.completion.finish(result.map(Outcome::Positions));
+    }
+}
+
+/// The writer's task: group after group until nothing waits.
+async fn run(shared: Arc<Shared>) {
+    while let Some(group) = shared.take_group() {
+        commit(&shared, group).await;
+    }
+}
+
+/// Store a group; the calls it leaves out go on in tasks of their own, so that whoever waits for a lock, or for a
+/// server in doubt, holds up nobody else.
+async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
+    let stored = match &*group {
+        group if group.iter().any(Request::is_conditional) => insert_expected(shared, group).await,
+        [Request { events, .. }] if events.len() == 1 => insert_one(shared, events).await,
+        group => insert_any(shared, group).await,
+    };
+    let mut positions = match stored {
+        Ok(positions) => positions,
+        Err(error) => {
+            let is_final = group.len() == 1 && !is_conflict(&error) && !error.is_connection_lost();
+            let doubt = is_in_doubt(&error).then(Instant::now);
+            for request in group {
+                if is_final {
+                    shared.settle(request, Err(error.clone()));
+                } else {
+                    spawn_alone(shared, request, doubt);
+                }
+            }
+            return;
+        }
+    };
+    shared.lock().stats.groups += 1;
+    for request in group {
+        let found: Option<Vec<Position>> = request.events.iter().map(|event| positions.remove(&event.id)).collect();
+        match found {
+            Some(found) => shared.settle(request, Ok(found)),
+            None => spawn_alone(shared, request, None),
+        }
+    }
+}
+
+fn spawn_alone(shared: &Arc<Shared>, request: Request, doubt: Option<Instant>) {
+    shared.lock().stats.alone += 1;
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let result = store_alone(&shared, &request, doubt).await;
+        shared.settle(request, result);
+    });
+}
+
+/// The connection broke while a commit may have been under way.
+fn is_in_doubt(error: &Error) -> bool {
+    error.is_connection_lost() && !matches!(error, Error::ConnectionLost { may_be_sent: false, .. })
+}
+
+/// Another writer was faster, or in the way: try again. 23505 unique violation, 40001 serialization failure,
+/// 40P01 deadlock, 55P03 lock not available; 0A000 and 26000: a prepared statement that no longer fits, or is gone.
+fn is_conflict(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. }
+        if matches!(report.sqlstate.as_str(), "23505" | "40001" | "40P01" | "55P03" | "0A000" | "26000"))
+}
+
+type Stored = HashMap<String, Position>;
+
+fn stored(rows: &[Row]) -> Result<Stored> {
+    let position = |row| -> Result<(String, Position)> {
+        Ok((get(row, 0)?, Position { version: get(row, 1)?, created_at: micros(row, 2)?, is_duplicate: false }))
+    };
+    rows.iter().map(position).collect()
+}
+
+/// Store the one event of an unconditional call.
+async fn insert_one(shared: &Shared, events: &[NewEvent]) -> Result<Stored> {
+    let Some(event) = events.first() else { return Ok(Stored::new()) };
+    let class = shared.table.lock_class();
+    let binds: [Bind<'_>; 6] = [
+        (&event.id, Type::TEXT),
+        (&event.aggregate_id, Type::TEXT),
+        (&event.event_type, Type::TEXT),
+        (&event.data, Type::TEXT),
+        (&event.metadata, Type::TEXT),
+        (&class, Type::INT4),
+    ];
+    let mut connection = shared.pool.get().await?;
+    stored(&connection.query("store events", &shared.sql.insert_one, &binds, true).await?)
+}
+
+/// Store a group of unconditional calls: one statement, one round trip, one commit.
+async fn insert_any(shared: &Shared, group: &[Request]) -> Result<Stored> {
+    let columns = Columns::of(group.iter().map(|request| &*request.events));
+    let class = shared.table.lock_class();
+    let mut binds = columns.binds();
+    binds.push((&columns.calls, Type::INT4_ARRAY));
+    binds.push((&class, Type::INT4));
+    let mut connection = shared.pool.get().await?;
+    stored(&connection.query("store events", &shared.sql.insert_any, &binds, true).await?)
+}
+
+/// What conditional calls expect, as columns.
+#[derive(Default)]
+struct Checks<'a> {
+    calls: Vec<i32>,
+    aggregates: Vec<&'a str>,
+    expected: Vec<i64>,
+}
+
+impl<'a> Checks<'a> {
+    fn of(requests: impl IntoIterator<Item = &'a Request>) -> Self {
+        let mut checks = Self::default();
+        for (call, request) in (0..).zip(requests) {
+            for (aggregate, expected) in &request.expected {
+                if let Some(number) = expected.number() {
+                    checks.calls.push(call);
+                    checks.aggregates.push(aggregate);
+                    checks.expected.push(number);
+                }
+            }
+        }
+        checks
+    }
+}
+
+/// Store a group of conditional calls: the statements of one transaction, sent together. The locks are a statement of
+/// their own, because within one statement the check would see the table as it was before waiting for them.
+async fn insert_expected(shared: &Shared, group: &[Request]) -> Result<Stored> {
+    let columns = Columns::of(group.iter().map(|request| &*request.events));
+    let checks = Checks::of(group);
+    let class = shared.table.lock_class();
+    // Everything that is written or checked is locked, by the call that does it.
+    let mut locked = columns.aggregates.clone();
+    let mut lockers = columns.calls.clone();
+    locked.extend(&checks.aggregates);
+    lockers.extend(&checks.calls);
+    let locks: [Bind<'_>; 3] = [(&locked, Type::TEXT_ARRAY), (&class, Type::INT4), (&lockers, Type::INT4_ARRAY)];
+    let mut binds = columns.binds();
+    binds.push((&columns.calls, Type::INT4_ARRAY));
+    binds.push((&checks.calls, Type::INT4_ARRAY));
+    binds.push((&checks.aggregates, Type::TEXT_ARRAY));
+    binds.push((&checks.expected, Type::INT8_ARRAY));
+    let mut connection = shared.pool.get().await?;
+    connection.set_dirty(true);
+    let sql = &shared.sql;
+    // After a failure the COMMIT rolls back: nothing is left open either way.
+    let requests = [("BEGIN", &[][..]), (&sql.try_exclusive, &locks), (&sql.insert_expected, &binds), ("COMMIT", &[])];
+    let result = connection.pipeline("store events", requests, true).await;
+    connection.set_dirty(result.as_ref().is_err_and(Error::is_connection_lost));
+    let [_, _, rows, _] = result?;
+    stored(&rows)
+}
+
+/// Store one call, waiting for whatever it needs: locks, other writers of the same ids, a server that restarts.
+async fn store_alone(shared: &Shared, request: &Request, mut doubt: Option<Instant>) -> Result<Vec<Position>> {
+    let mut backoff = Backoff::default();
+    let mut conflicts = 0;
+    loop {
+        match attempt(shared, request).await {
+            Err(error) if error.is_connection_lost() => {
+                if is_in_doubt(&error) {
+                    doubt.get_or_insert_with(Instant::now);
+                }
+                // The ids decide what became of an earlier attempt, once the server answers again.
+                let Some(since) = doubt else { return Err(error) };
+                if since.elapsed() >= DOUBT_LIMIT || shared.lock().is_closed {
+                    return Err(in_doubt(error));
+                }
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            Err(error) if is_conflict(&error) && conflicts < ATTEMPTS => {
+                conflicts += 1;
+                tokio::time::sleep(Duration::from_millis(u64::from(conflicts)).mul_f64(rand::random::<f64>())).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn in_doubt(error: Error) -> Error {
+    match error {
+        Error::ConnectionLost { context, reason, .. } => Error::ConnectionLost { context, reason, may_be_sent: true },
+        other => other,
+    }
+}
+
+async fn attempt(shared: &Shared, request: &Request) -> Result<Vec<Position>> {
+    let mut connection = shared.pool.get().await?;
+    connection.begin().await?;
+    let result = attempt_in(shared, request, &mut connection).await;
+    match result {
+        Ok(positions) => {
+            connection.commit().await?;
+            Ok(positions)
+        }
+        Err(error) => {
+            connection.roll_back().await;
+            Err(error)
+        }
+    }
+}
+
+async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled) -> Result<Vec<Position>> {
+    let sql = &shared.sql;
+    let class = shared.table.lock_class();
+    let lock = if request.is_conditional() { &sql.lock_exclusive } else { &sql.lock_shared };
+    let mut aggregates: Vec<&str> = request.events.iter().map(|event| event.aggregate_id.as_str()).collect();
+    aggregates.extend(request.expected.keys().map(String::as_str));
+    let columns = Columns::of([&*request.events]);
+    let checked: Vec<&str> = request.expected.keys().map(String::as_str).collect();
+    connection.query("lock aggregates", lock, &[(&aggregates, Type::TEXT_ARRAY), (&class, Type::INT4)], false).await?;
+    let [known, actual] = connection
+        .pipeline(
+            "check events",
+            [(&sql.known, &columns.binds()), (&sql.actual, &[(&checked, Type::TEXT_ARRAY)])],
+            false,
+        )
+        .await?;
+    let mut positions: Vec<Option<Position>> = vec![None; request.events.len()];
+    for row in &known {
+        let index = usize::try_from(get::<i64>(row, 0)? - 1).unwrap_or_default();
+        let version = get(row, 1)?;
+        if !get::<bool>(row, 3)? {
+            let id = request.events.get(index).map(|event| event.id.clone()).unwrap_or_default();
+            return Err(StoreError::DuplicateEvent { id, version }.into());
+        }
+        if let Some(slot) = positions.get_mut(index) {
+            *slot = Some(Position { version, created_at: micros(row, 2)?, is_duplicate: true });
+        }
+    }
+    if let Some(positions) = positions.iter().copied().collect::<Option<Vec<_>>>() {
+        return Ok(positions);
+    }
+    for row in &actual {
+        let (aggregate_id, actual): (String, i64) = (get(row, 0)?, get(row, 1)?);
+        let expected = request.expected.get(&aggregate_id).copied().unwrap_or(Expected::Any);
+        if !expected.holds(actual) {
+            return Err(StoreError::WrongExpectedVersion { aggregate_id, expected, actual }.into());
+        }
+    }
+    let missing: Vec<NewEvent> = request
+        .events
+        .iter()
+        .zip(&positions)
+        .filter(|(_, position)| position.is_none())
+        .map(|(event, _)| event.clone())
+        .collect();
+    let columns = Columns::of([&*missing]);
+    let mut binds = columns.binds();
+    binds.push((&columns.calls, Type::INT4_ARRAY));
+    binds.push((&class, Type::INT4));
+    // The locks are ours already; asking for them again succeeds at once.
+    let mut inserted = stored(&connection.query("store events", &sql.insert_any, &binds, false).await?)?;
+    for (event, slot) in request.events.iter().zip(&mut positions) {
+        if slot.is_none() {
+            *slot = inserted.remove(&event.id);
+        }
+    }
+    // Another writer took an id between the look and the insert: look again.
+    positions.into_iter().collect::<Option<Vec<_>>>().ok_or_else(taken_meanwhile)
+}
+
+fn taken_meanwhile() -> Error {
+    Error::Database {
+        context: "store events".to_owned(),
+        report: Box::new(crate::error::ServerReport {
+            sqlstate: "23505".to_owned(),
+            severity: "ERROR".to_owned(),
+            message: "another writer is storing an event with the same id".to_owned(),
+            ..Default::default()
+        }),
+    }
+}
+
+/// Check a call before anything is sent.
+pub fn check(events: &[NewEvent], table: &Table) -> Result<()> {
+    let mut ids = HashSet::with_capacity(events.len());
+    for event in events {
+        event.check(table)?;
+        if !ids.insert(event.id.as_str()) {
+            return Err(StoreError::DuplicateEvent { id: event.id.clone(), version: 0 }.into());
+        }
+    }
+    Ok(())
+}
