@@ -1,0 +1,59 @@
+//! What must be true of every message that was decoded, whatever it was decoded from.
+
+use _core::codec::{self, json, msgpack};
+use _core::error::Result;
+use _core::protocol::{Data, MAX_DEPTH, Message};
+
+/// Look at all of it, as a server that has clients for it does, and pass it on.
+pub fn check(message: &Message) {
+    let is_all_json = message.body.data().all(|data| matches!(data, Data::Json(_)));
+    let is_all_packed = message.body.data().all(|data| matches!(data, Data::MessagePack(_)));
+    for data in message.body.data() {
+        match data {
+            Data::Json(text) => {
+                assert!(!json::is_too_deep(text), "deeper than {MAX_DEPTH}");
+                // Numbers beyond a float, and halves of surrogate pairs, are Python's to take; it must be JSON, though.
+                serde_json::from_str::<&serde_json::value::RawValue>(text).expect("user data is JSON");
+            }
+            Data::MessagePack(bytes) => msgpack::build(bytes, &mut Nothing).expect("user data is MessagePack"),
+        }
+    }
+    let message = &Message { is_from_go: false, ..message.clone() };
+    if is_all_json {
+        let text = json::write(message, &message.uid) + "}";
+        let read = codec::decode_notification(&text, "/elsewhere").expect("what was written is read");
+        assert_eq!(read, codec::Received::Message(message.clone()));
+    }
+    if let Ok(bytes) = msgpack::write(message, &message.uid) {
+        let read = codec::decode_attachment(&bytes, "somebody else", "/elsewhere").expect("what was written is read");
+        if is_all_packed {
+            assert_eq!(&read, message);
+        }
+    } else {
+        assert!(!is_all_packed, "only JSON can hold what MessagePack cannot");
+    }
+}
+
+/// Builds nothing out of everything.
+struct Nothing;
+
+impl msgpack::Build for Nothing {
+    type Value = ();
+    fn null(&mut self) {}
+    fn bool(&mut self, _: bool) {}
+    fn int(&mut self, _: i64) {}
+    fn uint(&mut self, value: u64) {
+        assert!(i64::try_from(value).is_err());
+    }
+    fn float(&mut self, value: f64) {
+        assert!(value.is_finite());
+    }
+    fn str(&mut self, _: &str) {}
+    fn bytes(&mut self, _: &[u8]) {}
+    fn array(&mut self, _: Vec<()>) -> Result<()> {
+        Ok(())
+    }
+    fn map(&mut self, _: Vec<((), ())>) -> Result<()> {
+        Ok(())
+    }
+}
