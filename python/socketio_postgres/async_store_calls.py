@@ -1,0 +1,95 @@
+"""How an `AsyncEventStore` waits. `store_calls.py` is the blocking counterpart, written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
+
+from socketio_postgres.event import Event, NotificationPayload, StoredEvent
+from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.handover import AsyncCalls, Operation
+
+__all__ = [
+    "AsyncBackground",
+    "EventHandler",
+    "EventSource",
+    "Handler",
+    "call_event_handler",
+    "call_handler",
+    "chunks_of",
+    "run_operation",
+    "sleep",
+]
+
+EventSource: TypeAlias = "Iterable[Event] | AsyncIterable[Event]"
+Handler: TypeAlias = "Callable[[NotificationPayload], Awaitable[object] | object]"
+EventHandler: TypeAlias = "Callable[[StoredEvent], Awaitable[object] | object]"
+
+sleep = asyncio.sleep
+
+
+async def run_operation(operation: Operation, timeout: float | None = None) -> Any:
+    """Start an operation of the core and wait for its end.
+
+    Raises:
+        OperationTimeoutError: It did not end within `timeout` seconds. It goes on in the background.
+    """
+    try:
+        return await asyncio.wait_for(AsyncCalls.of_running_loop().start(operation), timeout)
+    except asyncio.TimeoutError:
+        raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s") from None
+
+
+class AsyncBackground:
+    """Work that goes on beside its caller, as a task of the running loop."""
+
+    def __init__(self, work: Callable[[], Awaitable[None]], name: str) -> None:
+        async def run() -> None:
+            await work()
+
+        self._task = asyncio.get_running_loop().create_task(run(), name=name)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._task.done()
+
+    async def stop(self) -> None:
+        """End it, and wait for that unless it is the caller itself."""
+        if self._task is asyncio.current_task():
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def call_handler(handler: Handler, payload: NotificationPayload) -> None:
+    """Call a user's function, and await what it returns if that can be awaited."""
+    result = handler(payload)
+    if isinstance(result, Awaitable):
+        await result
+
+
+async def call_event_handler(handler: EventHandler, event: StoredEvent) -> None:
+    """Call a user's function, and await what it returns if that can be awaited."""
+    result = handler(event)
+    if isinstance(result, Awaitable):
+        await result
+
+
+async def chunks_of(events: EventSource, size: int) -> AsyncIterator[list[Event]]:
+    """Lists of at most `size` events, taken from any iterable as they are needed."""
+    if isinstance(events, AsyncIterable):
+        chunk: list[Event] = []
+        async for event in events:
+            chunk.append(event)
+            if len(chunk) >= size:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+        return
+    source = iter(events)
+    while part := list(itertools.islice(source, size)):
+        yield part

@@ -1,0 +1,396 @@
+# Generated from async_durable_subscription.py by scripts/async_to_sync.py; edit that file.
+"""`DurableSubscription`: a subscription whose position is kept in the database, by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+from typing_extensions import Self
+
+from socketio_postgres.event import StoredEvent
+from socketio_postgres.exceptions import (
+    ConnectionLostError,
+    EventStoreError,
+    OptionsError,
+    SubscriptionFencedError,
+)
+from socketio_postgres.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
+from socketio_postgres.store_calls import EventHandler, call_event_handler, sleep
+from socketio_postgres.subscription import Subscription
+from socketio_postgres.user_connection import run_on
+
+__all__ = ["DurableSubscription"]
+
+CHECKPOINT_COUNT: Final = 100
+"""Acknowledged events after which the position is written."""
+CHECKPOINT_SECONDS: Final = 1.0
+"""Seconds after which it is."""
+
+QueryFunction = Callable[..., list[list[str | None]]]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+class DurableSubscription:
+    """Events after a position that outlives the process: at least once, in order, one consumer at a time.
+
+    Entering it takes the lease, waiting while another process has it. Whoever loses the lease, because it slept too
+    long or died, can change nothing any more: every checkpoint names the owner's number (a fence).
+
+    In a loop an event is acknowledged when the next one is asked for, unless `ack`, `ack_in` or `park` did it before.
+    With `ack_in` the position commits together with your own changes, so that they happen exactly once.
+
+    Made by `EventStore.durable`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        query: QueryFunction,
+        subscribe: Callable[[int, float], Subscription],
+        get: Callable[[int], StoredEvent | None],
+        tables: tuple[str, str],
+        start: Callable[[], int],
+        filter_text: str,
+        lease: float,
+        reset: bool,
+        report: Callable[[Exception, str], None],
+    ) -> None:
+        if not _is_name(name):
+            raise OptionsError(
+                f"invalid name: must be a string that is not empty (got {name!r})",
+                option="name",
+                value=repr(name),
+                reason="must be a string that is not empty",
+            )
+        self.name = name
+        self._query = query
+        self._subscribe = subscribe
+        self._get = get
+        self._table, self._parked_table = tables
+        self._start = start
+        self._filter_text = filter_text
+        self._lease = lease
+        self._reset = reset
+        self._report = report
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._epoch = 0
+        self._live: Subscription | None = None
+        self._given: StoredEvent | None = None
+        # What is acknowledged, and how much of that is in the database.
+        self._acknowledged = 0
+        self._written = 0
+        self._unwritten = 0
+        # The last position was written in a transaction of the user's, whose end we do not know.
+        self._is_in_doubt = False
+        self._written_at = 0.0
+        self._renewed_at = 0.0
+
+    @property
+    def position(self) -> int:
+        """Version up to which events are acknowledged."""
+        return self._acknowledged
+
+    # ------------------------------------------------------------------------------------------------ the lease
+
+    def __enter__(self) -> Self:
+        if not self._rows(f"SELECT name FROM {self._table} WHERE name = $1", self.name):
+            start = self._start()
+            self._rows(
+                f"INSERT INTO {self._table} (name, position, filter) VALUES ($1, $2::bigint, $3)"
+                " ON CONFLICT DO NOTHING",
+                self.name,
+                str(start),
+                self._filter_text,
+            )
+        while not self._acquire():
+            sleep(min(self._lease / 4, 1.0))
+        self._live = self._subscribe(self._written, min(self._lease / 3, 5.0))
+        return self
+
+    def _acquire(self) -> bool:
+        rows = self._rows(
+            f"UPDATE {self._table} SET epoch = epoch + 1, owner = $2, updated_at = now(),"
+            " lease_until = clock_timestamp() + make_interval(secs => $3::float8),"
+            " filter = CASE WHEN $4::boolean THEN $5 ELSE filter END"
+            " WHERE name = $1 AND partition = 0 AND NOT is_paused"
+            " AND (lease_until IS NULL OR lease_until < clock_timestamp())"
+            " RETURNING epoch::text, position::text, filter",
+            self.name,
+            self._owner,
+            str(self._lease),
+            "true" if self._reset else "false",
+            self._filter_text,
+        )
+        if not rows:
+            return False
+        epoch, position, filter_text = rows[0]
+        self._epoch = int(epoch or 0)
+        self._written = self._acknowledged = int(position or 0)
+        self._renewed_at = self._written_at = time.monotonic()
+        if filter_text != self._filter_text:
+            self._release()
+            raise OptionsError(
+                f"invalid filters: the durable subscription {self.name!r} was made with {filter_text}; give the same,"
+                " another name, or reset=True to go on with the new ones",
+                option="filters",
+                value=self._filter_text,
+                reason="differ from those the subscription was made with",
+            )
+        return True
+
+    def _release(self) -> None:
+        self._rows(
+            f"UPDATE {self._table} SET lease_until = NULL, owner = NULL WHERE name = $1 AND epoch = $2::bigint",
+            self.name,
+            str(self._epoch),
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.close()
+        if isinstance(error, SubscriptionFencedError):
+            return
+        if error is None:
+            self._acknowledge_given()
+        # With an error, an ack_in was probably rolled back together with the user's transaction.
+        if self._unwritten and not (error is not None and self._is_in_doubt):
+            self._write()
+        self._release()
+
+    def _rows(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+        return self._query(sql, *texts)
+
+    # --------------------------------------------------------------------------------------------- the iteration
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StoredEvent:
+        if self._live is None:
+            raise EventStoreError(f"enter the durable subscription {self.name!r} with a with statement first")
+        self._acknowledge_given()
+        while True:
+            self._write_in_time()
+            item = self._live.next_or_idle()
+            if item is not None:
+                self._given = item
+                return item
+            # Nothing matched for a while: that is progress, too.
+            idle = self._live.position
+            if idle is not None and idle > self._acknowledged:
+                self._acknowledged = idle
+                self._unwritten += 1
+
+    def _acknowledge_given(self) -> None:
+        if self._given is not None:
+            self._take(self._given.version)
+
+    def _take(self, version: int) -> None:
+        if version > self._acknowledged:
+            self._acknowledged = version
+            self._unwritten += 1
+        if self._given is not None and self._given.version <= version:
+            self._given = None
+
+    def _write_in_time(self) -> None:
+        now = time.monotonic()
+        is_due = self._unwritten >= CHECKPOINT_COUNT or (
+            self._unwritten and now - self._written_at >= CHECKPOINT_SECONDS
+        )
+        if is_due or now - self._renewed_at >= self._lease / 3:
+            self._write()
+
+    def _write(self) -> None:
+        deadline = time.monotonic() + self._lease
+        while True:
+            try:
+                rows = self._write_once()
+            except ConnectionLostError:
+                # The commit may be in doubt: that is why the position written may also be found there already.
+                if time.monotonic() >= deadline:
+                    raise
+                sleep(0.1)
+            else:
+                break
+        if not rows:
+            raise self._refusal()
+        self._written, self._unwritten, self._is_in_doubt = self._acknowledged, 0, False
+        self._written_at = self._renewed_at = time.monotonic()
+
+    def _write_once(self) -> list[list[str | None]]:
+        return self._rows(
+            f"UPDATE {self._table} SET position = $1::bigint, updated_at = now(),"
+            " lease_until = clock_timestamp() + make_interval(secs => $2::float8)"
+            " WHERE name = $3 AND partition = 0 AND epoch = $4::bigint AND position IN ($5::bigint, $1::bigint)"
+            " RETURNING 'written'",
+            str(self._acknowledged),
+            str(self._lease),
+            self.name,
+            str(self._epoch),
+            str(self._written),
+        )
+
+    def _refusal(self) -> EventStoreError:
+        rows = self._rows(f"SELECT epoch::text, owner, position::text FROM {self._table} WHERE name = $1", self.name)
+        if rows and rows[0][0] == str(self._epoch):
+            return EventStoreError(
+                f"the durable subscription {self.name!r} is at version {rows[0][2]} instead of {self._written}: the"
+                " transaction of an ack_in was rolled back and the loop went on; leave the loop when that happens"
+            )
+        owner = rows[0][1] if rows else None
+        return SubscriptionFencedError(
+            f"the durable subscription {self.name!r} belongs to {owner or 'nobody'} now; this consumer was too slow,"
+            " or the subscription was rewound or deleted",
+            name=self.name,
+        )
+
+    def ack(self, event: StoredEvent) -> None:
+        """Acknowledge an event and all before it, now.
+
+        Raises:
+            SubscriptionFencedError: Another consumer has taken over.
+        """
+        self._take(event.version)
+        self._write()
+
+    def ack_in(self, conn: Any, event: StoredEvent) -> None:
+        """Acknowledge an event and all before it in your own transaction: both commit, or neither.
+
+        Args:
+            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
+                transaction open.
+            event: The event.
+
+        Raises:
+            SubscriptionFencedError: Another consumer has taken over. Let it end your transaction.
+            EventStoreError: An earlier transaction with an `ack_in` was rolled back, but the loop went on.
+        """
+        changed = run_on(
+            conn,
+            f"UPDATE {self._table} SET position = %s, updated_at = now()"
+            " WHERE name = %s AND partition = 0 AND epoch = %s AND position = %s",
+            [event.version, self.name, self._epoch, self._written],
+        )
+        if changed != 1:
+            raise self._refusal()
+        self._take(event.version)
+        self._written, self._unwritten, self._is_in_doubt = event.version, 0, True
+
+    # ---------------------------------------------------------------------------------------------- failures
+
+    def run(self, handler: EventHandler, on_error: FailurePolicy | None = None) -> None:
+        """Call `handler` with each event, for ever; acknowledge what it returns from.
+
+        Args:
+            handler: Receives a `StoredEvent`; it runs in a thread of its own.
+            on_error: What to do when it raises: `Stop`, `Skip` or `Park`. Default `Stop()`.
+
+        Raises:
+            Exception: What the handler raised, with `Stop`.
+            SubscriptionFencedError: Another consumer has taken over.
+        """
+        policy = on_error or FailurePolicy()
+        held = {parked.aggregate_id for parked in self.parked()} if isinstance(policy, Park) else set()
+        for event in self:
+            if isinstance(policy, Park) and policy.whole_aggregate and event.aggregate_id in held:
+                self.park(event, None, attempts=0)
+                continue
+            self._handle(event, handler, policy, held)
+
+    def _handle(self, event: StoredEvent, handler: EventHandler, policy: FailurePolicy, held: set[str]) -> None:
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                call_event_handler(handler, event)
+            except SubscriptionFencedError:
+                raise
+            except Exception as error:
+                if attempts < policy.after:
+                    sleep(policy.pause(attempts))
+                    self._write_in_time()
+                    continue
+                if isinstance(policy, Park):
+                    self.park(event, error, attempts=attempts)
+                    held.add(event.aggregate_id)
+                elif not isinstance(policy, Skip):
+                    self._given = None  # not acknowledged: it comes again
+                    raise
+                self._report(error, f"{self.name}: event {event.version} failed {attempts} times")
+            return
+
+    def park(self, event: StoredEvent, error: BaseException | None, *, attempts: int = 1) -> None:
+        """Set an event aside and acknowledge it, in one transaction.
+
+        Raises:
+            SubscriptionFencedError: Another consumer has taken over.
+        """
+        rows = self._rows(
+            f"WITH moved AS (UPDATE {self._table} SET position = $1::bigint, updated_at = now()"
+            " WHERE name = $2 AND partition = 0 AND epoch = $3::bigint AND position = $4::bigint RETURNING name)"
+            f" INSERT INTO {self._parked_table} (name, version, aggregate_id, attempts, last_error)"
+            " SELECT name, $1::bigint, $5, $6::int, $7 FROM moved"
+            " ON CONFLICT (name, version) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error"
+            " RETURNING 'parked'",
+            str(event.version),
+            self.name,
+            str(self._epoch),
+            str(self._written),
+            event.aggregate_id,
+            str(attempts),
+            None if error is None else f"{type(error).__name__}: {error}".replace("\0", ""),
+        )
+        if not rows:
+            raise self._refusal()
+        self._take(event.version)
+        self._written, self._unwritten = event.version, 0
+
+    def parked(self) -> list[ParkedEvent]:
+        """Events that were set aside, in order."""
+        rows = self._rows(
+            "SELECT json_build_object('version', version, 'aggregate_id', aggregate_id, 'attempts', attempts,"
+            f" 'last_error', last_error)::text FROM {self._parked_table} WHERE name = $1 ORDER BY version",
+            self.name,
+        )
+        return [ParkedEvent(**json.loads(row[0] or "{}")) for row in rows]
+
+    def replay_parked(self, handler: EventHandler) -> int:
+        """Call `handler` with each parked event, in order; those it returns from are parked no longer.
+
+        What fails stays parked, and so does what follows of its aggregate.
+
+        Returns:
+            How many were handled.
+        """
+        handled, held = 0, set()
+        for parked in self.parked():
+            event = self._get(parked.version)
+            if parked.aggregate_id in held:
+                continue
+            try:
+                if event is not None:
+                    call_event_handler(handler, event)
+            except Exception as error:  # noqa: BLE001 - the user's; it stays where it is
+                held.add(parked.aggregate_id)
+                self._report(error, f"{self.name}: parked event {parked.version} failed again")
+                continue
+            self._rows(
+                f"DELETE FROM {self._parked_table} WHERE name = $1 AND version = $2::bigint",
+                self.name,
+                str(parked.version),
+            )
+            handled += 1
+        return handled

@@ -1,0 +1,190 @@
+# Generated from async_subscription.py by scripts/async_to_sync.py; edit that file.
+"""`Subscription`: events as they were, then as they come."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Final, TypeAlias
+
+from typing_extensions import Self
+
+from socketio_postgres import _core
+from socketio_postgres.event import (
+    END,
+    START,
+    AfterVersion,
+    CaughtUp,
+    Checkpoint,
+    ControlItem,
+    FellBehind,
+    Reconnected,
+    StoredEvent,
+    check_version,
+)
+from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, StoreClosedError
+from socketio_postgres.store_calls import run_operation
+
+__all__ = ["Subscription"]
+
+Opener: TypeAlias = "Callable[[], _core.Subscription]"
+
+PATIENCE: Final = 5.0
+"""Seconds after which the core answers even when it has nothing: time to see whether something holds readers up."""
+
+
+class Subscription:
+    """An endless iterator of stored events: first those there are, then each new one as it is committed.
+
+    Versions increase strictly; each matching event comes once, whatever happens to the connections meanwhile. While
+    the subscriber is busy nothing is fetched but the batch it is in, and nobody else is slowed down. One thread at a
+    time iterates. Close it with `with`, `close()`, or by leaving the last reference to it.
+
+    Made by `EventStore.subscribe`.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        *,
+        after: AfterVersion,
+        prefetch: int,
+        on_idle: Callable[[], None],
+        patience: float = PATIENCE,
+    ) -> None:
+        self._opener = opener
+        self._after = None if after is END else 0 if after is START else check_version(after, "after")
+        self._prefetch = prefetch
+        self._on_idle = on_idle
+        self._patience = patience
+        self._core: _core.Subscription | None = None
+        self._items: collections.deque[StoredEvent | ControlItem] = collections.deque()
+        self._fetched = 0
+        self._position: int | None = self._after
+        self._reconnects = 0
+        self._is_caught_up = False
+        self._is_closed = False
+
+    @property
+    def position(self) -> int | None:
+        """Version up to which everything was given out; None before the end of the table was looked up for `END`."""
+        return self._position
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether everything there was at the last look has been given out."""
+        return self._is_caught_up and not self._items
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StoredEvent:
+        while True:
+            item = self._next_item(reports_progress=False, timeout=None)
+            if isinstance(item, StoredEvent):
+                return item
+
+    def next(self, timeout: float | None = None) -> StoredEvent:
+        """The next event.
+
+        Args:
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Raises:
+            OperationTimeoutError: None came in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            item = self._next_item(reports_progress=False, timeout=left)
+            if isinstance(item, StoredEvent):
+                return item
+
+    def next_or_idle(self) -> StoredEvent | None:
+        """The next event, or None when there was none for a while; `position` may have moved all the same."""
+        if not self._items:
+            self._fetch(reports_progress=False, patience=self._patience)
+        while self._items:
+            item = self._items.popleft()
+            self._position = item.version if isinstance(item, StoredEvent) else item.position
+            if isinstance(item, StoredEvent):
+                return item
+        if self._is_closed:
+            raise StopIteration
+        return None
+
+    def items(self) -> Iterator[StoredEvent | ControlItem]:
+        """Events, and between them what happens: `CaughtUp`, `FellBehind`, `Checkpoint`, `Reconnected`."""
+        while not self._is_closed:
+            try:
+                item = self._next_item(reports_progress=True, timeout=None)
+            except StopIteration:
+                return
+            yield item
+
+    def _next_item(self, *, reports_progress: bool, timeout: float | None) -> StoredEvent | ControlItem:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._items:
+            if self._is_closed:
+                raise StopIteration
+            patience = self._patience if deadline is None else min(deadline - time.monotonic(), self._patience)
+            self._fetch(reports_progress, max(patience, 0.0))
+            if not self._items and deadline is not None and time.monotonic() >= deadline:
+                raise OperationTimeoutError(f"no event within {timeout} s")
+        item = self._items.popleft()
+        self._position = item.version if isinstance(item, StoredEvent) else item.position
+        return item
+
+    def _begin(self) -> _core.Subscription:
+        if self._core is None:
+            core = self._opener()
+            after = self._after
+            self._fetched = run_operation(lambda inbox, token: core.begin(after, inbox, token))
+            self._position = self._fetched
+            self._core = core
+        return self._core
+
+    def _fetch(self, reports_progress: bool, patience: float) -> None:
+        try:
+            core = self._begin()
+            position = self._fetched
+            # An answer that nobody waits for any more loses nothing: the next question names the position anew.
+            events, position, is_caught_up, reconnects = run_operation(
+                lambda inbox, token: core.next(position, self._prefetch, reports_progress, patience, inbox, token)
+            )
+        except ClosedError as error:
+            if self._is_closed and not isinstance(error, StoreClosedError):
+                raise StopIteration from None
+            raise
+        if reconnects > self._reconnects:
+            self._items.append(Reconnected(self._fetched))
+        if events and self._is_caught_up and not is_caught_up:
+            self._items.append(FellBehind(self._fetched))
+        self._items.extend(events)
+        if is_caught_up and not self._is_caught_up:
+            self._items.append(CaughtUp(position))
+        elif position > (events[-1].version if events else self._fetched):
+            self._items.append(Checkpoint(position))
+        self._reconnects = reconnects
+        self._is_caught_up = is_caught_up
+        self._fetched = position
+        if not events:
+            self._on_idle()
+
+    def close(self) -> None:
+        """End it. An iteration that waits ends, too."""
+        self._is_closed = True
+        self._items.clear()
+        if self._core is not None:
+            self._core.close()
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
