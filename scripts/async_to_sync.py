@@ -16,12 +16,27 @@ PACKAGE = Path(__file__).parent.parent / "python" / "socketio_postgres"
 TWINS = {
     "async_server_operator.py": "server_operator.py",
     "async_manager.py": "manager.py",
+    "async_subscription.py": "subscription.py",
+    "async_durable_subscription.py": "durable_subscription.py",
+    "async_event_store.py": "event_store.py",
 }
 
 HEADER = "# Generated from {source} by scripts/async_to_sync.py; edit that file.\n"
 
 REPLACEMENTS = [
-    (r"\basync def\b", "def"),
+    (r"\basync (?=def\b|for\b|with\b)", ""),
+    (r"\basync with\b", "with"),  # in prose
+    (r"__a(enter|exit|iter|next)__", r"__\1__"),
+    (r"\bStopAsyncIteration\b", "StopIteration"),
+    (r"Callable\[(\[[^\[\]]*\]), Awaitable\[([\w.]+)\]\]", r"Callable[\1, \2]"),
+    (r"Callable\[\.\.\., Awaitable\[(.*)\]\]\n", r"Callable[..., \1]\n"),
+    (r"Callable\[(\[[^\[\]]*\]), Awaitable\[([\w. |]+)\]\]", r"Callable[\1, \2]"),
+    (r"\bAwaitable, ", ""),
+    (r"for (\w+) in (\w+):\n\s+yield \1\n", r"yield from \2\n"),
+    (r"An asynchronous iterator", "An iterator"),
+    (r"One task at a\n", "One thread at a\n"),
+    (r"Any number of tasks may", "Any number of threads may"),
+    (r"; may be a coroutine function\.", "; it runs in a thread of its own."),
     (r"\bawait ", ""),
     (r"Coroutine\[Any, Any, None\]", "None"),
     (r"from collections\.abc import Coroutine\n", ""),
@@ -51,7 +66,7 @@ def twin_of(source: Path) -> str:
         "--quiet",
         "--fix",
         "--select",
-        "I",
+        "I,RUF022",
         "--stdin-filename",
         "x.py",
         "-",

@@ -1,6 +1,7 @@
 """The compiled core. Private: use the classes of `socketio_postgres`, which document it for users."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any, Final, final
 
 from socketio_postgres.exceptions import SocketIOPostgresError
@@ -31,6 +32,12 @@ LISTENING: Final[int]
 """Item: the listening session is active; True when an earlier one had been lost."""
 FAILURE: Final[int]
 """Item: an exception that happened in the background."""
+GAP: Final[int]
+"""Item: messages will not come; the fields of `GapInfo`."""
+MEMBERS: Final[int]
+"""Item: the locks of the cluster's members that are held now; None once the listening session is lost."""
+SEEN: Final[int]
+"""Item: `(namespace, server id)`, a server that sent what concerns nobody here, told now and then."""
 
 @final
 class Message:
@@ -117,6 +124,10 @@ class Message:
     def is_binary(self) -> bool:
         """Whether user data is held as MessagePack: binary is inside, or it came as an attachment."""
 
+    @property
+    def packet_json(self) -> str | None:
+        """JSON text of the packet of a broadcast, as it came or will go; None when it holds binary."""
+
     def packet(self, loads: Callable[[str], Any] | None = None) -> Any:
         """The decoded packet, None when there is none.
 
@@ -137,6 +148,8 @@ def is_attachment(message: Message, *, payload_threshold_bytes: int, max_payload
 def decode_json(payload: str, nsp: str = "/") -> Message | tuple[str, str, int]: ...
 def decode_msgpack(body: bytes, uid: str = "", nsp: str = "/") -> Message: ...
 def channel_name(prefix: str, nsp: str) -> str: ...
+def member_lock(uid: str) -> int:
+    """Id of the advisory lock that the server with this id holds while its listening session lives."""
 
 @final
 class Inbox:
@@ -152,7 +165,7 @@ class Inbox:
         """Block, with the GIL released, until an item waits or the time is over; True when one waits."""
 
     def drain(self, max_count: int) -> list[tuple[int, int, Any]]:
-        """Take up to `max_count` items: `(token, kind, value)`."""
+        """Take up to `max_count` items: `(token, kind, value)`. An overflow becomes one item for each sender."""
 
 @final
 class Bus:
@@ -177,13 +190,34 @@ class Bus:
     def publish(self, message: Message, inbox: Inbox | None = None, token: int = 0) -> bool:
         """Append to the buffer; False when it is full. With an inbox the commit is reported there."""
 
+    def publish_many(self, messages: list[Message]) -> int:
+        """Append messages to one transaction; returns how many the buffer had room for."""
+
+    def drop_message(self, message: Message) -> None:
+        """Give a message up: it fails, and its number is used up, so that receivers see a gap."""
+
     def notify(self, channel: str, payload: str, inbox: Inbox | None = None, token: int = 0) -> bool: ...
     def when_space(self, inbox: Inbox, token: int) -> None: ...
     def flush(self, inbox: Inbox, token: int) -> None:
         """Ends when all that was appended before is committed or failed."""
 
-    def take_unreported(self) -> tuple[int, SocketIOPostgresError | None]:
-        """Messages that failed, with nobody told of each, since this was asked last: how many, and why the first."""
+    def take_unreported(self) -> SocketIOPostgresError | None:
+        """The first failure that nobody was told of since this was asked last, with the counts of all of them."""
+
+    def self_test(self, inbox: Inbox, token: int) -> None:
+        """Ends when all that was committed before has come back; fails with `SelfTestError`."""
+
+    def mirror_rooms(self) -> None:
+        """From now on messages for rooms without members here are dropped; there are none yet."""
+
+    def enter_room(self, nsp: str, room: str | None) -> None:
+        """A room, or with None the namespace, has members. Harmless when it is known."""
+
+    def leave_room(self, nsp: str, room: str | None) -> None:
+        """A room, or the namespace, has no more members."""
+
+    def rooms_joined(self, nsp: str, rooms: list[str]) -> None:
+        """A message that makes sockets join these rooms has been applied."""
 
     def listen(self, channel: str, inbox: Inbox, token: int) -> None: ...
     def unlisten(self, channel: str, inbox: Inbox, token: int) -> None: ...
@@ -193,4 +227,141 @@ class Bus:
     def expire_attachments(self, age_seconds: float, inbox: Inbox, token: int) -> None: ...
     def close_listener(self, inbox: Inbox, token: int) -> None: ...
     def close_publisher(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...
+    def release(self) -> None:
+        """After closing: the background thread ends when no other object of the process needs it."""
+
     def stats(self) -> dict[str, Any]: ...
+
+@final
+class StoredEvent:
+    """An event as it is in the table. Immutable, compared by value; can be pickled.
+
+    `data` and `metadata` are decoded when they are first asked for.
+    """
+
+    def __new__(
+        cls,
+        version: int,
+        id: str,  # noqa: A002  (the column's name)
+        aggregate_id: str,
+        event_type: str,
+        data_json: str | None = None,
+        metadata_json: str | None = None,
+        created_at_us: int | None = None,
+    ) -> StoredEvent:
+        """An event from its columns; `created_at_us` counts microseconds from 1970."""
+
+    @property
+    def version(self) -> int:
+        """Its position among all events of the table."""
+
+    @property
+    def id(self) -> str:
+        """Unique in the table."""
+
+    @property
+    def aggregate_id(self) -> str:
+        """The aggregate, or stream, that it belongs to."""
+
+    @property
+    def event_type(self) -> str:
+        """Its type."""
+
+    @property
+    def stream_name(self) -> str:
+        """`stream_` and the aggregate id: go-sync-kit's channel."""
+
+    @property
+    def data(self) -> Any:
+        """The data, decoded; None for `NULL` and for JSON `null`. Do not change it."""
+
+    @property
+    def metadata(self) -> Any:
+        """The metadata, decoded: a dict or None, if its writer kept to that. Do not change it."""
+
+    @property
+    def data_json(self) -> str | None:
+        """The data as JSON text; None for `NULL`."""
+
+    @property
+    def metadata_json(self) -> str | None:
+        """The metadata as JSON text; None for `NULL`."""
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When its transaction began, by the server's clock, in UTC. Not in the order of versions."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+@final
+class EventStore:
+    """One event table. Nothing connects before the first operation; each reports its end to `inbox` under `token`."""
+
+    def __new__(cls, settings: Any) -> EventStore:
+        """From `EventStoreOptions`."""
+
+    @property
+    def description(self) -> str:
+        """What it connects to, without secrets."""
+
+    def table(self, suffix: str) -> str:
+        """The table's name with something appended to it, quoted."""
+
+    def open(self, inbox: Inbox, token: int) -> None: ...
+    def layout(self) -> dict[str, Any] | None:
+        """What was found out about the table when it was opened."""
+
+    def store(self, events: Iterable[Any], expected: dict[str, int], inbox: Inbox, token: int) -> None:
+        """Store events; ends with a list of `(version, created_at, is_duplicate)`."""
+
+    def copy(self, events: Iterable[Any], inbox: Inbox, token: int) -> None:
+        """Store events by COPY; ends with their number."""
+
+    def load(
+        self,
+        since: int,
+        until: int,
+        limit: int,
+        is_backwards: bool,
+        conditions: list[tuple[str, str, list[str]]],
+        inbox: Inbox,
+        token: int,
+    ) -> None:
+        """Read events; ends with `(events, safe_since)`."""
+
+    def latest_version(self, is_settled: bool, inbox: Inbox, token: int) -> None: ...
+    def migrate(self, part: str, inbox: Inbox, token: int) -> None:
+        """Apply the migrations of `events`, `subscriptions` or `guard` that are not applied yet."""
+
+    def query(self, sql: str, texts: list[str | None], inbox: Inbox, token: int) -> None:
+        """Run a statement whose parameters and results are texts; ends with a list of rows."""
+
+    def subscribe(self, conditions: list[tuple[str, str, list[str]]]) -> Subscription: ...
+    def close(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...
+    def stats(self) -> dict[str, Any]: ...
+
+@final
+class Subscription:
+    """One reader of the store's feed. It has no position of its own: every question names one."""
+
+    def begin(self, after: int | None, inbox: Inbox, token: int) -> None:
+        """Check a start, None for the end of the table; ends with the position to ask from."""
+
+    def next(
+        self,
+        position: int,
+        limit: int,
+        reports_progress: bool,
+        patience_seconds: float,
+        inbox: Inbox,
+        token: int,
+    ) -> None:
+        """What comes after a position; ends with `(events, position, is_caught_up, reconnects)`.
+
+        A new question takes the place of one under way, which then ends with `ClosedError`.
+        """
+
+    def close(self) -> None: ...

@@ -1,8 +1,13 @@
-"""Cluster logic of one namespace, without I/O and without a clock: message or time in, list of effects out.
+"""Cluster logic of one namespace, without I/O and without a clock: message, list of locks or time in, effects out.
 
 Semantics of `ClusterAdapterWithHeartbeat` in socket.io-adapter 2.5: any message of a server keeps it alive,
 silence beyond the time-out or a goodbye drops it, whatever we send postpones our own heartbeat, and a request
 waits for the servers that were known when it was made, but not for those that leave meanwhile.
+
+Servers of this package need no heartbeats of each other. The listening session of each holds an advisory lock for as
+long as it lives and reads now and then which locks are held, so a lock is as good as a message. A peer whose lock was
+never seen is a foreigner (Node.js, Go): while one is there, heartbeats flow as it expects. They also flow while our
+own lock is not in the list, or there is no list, because then nobody can be expected to see it.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import dataclasses
 import json
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
 from socketio_postgres.messages import EMITTER_UID, Message, MessageType
@@ -20,7 +25,7 @@ __all__ = ["Apply", "ClusterAdapter", "Complete", "Effect", "PeerJoined", "PeerL
 
 REPEAT_DELAY: Final = 1.0
 """Seconds after which the answer to a newcomer is repeated: Node announces itself before its LISTEN is active, and
-without the repetition it would not count us before our next regular heartbeat."""
+without the repetition it would not count us before our next regular heartbeat. Left out when all are native by then."""
 
 OURSELVES = ""
 """Stands for this server among those that owe acknowledgements."""
@@ -98,6 +103,21 @@ class Request:
         return sorted(self.missing | {uid for uid, count in self.owed.items() if count > 0})
 
 
+@dataclasses.dataclass
+class Peer:
+    """Another server.
+
+    Attributes:
+        lock: Its lock id, if it is a server of this package.
+        seen: Time of its last sign of life: a message, or its lock in a list.
+        is_native: Its lock was in a list once: it looks for our lock and not for our heartbeats.
+    """
+
+    lock: int
+    seen: float
+    is_native: bool
+
+
 Effect: TypeAlias = Send | Apply | PeerJoined | PeerLeft | Complete
 
 
@@ -106,6 +126,8 @@ class ClusterAdapter:
 
     Args:
         nsp: Namespace.
+        uid: Our server id.
+        lock_of: Gives the lock id of a server id.
         heartbeat_interval: Seconds of our silence before a heartbeat.
         heartbeat_timeout: Seconds of a peer's silence before it is dropped.
         loads: Decodes JSON in answers.
@@ -115,6 +137,8 @@ class ClusterAdapter:
         self,
         nsp: str,
         *,
+        uid: str,
+        lock_of: Callable[[str], int],
         heartbeat_interval: float,
         heartbeat_timeout: float,
         loads: Callable[[str], Any] = json.loads,
@@ -123,9 +147,15 @@ class ClusterAdapter:
         self._interval = heartbeat_interval
         self._timeout = heartbeat_timeout
         self._loads = loads
-        self._last_seen: dict[str, float] = {}
+        self._lock_of = lock_of
+        self._own_lock = lock_of(uid)
+        self._peers: dict[str, Peer] = {}
         self._last_sent: float | None = None
         self._repeat_at = math.inf
+        # Of the last list of locks; bounded by the connections that PostgreSQL allows.
+        self._held: frozenset[int] = frozenset()
+        self._strangers: frozenset[int] = frozenset()
+        self._unasked: frozenset[int] = frozenset()
         self._requests: dict[str, Request] = {}
 
     # ------------------------------------------------------------------------------------------- membership
@@ -133,16 +163,27 @@ class ClusterAdapter:
     @property
     def peers(self) -> list[str]:
         """Server ids of the other servers."""
-        return list(self._last_seen)
+        return list(self._peers)
 
     @property
     def server_count(self) -> int:
         """Servers of the cluster, this one included."""
-        return 1 + len(self._last_seen)
+        return 1 + len(self._peers)
+
+    @property
+    def peer_locks(self) -> frozenset[int]:
+        """Locks of peers that were held at the last look."""
+        return self._held.intersection(peer.lock for peer in self._peers.values())
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether all peers see our lock, so that a heartbeat would tell them nothing."""
+        return self._own_lock in self._held and all(peer.is_native for peer in self._peers.values())
 
     def announce(self, now: float) -> list[Effect]:
         """Join, or join again after a gap. To be called once LISTEN is active: the answers come at once."""
         self._last_sent = now
+        self._unasked = frozenset()
         return [Send(Message(MessageType.INITIAL_HEARTBEAT, self.nsp))]
 
     def leave(self) -> list[Effect]:
@@ -159,28 +200,47 @@ class ClusterAdapter:
     def tick(self, now: float) -> list[Effect]:
         """Time passed: drop silent peers, send a heartbeat that is due."""
         effects: list[Effect] = []
-        for uid, seen in list(self._last_seen.items()):
-            if now - seen > self._timeout:
+        for uid, peer in list(self._peers.items()):
+            if now - peer.seen > self._timeout:
                 effects += self._forget(uid, said_goodbye=False)
         for request in list(self._requests.values()):
             if request.expires_at <= now:
                 self.abandon(request)
-        is_due = self._last_sent is not None and now - self._last_sent >= self._interval
-        if is_due or now >= self._repeat_at:
-            self._last_sent = now
+        is_due = self._next_heartbeat() <= now
+        if now >= self._repeat_at:
             self._repeat_at = math.inf
-            effects.append(Send(Message(MessageType.HEARTBEAT, self.nsp)))
-        return effects
+        return effects + self._heartbeat(now) if is_due else effects
+
+    def tick_along(self, now: float) -> list[Effect]:
+        """Another namespace sends a heartbeat: ours goes with it, in one transaction, if half its time is over."""
+        if self._last_sent is None or self._is_silent or now - self._last_sent < self._interval / 2:
+            return []
+        return self._heartbeat(now)
 
     def next_tick(self) -> float:
         """When `tick` has something to do at the earliest, on the clock of the other calls."""
-        due = [self._repeat_at, *(seen + self._timeout for seen in self._last_seen.values())]
-        if self._last_sent is not None:
-            due.append(self._last_sent + self._interval)
-        return min(due)
+        return min([self._next_heartbeat(), *(peer.seen + self._timeout for peer in self._peers.values())])
+
+    def wake(self, slept: float, now: float) -> list[Effect]:
+        """We did not run for so long: peers were not silent, what they said is still unread.
+
+        If it was long, they may have dropped us, and our silence would not bring us back.
+        """
+        for peer in self._peers.values():
+            peer.seen = min(peer.seen + slept, now)
+        return [] if self._last_sent is None or slept < self._timeout / 2 else self._heartbeat(now)
+
+    def _next_heartbeat(self) -> float:
+        if self._last_sent is None or self._is_silent:
+            return math.inf
+        return min(self._last_sent + self._interval, self._repeat_at)
+
+    def _heartbeat(self, now: float) -> list[Effect]:
+        self._last_sent = now
+        return [Send(Message(MessageType.HEARTBEAT, self.nsp))]
 
     def _forget(self, uid: str, *, said_goodbye: bool) -> list[Effect]:
-        if self._last_seen.pop(uid, None) is None:
+        if self._peers.pop(uid, None) is None:
             return []
         effects: list[Effect] = [PeerLeft(uid, said_goodbye=said_goodbye)]
         for request in list(self._requests.values()):
@@ -189,25 +249,65 @@ class ClusterAdapter:
             effects += self._completed(request)
         return effects
 
+    # ------------------------------------------------------------------------------------------- locks
+
+    def see_locks(self, held: Iterable[int] | None, now: float) -> list[Effect]:
+        """The lock ids of the cluster that are held now; None when nobody can tell, as without a listening session.
+
+        A lock that is no peer's belongs to a server of other namespaces, or to one that we should know: its
+        announcement was lost. If it is still there at the next look and nobody has announced itself since, which it
+        would have answered, we do, once.
+        """
+        self._held = frozenset(held or ())
+        for peer in self._peers.values():
+            if peer.lock in self._held:
+                peer.seen = now
+                peer.is_native = True
+        strangers = self._held - self.peer_locks - {self._own_lock}
+        is_overdue = not self._unasked.isdisjoint(strangers)
+        self._unasked = strangers - self._strangers
+        self._strangers = strangers
+        if self._last_sent is None:
+            return []
+        if is_overdue:
+            return self.announce(now)
+        # Those that saw our lock until now begin to count our silence.
+        return self._heartbeat(now) if self._next_heartbeat() <= now else []
+
     # ------------------------------------------------------------------------------------------- receiving
+
+    def see(self, uid: str, now: float) -> list[Effect]:
+        """Another sender gave a sign of life."""
+        return self._see(uid, now, must_greet=False)
+
+    def _see(self, uid: str, now: float, *, must_greet: bool) -> list[Effect]:
+        effects: list[Effect] = []
+        if uid and uid != EMITTER_UID:
+            peer = self._peers.get(uid)
+            if peer is None:
+                effects.append(PeerJoined(uid))
+                lock = self._lock_of(uid)
+                peer = Peer(lock, now, is_native=lock in self._held)
+                # The first foreigner may have known us before, and dropped us because we were silent.
+                must_greet |= self._is_silent and not peer.is_native
+                self._peers[uid] = peer
+            peer.seen = now
+        if must_greet:
+            self._repeat_at = now + REPEAT_DELAY
+            effects += self._heartbeat(now)
+        return effects
 
     def receive(self, message: Message, now: float) -> list[Effect]:
         """A message of another sender arrived."""
-        effects: list[Effect] = []
-        uid = message.uid
         if message.type == MessageType.ADAPTER_CLOSE:
-            return self._forget(uid, said_goodbye=True)
-        if uid and uid != EMITTER_UID:
-            if uid not in self._last_seen:
-                effects.append(PeerJoined(uid))
-            self._last_seen[uid] = now
-        if message.type == MessageType.INITIAL_HEARTBEAT:
-            self._last_sent = now
-            self._repeat_at = now + REPEAT_DELAY
-            effects.append(Send(Message(MessageType.HEARTBEAT, self.nsp)))
-        elif message.type in ANSWERS:
+            return self._forget(message.uid, said_goodbye=True)
+        is_newcomer = message.type == MessageType.INITIAL_HEARTBEAT
+        effects = self._see(message.uid, now, must_greet=is_newcomer)
+        if is_newcomer:
+            self._unasked = frozenset()
+        if message.type in ANSWERS:
             effects += self._receive_answer(message)
-        elif message.type != MessageType.HEARTBEAT:
+        elif message.type not in {MessageType.INITIAL_HEARTBEAT, MessageType.HEARTBEAT}:
             effects.append(Apply(message))
         return effects
 
@@ -246,7 +346,7 @@ class ClusterAdapter:
         on_response: Callable[[list[Any]], object] | None = None,
     ) -> Request:
         """Start a request to all servers known now; with `is_local`, to none of them."""
-        missing = set() if is_local else set(self._last_seen)
+        missing = set() if is_local else set(self._peers)
         request = Request(secrets.token_hex(8), missing, expires_at, on_response=on_response)
         self._requests[request.id] = request
         return request

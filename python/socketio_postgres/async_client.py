@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import _core
 from socketio_postgres.bus import Bus
 from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.handover import readable
 from socketio_postgres.options import BusKeywords, BusOptions
 
@@ -56,7 +58,8 @@ class AsyncPostgresClient:
     Args:
         dsn: Connection string or URL as libpq reads it.
         error_handler: Called with every background failure (an exception), after it was logged.
-        on_gap: Called without arguments once the client listens again after its connection was lost.
+        on_gap: Called with a `GapInfo` when notifications are missing: once the client listens again after its
+            connection was lost, and when they came faster than they were taken and `receive_buffer_bytes` were full.
         options: As in `BusOptions`.
 
     Raises:
@@ -68,12 +71,13 @@ class AsyncPostgresClient:
         dsn: str = "",
         *,
         error_handler: Callable[[Exception], object] | None = None,
-        on_gap: Callable[[], object] | None = None,
+        on_gap: GapHandler | None = None,
         **options: Unpack[BusKeywords],
     ) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
         self._error_handler = error_handler
         self._on_gap = on_gap
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
@@ -143,8 +147,15 @@ class AsyncPostgresClient:
             log.error("%s: %s", self._bus.description, value)
             if self._error_handler is not None:
                 self._error_handler(value)
-        elif kind == _core.LISTENING and value and self._on_gap is not None:
-            self._on_gap()
+        elif kind == _core.GAP:
+            gap = GapInfo(*value)
+            log.warning("%s: %s", self._bus.description, gap)
+            if self._on_gap is not None:
+                result = self._on_gap(gap)
+                if inspect.iscoroutine(result):
+                    task = asyncio.create_task(result)
+                    self._tasks.add(task)  # the loop alone would not keep it
+                    task.add_done_callback(self._tasks.discard)
 
     def __aiter__(self) -> AsyncIterator[Notification]:
         return self
@@ -180,6 +191,10 @@ class AsyncPostgresClient:
         core = self._bus.core
         deleted: int = await self._bus.call(lambda inbox, token: core.expire_attachments(age, inbox, token))
         return deleted
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the first use in this process, and how things are now; empty before it."""
+        return self._bus.stats()
 
     async def close(self) -> None:
         """Disconnect."""

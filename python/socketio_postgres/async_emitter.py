@@ -57,6 +57,10 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         """Wait until everything emitted before, by any task, is committed or failed."""
         await self._bus.flush()
 
+    def stats(self) -> dict[str, Any]:
+        """Counters since the first use in this process, and how things are now; empty before it."""
+        return self._bus.stats()
+
     async def close(self) -> None:
         """Commit what is buffered and disconnect."""
         await self._bus.close(CLOSE_LIMIT)

@@ -13,6 +13,7 @@ from socketio_postgres.adapter import ClusterAdapter, Request
 from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
 from socketio_postgres.handover import Operation, items_of
+from socketio_postgres.local_delivery import queue_for
 from socketio_postgres.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.messages import Message
 
@@ -27,6 +28,7 @@ class AsyncWaiting(ClusterMember):
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._cleaner: asyncio.Task[None] | None = None
         self.thread: asyncio.Task[None] | None = None  # python-socketio's name for what `initialize` starts
 
     # ------------------------------------------------------------------------------------------ life cycle
@@ -47,7 +49,7 @@ class AsyncWaiting(ClusterMember):
             return
         self._leave()
         joining = [task for task, _ in self._joining.values()]
-        for task in (self._reader, self._ticker, self.thread, *joining):
+        for task in (self._reader, self._ticker, self._cleaner, self.thread, *joining):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
         await self._bus.close(limit)
@@ -112,10 +114,8 @@ class AsyncWaiting(ClusterMember):
         async for _, kind, value in items_of(inbox):
             if kind == _core.MESSAGE:
                 await self._receive(value)
-            elif kind == _core.FAILURE:
-                self._report(value)
-            elif kind == _core.LISTENING and value:
-                self._announce_again()
+            else:
+                self._take_item(kind, value)
 
     async def _receive(self, message: Message) -> None:
         raise NotImplementedError
@@ -127,11 +127,10 @@ class AsyncWaiting(ClusterMember):
             due = self._tick_now(time.monotonic())
             if time.monotonic() >= cleanup_at:
                 cleanup_at = time.monotonic() + interval
-                if self._has_new_attachments():
-                    await self._clean_up(interval)
-            # Never later than a second from now: a namespace may join meanwhile.
-            delay = min(due, cleanup_at) - time.monotonic()
-            await asyncio.sleep(min(max(delay, 0.01), 1.0))
+                if self._must_clean_up() and (self._cleaner is None or self._cleaner.done()):
+                    # Peers expect heartbeats, however long that takes.
+                    self._cleaner = asyncio.create_task(self._clean_up(interval), name="socketio-postgres clean-up")
+            await asyncio.sleep(max(min(due, cleanup_at) - time.monotonic(), 0.01))
 
     async def _clean_up(self, age: float) -> None:
         try:
@@ -152,6 +151,9 @@ class AsyncWaiting(ClusterMember):
 
     async def _flush(self) -> None:
         await self._bus.flush()
+
+    async def _send_packets(self, packets: list[Any], eio_sids: list[str]) -> None:
+        await queue_for(self.server, eio_sids, packets)
 
     async def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:  # noqa: ARG002
         # The tasks just started run up to the application's handler now.

@@ -13,8 +13,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres.exceptions import ClosedError, SocketIOPostgresError
-from socketio_postgres.handover import AsyncCalls, BlockingCalls
+from socketio_postgres.exceptions import BufferFullError, ClosedError, SocketIOPostgresError
+from socketio_postgres.handover import AsyncCalls, BlockingCalls, Operation
 from socketio_postgres.options import BusOptions, BusSettings
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ __all__ = ["Bus"]
 
 ITEM_TOKEN: Final = 0
 """Token under which background items of a bus arrive in its inbox; operations count from 1."""
-
-INBOX_BYTES: Final = 64 * 1024 * 1024
 
 PROBE_INTERVAL: Final = 5.0
 
@@ -76,7 +74,10 @@ class Bus:
         self._is_closed = False
         self.blocking = BlockingCalls()
         # A DSN or table name that cannot work is told here, at the call that gave it.
-        self.description = self._make_core(_core.Inbox(INBOX_BYTES)).description
+        self.description = self._make_core(self._new_inbox()).description
+
+    def _new_inbox(self) -> _core.Inbox:
+        return _core.Inbox(self.options.receive_buffer_bytes)
 
     def _make_core(self, inbox: _core.Inbox) -> _core.Bus:
         settings = BusSettings.make(
@@ -109,7 +110,7 @@ class Bus:
             if self._is_closed:
                 raise ClosedError(f"the connection to {self.description} is closed; create a new object")
             if self._open_core is None:
-                inbox = _core.Inbox(INBOX_BYTES)
+                inbox = self._new_inbox()
                 self._open_core = (self._make_core(inbox), inbox)
                 _open.add(self)
                 _flush_when_a_child_ends(os.getpid())
@@ -123,11 +124,16 @@ class Bus:
     # ------------------------------------------------------------------------------------------------ asyncio
 
     async def publish(self, message: Message) -> None:
-        """Append a message to the ordered buffer, waiting for room when it is full."""
+        """Append a message to the ordered buffer; when it is full, do what `on_full` says."""
+        if self.try_publish(message):
+            return
         await self._append(lambda: self.core.publish(message))
 
     def try_publish(self, message: Message) -> bool:
-        """Append a message unless the buffer is full or others wait for room; to be awaited is nothing."""
+        """Append a message unless it has to wait for room; to be awaited is nothing. Follows `on_full`."""
+        if self.options.on_full != "wait":
+            self._append_or_give_up(message)
+            return True
         return not AsyncCalls.of_running_loop().space_lock.locked() and self.core.publish(message)
 
     async def publish_committed(self, message: Message) -> None:
@@ -154,16 +160,20 @@ class Bus:
         def attempt() -> bool:
             is_appended = False
 
-            def start(inbox: _core.Inbox, token: int) -> None:
+            def start(inbox: _core.Inbox, token: int) -> bool:
                 nonlocal is_appended
                 is_appended = append(inbox, token)
+                return is_appended
 
             future = calls.start(start)
             if is_appended:
                 committed.append(future)
             return is_appended
 
-        await self._append(attempt)
+        if self.options.on_full == "wait":
+            await self._append(attempt)
+        elif not attempt():
+            raise self._full()  # whoever waits for the commit is told, dropped or not
         await committed[0]
 
     async def flush(self) -> None:
@@ -172,7 +182,7 @@ class Bus:
         await AsyncCalls.of_running_loop().start(core.flush)
         _raise_failures(core)
 
-    async def call(self, operation: Callable[[_core.Inbox, int], None]) -> Any:
+    async def call(self, operation: Operation) -> Any:
         """Run any operation of the core."""
         return await AsyncCalls.of_running_loop().start(operation)
 
@@ -185,12 +195,20 @@ class Bus:
             done = calls.start(core.close_listener)
             await calls.start(lambda inbox, token: core.close_publisher(limit, inbox, token))
             await done
+            core.release()
 
     # ----------------------------------------------------------------------------------------------- blocking
 
+    def try_publish_blocking(self, message: Message) -> bool:
+        """Append a message unless it has to wait for room. Follows `on_full`."""
+        if self.options.on_full != "wait":
+            self._append_or_give_up(message)
+            return True
+        return self.core.publish(message)
+
     def publish_blocking(self, message: Message) -> None:
         """Blocking form of `publish`."""
-        while not self.core.publish(message):
+        while not self.try_publish_blocking(message):
             self.blocking.run(self.core.when_space)
 
     def notify_blocking(self, channel: str, payload: str) -> None:
@@ -201,6 +219,8 @@ class Bus:
             nonlocal is_appended
             is_appended = self.core.notify(channel, payload, inbox, token)
             if not is_appended:
+                if self.options.on_full != "wait":
+                    raise self._full()
                 self.core.when_space(inbox, token)
 
         while not is_appended:
@@ -212,7 +232,7 @@ class Bus:
         self.blocking.run(core.flush, timeout)
         _raise_failures(core)
 
-    def call_blocking(self, operation: Callable[[_core.Inbox, int], None], timeout: float | None = None) -> Any:
+    def call_blocking(self, operation: Operation, timeout: float | None = None) -> Any:
         """Blocking form of `call`."""
         return self.blocking.run(operation, timeout)
 
@@ -222,8 +242,27 @@ class Bus:
         if core is not None:
             self.blocking.run(core.close_listener)
             self.blocking.run(lambda inbox, token: core.close_publisher(limit, inbox, token))
+            core.release()
 
     # ------------------------------------------------------------------------------------------------- common
+
+    def _append_or_give_up(self, message: Message) -> None:
+        """Append a message without waiting for room.
+
+        Raises:
+            BufferFullError: There is none, and `on_full` is `raise`.
+        """
+        if self.core.publish(message):
+            return
+        if self.options.on_full == "raise":
+            raise self._full()
+        self.core.drop_message(message)
+
+    def _full(self) -> BufferFullError:
+        stats = self.stats()
+        count, size = stats["buffer_count"], stats["buffer_bytes"]
+        text = f"the buffer is full: {count} messages of together {size} bytes wait to be committed"
+        return BufferFullError(text, count=count, bytes=size)
 
     def _begin_close(self) -> _core.Bus | None:
         with _lock:
@@ -259,10 +298,9 @@ class Bus:
 
 def _raise_failures(core: _core.Bus) -> None:
     # Asked only by who has waited to the end: a flush that was given up must not take the news with it.
-    failed, first = core.take_unreported()
-    if first is not None:
-        first.failed_count = failed
-        raise first
+    failure = core.take_unreported()
+    if failure is not None:
+        raise failure
 
 
 @functools.cache

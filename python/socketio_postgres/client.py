@@ -10,6 +10,7 @@ from socketio_postgres import _core
 from socketio_postgres.async_client import Notification
 from socketio_postgres.bus import Bus
 from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.handover import SIGNAL_INTERVAL
 from socketio_postgres.options import BusKeywords, BusOptions
 
@@ -34,7 +35,7 @@ class PostgresClient:
         dsn: str = "",
         *,
         error_handler: Callable[[Exception], object] | None = None,
-        on_gap: Callable[[], object] | None = None,
+        on_gap: GapHandler | None = None,
         **options: Unpack[BusKeywords],
     ) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
@@ -81,8 +82,11 @@ class PostgresClient:
             log.error("%s: %s", self._bus.description, value)
             if self._error_handler is not None:
                 self._error_handler(value)
-        elif kind == _core.LISTENING and value and self._on_gap is not None:
-            self._on_gap()
+        elif kind == _core.GAP:
+            gap = GapInfo(*value)
+            log.warning("%s: %s", self._bus.description, gap)
+            if self._on_gap is not None:
+                self._on_gap(gap)
 
     def __iter__(self) -> Iterator[Notification]:
         return self
@@ -113,6 +117,10 @@ class PostgresClient:
         core = self._bus.core
         deleted: int = self._bus.call_blocking(lambda inbox, token: core.expire_attachments(age, inbox, token))
         return deleted
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the first use in this process, and how things are now; empty before it."""
+        return self._bus.stats()
 
     def close(self) -> None:
         """Blocking form of `AsyncPostgresClient.close`."""

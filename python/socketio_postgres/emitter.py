@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres.broadcast_operator import Namespace, Target
 from socketio_postgres.bus import Bus
@@ -77,6 +77,10 @@ class Emitter(Namespace[None]):
             self._bus.flush_blocking(timeout)
         finally:
             self._bus.take_failures()  # told by the exception just now
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the first use in this process, and how things are now; empty before it."""
+        return self._bus.stats()
 
     def close(self) -> None:
         """Commit what is buffered and disconnect; raises what failed, as `flush` does."""

@@ -7,20 +7,36 @@ pickled, so that they cross process boundaries as they are.
 from __future__ import annotations
 
 __all__ = [
+    "AggregateIdTooLongError",
     "AttachmentMissingError",
+    "BufferFullError",
     "ClosedError",
+    "CommitInDoubtError",
     "ConnectionLostError",
     "DatabaseError",
     "DecodeError",
+    "DuplicateEventError",
     "EncodeError",
+    "EventNotFoundError",
+    "EventStoreError",
+    "FilterError",
     "ForkedProcessError",
+    "IncompatibleVersionError",
+    "InvalidConnectionError",
     "OperationTimeoutError",
     "OptionsError",
     "PayloadTooLargeError",
     "ProtocolError",
     "RequestTimeoutError",
+    "SchemaMismatchError",
+    "SelfTestError",
+    "SignatureError",
     "SocketIOPostgresError",
+    "StoreClosedError",
+    "StoreRewoundError",
+    "SubscriptionFencedError",
     "UnknownOptionError",
+    "WrongExpectedVersionError",
 ]
 
 
@@ -29,9 +45,11 @@ class SocketIOPostgresError(Exception):
 
     Attributes:
         failed_count: Raised by a flush: how many messages failed; this exception is that of the first. Otherwise 1.
+        in_doubt_count: Of these, those whose commit may or may not have happened, see `CommitInDoubtError`.
     """
 
     failed_count: int = 1
+    in_doubt_count: int = 0
 
     def __init__(self, message: str = "", **details: object) -> None:
         super().__init__(message)
@@ -103,6 +121,13 @@ class DecodeError(ProtocolError, ValueError):
     reason: str = ""
 
 
+class SignatureError(DecodeError):
+    """A message was not signed with our `signing_key`; it was counted and skipped.
+
+    Its sender has no key, as Node.js and Go servers, or another one, or is forged.
+    """
+
+
 class PayloadTooLargeError(ProtocolError, ValueError):
     """A message, a payload or a channel name exceeds its limit; nothing was sent.
 
@@ -155,6 +180,42 @@ class ConnectionLostError(DatabaseError, ConnectionError):
     may_be_sent: bool = False
 
 
+class CommitInDoubtError(ConnectionLostError):
+    """The connection was lost, or fell silent, while a commit was under way: nobody can say whether it happened.
+
+    Emit again only what may arrive twice. Receivers of this package report a gap when it did not happen.
+
+    Attributes:
+        may_be_sent: True.
+    """
+
+    may_be_sent: bool = True
+
+
+class BufferFullError(SocketIOPostgresError):
+    """More messages than `buffer_count`, or `buffer_bytes`, wait to be committed; this one was not sent.
+
+    Attributes:
+        count: Messages waiting.
+        bytes: Their size.
+    """
+
+    count: int = 0
+    bytes: int = 0
+
+
+class SelfTestError(SocketIOPostgresError):
+    """The connections are open, and yet this server would not hear the others.
+
+    Attributes:
+        likely_cause: `transaction_pooling` (a pooler lends the connection to others after each transaction; LISTEN
+            needs a direct connection or session mode), `other_database` (`dsn` and `listen_dsn` lead to different
+            ones), `standby`, or `unknown`.
+    """
+
+    likely_cause: str = "unknown"
+
+
 class OperationTimeoutError(SocketIOPostgresError, TimeoutError):
     """A call did not finish in time."""
 
@@ -170,3 +231,119 @@ class RequestTimeoutError(SocketIOPostgresError, TimeoutError):
 
     missing_servers: list[str] = []  # noqa: RUF012  (replaced by each instance)
     responses: list[object] = []  # noqa: RUF012
+
+
+class EventStoreError(SocketIOPostgresError):
+    """Base of what only an event store raises."""
+
+
+class StoreClosedError(EventStoreError, ClosedError):
+    """The event store was closed. `ErrStoreClosed` in Go."""
+
+
+class InvalidConnectionError(EventStoreError):
+    """LISTEN does not work over this connection: it needs a direct one. `ErrInvalidConnection` in Go."""
+
+
+class EventNotFoundError(EventStoreError, LookupError):
+    """There is no such event. `ErrEventNotFound` in Go.
+
+    Attributes:
+        event_id: The id that was asked for.
+    """
+
+    event_id: str = ""
+
+
+class IncompatibleVersionError(EventStoreError, ValueError):
+    """A value is no version of an event. `ErrIncompatibleVersion` in Go.
+
+    Attributes:
+        value: The value.
+    """
+
+    value: object = None
+
+
+class FilterError(EventStoreError, ValueError):
+    """A filter does not exist, or does not take this value; nothing was attempted.
+
+    Attributes:
+        key: The filter's key.
+    """
+
+    key: str = ""
+
+
+class WrongExpectedVersionError(EventStoreError):
+    """An aggregate is not as the writer expected; nothing was stored.
+
+    Attributes:
+        aggregate_id: The aggregate.
+        expected: The version expected; 0: no events, -1: at least one.
+        actual: The version of its last event; 0: it has none.
+    """
+
+    aggregate_id: str = ""
+    expected: int = 0
+    actual: int = 0
+
+
+class DuplicateEventError(EventStoreError):
+    """An event's id is taken by another event; nothing was stored.
+
+    Attributes:
+        event_id: The id.
+        version: Version of the event that has it; 0: another event of the same call.
+    """
+
+    event_id: str = ""
+    version: int = 0
+
+
+class AggregateIdTooLongError(EventStoreError, ValueError):
+    """An aggregate id is too long for the channel that go-sync-kit's trigger makes of it; nothing was stored.
+
+    Attributes:
+        aggregate_id: The id.
+        size_bytes: Its size.
+        limit_bytes: The limit.
+    """
+
+    aggregate_id: str = ""
+    size_bytes: int = 0
+    limit_bytes: int = 0
+
+
+class SchemaMismatchError(EventStoreError):
+    """The table is missing, or is not one that events can be kept in.
+
+    Attributes:
+        table_name: The table, quoted.
+        reason: What is missing or different.
+    """
+
+    table_name: str = ""
+    reason: str = ""
+
+
+class StoreRewoundError(EventStoreError):
+    """The table ends before a position that was reached: a restore, or a failover that lost commits.
+
+    Attributes:
+        position: The position.
+        last_version: The last version given out.
+    """
+
+    position: int = 0
+    last_version: int = 0
+
+
+class SubscriptionFencedError(EventStoreError):
+    """Another process owns the durable subscription now; nothing was changed.
+
+    Attributes:
+        name: The subscription.
+    """
+
+    name: str = ""

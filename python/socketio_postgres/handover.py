@@ -21,8 +21,8 @@ from socketio_postgres.green import wait_for_mode
 
 __all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of", "readable"]
 
-Operation: TypeAlias = Callable[[_core.Inbox, int], None]
-"""Starts something in the core, which reports its end to the inbox under the token."""
+Operation: TypeAlias = Callable[[_core.Inbox, int], "bool | None"]
+"""Starts something in the core, which reports its end to the inbox under the token; False if it was not started."""
 
 INBOX_BYTES: Final = 64 * 1024 * 1024
 """Messages waiting for Python; beyond it they are dropped and reported, never left in PostgreSQL's queue."""
@@ -60,8 +60,8 @@ class AsyncCalls:
         """Start `operation` now; the future has its result or exception."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         token = next(self._tokens)
-        operation(self._inbox, token)
-        self._pending[token] = future
+        if operation(self._inbox, token) is not False:  # refused, it reports nothing
+            self._pending[token] = future
         return future
 
     def _drain(self) -> None:

@@ -12,6 +12,8 @@ from socketio.pubsub_manager import PubSubManager
 
 from socketio_postgres.broadcast_operator import Target, room_names
 from socketio_postgres.exceptions import PayloadTooLargeError
+from socketio_postgres.gap import GapHandler, GapInfo
+from socketio_postgres.local_delivery import event_packets
 from socketio_postgres.member import CLOSE_LIMIT, Delivery, chosen_rooms
 from socketio_postgres.messages import Message, MessageType
 from socketio_postgres.payload import value_fields
@@ -43,6 +45,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         cleanup_interval: Seconds after which attachments are deleted.
         share_session: Let other servers see the user session of a client as the `data` of a fetched socket.
         error_handler: Called with every background failure (an exception), after it was logged.
+        on_gap: Called with a `GapInfo` when messages will not come, in a background task of its own; may be a coroutine
+            function. It runs once this server listens again, so what it reads is not older than what comes next.
         options: As in `BusOptions`.
 
     Raises:
@@ -54,11 +58,13 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
     def start(self) -> None:
         """Join the cluster now instead of with the first client.
 
-        Returns once this server listens and can publish.
+        Returns once this server listens, can publish, and has heard itself.
 
         Raises:
             ConnectionLostError: The server cannot be reached.
             DatabaseError: It refuses: password, database, a standby, or no right to the attachment table.
+            SelfTestError: What it publishes does not come back: a transaction pooler, or different databases behind
+                `dsn` and `listen_dsn`.
         """
         core = self._bus.core
         self._run_core(lambda inbox, token: core.start_publisher(True, inbox, token))
@@ -66,6 +72,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             self._open()
             self._run_core(core.start_listener)
             self._join_served()
+            self._run_core(core.flush)
+            self._run_core(core.self_test)
 
     def flush(self) -> None:
         """Wait until everything emitted before is committed.
@@ -135,7 +143,11 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         message = self._emit_message(event, data, namespace, room, skip_sid, request)
         is_published = is_local or self._try_publish(message)
         room = self.delivery_room(namespace, room)
-        Manager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
+        packets = event_packets(self.server, message) if callback is None and namespace in self.rooms else None
+        if packets is None:
+            Manager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
+        else:
+            self._send_packets(packets, self._eio_sids(namespace, room, skip_sid))
         if not is_published:
             self._publish(message)
 
@@ -222,6 +234,10 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             self._until_disconnecting(sids, message.nsp)
 
     def _deliver(self, delivery: Delivery) -> None:
+        if delivery.packets is not None:
+            eio_sids = self._eio_sids(delivery.namespace, delivery.room, delivery.skip_sid)
+            self._send_packets(delivery.packets, eio_sids)
+            return
         Manager.emit(
             self,
             delivery.event,
@@ -256,6 +272,12 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             self._call(callback, *args)
         except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
             self._report_raised("an acknowledgement callback", error)
+
+    def _run_gap_handler(self, on_gap: GapHandler, gap: GapInfo) -> None:
+        try:
+            self._call(on_gap, gap)
+        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
+            self._report_raised("on_gap", error)
 
     def _handle_server_side(self, message: Message) -> None:
         result = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json as stdlib_json
 import logging
+import math
 import os
 import threading
 import time
@@ -15,12 +16,23 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
-from socketio_postgres import payload
+from socketio_postgres import _core, payload
 from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, PeerJoined, PeerLeft, Request, Send
 from socketio_postgres.broadcast_operator import Target, bad, room_names
 from socketio_postgres.bus import Bus
-from socketio_postgres.exceptions import DecodeError, RequestTimeoutError, SocketIOPostgresError
+from socketio_postgres.exceptions import (
+    CommitInDoubtError,
+    ConnectionLostError,
+    DatabaseError,
+    DecodeError,
+    OperationTimeoutError,
+    RequestTimeoutError,
+    SelfTestError,
+    SocketIOPostgresError,
+)
+from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.handshake import handshake
+from socketio_postgres.local_delivery import event_packets
 from socketio_postgres.local_sockets import LocalSockets
 from socketio_postgres.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
 from socketio_postgres.options import BusOptions, HeartbeatOptions
@@ -40,6 +52,9 @@ GOODBYE_LIMIT: Final = 1.0
 
 CLOSE_LIMIT: Final = 5.0
 """The same for an explicit `close`."""
+
+TICK_INTERVAL: Final = 1.0
+"""Seconds between two ticks at most: a namespace, or a peer that expects heartbeats, may join meanwhile."""
 
 CALLBACK_LIFETIME: Final = 300.0
 """Seconds after which an unanswered callback is forgotten; python-socketio itself never forgets."""
@@ -61,6 +76,7 @@ class Delivery:
         room: None for everyone, or a list of rooms.
         skip_sid: Sids left out.
         callback: Called with each client's acknowledgement.
+        packets: What reaches each client, where it is known already; then event and args are not.
     """
 
     event: str
@@ -69,6 +85,17 @@ class Delivery:
     room: Any
     skip_sid: list[str]
     callback: Callable[..., Any] | None
+    packets: list[Any] | None = None
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether it is about a connection that is opened again until it works, so that nothing is lost yet."""
+    if isinstance(error, DatabaseError) and not isinstance(error, ConnectionLostError):
+        # Connection exception, insufficient resources, operator intervention; a standby may be promoted.
+        return error.sqlstate[:2] in {"08", "53", "57"} or error.sqlstate == "25006"
+    return isinstance(error, (ConnectionLostError, OperationTimeoutError, SelfTestError)) and not isinstance(
+        error, CommitInDoubtError
+    )
 
 
 def chosen_rooms(to: Any, room: Any) -> Any:
@@ -95,18 +122,22 @@ class ClusterMember(LocalSockets):
         cleanup_interval: float = 30.0,
         share_session: bool = False,
         error_handler: Callable[[Exception], object] | None = None,
+        on_gap: GapHandler | None = None,
         **options: Unpack[ManagerKeywords],
     ) -> None:
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         self.json = json or stdlib_json  # python-socketio before 5.16 has no such attribute
         if error_handler is not None and not callable(error_handler):
             raise bad("error_handler", error_handler, "must be callable")
+        if on_gap is not None and not callable(on_gap):
+            raise bad("on_gap", on_gap, "must be callable")
         self._host_pid = os.getpid()  # whose id `host_id` is
         self._target = Target("/")  # the manager is the start of every chain
         self._manager: Any = self
         self._heartbeat = HeartbeatOptions(heartbeat_interval, heartbeat_timeout, cleanup_interval)
         self._share_session = share_session
         self._error_handler = error_handler
+        self._on_gap = on_gap
         self._log = logger or log
         self._bus = Bus(
             BusOptions.of(dsn, {"channel": channel, **options}),
@@ -125,8 +156,13 @@ class ClusterMember(LocalSockets):
         self._adapters: dict[str, ClusterAdapter] = {}
         # Threads of a sync server share the adapters; nothing waits while it holds this.
         self._lock = threading.RLock()
-        self._attachments_seen = (0, 0)  # at the last two calls of _has_new_attachments
+        self._members: list[int] | None = None  # locks held, as our listening session last read them
+        self._tick_due = math.inf
+        self._sent_elsewhere = 0  # messages to namespaces that we do not serve
+        self._seen_attachments = ((0, 0), (0, 0))  # at the last two calls of _must_clean_up
+        self._has_left_attachments = False
         self._is_initialized = False
+        self._is_mirroring = False
         self._prepare_waiting()
 
     def _check_process(self) -> None:
@@ -167,12 +203,37 @@ class ClusterMember(LocalSockets):
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         if room is None:
             self._connected_at[namespace, sid] = time.time()
+        self._mirror_room(namespace, room)
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """As in `BaseManager`."""
         super().basic_leave_room(sid, namespace, room)
         if room is None:
             self._connected_at.pop((namespace, sid), None)
+        self._mirror_room(namespace, room)
+
+    def _mirror_room(self, namespace: str, room: Any) -> None:
+        """Tell the core whether a room has members here: it drops what is for nobody before Python is woken."""
+        if not self._is_mirroring:
+            return
+        name = None if room is None else str(room)
+        with self._lock:  # of two threads the later one must have the last word
+            if name is None:
+                is_occupied = None in self.rooms.get(namespace, {})
+            else:
+                is_occupied = bool(self.local_rooms(namespace, [name]))
+            core = self._bus.core
+            (core.enter_room if is_occupied else core.leave_room)(namespace, name)
+
+    def _mirror_rooms(self) -> None:
+        """From now on the core knows the rooms."""
+        with self._lock:
+            if not self._is_mirroring:
+                self._is_mirroring = True
+                self._bus.core.mirror_rooms()
+                for namespace, rooms in list(self.rooms.items()):
+                    for room in list(rooms):
+                        self._mirror_room(namespace, room)
 
     # ------------------------------------------------------------------------------------------- membership
 
@@ -194,6 +255,8 @@ class ClusterMember(LocalSockets):
     def _new_adapter(self, namespace: str) -> ClusterAdapter:
         return ClusterAdapter(
             namespace,
+            uid=self._uid(),
+            lock_of=_core.member_lock,
             heartbeat_interval=self._heartbeat.heartbeat_interval,
             heartbeat_timeout=self._heartbeat.heartbeat_timeout,
             loads=self.json.loads,
@@ -201,22 +264,53 @@ class ClusterMember(LocalSockets):
 
     def _serve(self, namespace: str) -> None:
         """LISTEN is active: be a member."""
-        adapter = self._adapters[namespace] = self._new_adapter(namespace)
+        self._mirror_rooms()
+        adapter = self._new_adapter(namespace)
+        adapter.see_locks(self._members, time.monotonic())
+        self._adapters[namespace] = adapter
         self._run(adapter, adapter.announce, time.monotonic())
 
     def _announce_again(self) -> None:
-        description = self._bus.description
-        self._log.warning("listening again on %s; messages of other servers may have been missed", description)
-        for adapter in list(self._adapters.values()):
-            self._run(adapter, adapter.announce, time.monotonic())
+        self._publish_soon(*self._step_all(ClusterAdapter.announce, time.monotonic()))
+
+    def _see_members(self, held: list[int] | None) -> None:
+        """The locks of the cluster that are held now; None while our listening session is lost."""
+        self._members = held
+        self._publish_soon(*self._step_all(ClusterAdapter.see_locks, held, time.monotonic()))
+
+    def _take_item(self, kind: int, value: Any) -> None:
+        """What the core hands over, other than messages and the ends of operations. Nothing of it stops the reader."""
+        try:
+            self._take_item_now(kind, value)
+        except Exception as error:  # noqa: BLE001  (a reader that has ended would leave this server deaf)
+            self._report_raised("taking over from the core", error)
+
+    def _take_item_now(self, kind: int, value: Any) -> None:
+        match kind:
+            case _core.FAILURE:
+                self._report(value)
+            case _core.GAP:
+                self._report_gap(GapInfo(*value))
+            case _core.MEMBERS:
+                self._see_members(value)
+            case _core.SEEN:
+                self._see_peer(*value)
+            case _core.LISTENING if value:
+                self._announce_again()
+
+    def _see_peer(self, namespace: str, uid: str) -> None:
+        """A server sent what concerns nobody here, so only that it lives reached us."""
+        adapter = self._adapters.get(namespace)
+        if adapter is not None:
+            self._run(adapter, adapter.see, uid, time.monotonic())
 
     def _before_exit(self) -> None:
         """The process ends, and nobody has called `close`."""
         self._leave()
 
     def _leave(self) -> None:
-        for adapter in list(self._adapters.values()):
-            self._run(adapter, adapter.leave)
+        self._is_mirroring = False
+        self._publish_soon(*self._step_all(ClusterAdapter.leave))
         self._adapters.clear()
 
     def _warn_not_joined(self, namespace: str, error: Exception) -> None:
@@ -225,13 +319,28 @@ class ClusterMember(LocalSockets):
 
     def _run(self, adapter: ClusterAdapter, step: Callable[..., list[Effect]], *args: Any) -> list[Message]:
         """Take a step of the adapter and do what it asks for; returns the messages to be applied here."""
+        to_send, to_apply = self._step(adapter, step, *args)
+        self._publish_soon(*to_send)
+        return to_apply
+
+    def _step_all(self, step: Callable[..., list[Effect]], *args: Any) -> list[Message]:
+        """The same step of all adapters; returns the messages to be sent, which belong into one transaction."""
+        to_send = []
+        for adapter in list(self._adapters.values()):
+            to_send += self._step(adapter, step, adapter, *args)[0]
+        return to_send
+
+    def _step(
+        self, adapter: ClusterAdapter, step: Callable[..., list[Effect]], *args: Any
+    ) -> tuple[list[Message], list[Message]]:
+        """Take a step of an adapter; returns the messages to be sent and those to be applied here."""
         with self._lock:
             effects = step(*args)
-        to_apply = []
+        to_send, to_apply = [], []
         for effect in effects:
             match effect:
                 case Send(message):
-                    self._publish_soon(message)
+                    to_send.append(message)
                 case Apply(message):
                     to_apply.append(message)
                 case Complete(request):
@@ -241,24 +350,47 @@ class ClusterMember(LocalSockets):
                 case PeerLeft(uid, said_goodbye):
                     how = "left" if said_goodbye else "fell silent and is no longer counted in"
                     self._log.info("server %s %s namespace %s", uid, how, adapter.nsp)
-        return to_apply
+        return to_send, to_apply
 
     def _tick_now(self, now: float) -> float:
         """Drive the adapters' timers; returns when to do so again."""
-        for adapter in list(self._adapters.values()):
-            self._run(adapter, adapter.tick, now)
-        return min((adapter.next_tick() for adapter in list(self._adapters.values())), default=now + 1.0)
+        interval = self._heartbeat.heartbeat_interval
+        to_send = []
+        late = now - self._tick_due
+        if late > interval / 2:  # the event loop or the thread was blocked
+            to_send += self._step_all(ClusterAdapter.wake, late, now)
+        to_send += self._step_all(ClusterAdapter.tick, now)
+        if to_send:
+            to_send += self._step_all(ClusterAdapter.tick_along, now)
+        self._publish_soon(*to_send)
+        latest = now + min(TICK_INTERVAL, interval)
+        self._tick_due = min([latest, *(adapter.next_tick() for adapter in list(self._adapters.values()))])
+        return self._tick_due
 
-    def _has_new_attachments(self) -> bool:
-        """Whether attachments were written or read since the call before the last: whoever saw them deletes them.
+    def _must_clean_up(self) -> bool:
+        """Whether to delete old attachments; to be asked every `cleanup_interval`.
 
-        The calls are `cleanup_interval` apart, so what was new at the last one is old enough only now.
+        Whoever has seen attachments, written or read, deletes, but leaves it to a server of this package that has a
+        smaller lock and serves all namespaces that we serve: it sees whatever we see. So of servers that serve the
+        same namespaces one deletes. If it crashes first, we do so one interval later. Others may find nothing left to
+        delete, which writes nothing. What was new at the last call is old enough only now, so calls are compared with
+        the call before the last.
         """
         stats = self._bus.stats()
-        seen = stats.get("publish_attachments", 0) + stats.get("attachments", 0)
-        before_last, last = self._attachments_seen
-        self._attachments_seen = (last, seen)
-        return bool(seen != before_last)
+        before_last, last = self._seen_attachments
+        now = (stats.get("publish_attachments", 0) + stats.get("attachments", 0), self._sent_elsewhere)
+        self._seen_attachments = (last, now)
+        has_new = now[0] != before_last[0]
+        is_left = now[1] == before_last[1] and self._has_deputy()
+        must = (has_new or self._has_left_attachments) and not is_left
+        self._has_left_attachments = has_new and is_left
+        return must
+
+    def _has_deputy(self) -> bool:
+        """Whether a server of this package with a smaller lock serves all namespaces that we serve."""
+        common = [adapter.peer_locks for adapter in list(self._adapters.values())]
+        own = _core.member_lock(self._uid())
+        return bool(common) and any(lock < own for lock in frozenset.intersection(*common))
 
     # ----------------------------------------------------------------------------------------- publishing
 
@@ -321,25 +453,33 @@ class ClusterMember(LocalSockets):
         check = getattr(self, "is_pre_connected", None)  # absent before python-socketio 5.17
         return self.is_connected(sid, namespace) or bool(check and check(sid, namespace))
 
-    def _publish_soon(self, message: Message) -> None:
-        """Append a message that nobody waits for; when the buffer is full it is given up."""
+    def _publish_soon(self, *messages: Message) -> None:
+        """Append messages that nobody waits for, to one transaction; what a full buffer refuses is given up."""
+        if not messages:
+            return
+        for message in messages:
+            self._note_sent(message)
+        try:
+            accepted = self._bus.core.publish_many(list(messages))
+        except SocketIOPostgresError as error:
+            self._report(error)
+            return
+        for message in messages[accepted:]:
+            self._log.warning("the buffer is full, so %r is not sent", message)
+
+    def _note_sent(self, message: Message) -> None:
         adapter = self._adapters.get(message.nsp)
         if adapter is not None:
             adapter.sent(time.monotonic())
-        try:
-            if not self._bus.core.publish(message):
-                self._log.warning("the buffer is full, so %r is not sent", message)
-        except SocketIOPostgresError as error:
-            self._report(error)
+        else:
+            self._sent_elsewhere += 1
 
     def _before_publishing(self, message: Message) -> None:
         self._check_process()
         if not self.write_only and self.server is not None:
             # Peers count whoever publishes as a server, so from the first message on we must listen, too.
             self.initialize()
-        adapter = self._adapters.get(message.nsp)
-        if adapter is not None:
-            adapter.sent(time.monotonic())
+        self._note_sent(message)
         if not self._is_initialized or self.write_only:
             # No background task looks at failures, so each call does.
             for failure in self._bus.take_failures():
@@ -368,12 +508,16 @@ class ClusterMember(LocalSockets):
         return None
 
     def _join_sockets(self, message: Message) -> None:
-        for sid in self.local_sids(message.nsp, message.to, message.except_):
-            for room in message.rooms:
-                try:
-                    self.basic_enter_room(sid, message.nsp, room)
-                except ValueError as error:
-                    self._log.warning("client %s does not enter %r of %s: %s", sid, room, message.nsp, error)
+        try:
+            for sid in self.local_sids(message.nsp, message.to, message.except_):
+                for room in message.rooms:
+                    try:
+                        self.basic_enter_room(sid, message.nsp, room)
+                    except (ValueError, KeyError) as error:  # a sid's own room; or it has left meanwhile
+                        self._log.warning("client %s does not enter %r of %s: %s", sid, room, message.nsp, error)
+        finally:
+            if message.uid:  # of another server, so the core let it pass
+                self._bus.core.rooms_joined(message.nsp, message.rooms)
 
     def _leave_sockets(self, message: Message) -> None:
         for sid in self.local_sids(message.nsp, message.to, message.except_):
@@ -411,8 +555,14 @@ class ClusterMember(LocalSockets):
             skip = list(self.sids_in(namespace, message.except_))
         if room == [] or namespace not in self.rooms:
             return None
-        event, *args = self._packet(message)
-        return Delivery(event, tuple(args), namespace, room, skip, callback)
+        packets = None if callback else event_packets(self.server, message)
+        event, *args = self._packet(message) if packets is None else ("",)
+        return Delivery(event, tuple(args), namespace, room, skip, callback, packets)
+
+    def _eio_sids(self, namespace: str, room: Any, skip_sid: Any) -> list[str]:
+        """The connections that an emit to local clients reaches, as in `AsyncManager.emit`."""
+        skipped = set(skip_sid) if isinstance(skip_sid, list) else {skip_sid}
+        return [eio_sid for sid, eio_sid in self.get_participants(namespace, room) if sid not in skipped]
 
     def _alive_sids(self, namespace: str, to: list[str], except_: list[str]) -> list[str]:
         return [sid for sid in self.local_sids(namespace, to, except_) if self.is_alive(sid, namespace)]
@@ -514,6 +664,10 @@ class ClusterMember(LocalSockets):
         """Run an application's callback; what it raises is logged."""
         raise NotImplementedError
 
+    def _run_gap_handler(self, on_gap: GapHandler, gap: GapInfo) -> Any:
+        """Run the application's `on_gap`; what it raises is logged."""
+        raise NotImplementedError
+
     def _complete(self, request: Request) -> None:
         """A request has all its answers: wake who waits for it."""
         raise NotImplementedError
@@ -532,8 +686,14 @@ class ClusterMember(LocalSockets):
     # -------------------------------------------------------------------------------------------- watching
 
     def _report(self, error: Exception) -> None:
-        self._log.error("%s: %s", self._bus.description, error)
+        self._log.log(logging.WARNING if _is_passing(error) else logging.ERROR, "%s: %s", self._bus.description, error)
         self._tell(error)
+
+    def _report_gap(self, gap: GapInfo) -> None:
+        self._log.warning("%s: %s", self._bus.description, gap)
+        if self._on_gap is not None and self.server is not None:
+            # It may well read a database, or emit: not something to keep the reader from reading for.
+            self.server.start_background_task(self._run_gap_handler, self._on_gap, gap)
 
     def _report_bad(self, message: Message, error: Exception) -> None:
         self._log.error("a message of server %s could not be applied: %r", message.uid, message, exc_info=error)
@@ -553,5 +713,5 @@ class ClusterMember(LocalSockets):
     def stats(self) -> dict[str, Any]:
         """Counters since the first use, and `peers`: the server ids known in each namespace."""
         stats = self._bus.stats()
-        stats["peers"] = {nsp: adapter.peers for nsp, adapter in self._adapters.items()}
+        stats["peers"] = {nsp: adapter.peers for nsp, adapter in list(self._adapters.items())}
         return stats

@@ -77,10 +77,10 @@ class Waiting(ClusterMember):
         cleanup_at = time.monotonic() + interval
         while not self._is_ending:
             now = time.monotonic()
-            due = min(self._tick_now(now), cleanup_at, now + 1.0, *self._ask_again.values())
+            due = min(self._tick_now(now), cleanup_at, *self._ask_again.values())
             if now >= cleanup_at:
                 cleanup_at = now + interval
-                if self._has_new_attachments():
+                if self._must_clean_up():
                     self.server.start_background_task(self._clean_up, interval)
             for namespace in [nsp for nsp, at in self._ask_again.items() if at <= now]:
                 del self._ask_again[namespace]
@@ -92,11 +92,6 @@ class Waiting(ClusterMember):
     def _handle(self, token: int, kind: int, value: Any) -> None:
         if kind == _core.MESSAGE:
             self._receive(value)
-        elif kind == _core.FAILURE:
-            self._report(value)
-        elif kind == _core.LISTENING:
-            if value:
-                self._announce_again()
         elif token in self._asked:
             namespace = self._asked.pop(token)
             if kind == _core.FAILED:
@@ -104,6 +99,8 @@ class Waiting(ClusterMember):
             elif namespace not in self._adapters:
                 self._serve(namespace)
                 self._joined[namespace].set()
+        else:
+            self._take_item(kind, value)
 
     def _close(self, limit: float) -> None:
         if self._bus.is_closed:
@@ -191,13 +188,18 @@ class Waiting(ClusterMember):
         return self._bus.call_blocking(operation)
 
     def _try_to_append(self, message: Message) -> bool:
-        return self._bus.core.publish(message)
+        return self._bus.try_publish_blocking(message)
 
     def _append(self, message: Message) -> None:
         self._bus.publish_blocking(message)
 
     def _flush(self) -> None:
         self._bus.flush_blocking()
+
+    def _send_packets(self, packets: list[Any], eio_sids: list[str]) -> None:
+        for eio_sid in eio_sids:
+            for packet in packets:
+                self.server._send_eio_packet(eio_sid, packet)  # noqa: SLF001  (as Manager.emit does)
 
     def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:
         # The tasks just started mark the client before they call the application's handler.

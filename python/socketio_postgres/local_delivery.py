@@ -1,0 +1,127 @@
+"""Packets for local clients, without the detours: JSON is passed on as it came, and no task is made for each client.
+
+What arrives in the end is what python-socketio's own `emit` would have sent. Wherever something on the way is not the
+original (another packet class or json module, a subclass, a patch, a release we do not know), that is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import engineio.json
+import socketio.packet
+from engineio.async_server import AsyncServer as EngineServer
+from engineio.async_socket import AsyncSocket
+from engineio.packet import MESSAGE
+from engineio.packet import Packet as EnginePacket
+from socketio.async_server import AsyncServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from socketio_postgres.messages import Message
+
+__all__ = ["event_packets", "queue_for"]
+
+KNOWN: Final = {"python-engineio": (4, 15), "python-socketio": (5, 18)}
+"""Newest releases whose sending was read, and is tested, line by line."""
+
+
+def _is_known(package: str, newest: tuple[int, int]) -> bool:
+    numbers = re.findall(r"\d+", importlib.metadata.version(package))
+    return tuple(map(int, numbers[:2])) <= newest
+
+
+IS_KNOWN: Final = all(_is_known(package, newest) for package, newest in KNOWN.items())
+
+ORIGINALS: Final[tuple[tuple[type, str, Callable[..., Any]], ...]] = tuple(
+    (owner, name, getattr(owner, name))
+    for owner, names in (
+        (AsyncServer, ("_send_eio_packet",)),
+        (EngineServer, ("send_packet", "_get_socket")),
+        (AsyncSocket, ("send", "check_ping_timeout")),
+    )
+    for name in names
+    if getattr(getattr(owner, name, None), "__module__", "").partition(".")[0] in {"engineio", "socketio"}
+)
+"""The functions that `queue_for` stands in for, unless somebody had replaced them before we were imported."""
+
+SHORTENED: Final = 5
+
+
+def event_packets(server: Any, message: Message) -> list[EnginePacket] | None:
+    """The packets that carry a message's event to any client; None when python-socketio has to make them."""
+    packet_class = server.packet_class
+    if packet_class is not socketio.packet.Packet or packet_class.json is not engineio.json:
+        return None
+    text = message.packet_json
+    if text is not None and text.startswith('["'):
+        namespace = "" if message.nsp == "/" else f"{message.nsp},"
+        return [EnginePacket(MESSAGE, f"{socketio.packet.EVENT}{namespace}{text}")]
+    data = message.packet()
+    if not isinstance(data, list) or not data or not isinstance(data[0], str):
+        return None  # no event, which is for others to tell
+    # Binary goes the same way as JSON, or one would overtake the other.
+    encoded = packet_class(socketio.packet.EVENT, data, namespace=message.nsp).encode()
+    return [EnginePacket(MESSAGE, part) for part in (encoded if isinstance(encoded, list) else [encoded])]
+
+
+def _is_original(server: Any) -> bool:
+    """Whether sending goes the way that `queue_for` shortens."""
+    if not IS_KNOWN or len(ORIGINALS) != SHORTENED:
+        return False
+    engine = server.eio
+    if "_send_eio_packet" in vars(server) or "send_packet" in vars(engine) or "_get_socket" in vars(engine):
+        return False
+    own = getattr(type(server), "_send_eio_packet", None)
+    if own is not getattr(AsyncServer, "_send_eio_packet") or type(engine) is not EngineServer:  # noqa: B009
+        return False
+    return all(getattr(owner, name) is function for owner, name, function in ORIGINALS)
+
+
+async def queue_for(server: Any, eio_sids: Iterable[str], packets: Sequence[EnginePacket]) -> None:
+    """Queue packets for clients, each client's in order. Returns after one turn of the event loop.
+
+    python-socketio makes a task for every client and packet, which costs more than all else it does for them. What the
+    tasks would do is done here for all clients that are well; the others get theirs.
+    """
+    eio_sids = list(eio_sids)
+    engine = server.eio
+    if not _is_original(server) or engine.logger.isEnabledFor(logging.INFO):
+        await _send_to(server, eio_sids, packets)
+        return
+    now = time.time()
+    unwell = []
+    for eio_sid in eio_sids:
+        socket = engine.sockets.get(eio_sid)
+        last_ping = None if socket is None else socket.last_ping
+        if socket is None or socket.closed or (last_ping and now - last_ping > engine.ping_timeout):
+            unwell.append(eio_sid)
+            continue
+        for packet in packets:
+            socket.queue.put_nowait(packet)
+    if unwell:
+        # Not waited for: what they are in for may end in the application's disconnect handler.
+        task = asyncio.create_task(_send_to(server, unwell, packets))
+        _background.add(task)  # the loop alone would not keep it
+        task.add_done_callback(_background.discard)
+    # As with python-socketio's tasks, whoever emits in a loop lets others run.
+    await asyncio.sleep(0)
+
+
+_background: Final[set[asyncio.Task[None]]] = set()
+
+
+async def _send_to(server: Any, eio_sids: Sequence[str], packets: Sequence[EnginePacket]) -> None:
+    sending = [
+        asyncio.create_task(server._send_eio_packet(eio_sid, packet))  # noqa: SLF001  (as AsyncManager.emit does)
+        for eio_sid in eio_sids
+        for packet in packets
+    ]
+    if sending:
+        await asyncio.wait(sending)

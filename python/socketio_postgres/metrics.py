@@ -1,0 +1,92 @@
+"""What of `stats()` is measured, for any monitoring system; `prometheus` and `opentelemetry` publish it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+__all__ = ["METRICS", "Metric", "Source", "Sources", "read", "samples"]
+
+
+class Source(Protocol):
+    """A manager, an emitter or a client."""
+
+    def stats(self) -> Mapping[str, Any]:
+        """Its counters; none before its first use."""
+        ...
+
+
+Sources: TypeAlias = Mapping[str, Source]
+"""What to watch, each under a name of its own, which becomes the label `name`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One key of `stats()`.
+
+    Attributes:
+        key: The key; the metric's name is made of it.
+        kind: A counter only grows, as long as the process lives; a gauge is how it is now.
+        unit: In the notation of OpenTelemetry (UCUM): `By`, `s`, `1` for a part of one, or `{what is counted}`.
+        description: One line.
+    """
+
+    key: str
+    kind: Literal["counter", "gauge"]
+    unit: str
+    description: str
+
+
+METRICS: Final = (
+    Metric("published", "counter", "{message}", "Messages committed."),
+    Metric("publish_failed", "counter", "{message}", "Messages not committed, or perhaps not."),
+    Metric("publish_in_doubt", "counter", "{message}", "Of the failed messages, those that may be committed."),
+    Metric("publish_dropped", "counter", "{message}", "Of the failed messages, those the buffer had no room for."),
+    Metric("publish_groups", "counter", "{transaction}", "Transactions that committed messages."),
+    Metric("publish_attachments", "counter", "{message}", "Of the published messages, those sent as attachments."),
+    Metric("publisher_reconnects", "counter", "{connection}", "Publishing connections opened after a failure."),
+    Metric("buffer_count", "gauge", "{message}", "Messages waiting to be committed."),
+    Metric("buffer_bytes", "gauge", "By", "Size of the messages waiting to be committed."),
+    Metric("is_listening", "gauge", "", "1 while the listening session holds all its channels."),
+    Metric("channels", "gauge", "{channel}", "Channels wanted."),
+    Metric("members", "gauge", "{server}", "Python servers of the cluster at the last probe, this one included."),
+    Metric("peers", "gauge", "{server}", "Other servers known in the namespace."),
+    Metric("listener_reconnects", "counter", "{connection}", "Listening sessions opened after the first."),
+    Metric("probe_age", "gauge", "s", "Time since the listening session last answered."),
+    Metric("echo_age", "gauge", "s", "Time since a message of our own last came back; grows while none is sent."),
+    Metric("notification_queue_usage", "gauge", "1", "Used part of PostgreSQL's notification queue."),
+    Metric("received", "counter", "{message}", "Messages of other senders received."),
+    Metric("irrelevant", "counter", "{message}", "Messages for rooms without a client here, skipped."),
+    Metric("own", "counter", "{message}", "Messages of our own that came back."),
+    Metric("duplicates", "counter", "{message}", "Messages that came twice, dropped."),
+    Metric("undecodable", "counter", "{message}", "Notifications and attachments that are no messages, dropped."),
+    Metric("bad_signatures", "counter", "{message}", "Messages without a valid signature, dropped."),
+    Metric("attachments", "counter", "{message}", "Attachments read."),
+    Metric("attachments_missing", "counter", "{message}", "Messages lost because their attachment was gone."),
+    Metric("overflowed", "counter", "{message}", "Messages dropped because the process did not keep up."),
+    Metric("gaps", "counter", "{gap}", "Times that messages were found missing."),
+    Metric("missing_messages", "counter", "{message}", "Messages known to be missing."),
+    Metric("inbox_bytes", "gauge", "By", "Size of the messages waiting for the application."),
+    Metric("held_bytes", "gauge", "By", "Size of the messages waiting behind attachments."),
+)
+
+
+def samples(metric: Metric, stats: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[dict[str, str], float]]:
+    """The present values of a metric, each with its labels; none of what is not known yet.
+
+    Args:
+        metric: Which.
+        stats: What each source's `stats()` returned, by its name.
+    """
+    for name, of_source in stats.items():
+        value = of_source.get(metric.key)
+        if isinstance(value, Mapping):  # of each namespace
+            yield from (({"name": name, "namespace": namespace}, float(len(each))) for namespace, each in value.items())
+        elif value is not None:
+            yield {"name": name}, float(value)
+
+
+def read(sources: Sources) -> dict[str, Mapping[str, Any]]:
+    """The statistics of all sources, by their names."""
+    return {name: source.stats() for name, source in list(sources.items())}
