@@ -1,0 +1,88 @@
+"""Servers to be broken, and how long each recovery took.
+
+SIO_PG_SOAK   seconds for which each test goes on breaking things; by default a few rounds
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.pgbouncer import pgbouncer_program
+from tests.fixtures.postgres import OwnPostgres
+
+__all__ = ["pgbouncer_program"]
+
+Rounds = Callable[[int], Iterator[int]]
+"""Type of the fixture `rounds`."""
+Recovered = Callable[[float, float], None]
+"""Type of the fixture `recovered`."""
+
+SOAK_S = float(os.environ.get("SIO_PG_SOAK", "0"))
+
+_TIMEOUT_S = 90
+"""As in pyproject.toml: for one test, the time of the soak not counted."""
+
+_recoveries: dict[str, list[float]] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give long versions time."""
+    for item in items:
+        if SOAK_S and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(_TIMEOUT_S + 2 * SOAK_S))
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[OwnPostgres]:
+    """A server for the tests of one file."""
+    with OwnPostgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(own_postgres: OwnPostgres) -> Iterator[OwnPostgres]:
+    """A server that runs when the test begins, whatever happened to it before, and of which nobody else knows."""
+    own_postgres.start()
+    yield own_postgres
+    if own_postgres.pid is not None:
+        own_postgres.thaw()
+
+
+@pytest.fixture
+def rounds() -> Rounds:
+    """Counts the times that something is to be broken: so often at least, and for as long as the soak lasts."""
+
+    def count(at_least: int) -> Iterator[int]:
+        end = time.monotonic() + SOAK_S
+        for number in itertools.count(1):
+            if number > at_least and time.monotonic() > end:
+                return
+            yield number
+
+    return count
+
+
+@pytest.fixture
+def recovered(request: pytest.FixtureRequest) -> Recovered:
+    """Note how long a recovery took, for the table at the end, and check that it is not longer than promised."""
+
+    def note(seconds: float, limit: float) -> None:
+        _recoveries.setdefault(request.node.name, []).append(seconds)
+        assert seconds < limit, f"recovery took {seconds:.1f} s, and {limit} s are promised"
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long it took from the end of each fault until everybody was heard again."""
+    if _recoveries:
+        terminalreporter.section("recovery after each fault")
+        for name, seconds in sorted(_recoveries.items()):
+            median = sorted(seconds)[len(seconds) // 2]
+            terminalreporter.write_line(f"{name:70} median {median:6.2f} s, longest {max(seconds):6.2f} s")

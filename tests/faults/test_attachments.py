@@ -1,0 +1,118 @@
+"""Attachments that are gone before anybody has read them, and a table that is."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from socketio_postgres import AsyncEmitter, AttachmentMissingError, GapInfo
+from tests.fixtures.bus import serving
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.database import Database
+from tests.fixtures.history import Gap
+from tests.fixtures.postgres import sessions
+from tests.fixtures.waiting import eventually
+from tests.fixtures.workload import Receiver, Workload, at_rest
+
+TABLE = "socket_io_attachments"
+FETCHES = f"query ~ '{TABLE}' AND query !~ 'pg_notify'"
+
+DROP_EVERY_THIRD = f"""
+    CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN IF NEW.id % 3 = 0 THEN RETURN NULL; END IF; RETURN NEW; END $$;
+    CREATE TRIGGER forget BEFORE INSERT ON {TABLE} FOR EACH ROW EXECUTE FUNCTION forget()
+"""
+
+
+async def test_every_third_is_gone(database: Database) -> None:
+    """The notification came, and the row is not there: one message is missing, and a gap stands exactly there."""
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        with database.connect() as connection:
+            connection.execute(DROP_EVERY_THIRD)
+        await work.recover(receiver)
+        await asyncio.sleep(1)
+        with database.connect() as connection:
+            connection.execute(f"DROP TRIGGER forget ON {TABLE}")
+        verdict = await work.check(receiver)
+        missing = receiver.stats["attachments_missing"]
+        assert missing > 0
+        assert verdict.lost == missing
+        assert verdict.failed == 0
+        assert {(gap.reason, gap.missing) for gap in receiver.gaps} == {("attachment", 1)}
+        assert {type(failure) for failure in receiver.failures} == {AttachmentMissingError}
+    await at_rest(database)
+
+
+async def test_somebody_deletes_all_the_time(database: Database) -> None:
+    """A clean-up with the wrong age races with every reader."""
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        is_over = threading.Event()
+
+        def delete() -> None:
+            with database.connect() as connection:
+                while not is_over.wait(0.01):
+                    connection.execute(f"DELETE FROM {TABLE}")
+
+        deleting = asyncio.create_task(asyncio.to_thread(delete))
+        await asyncio.sleep(2)
+        is_over.set()
+        await deleting
+        verdict = await work.check(receiver)
+        assert verdict.failed == 0
+        assert verdict.lost == receiver.stats["attachments_missing"]
+    await at_rest(database)
+
+
+async def test_the_fetching_session_is_terminated(database: Database) -> None:
+    """A fetch that breaks is repeated: nothing is lost, and order is kept meanwhile."""
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        for _ in range(5):
+            [fetcher] = await eventually(lambda: sessions(database, FETCHES), "attachments are fetched")
+            database.value("SELECT pg_terminate_backend(%s)", fetcher)
+            await work.recover(receiver)
+        verdict = await work.check(receiver)
+        assert (verdict.lost, verdict.failed) == (0, 0)
+        assert receiver.gaps == []
+    await at_rest(database)
+
+
+async def test_the_table_is_dropped(database: Database) -> None:
+    """By an overeager migration, or because the server crashed before it was durable: it is made anew."""
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        for _ in range(2):
+            with database.connect() as connection:
+                connection.execute(f"DROP TABLE {TABLE}")
+            await work.recover(receiver)
+            await eventually(lambda: database.value("SELECT to_regclass(%s)::text", TABLE), "there is a table again")
+            await work.recover(receiver)
+        await work.check(receiver)
+        before = receiver.stats["attachments"]
+        async with AsyncEmitter(database.dsn) as io:
+            await io.emit("work", "x", 0, 0, "0000000000", b"")
+        await eventually(lambda: receiver.stats["attachments"] == before + 1, "attachments are read again")
+    await at_rest(database)
+
+
+async def test_an_application_is_told(database: Database) -> None:
+    gaps: list[GapInfo] = []
+    async with serving(database, on_gap=gaps.append) as one, AsyncEmitter(database.dsn) as io:
+        await one.manager.start()
+        client = await PythonClient.connect(one.url)
+        await io.emit("first", b"1")
+        await client.wait_for("first")
+        with database.connect() as connection:
+            connection.execute(DROP_EVERY_THIRD.replace("% 3 = 0", "> 0"))
+        await asyncio.gather(io.emit("second", b"2"), io.emit("third"))
+        assert await client.wait_for("third") == [()]
+        await eventually(lambda: gaps, "the gap is told")
+        [gap] = gaps
+        assert Gap(gap.reason, None, gap.missing) == Gap("attachment", None, 1)
+        assert gap.namespace == "/"
+        assert str(gap.sender).startswith("emitter/")
+        assert client.received("second") == []
+        assert one.manager.stats()["missing_messages"] == 1
+        await client.disconnect()

@@ -1,0 +1,155 @@
+"""Sessions end: by an administrator, by a signal, in the middle of a commit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import time
+
+import pytest
+import socketio
+
+from socketio_postgres import AsyncEmitter, GapInfo, PostgresManager
+from tests.faults.conftest import Recovered, Rounds
+from tests.fixtures.database import Database
+from tests.fixtures.history import Arrival
+from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, sessions, terminate
+from tests.fixtures.waiting import eventually
+from tests.fixtures.worker import EVENT, checksum_of
+from tests.fixtures.workload import Receiver, Workload, at_rest
+
+RECOVERY_S = 6.0
+"""From the fault on. A second until silence is noticed; then the first attempt follows at once."""
+
+
+async def test_the_listener_is_terminated(database: Database, rounds: Rounds, recovered: Recovered) -> None:
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        for number in rounds(3):
+            since = time.time()
+            assert terminate(database, LISTENS) == 1
+            await eventually(lambda number=number: receiver.reconnects() == number, "the gap is reported")  # type: ignore[misc]
+            recovered(await work.recover(receiver, since), RECOVERY_S)
+        verdict = await work.check(receiver)
+        assert verdict.failed == 0, "nothing happened to the senders"
+        assert receiver.stats["listener_reconnects"] == receiver.reconnects()
+        assert receiver.stats["gaps"] == len(receiver.gaps)
+    await at_rest(database)
+    await eventually(lambda: sessions(database) == [], "all sessions end")
+
+
+async def test_the_publishers_are_terminated_in_the_middle_of_a_group(
+    database: Database, rounds: Rounds, recovered: Recovered
+) -> None:
+    """What the senders are told is true, and nothing but a commit under way is in doubt."""
+    async with Receiver(database) as receiver, Workload(database, rate=1000) as work:
+        await work.recover(receiver)
+        for _ in rounds(10):
+            since = time.time()
+            # Most of the time a commit is under way somewhere.
+            terminate(database, PUBLISHES)
+            recovered(await work.recover(receiver, since), RECOVERY_S)
+        verdict = await work.check(receiver)
+    assert verdict.lost == 0, "the receiver was not concerned"
+    assert verdict.failed == verdict.in_doubt, "none failed for sure: what was not under way was sent later"
+    assert receiver.reconnects() == 0
+    await at_rest(database)
+
+
+async def test_everybody_is_terminated(database: Database, rounds: Rounds, recovered: Recovered) -> None:
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        for _ in rounds(5):
+            since = time.time()
+            terminate(database)
+            recovered(await work.recover(receiver, since), RECOVERY_S)
+        await work.check(receiver)
+    await at_rest(database)
+
+
+@pytest.mark.parametrize("whose", [LISTENS, PUBLISHES], ids=["listener", "publisher"])
+async def test_a_backend_is_killed(postgres: OwnPostgres, whose: str, rounds: Rounds, recovered: Recovered) -> None:
+    """PostgreSQL ends all sessions then and recovers: notifications on their way and attachments are gone."""
+    database = postgres.database
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        for number in rounds(2):
+            since = time.time()
+            os.kill(sessions(database, whose)[0], signal.SIGKILL)
+            await eventually(lambda number=number: receiver.reconnects() == number, "the gap is reported")  # type: ignore[misc]
+            recovered(await work.recover(receiver, since), RECOVERY_S)
+        await work.check(receiver)
+    await at_rest(database)
+
+
+async def test_the_listener_is_frozen(database: Database, rounds: Rounds, recovered: Recovered) -> None:
+    """SIGSTOP: nothing is closed, and nobody answers."""
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        for number in rounds(2):
+            [frozen] = sessions(database, LISTENS)
+            since = time.time()
+            os.kill(frozen, signal.SIGSTOP)
+            try:
+                await eventually(lambda number=number: receiver.reconnects() == number, "the gap is reported")  # type: ignore[misc]
+                recovered(await work.recover(receiver, since), RECOVERY_S)
+            finally:
+                os.kill(frozen, signal.SIGCONT)
+            await eventually(lambda: len(sessions(database, LISTENS)) == 1, "the old one ends, too")
+        verdict = await work.check(receiver)
+        assert verdict.failed == 0
+    await at_rest(database)
+
+
+async def test_a_frozen_publisher_is_replaced(database: Database, rounds: Rounds, recovered: Recovered) -> None:
+    """What the frozen session was to commit is in doubt, and committed late; the receiver must not take it then."""
+    async with Receiver(database) as receiver, Workload(database, kinds=["manager"], rate=1000) as work:
+        await work.recover(receiver)
+        for _ in rounds(2):
+            [frozen] = sessions(database, PUBLISHES)
+            since = time.time()
+            os.kill(frozen, signal.SIGSTOP)
+            try:
+                recovered(await work.recover(receiver, since), RECOVERY_S)
+            finally:
+                os.kill(frozen, signal.SIGCONT)
+            await asyncio.sleep(0.2)
+        verdict = await work.check(receiver)
+        assert verdict.in_doubt > 0
+        assert verdict.failed == verdict.in_doubt
+        assert verdict.lost == 0
+    await at_rest(database)
+
+
+async def test_idle_sessions_are_ended_by_the_server(database: Database) -> None:
+    """`idle_session_timeout`: the listener is always idle and must not be meant; the publisher connects again."""
+    with database.connect() as connection:
+        connection.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '200ms'")
+    async with Receiver(database) as receiver, AsyncEmitter(database.dsn) as io:
+        for number in range(4):
+            await io.emit(EVENT, "a", number, 0, f"{checksum_of(''):010}", "")
+            await eventually(lambda: sessions(database, PUBLISHES) == [], "the publisher's session is ended")
+        await eventually(lambda: receiver.stream == [Arrival("a", number) for number in range(4)], "all are in")
+        assert receiver.gaps == []
+        assert receiver.stats["listener_reconnects"] == 0
+
+
+def test_a_server_of_threads_is_told(database: Database) -> None:
+    """The blocking twin of the manager: the handler runs in a thread, once the server listens again."""
+    told: queue.Queue[tuple[GapInfo, bool]] = queue.Queue()
+    manager = PostgresManager(
+        database.dsn, on_gap=lambda gap: told.put((gap, manager.stats()["is_listening"])), heartbeat_timeout=6.0
+    )
+    socketio.Server(client_manager=manager, async_mode="threading")
+    manager.start()
+    try:
+        for _ in range(3):
+            assert terminate(database, LISTENS) == 1
+            gap, is_listening = told.get(timeout=RECOVERY_S)
+            assert (gap.reason, gap.missing) == ("reconnect", None)
+            assert is_listening
+        assert manager.stats()["gaps"] == 3
+    finally:
+        manager.close()

@@ -1,0 +1,247 @@
+"""The network between us and PostgreSQL: cut, silent, half open, slow, in crumbs, gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from socketio_postgres import AsyncEmitter, CommitInDoubtError, GapInfo, SelfTestError
+from tests.faults.conftest import Recovered, Rounds
+from tests.fixtures.bus import serving
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.database import Database
+from tests.fixtures.history import Arrival
+from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, sessions
+from tests.fixtures.proxy import Direction, Link, Proxy, Shape
+from tests.fixtures.waiting import eventually
+from tests.fixtures.worker import EVENT, checksum_of
+from tests.fixtures.workload import CHANNEL, PROBE_INTERVAL_S, Receiver, Workload, at_rest
+
+NOTICE_S = 2 * PROBE_INTERVAL_S
+"""A link without a sign of life is given up then."""
+RECOVERY_S = NOTICE_S + 6.0
+"""From the fault on: noticing, and a few attempts."""
+
+
+@pytest.fixture
+def proxy(postgres: OwnPostgres) -> Iterator[Proxy]:
+    with Proxy(postgres.database) as running:
+        yield running
+
+
+def listening_link(proxy: Proxy, database: Database) -> Link:
+    [pid] = sessions(database, LISTENS)
+    return proxy.link_of(pid)
+
+
+def publishing_links(proxy: Proxy, database: Database) -> list[Link]:
+    return [proxy.link_of(pid) for pid in sessions(database, PUBLISHES)]
+
+
+async def test_all_links_are_reset(postgres: OwnPostgres, proxy: Proxy, rounds: Rounds, recovered: Recovered) -> None:
+    database = postgres.database
+    async with Receiver(Database(proxy.dsn)) as receiver, Workload(database, proxy.dsn) as work:
+        await work.recover(receiver)
+        for number in rounds(3):
+            since = time.time()
+            proxy.reset()
+            recovered(await work.recover(receiver, since), RECOVERY_S)
+            assert receiver.reconnects() == number
+        await work.check(receiver)
+    await at_rest(database)
+
+
+async def test_the_publishers_links_are_reset(
+    postgres: OwnPostgres, proxy: Proxy, rounds: Rounds, recovered: Recovered
+) -> None:
+    database = postgres.database
+    async with Receiver(database) as receiver, Workload(database, proxy.dsn, rate=1000) as work:
+        await work.recover(receiver)
+        for _ in rounds(5):
+            since = time.time()
+            proxy.reset()
+            recovered(await work.recover(receiver, since), RECOVERY_S)
+        verdict = await work.check(receiver)
+    assert verdict.lost == 0
+    assert verdict.failed == verdict.in_doubt
+    assert receiver.reconnects() == 0
+    await at_rest(database)
+
+
+def swallow(links: Iterable[Link], *directions: Direction) -> None:
+    for link in links:
+        link.swallow(*directions)
+
+
+def freeze(links: Iterable[Link], *directions: Direction) -> None:
+    for link in links:
+        link.freeze(*directions)
+
+
+SILENCES: dict[str, tuple[Callable[..., None], tuple[Direction, ...]]] = {
+    "black hole": (swallow, ()),
+    "black hole to the server": (swallow, ("to_server",)),
+    "black hole to us": (swallow, ("to_client",)),
+    "half open": (freeze, ()),
+    "half open to us": (freeze, ("to_client",)),
+}
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+async def test_the_listeners_link_falls_silent(
+    postgres: OwnPostgres, proxy: Proxy, silence: str, recovered: Recovered
+) -> None:
+    """Nothing is closed and nothing is said; a worker that looked healthy would be deaf for ever."""
+    database = postgres.database
+    async with Receiver(Database(proxy.dsn)) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        break_, directions = SILENCES[silence]
+        since = time.time()
+        break_([listening_link(proxy, database)], *directions)
+        await eventually(lambda: receiver.reconnects() == 1, "it is noticed and told", NOTICE_S + 3)
+        recovered(await work.recover(receiver, since), RECOVERY_S)
+        verdict = await work.check(receiver)
+        assert verdict.failed == 0
+        assert receiver.stats["missing_messages"] == verdict.lost
+        if directions != ("to_server",):  # there the server goes on sending, until it gives up on us
+            assert verdict.lost > 0, "what was sent meanwhile is lost, or the link was not silent"
+            assert any("did not finish within" in str(failure) for failure in receiver.failures)
+    await at_rest(database)
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+async def test_the_publishers_links_fall_silent(
+    postgres: OwnPostgres, proxy: Proxy, silence: str, recovered: Recovered
+) -> None:
+    """Whether a commit happened cannot be known then; everything behind it is sent on another connection."""
+    database = postgres.database
+    async with Receiver(database) as receiver, Workload(database, proxy.dsn, kinds=["manager"], rate=1000) as work:
+        await work.recover(receiver)
+        break_, directions = SILENCES[silence]
+        since = time.time()
+        break_(publishing_links(proxy, database), *directions)
+        recovered(await work.recover(receiver, since + 1), RECOVERY_S)
+        verdict = await work.check(receiver)
+        assert verdict.lost == 0
+        assert verdict.in_doubt > 0
+        assert verdict.failed == verdict.in_doubt
+    await at_rest(database)
+
+
+async def test_a_silent_connection_is_closed_when_it_is_given_up(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """Or each silence would leave a socket here, and a session of PostgreSQL, that nobody uses any more."""
+    database = postgres.database
+    timing: dict[str, Any] = {"heartbeat_interval": 0.5, "heartbeat_timeout": 1.0}
+    async with serving(Database(proxy.dsn), listen_dsn=database.dsn, **timing) as one:
+        await one.manager.start()
+        [link] = publishing_links(proxy, database)
+        link.freeze("to_client")
+        await one.sio.emit("doubtful")
+        with pytest.raises(CommitInDoubtError):
+            await one.manager.flush()
+        await eventually(lambda: link not in proxy.links, "our end is closed")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(Shape(slice_bytes=7), id="crumbs"),
+        pytest.param(Shape(bytes_per_second=300_000, slice_bytes=1000), id="slow"),
+    ],
+)
+async def test_a_bad_link_loses_nothing(postgres: OwnPostgres, proxy: Proxy, shape: Shape) -> None:
+    """Bytes come slowly, or a few at a time, so that every frame is cut in the middle; that is no fault."""
+    database = postgres.database
+    async with Receiver(Database(proxy.dsn), probe_interval=2) as receiver:
+        async with Workload(database, proxy.dsn, kinds=["emitter", "async_emitter"], rate=40) as work:
+            await work.recover(receiver)
+            proxy.shape = shape
+            await work.recover(receiver)
+            await asyncio.sleep(1)
+            verdict = await work.check(receiver)
+        assert (verdict.lost, verdict.failed) == (0, 0)
+        assert receiver.gaps == []
+    await at_rest(database)
+
+
+async def test_a_backlog_on_a_slow_link_is_no_silence(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """The answer to a probe stands behind it, several limits away; to give the session up would lose all of it."""
+    database = postgres.database
+    async with Receiver(Database(proxy.dsn)) as receiver, AsyncEmitter(database.dsn) as io:
+        proxy.shape = Shape(bytes_per_second=500_000, slice_bytes=1000)
+        body = "x" * 7000
+        emits = [io.emit(EVENT, "one", number, 0, f"{checksum_of(body):010}", body) for number in range(150)]
+        await asyncio.gather(*emits)
+        await eventually(lambda: len(receiver.stream) == 150, "it all comes")
+        assert receiver.stream == [Arrival("one", number) for number in range(150)]
+        assert receiver.stats["listener_reconnects"] == 0
+    await at_rest(database)
+
+
+async def test_no_connection_can_be_made(
+    postgres: OwnPostgres, proxy: Proxy, rounds: Rounds, recovered: Recovered
+) -> None:
+    """All are cut, and the port is closed for a while: a firewall, or a name that leads nowhere."""
+    database = postgres.database
+    async with Receiver(Database(proxy.dsn)) as receiver, Workload(database, proxy.dsn) as work:
+        await work.recover(receiver)
+        for number in rounds(1):
+            proxy.refuse()
+            proxy.reset()
+            await eventually(lambda: not receiver.stats["is_listening"], "it is noticed")
+            await asyncio.sleep(1)
+            proxy.accept()
+            recovered(await work.recover(receiver), RECOVERY_S)
+            assert receiver.reconnects() == number
+        await work.check(receiver)
+    await at_rest(database)
+
+
+async def test_a_gap_is_told_when_nothing_more_is_lost(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """Not before LISTEN is active, however long that takes: whoever reads the truth then misses nothing after it."""
+    database = postgres.database
+    states: list[str] = []
+
+    def on_gap(_: GapInfo) -> None:
+        states.append(one.manager.stats()["state"])
+        frame = '{"type":3,"uid":"peer","nsp":"/","data":{"opts":{},"packet":{"type":2,"data":["after the gap"]}}}'
+        connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, frame))
+
+    server = serving(database, listen_dsn=proxy.dsn, on_gap=on_gap)
+    with database.connect() as connection:
+        async with server as one:
+            await one.manager.start()
+            client = await PythonClient.connect(one.url)
+            proxy.shape = Shape(bytes_per_second=2000)  # so LISTEN takes a moment
+            proxy.reset()
+            await client.wait_for("after the gap")
+            assert states == ["listening"]
+            proxy.shape = Shape()
+            await client.disconnect()
+
+
+async def test_the_listener_ends_up_at_another_server(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """A name that leads to an old primary: its session is in best health, and would never hear anything again."""
+    database = postgres.database
+    with OwnPostgres() as other:
+        server = serving(database, listen_dsn=proxy.dsn, heartbeat_interval=0.5, heartbeat_timeout=1.0)
+        async with server as one:
+            await one.manager.start()
+            proxy.redirect(other.database)
+            proxy.reset()
+            await eventually(lambda: one.manager.stats()["listener_reconnects"] == 1, "it listens there")
+            assert sessions(other.database, LISTENS)
+            # Nothing but the echo of what it says itself can show it.
+            await one.manager.emit("anything", 1)
+            found = await eventually(
+                lambda: [error for error in one.errors if isinstance(error, SelfTestError)], "it is noticed", 5
+            )
+            assert {error.likely_cause for error in found} == {"other_database"}
+            proxy.redirect(database)
+            proxy.reset()
+            await eventually(lambda: sessions(database, LISTENS), "it listens at the right one", RECOVERY_S)
+            await eventually(lambda: one.manager.stats()["is_listening"], "it says so")

@@ -1,0 +1,171 @@
+"""The whole server goes: it crashes, is restarted, is frozen, or was never there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+
+import pytest
+
+from socketio_postgres import (
+    AsyncEmitter,
+    AsyncPostgresManager,
+    CommitInDoubtError,
+    ConnectionLostError,
+    Emitter,
+    GapInfo,
+    SocketIOPostgresError,
+)
+from socketio_postgres.embedded import StopMode, free_port
+from tests.faults.conftest import Recovered, Rounds
+from tests.fixtures.bus import serving
+from tests.fixtures.clients import PythonClient
+from tests.fixtures.postgres import OwnPostgres, sessions
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import eventually
+from tests.fixtures.workload import Receiver, Workload, at_rest
+
+CLOSE_S = 9.0
+"""Five seconds for what is buffered, and the farewells."""
+RECOVERY_S = 8.0
+"""Once the server is back: the longest back-off is 5 s."""
+
+
+@pytest.mark.parametrize("mode", ["immediate", "fast"])
+async def test_it_is_stopped_and_started(
+    postgres: OwnPostgres, mode: StopMode, rounds: Rounds, recovered: Recovered
+) -> None:
+    database = postgres.database
+    async with Receiver(database) as receiver, Workload(database) as work:
+        await work.recover(receiver)
+        for number in rounds(2):
+            await asyncio.to_thread(postgres.stop, mode)
+            await eventually(lambda: not receiver.stats["is_listening"], "the receiver notices")
+            await asyncio.sleep(0.5 * number)  # messages pile up
+            await asyncio.to_thread(postgres.start)
+            recovered(await work.recover(receiver), RECOVERY_S)
+            assert receiver.reconnects() == number
+        verdict = await work.check(receiver)
+    assert verdict.failed == verdict.in_doubt, "what was not under way was sent later"
+    await at_rest(database)
+
+
+async def test_it_is_frozen(postgres: OwnPostgres, rounds: Rounds, recovered: Recovered) -> None:
+    """Connections are accepted by the system, and nobody answers: neither are old sessions any use nor new ones."""
+    database = postgres.database
+    async with Receiver(database) as receiver, Workload(database, kinds=["manager", "manager"]) as work:
+        await work.recover(receiver)
+        for number in rounds(1):
+            postgres.freeze()
+            await eventually(lambda: not receiver.stats["is_listening"], "the receiver notices", 3.0)
+            await asyncio.sleep(1)
+            postgres.thaw()
+            recovered(await work.recover(receiver), RECOVERY_S)
+            assert receiver.reconnects() == number
+        verdict = await work.check(receiver)
+    assert verdict.failed == verdict.in_doubt
+    await at_rest(database)
+
+
+async def test_an_outage_is_bridged_and_told(postgres: OwnPostgres) -> None:
+    """What is emitted during an outage arrives afterwards, and applications hear of the gap when they can act on it."""
+    gaps: list[GapInfo] = []
+    states: list[str] = []
+
+    async def on_gap(gap: GapInfo) -> None:
+        gaps.append(gap)
+        states.append(one.manager.stats()["state"])
+
+    database = postgres.database
+    server = serving(database, heartbeat_interval=0.5, heartbeat_timeout=1.0, on_gap=on_gap)
+    async with server as one, AsyncEmitter(database.dsn) as io:
+        await one.manager.start()
+        client = await PythonClient.connect(one.url)
+        await io.emit("before")
+        await client.wait_for("before")
+        began = time.time()
+        await asyncio.to_thread(postgres.stop)
+        await eventually(lambda: one.manager.stats()["state"] == "connecting", "it says so")
+        # Local clients are served all the time.
+        await one.manager.emit("during", 1)
+        await client.wait_for("during")
+        await asyncio.to_thread(postgres.start)
+        await eventually(lambda: gaps, "the gap is told")
+        await io.emit("after")
+        await client.wait_for("after")
+        await one.manager.flush()
+        assert [gap.reason for gap in gaps] == ["reconnect"]
+        assert began - 2 < gaps[0].since <= began + 1, "the last sign of life before the outage"
+        assert gaps[0].missing is None
+        assert gaps[0].namespace is None
+        assert states == ["listening"]
+        await client.disconnect()
+
+
+async def test_nobody_is_there() -> None:
+    """A server that cannot be reached is an error at once, and not a silence."""
+    dsn = f"host=127.0.0.1 port={free_port()} user=postgres connect_timeout=2"
+    manager = AsyncPostgresManager(dsn)
+    with pytest.raises(ConnectionLostError):
+        await asyncio.wait_for(manager.start(), 5)
+    await manager.close()
+    with pytest.raises(ConnectionLostError):
+        await asyncio.to_thread(Emitter(dsn).start)
+
+
+async def test_it_comes_later(postgres: OwnPostgres) -> None:
+    """Without `start` nobody is in a hurry: what is emitted waits for the server."""
+    database = postgres.database
+    await asyncio.to_thread(postgres.stop)
+    with contextlib.closing(Emitter(database.dsn)) as io:
+        io.emit("early")
+        await eventually(lambda: io._bus.stats()["buffer_count"] == 1, "it waits")
+        await asyncio.to_thread(postgres.start)
+        await asyncio.to_thread(io.flush, 10)
+        assert io._bus.stats()["published"] == 1
+
+
+async def test_closing_takes_bounded_time_whatever_the_server_does(postgres: OwnPostgres) -> None:
+    """It is frozen, and messages wait: what could not be committed is told, and the process can end."""
+    database = postgres.database
+    server = serving(database)
+    async with server as one:
+        await one.manager.start()
+        emitter, async_emitter = Emitter(database.dsn), AsyncEmitter(database.dsn)
+        await asyncio.to_thread(emitter.start)
+        await async_emitter.start()
+        postgres.freeze()
+        try:
+            await one.manager.emit("late", 1)
+            emitter.emit("late", 1)
+            waiting = asyncio.create_task(async_emitter.emit("late", 1))
+            await asyncio.sleep(0.1)
+            closing = (asyncio.to_thread(emitter.close), async_emitter.close(), one.manager.close())
+            ends = await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSE_S)
+            assert isinstance(ends[0], SocketIOPostgresError), "a message was not committed"
+            assert (ends[1], ends[2]) == (None, None), "told in other ways"
+            with pytest.raises(CommitInDoubtError):
+                await waiting
+        finally:
+            postgres.thaw()
+    await eventually(lambda: sessions(database) == [], "all sessions end")
+
+
+async def test_a_script_ends_in_bounded_time_whatever_the_server_does(postgres: OwnPostgres) -> None:
+    script = (
+        "import os, logging; from socketio_postgres import Emitter; logging.basicConfig()\n"
+        "io = Emitter(os.environ['DSN']); io.start(); print('started'); io.emit('late')\n"
+        "os.kill(os.getpid(), 19); io.emit('later')"
+    )
+    with Program(["-c", script], {"DSN": postgres.database.dsn}) as program:
+        await eventually(lambda: "started" in program.output, "it has started")
+        await asyncio.sleep(0.2)
+        postgres.freeze()
+        try:
+            program.signal(signal.SIGCONT)
+            assert await program.wait(CLOSE_S) == 0
+        finally:
+            postgres.thaw()
+        assert "were not committed before the process ended" in program.output
