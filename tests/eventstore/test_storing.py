@@ -1,0 +1,331 @@
+"""Storing: versions, expectations, ids, refusals; and what is left behind by failures, which is nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import pickle
+from typing import Any
+
+import pytest
+
+from socketio_postgres import (
+    EXISTS,
+    NO_STREAM,
+    AggregateIdTooLongError,
+    AsyncEventStore,
+    DatabaseError,
+    DuplicateEventError,
+    EncodeError,
+    Event,
+    EventStore,
+    IncompatibleVersionError,
+    OptionsError,
+    PayloadTooLargeError,
+    StoreClosedError,
+    StoredEvent,
+    WrongExpectedVersionError,
+)
+from tests.fixtures.database import Database
+from tests.fixtures.waiting import eventually
+
+
+async def test_what_is_stored_comes_back(store: AsyncEventStore) -> None:
+    data = {"total": 5, "big": 2**80, "float": 0.1, "text": "größe ✓ \\u0000", "none": None, "list": [True, [], {}]}
+    given = Event("OrderPlaced", 'o"1\\\n', data, metadata={"tenant": "t1"}, id="e1")
+    result = await store.store(given)
+    (event,) = await store.load()
+    assert (event.version, event.id, event.event_type, event.aggregate_id) == (1, "e1", "OrderPlaced", 'o"1\\\n')
+    assert event.data == data
+    assert event.metadata == {"tenant": "t1"}
+    assert event.created_at == result.created_at
+    assert event.stream_name == 'stream_o"1\\\n'
+    assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301 - our own
+    assert hash(event) == hash(pickle.loads(pickle.dumps(event)))  # noqa: S301
+    assert event != StoredEvent(2, "e1", 'o"1\\\n', "OrderPlaced")
+    assert isinstance(event, StoredEvent)
+
+
+async def test_none_is_null(store: AsyncEventStore, database: Database) -> None:
+    await store.store(Event("T", "a"))
+    assert database.value("SELECT data IS NULL AND metadata IS NULL FROM events") is True
+    (event,) = await store.load()
+    assert event.data is None
+    assert event.metadata is None
+
+
+async def test_expected_versions(store: AsyncEventStore) -> None:
+    with pytest.raises(WrongExpectedVersionError) as missing:
+        await store.store(Event("T", "a"), expected=EXISTS)
+    assert (missing.value.aggregate_id, missing.value.expected, missing.value.actual) == ("a", -1, 0)
+    first = await store.store(Event("T", "a"), expected=NO_STREAM)
+    with pytest.raises(WrongExpectedVersionError) as wrong:
+        await store.store(Event("T", "a"), expected=NO_STREAM)
+    assert (wrong.value.expected, wrong.value.actual) == (0, first.version)
+    second = await store.store(Event("T", "a"), expected=first.version)
+    third = await store.store(Event("T", "a"), expected=EXISTS)
+    with pytest.raises(WrongExpectedVersionError) as stale:
+        await store.store(Event("T", "a"), expected=second.version)
+    assert stale.value.actual == third.version
+    assert [event.version for event in await store.load_by_aggregate("a")] == [
+        first.version,
+        second.version,
+        third.version,
+    ]
+
+
+async def test_of_those_who_expect_the_same_one_wins(store: AsyncEventStore, database: Database) -> None:
+    """Among tasks of one store and among stores, conditional or not: nobody who expected something was overtaken."""
+    others = [AsyncEventStore(database.dsn) for _ in range(3)]
+    wins: collections.Counter[int] = collections.Counter()
+
+    async def race(store: AsyncEventStore, name: str) -> None:
+        for number in range(15):
+            events = await store.load_by_aggregate("hot")
+            last = events[-1].version if events else 0
+            try:
+                await store.store(Event("T", "hot", {"saw": last}, id=f"{name}-{number}"), expected=last)
+                wins[last] += 1
+            except WrongExpectedVersionError:
+                pass
+            if number % 5 == 0:
+                await store.store(Event("Noise", "hot"))
+
+    await asyncio.gather(*(race(each, f"{i}-{j}") for i, each in enumerate([store, *others]) for j in range(2)))
+    events = list(await store.load_by_aggregate("hot"))
+    assert len(wins) == sum(wins.values()) > 5
+    for before, event in zip([None, *events], events, strict=False):
+        if event.event_type == "T":
+            assert event.data["saw"] == (before.version if before else 0)
+    for other in others:
+        await other.close()
+
+
+async def test_the_same_again_is_no_error(store: AsyncEventStore, database: Database) -> None:
+    event = Event("T", "a", {"n": 1.0}, metadata={})
+    first = await store.store(event, expected=NO_STREAM)
+    again = await store.store(event, expected=NO_STREAM)
+    assert not first.is_duplicate
+    assert again.is_duplicate
+    assert (again.version, again.created_at) == (first.version, first.created_at)
+    batch = [Event("T", "b"), event, Event("T", "c")]
+    results = await store.store_batch(batch)
+    assert [result.is_duplicate for result in results] == [False, True, False]
+    assert database.value("SELECT count(*) FROM events") == 3
+
+
+@pytest.mark.parametrize("change", [{"data": 2}, {"event_type": "U"}, {"aggregate_id": "b"}, {"metadata": {"m": 1}}])
+async def test_an_id_belongs_to_one_event(store: AsyncEventStore, database: Database, change: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"event_type": "T", "aggregate_id": "a", "data": 1, "id": "e1"}
+    first = await store.store(Event(**given))
+    with pytest.raises(DuplicateEventError) as taken:
+        await store.store_batch([Event("T", "x"), Event(**{**given, **change}), Event("T", "y")])
+    assert (taken.value.event_id, taken.value.version) == ("e1", first.version)
+    with pytest.raises(DuplicateEventError):
+        await store.store_batch([Event("T", "x", id="same"), Event("T", "y", id="same")])
+    assert database.value("SELECT count(*) FROM events") == 1
+
+
+async def test_one_id_stored_by_many_at_once(store: AsyncEventStore, database: Database) -> None:
+    other = AsyncEventStore(database.dsn)
+    event = Event("T", "a", {"n": 1})
+    results = await asyncio.gather(*(each.store(event) for each in [store, other] for _ in range(20)))
+    assert len({result.version for result in results}) == 1
+    assert sum(not result.is_duplicate for result in results) == 1
+    await other.close()
+
+
+async def test_a_batch_keeps_its_order_and_is_atomic(store: AsyncEventStore, database: Database) -> None:
+    results = await store.store_batch(Event("T", f"a{i % 7}", i) for i in range(3000))
+    versions = [result.version for result in results]
+    assert versions == sorted(set(versions))
+    assert [event.data async for event in store.read()] == list(range(3000))
+    with pytest.raises(WrongExpectedVersionError):
+        await store.store_batch([Event("T", "new"), Event("T", "a0")], expected={"new": NO_STREAM, "a0": NO_STREAM})
+    assert database.value("SELECT count(*) FROM events") == 3000
+    assert await store.store_batch([]) == []
+
+
+async def test_concurrent_calls_share_commits_and_fail_alone(store: AsyncEventStore) -> None:
+    taken = await store.store(Event("T", "taken", id="taken"))
+    before = store.stats()["store_groups"]
+    calls = [store.store(Event("T", f"a{i}", i)) for i in range(200)]
+    calls += [store.store(Event("T", "other", id="taken")), store.store(Event("T", "taken"), expected=NO_STREAM)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    stored = [result for result in results if not isinstance(result, BaseException)]
+    assert len({result.version for result in stored}) == 200
+    assert isinstance(results[-2], DuplicateEventError)
+    assert isinstance(results[-1], WrongExpectedVersionError)
+    assert results[-1].actual == taken.version
+    assert store.stats()["store_groups"] - before < 50
+
+
+async def test_import(store: AsyncEventStore, database: Database) -> None:
+    async def source() -> Any:
+        for i in range(2500):
+            yield Event("T", f"a{i}", {"n": i}, metadata={"m": i}, id=f"e{i}")
+
+    told: list[int] = []
+    assert await store.import_events(source(), chunk_size=1000, progress=told.append) == 2500
+    assert told == [1000, 2000, 2500]
+    assert [event.data["n"] async for event in store.read()] == list(range(2500))
+    with pytest.raises(DatabaseError) as refused:
+        await store.import_events([Event("T", "a", id="new"), Event("T", "a", id="e7")])
+    assert refused.value.sqlstate == "23505"
+    assert database.value("SELECT count(*) FROM events") == 2500
+
+
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"aggregate_id": ""}, EncodeError, "aggregate_id"),
+    ({"event_type": ""}, EncodeError, "event_type"),
+    ({"id": ""}, EncodeError, "id"),
+    ({"aggregate_id": "a\0"}, EncodeError, "NUL"),
+    ({"event_type": 5}, EncodeError, "event_type"),
+    ({"id": "\ud800"}, EncodeError, "id"),
+    ({"data": float("nan")}, EncodeError, "data"),
+    ({"data": {"a": [1, float("inf")]}}, EncodeError, r'data\["a"\]\[1\]'),
+    ({"data": "\0"}, EncodeError, "NUL"),
+    ({"data": {"k\0": 1}}, EncodeError, "NUL"),
+    ({"data": "\ud800"}, EncodeError, "surrogate"),
+    ({"data": b"x"}, EncodeError, "bytes"),
+    ({"data": {"s": {1, 2}}}, EncodeError, "set"),
+    ({"metadata": {"b": b"x"}}, EncodeError, "metadata"),
+    ({"metadata": [1]}, EncodeError, "metadata"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "says"), BAD)
+async def test_bad_events_are_refused_before_sending(
+    store: AsyncEventStore, database: Database, change: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    given: dict[str, Any] = {"event_type": "T", "aggregate_id": "a"}
+    with pytest.raises(error, match=says):
+        await store.store_batch([Event("T", "good"), Event(**{**given, **change})])
+    assert database.value("SELECT count(*) FROM events") == 0
+    assert database.value("SELECT is_called FROM events_version_seq") is False
+
+
+async def test_expectations_that_make_no_sense(store: AsyncEventStore) -> None:
+    for wrong in (-1, True, "1", 2**63):
+        with pytest.raises(IncompatibleVersionError):
+            await store.store(Event("T", "a"), expected=wrong)  # type: ignore[arg-type]
+    with pytest.raises(OptionsError):
+        await store.store([Event("T", "a"), Event("T", "b")], expected=NO_STREAM)
+    with pytest.raises(OptionsError):
+        await store.store([])
+
+
+async def test_limits_of_go_sync_kits_trigger(go_store: AsyncEventStore, database: Database) -> None:
+    """56 bytes work and 57 do not, in bytes and not in characters; the notification has 7999."""
+    await go_store.store(Event("T", "x" * 56))
+    await go_store.store(Event("T", "ü" * 28))
+    for too_long in ("x" * 57, "ü" * 28 + "x"):
+        with pytest.raises(AggregateIdTooLongError) as refused:
+            await go_store.store(Event("T", too_long))
+        assert (refused.value.size_bytes, refused.value.limit_bytes) == (57, 56)
+    with pytest.raises(PayloadTooLargeError):
+        await go_store.store(Event("T" * 7900, "a"))
+    with pytest.raises(PayloadTooLargeError):
+        await go_store.store(Event("\n" * 3950, "a"))
+    with pytest.raises(PayloadTooLargeError):
+        await go_store.store(Event("\x01" * 1310, "a"))
+    await go_store.store(Event("T" * 7700, "a", {"big": "x" * 100_000}))
+    assert database.value("SELECT last_value FROM events_version_seq") == 3, "nothing was burned"
+
+
+async def test_no_such_limits_on_a_table_of_ours(our_store: AsyncEventStore) -> None:
+    await our_store.store(Event("T" * 9000, "x" * 500))
+
+
+async def test_a_lock_held_elsewhere_delays_only_its_aggregate(our_store: AsyncEventStore, database: Database) -> None:
+    oid = our_store.layout()["oid"]
+    with database.connect() as holder:
+        holder.execute("BEGIN")
+        holder.execute("SELECT pg_advisory_xact_lock(%s::oid::int, hashtext('held') & 1023)", (oid,))
+        held = [asyncio.create_task(our_store.store(Event("T", "held"))) for _ in range(2)]
+        held.append(asyncio.create_task(our_store.store(Event("T", "held"), expected=NO_STREAM)))
+        await eventually(lambda: our_store.stats()["store_alone"] >= 2, "those that wait have stepped aside")
+        for i in range(20):
+            await asyncio.wait_for(our_store.store(Event("T", f"free{i}"), expected=NO_STREAM), 5)
+        assert not any(task.done() for task in held)
+        holder.execute("COMMIT")
+    results = await asyncio.gather(*held, return_exceptions=True)
+    assert sum(isinstance(result, WrongExpectedVersionError) for result in results) <= 1
+    assert len(await our_store.load_by_aggregate("held")) == 3 - sum(isinstance(r, Exception) for r in results)
+
+
+async def test_a_commit_in_doubt_is_resolved_by_id(our_store: AsyncEventStore, database: Database) -> None:
+    """The session is killed over and over while calls are under way; each is stored exactly once."""
+    stop = asyncio.Event()
+
+    async def kill() -> None:
+        with database.connect() as admin:
+            while not stop.is_set():
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                await asyncio.sleep(0.02)
+
+    killing = asyncio.create_task(kill())
+    results = [await our_store.store(Event("T", "a", i, id=f"e{i}")) for i in range(100)]
+    stop.set()
+    await killing
+    assert [event.data for event in await our_store.load()] == list(range(100))
+    assert [event.version for event in await our_store.load()] == [result.version for result in results]
+
+
+async def test_after_close(our_store: AsyncEventStore) -> None:
+    pending = asyncio.create_task(our_store.store(Event("T", "a")))
+    await asyncio.sleep(0)
+    await our_store.close()
+    await asyncio.gather(pending, return_exceptions=True)
+    for call in (our_store.store(Event("T", "a")), our_store.load(), our_store.latest_version(), our_store.get("x")):
+        with pytest.raises(StoreClosedError):
+            await call
+    await our_store.close()
+
+
+def test_from_threads(database: Database) -> None:
+    with EventStore(database.dsn) as store:
+        result = store.store(Event("T", "a"), expected=NO_STREAM)
+        assert store.store_batch([Event("T", "b"), Event("T", "c")])[-1].version == result.version + 2
+        assert [event.aggregate_id for event in store.load()] == ["a", "b", "c"]
+        assert [event.aggregate_id for event in store.read(backwards=True)] == ["c", "b", "a"]
+        assert store.import_events(Event("T", "i") for _ in range(10)) == 10
+
+
+async def test_pool_limits(database: Database) -> None:
+    async with AsyncEventStore(
+        database.dsn, max_open_conns=2, max_idle_conns=1, conn_max_idle_time=0.1, enable_prepared_stmts=False
+    ) as store:
+        await asyncio.gather(*(store.load() for _ in range(20)))
+        stats = store.stats()
+        assert stats["max_open_connections"] == 2
+        assert stats["wait_count"] > 0
+        assert stats["max_idle_closed"] > 0
+        await eventually(lambda: store.stats()["open_connections"] == 0, "idle ones are closed")
+        assert store.stats()["max_idle_time_closed"] > 0
+    async with AsyncEventStore(database.dsn, conn_max_lifetime=0.01) as store:
+        await asyncio.sleep(0.02)
+        await store.load()
+        assert store.stats()["max_lifetime_closed"] > 0
+
+
+async def test_a_connection_through_which_nothing_is_prepared(database: Database) -> None:
+    async with AsyncEventStore(database.dsn, enable_prepared_stmts=False) as store:
+        await store.store(Event("T", "a"), expected=NO_STREAM)
+        await store.load()
+        with database.connect() as admin:
+            count = "SELECT query FROM pg_stat_activity WHERE query LIKE '%PREPARE%' AND pid <> pg_backend_pid()"
+            assert admin.execute(count).fetchall() == []
+
+
+async def test_statements_that_no_longer_fit_are_made_anew(our_store: AsyncEventStore, database: Database) -> None:
+    for i in range(10):
+        await our_store.store(Event("T", f"a{i}"))
+        await our_store.load()
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events ALTER COLUMN event_type TYPE varchar(100)")
+    await our_store.store(Event("T", "b"), expected=NO_STREAM)
+    assert len(await our_store.load()) == 11

@@ -1,0 +1,344 @@
+"""Subscriptions: old events, then new ones, whatever happens to connections, triggers and neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import threading
+import time
+
+import pytest
+
+from socketio_postgres import (
+    END,
+    START,
+    AsyncEventStore,
+    CaughtUp,
+    Checkpoint,
+    Event,
+    EventStore,
+    FellBehind,
+    InvalidConnectionError,
+    NotificationPayload,
+    OperationTimeoutError,
+    Reconnected,
+    StoreClosedError,
+    StoredEvent,
+)
+from socketio_postgres.embedded import EmbeddedPostgres
+from tests.fixtures.database import Database
+from tests.fixtures.waiting import eventually, nothing_arrives
+
+KILL_LISTENER = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND (strpos(query, 'NOTIFY') > 0 OR strpos(query, 'pg_listening') > 0)"
+    " AND pid <> pg_backend_pid()"
+)
+
+
+async def take(subscription: object, count: int, timeout: float = 20.0) -> list[StoredEvent]:
+    """The next events, which must come."""
+    return [await subscription.next(timeout) for _ in range(count)]  # type: ignore[attr-defined]
+
+
+async def test_old_events_then_new_ones(store: AsyncEventStore) -> None:
+    await store.store_batch(Event("T", "a", i) for i in range(1200))
+    async with store.subscribe(prefetch=100) as live:
+        assert [event.data for event in await take(live, 1200)] == list(range(1200))
+        await store.store_batch(Event("T", "a", i) for i in range(1200, 1300))
+        assert [event.data for event in await take(live, 100)] == list(range(1200, 1300))
+        assert live.position == 1300
+
+
+async def test_starts(store: AsyncEventStore) -> None:
+    await store.store_batch(Event("T", "a", i) for i in range(5))
+    async with store.subscribe(START) as start, store.subscribe(END) as end, store.subscribe(3) as after:
+        await store.store(Event("T", "a", "new"))
+        assert [event.data for event in await take(start, 6)] == [0, 1, 2, 3, 4, "new"]
+        assert [event.data for event in await take(after, 3)] == [3, 4, "new"]
+        assert [event.data for event in await take(end, 1)] == ["new"]
+
+
+async def test_from_the_end_while_a_transaction_is_open(store: AsyncEventStore, database: Database) -> None:
+    """What is committed from now on is new, also under a version drawn before."""
+    await store.store(Event("T", "a", "old"))
+    with database.connect() as writer:
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO events (id, aggregate_id, event_type, data) VALUES ('e', 'a', 'T', '\"late\"')")
+        entering = asyncio.create_task(store.subscribe(END).__aenter__())
+        await nothing_arrives()
+        assert not entering.done()
+        writer.execute("COMMIT")
+        live = await asyncio.wait_for(entering, 10)
+    await store.store(Event("T", "a", "new"))
+    assert (await live.next(10)).data == "new"
+    live.close()
+
+
+async def test_filters_while_catching_up_and_live(store: AsyncEventStore) -> None:
+    await store.store_batch(Event(f"T{i % 3}", f"a{i % 2}", i) for i in range(300))
+    async with store.subscribe(types=["T1"], prefetch=7) as live:
+        assert [event.data for event in await take(live, 100)] == list(range(1, 300, 3))
+        await store.store_batch(Event(f"T{i % 3}", "a", i) for i in range(300, 330))
+        assert [event.data for event in await take(live, 10)] == list(range(301, 330, 3))
+
+
+async def test_a_wait_that_is_given_up_loses_nothing(store: AsyncEventStore) -> None:
+    live = store.subscribe()
+    seen: list[int] = []
+    for i in range(30):
+        storing = asyncio.create_task(store.store(Event("T", "a", i)))
+        with contextlib.suppress(asyncio.TimeoutError):
+            seen.append((await asyncio.wait_for(anext(live), 0.002)).data)
+        await storing
+    while len(seen) < 30:
+        seen.append((await live.next(10)).data)
+    assert seen == list(range(30))
+    with pytest.raises(OperationTimeoutError):
+        await live.next(timeout=0.01)
+    live.close()
+    with pytest.raises(StopAsyncIteration):
+        await anext(live)
+
+
+async def test_control_items(database: Database) -> None:
+    async with AsyncEventStore(database.dsn, reconnect_interval=0.1) as store:
+        await store.store_batch(Event("T", "a", i) for i in range(3))
+        live = store.subscribe(types="T", prefetch=2)
+        items = live.items()
+        first = [await anext(items) for _ in range(4)]
+        assert [item.version for item in first[:3] if isinstance(item, StoredEvent)] == [1, 2, 3]
+        assert first[3] == CaughtUp(3)
+        await store.store(Event("other", "a"))
+        assert await anext(items) == Checkpoint(4)
+        assert live.position == 4
+        await store.store_batch(Event("T", "a", i) for i in range(5))
+        burst = [await anext(items) for _ in range(7)]
+        assert burst[0] == FellBehind(4)
+        assert burst[-1] == CaughtUp(9)
+        with database.connect() as admin:
+            assert admin.execute(KILL_LISTENER).fetchall()
+        await eventually(lambda: store.stats()["listener_reconnects"] == 1, "it listens again")
+        await store.store(Event("T", "a"))
+        assert Reconnected(9) in [await anext(items), await anext(items)]
+        live.close()
+        assert [item async for item in items] == []
+
+
+async def test_one_listener_and_one_reader_for_all(store: AsyncEventStore, database: Database) -> None:
+    lives = [store.subscribe(END) for _ in range(200)]
+    for live in lives:
+        await live.__aenter__()
+    await eventually(lambda: store.is_listener_connected, "it listens")
+    before = store.stats()
+    for i in range(20):
+        await store.store(Event("T", "a", i))
+        for event in await asyncio.gather(*(live.next(10) for live in lives)):
+            assert event.data == i
+    after = store.stats()
+    assert after["subscriptions"] == 200
+    assert after["read"] - before["read"] == 20, "each event is read once"
+    assert after["pages"] == before["pages"]
+    listeners = database.value(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND strpos(query, 'LISTEN') = 1"
+    )
+    assert listeners == 1
+    for live in lives:
+        live.close()
+    await eventually(lambda: not store.is_listener_connected, "the last one ends the listening")
+    assert store.stats()["subscriptions"] == 0
+
+
+async def test_a_slow_one_delays_nobody(store: AsyncEventStore) -> None:
+    """The slow one falls out of what is kept in memory, reads pages, and misses nothing."""
+    slow, fast = store.subscribe(END, prefetch=1), store.subscribe(END)
+    await slow.__aenter__()
+    await fast.__aenter__()
+    await store.store(Event("T", "a", 0))
+    assert (await slow.next(10)).data == 0
+    for start in range(1, 24_001, 1000):
+        await store.store_batch(Event("T", "a", i) for i in range(start, start + 1000))
+    assert [event.data for event in await take(fast, 24_001)] == list(range(24_001))
+    assert [event.data for event in await take(slow, 50)] == list(range(1, 51))
+    assert store.stats()["pages"] > 0
+    slow.close()
+    fast.close()
+
+
+async def test_without_a_trigger_the_poll_finds_events(store: AsyncEventStore, database: Database) -> None:
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
+    async with store.subscribe() as live:
+        await eventually(lambda: store.is_listener_connected, "it listens")
+        await store.store(Event("T", "a", "silent"))
+        assert (await live.next(10)).data == "silent"
+
+
+async def test_the_listener_is_killed_again_and_again(database: Database) -> None:
+    """Every 50 ms, under load: nothing is lost, nothing comes twice."""
+    async with AsyncEventStore(database.dsn, reconnect_interval=0.05) as store, store.subscribe() as live:
+        stop = asyncio.Event()
+
+        async def kill() -> None:
+            with database.connect() as admin:
+                while not stop.is_set():
+                    admin.execute(KILL_LISTENER)
+                    await asyncio.sleep(0.05)
+
+        async def write() -> None:
+            for i in range(300):
+                await store.store(Event("T", "a", i))
+                await asyncio.sleep(0.002)
+
+        killing, writing = asyncio.create_task(kill()), asyncio.create_task(write())
+        assert [event.data for event in await take(live, 300)] == list(range(300))
+        stop.set()
+        await asyncio.gather(killing, writing)
+        assert store.stats()["listener_reconnects"] > 2
+
+
+async def test_the_server_restarts(tmp_path: object) -> None:
+    """Fast and by a crash; what was settled before is no help to whoever writes after."""
+    del tmp_path
+    with EmbeddedPostgres() as server:
+        store = AsyncEventStore(server.dsn("postgres"), reconnect_interval=0.1)
+        live = store.subscribe()
+        number = 0
+        for mode in ("fast", "immediate"):
+            for _ in range(3):
+                await store.store(Event("T", "a", number))
+                assert (await live.next(20)).data == number
+                number += 1
+            await asyncio.to_thread(server.stop, mode)
+            await asyncio.to_thread(server.start)
+        await store.store(Event("T", "a", number))
+        assert (await live.next(20)).data == number
+        assert live.position == (await store.load())[-1].version
+        live.close()
+        await store.close()
+
+
+async def test_listening_that_cannot_be_mended_ends_with_the_error(database: Database) -> None:
+    store = AsyncEventStore(
+        database.dsn, listen_dsn="host=127.0.0.1 port=1", reconnect_interval=0.01, max_reconnect_attempts=3
+    )
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(anext(store.subscribe()), 10)
+    await store.close()
+
+
+async def test_an_open_transaction_that_holds_readers_up_is_named(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncEventStore(database.dsn, stall_warning=0.2) as store:
+        live = store.subscribe()
+        await live.__aenter__()
+        with database.connect() as writer:
+            writer.execute("SET application_name = 'the sleeper'")
+            writer.execute("BEGIN")
+            writer.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('e', 'a', 'T')")
+            await store.store(Event("T", "a", "waits"))
+            waiting = asyncio.create_task(anext(live))
+            await eventually(lambda: (store.stats()["gap_seconds"] or 0) > 0.3, "the gap is seen")
+            assert not waiting.done()
+            with caplog.at_level(logging.WARNING, "socketio_postgres"):
+                await store._warn_of_blockers()
+            assert "the sleeper" in caplog.text
+            assert str(writer.info.backend_pid) in caplog.text
+            writer.execute("ROLLBACK")
+        assert (await asyncio.wait_for(waiting, 10)).data == "waits"
+        await eventually(lambda: store.stats()["gap_seconds"] is None, "the gap is over")
+        live.close()
+
+
+async def test_leaving_the_loop_ends_the_subscription(store: AsyncEventStore) -> None:
+    await store.store(Event("T", "a"))
+    async for event in store.subscribe():
+        assert event.version == 1
+        break
+    gc.collect()
+    await eventually(lambda: store.stats()["subscriptions"] == 0, "it is gone")
+
+
+async def test_closing_the_store_ends_subscriptions(store: AsyncEventStore) -> None:
+    live = store.subscribe()
+    waiting = asyncio.create_task(anext(live))
+    await eventually(lambda: store.stats()["subscriptions"] == 1, "it is there")
+    await store.close()
+    with pytest.raises(StoreClosedError):
+        await asyncio.wait_for(waiting, 10)
+
+
+async def test_callbacks(store: AsyncEventStore) -> None:
+    """D3, D6, D7: several on one channel, in order, each ended alone."""
+    heard: dict[str, list[NotificationPayload]] = {"all": [], "stream": [], "type": []}
+
+    async def slow(payload: NotificationPayload) -> None:
+        await asyncio.sleep(0.001)
+        heard["all"].append(payload)
+
+    everything = await store.subscribe_to_all(slow)
+    stream = await store.subscribe_to_stream("a1", heard["stream"].append)
+    kind = await store.subscribe_to_event_type("T2", heard["type"].append)
+    assert store.active_subscriptions() == ["events_global", "stream_a1"]
+    results = await store.store_batch(Event(f"T{i % 4}", f"a{i % 2}") for i in range(40))
+    await eventually(lambda: len(heard["all"]) == 40, "all were heard")
+    assert [payload.version for payload in heard["all"]] == [result.version for result in results]
+    await eventually(lambda: (len(heard["stream"]), len(heard["type"])) == (20, 10), "and the others")
+    assert heard["stream"][0] == NotificationPayload(
+        results[1].version, results[1].id, "a1", "T1", "stream_a1", results[1].created_at
+    )
+    await everything.cancel()
+    assert store.active_subscriptions() == ["events_global", "stream_a1"]
+    assert kind.is_active
+    await store.store(Event("T2", "a1"))
+    await eventually(lambda: (len(heard["stream"]), len(heard["type"])) == (21, 11), "the others go on")
+    assert len(heard["all"]) == 40
+    await store.unsubscribe_from_stream("a1")
+    await store.unsubscribe_from_all()
+    assert store.active_subscriptions() == []
+    assert not stream.is_active
+
+
+async def test_a_handler_that_fails_is_reported_and_the_next_event_follows(database: Database) -> None:
+    errors: list[Exception] = []
+    heard: list[int] = []
+
+    def handler(payload: NotificationPayload) -> None:
+        heard.append(payload.version)
+        if payload.version == 1:
+            raise ValueError("no")
+
+    async with AsyncEventStore(database.dsn, error_handler=errors.append) as store:
+        await store.subscribe_to_all(handler)
+        await store.store_batch([Event("T", "a"), Event("T", "a")])
+        await eventually(lambda: heard == [1, 2], "both were heard")
+    assert [str(error) for error in errors] == ["no"]
+
+
+def test_from_threads(database: Database) -> None:
+    with EventStore(database.dsn) as store:
+        heard: list[int] = []
+        handle = store.subscribe_to_all(lambda payload: heard.append(payload.version))
+        live = store.subscribe(START)
+        writer = threading.Thread(target=lambda: [store.store(Event("T", "a", i)) for i in range(20)])
+        writer.start()
+        assert [next(live).data for _ in range(20)] == list(range(20))
+        writer.join()
+        with pytest.raises(OperationTimeoutError):
+            live.next(timeout=0.05)
+        closer = threading.Timer(0.2, live.close)
+        closer.start()
+        assert list(live) == []
+        deadline = time.monotonic() + 10
+        while len(heard) < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert heard == list(range(1, 21))
+        handle.cancel()
+        assert not handle.is_active
+
+
+def test_an_invalid_connection_is_a_subject_of_its_own() -> None:
+    assert "session mode" in str(InvalidConnectionError("needs a pooler in session mode"))
