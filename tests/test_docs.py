@@ -223,6 +223,7 @@ def emit(dsn: str, *args: object) -> None:
 def start(dsn: str, **options: Any) -> None:
     async def start_and_close() -> None:
         manager = AsyncPostgresManager(dsn, **options)
+        socketio.AsyncServer(client_manager=manager, async_mode="asgi")
         try:
             await manager.start()
         finally:
@@ -240,6 +241,7 @@ MISTAKES: dict[str, Callable[[Database], None]] = {
     "nothing listens": lambda _: start("postgresql://app@127.0.0.1:1/app"),
     "no such database": lambda database: start(make_conninfo(database.dsn, dbname="missing")),
     "no table": lambda database: start(database.dsn, create_table=False),
+    "two databases": lambda database: start(database.dsn, listen_dsn=make_conninfo(database.dsn, dbname="postgres")),
     "not JSON": lambda database: emit(database.dsn, {"user": {"born": EPOCH}}),
     "too large": lambda database: emit(database.dsn, "x" * 20_000_000),
     "unescaped password": lambda _: emit("postgresql://app:se/cret@localhost/app"),

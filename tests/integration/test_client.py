@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from socketio_postgres import (
     ConnectionLostError,
     DatabaseError,
     EncodeError,
+    GapInfo,
     Notification,
     OperationTimeoutError,
     OptionsError,
@@ -25,7 +27,7 @@ from socketio_postgres import (
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
-LISTENERS = "pid <> pg_backend_pid() AND datname = current_database() AND position('LISTEN' in query) > 0"
+LISTENERS = "pid <> pg_backend_pid() AND datname = current_database() AND query ~ 'LISTEN|pg_listening_channels'"
 
 
 class Steered:
@@ -195,10 +197,11 @@ async def test_a_missing_table_that_may_not_be_created(database: Database, kind:
 
 async def test_a_gap_is_told_and_healed(database: Database, kind: Any, other: AsyncPostgresClient) -> None:
     errors: list[Exception] = []
-    gaps: list[bool] = []
-    client = Steered(kind(database.dsn, error_handler=errors.append, on_gap=lambda: gaps.append(True)))
+    gaps: list[GapInfo] = []
+    client = Steered(kind(database.dsn, error_handler=errors.append, on_gap=gaps.append))
     await client("listen", "jobs")
     await client("listen", "more")
+    before = time.time()
     await other.notify("jobs", "before")
     assert (await client.next()).payload == "before"
     assert database.value(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {LISTENERS}") == 1
@@ -207,7 +210,9 @@ async def test_a_gap_is_told_and_healed(database: Database, kind: Any, other: As
     for channel in ("jobs", "more"):
         await other.notify(channel, "after")
         assert (await client.next()).channel == channel
-    assert gaps == [True]
+    [gap] = gaps
+    assert (gap.reason, gap.namespace, gap.sender, gap.missing) == ("reconnect", None, None, None)
+    assert before <= gap.since <= time.time()
     assert [type(error) for error in errors] in ([DatabaseError], [ConnectionLostError])
     await client("close")
 

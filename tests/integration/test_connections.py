@@ -15,7 +15,7 @@ from tests.fixtures.spy import spying
 from tests.fixtures.waiting import eventually
 
 SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-LISTENING = f"{SESSIONS} AND position('LISTEN' in query) > 0"
+LISTENING = f"{SESSIONS} AND query ~ 'LISTEN|pg_listening_channels'"
 
 
 def terminate(database: Database, which: str = SESSIONS) -> int:

@@ -59,29 +59,6 @@ async def test_an_idle_session_is_left_alone(database: Database) -> None:
         assert errors == []
 
 
-async def test_a_session_that_lost_its_channels_is_replaced(database: Database) -> None:
-    """What a transaction pooler does to LISTEN, done by the server itself: the session is alive and holds nothing."""
-    async with serving(database, heartbeat_interval=0.2, heartbeat_timeout=1.0) as one:
-        manager, errors = one.manager, one.errors
-        await manager.start()
-        with database.connect() as connection:
-            # No other session can take a LISTEN away, so the probe is made to see an empty list instead.
-            connection.execute("CREATE SCHEMA shadow")
-            connection.execute(
-                "CREATE FUNCTION shadow.pg_listening_channels() RETURNS SETOF text LANGUAGE sql "
-                "AS 'SELECT NULL LIMIT 0'"
-            )
-            name = connection.info.dbname
-            connection.execute(f'ALTER DATABASE "{name}" SET search_path = shadow, public, pg_catalog')
-            connection.execute("SELECT pg_terminate_backend(%s)", (listener_of(database),))
-            connection.commit()
-        await eventually(lambda: any("no longer holds its channels" in str(each) for each in errors), "noticed")
-        with database.connect() as connection:
-            connection.execute(f'ALTER DATABASE "{name}" RESET search_path')
-            connection.commit()
-        await eventually(lambda: manager.stats()["is_listening"], "listens")
-
-
 def test_a_flush_that_was_given_up_hides_no_failure() -> None:
     io = Emitter("host=127.0.0.1 port=1 connect_timeout=1", buffer_age=0.3)
     io.emit("lost")

@@ -24,9 +24,9 @@ SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | FLOATS 
 KEYS = TEXT.filter(lambda key: key != "__proto__")
 
 
-def trees(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def trees(leaves: st.SearchStrategy[Any], keys: st.SearchStrategy[Any] = KEYS) -> st.SearchStrategy[Any]:
     return st.recursive(
-        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
     )
 
 
@@ -130,7 +130,7 @@ def test_any_bytes_are_a_message_or_an_error(data: bytes) -> None:
     survives(data)
 
 
-JUNK = trees(SCALARS | st.binary())
+JUNK = trees(SCALARS | st.binary(), keys=SCALARS | st.binary())
 FIELDS = ["opts", "rooms", "except", "flags", "close", "requestId", "packet", "sockets", "clientCount", "args", "data"]
 
 
@@ -144,6 +144,11 @@ def envelopes(junk: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
 @given(envelopes(JUNK))
 def test_any_messagepack_is_a_message_or_an_error(body: dict[str, Any]) -> None:
     survives(msgpack.packb(body))
+
+
+@given(st.lists(JUNK))
+def test_any_arguments_in_messagepack_are_read_or_an_error(args: list[Any]) -> None:
+    survives(msgpack.packb({"type": 3, "data": {"packet": {"type": 2, "data": ["event", *args]}}}))
 
 
 @given(envelopes(VALUES))
@@ -168,11 +173,18 @@ def survives(data: str | bytes) -> None:
             return
         assert MessageType(message.type)
         for look in (message.packet, message.args, message.sockets, message.data):
-            # UnicodeError and the like would be a crash; an unhashable key of a map is the sender's fault
+            # UnicodeError and the like would be a crash; a key that does not become a string is the sender's fault
             with contextlib.suppress(DecodeError):
-                look()
+                assert has_string_keys(look())
         assert repr(message)
         assert hash(message) == hash(message)
+
+
+def has_string_keys(value: Any) -> bool:
+    """Whether all maps inside have keys that nobody can make collide."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and has_string_keys(item) for key, item in value.items())
+    return not isinstance(value, list) or all(map(has_string_keys, value))
 
 
 class Opaque:

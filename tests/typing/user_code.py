@@ -20,6 +20,9 @@ from socketio_postgres import (
     RequestTimeoutError,
 )
 from socketio_postgres.async_server_operator import AsyncRemoteSocket
+from socketio_postgres.health import problems
+from socketio_postgres.opentelemetry import observe
+from socketio_postgres.prometheus import PostgresCollector
 from socketio_postgres.server_operator import RemoteSocket
 
 
@@ -79,3 +82,9 @@ def handlers(manager: AsyncPostgresManager) -> None:
     manager.on_server_side("done", done, namespace="/chat")
     assert_type(Message(MessageType.BROADCAST, "/", packet=["hello"]).type, int)
     assert_type(reload.__name__, str)
+
+
+def monitoring(manager: AsyncPostgresManager, blocking: PostgresManager, io: Emitter, jobs: AsyncEmitter) -> None:
+    assert_type(problems(manager.stats(), max_probe_age=10), list[str])
+    PostgresCollector({"server": manager, "other": blocking, "io": io})
+    observe({"jobs": jobs, "client": PostgresClient(), "async client": AsyncPostgresClient()})

@@ -9,7 +9,7 @@ from socketio_postgres.messages import EMITTER_UID, Message, MessageType
 
 
 def new_adapter() -> ClusterAdapter:
-    return ClusterAdapter("/chat", heartbeat_interval=5.0, heartbeat_timeout=10.0)
+    return ClusterAdapter("/chat", uid="us", lock_of=hash, heartbeat_interval=5.0, heartbeat_timeout=10.0)
 
 
 def heartbeat(uid: str) -> Message:

@@ -13,7 +13,7 @@ T = MessageType
 
 
 def new_adapter(*peers: str) -> ClusterAdapter:
-    adapter = ClusterAdapter("/", heartbeat_interval=5.0, heartbeat_timeout=10.0)
+    adapter = ClusterAdapter("/", uid="us", lock_of=hash, heartbeat_interval=5.0, heartbeat_timeout=10.0)
     adapter.announce(0.0)
     for peer in peers:
         adapter.receive(Message(T.HEARTBEAT, "/", uid=peer), 0.0)

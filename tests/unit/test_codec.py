@@ -172,3 +172,31 @@ def test_subclasses_are_what_they_extend() -> None:
 def test_decoded_json_may_use_another_reader() -> None:
     message = broadcast("e", 1.5)
     assert message.packet(lambda text: ("read", text)) == ("read", '["e",1.5]')
+
+
+def broadcast_of(argument: bytes) -> Message:
+    """A broadcast of one argument, given as MessagePack."""
+    message = decode(b"\x82\xa4type\x03\xa4data\x81\xa6packet\x81\xa4data\x92\xa1e" + argument)
+    assert isinstance(message, Message)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("05", "5"), ("e0", "-32"), ("cb3ff8000000000000", "1.5"), ("c3", "true"), ("c0", "null")]
+)
+def test_keys_are_read_as_javascript_reads_them(key: str, text: str) -> None:
+    """Numbers as keys would let a sender make a dict quadratic: their hashes are known."""
+    assert broadcast_of(bytes.fromhex(f"81 {key} 06")).packet() == ["e", {text: 6}]
+
+
+@pytest.mark.parametrize("key", ["c40100", "90", "80"])
+def test_other_keys_are_refused(key: str) -> None:
+    with pytest.raises(DecodeError, match="key of type"):
+        broadcast_of(bytes.fromhex(f"81 {key} 06")).packet()
+
+
+def test_an_integer_too_long_for_python_is_a_decode_error() -> None:
+    message = decode('{"type":3,"data":{"packet":{"data":["e",' + "1" * 5000 + "]}}}")
+    assert isinstance(message, Message)
+    with pytest.raises(DecodeError, match="digits"):
+        message.packet()

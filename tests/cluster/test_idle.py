@@ -1,0 +1,419 @@
+"""An idle cluster is silent: nothing is written, everybody is counted, and who dies is missed in time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import psycopg
+import pytest
+import socketio
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from socketio_postgres import AsyncPostgresManager, PostgresManager, _core
+from socketio_postgres.embedded import EmbeddedPostgres
+from tests.cluster.servers import FakePeer
+from tests.fixtures.database import SETTINGS, Database
+from tests.fixtures.program import Program
+from tests.fixtures.spy import Spy, spying
+from tests.fixtures.waiting import eventually
+
+Manager = AsyncPostgresManager | PostgresManager
+
+NAMESPACES = ("/", "/a", "/b")
+CHANNELS = [f"socket.io#{namespace}" for namespace in NAMESPACES]
+
+INTERVAL_S, TIMEOUT_S = 0.2, 1.0
+TIMING = {"heartbeat_interval": INTERVAL_S, "heartbeat_timeout": TIMEOUT_S}
+
+IDLE_S = 5 * TIMEOUT_S
+"""How long nothing must happen."""
+
+NODE_CLEANUP_S = 1.0
+"""How often the Node adapter looks for silent peers: so much later than its time-out it drops one at the latest."""
+
+# Nothing but the cluster writes: no vacuum, no checkpoint, no snapshots for standbys.
+QUIET = {"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "checkpoint_timeout": "1h"}
+
+INITIAL_HEARTBEAT, HEARTBEAT = 1, 2
+
+
+@pytest.fixture(scope="module")
+def postgres_dsn() -> Iterator[str]:
+    """A server of its own, in which nobody else writes."""
+    settings = {**SETTINGS, **QUIET}
+    with EmbeddedPostgres(bin_dir=os.environ.get("SIO_PG_TEST_BIN_DIR"), settings=settings) as server:
+        yield server.dsn("postgres")
+
+
+@asynccontextmanager
+async def member(
+    dsn: str, namespaces: Sequence[str] = NAMESPACES, **options: str
+) -> AsyncIterator[AsyncPostgresManager]:
+    """A server on this event loop."""
+    manager = AsyncPostgresManager(dsn, **TIMING, **options)  # type: ignore[arg-type]
+    socketio.AsyncServer(client_manager=manager, async_mode="asgi", namespaces=list(namespaces))
+    await manager.start()
+    try:
+        yield manager
+    finally:
+        await manager.close()
+
+
+@asynccontextmanager
+async def threaded_member(dsn: str) -> AsyncIterator[PostgresManager]:
+    """A server in a thread."""
+    manager = PostgresManager(dsn, **TIMING)  # type: ignore[arg-type]
+    socketio.Server(client_manager=manager, async_mode="threading", namespaces=list(NAMESPACES))
+    await asyncio.to_thread(manager.start)
+    try:
+        yield manager
+    finally:
+        await asyncio.to_thread(manager.close)
+
+
+CHILD = f"""
+import sys, threading, socketio
+from socketio_postgres import PostgresManager
+manager = PostgresManager(sys.argv[1], heartbeat_interval={INTERVAL_S}, heartbeat_timeout={TIMEOUT_S})
+socketio.Server(client_manager=manager, async_mode="threading", namespaces={list(NAMESPACES)!r})
+manager.start()
+threading.Event().wait()
+"""
+
+
+class Trio:
+    """Three members, one of them in a thread, and what is written."""
+
+    def __init__(self, database: Database, spy: Spy, managers: Sequence[Manager], observer: psycopg.Connection) -> None:
+        self.database = database
+        self.spy = spy
+        self.managers = managers
+        self._observer = observer
+
+    async def count(self, count: int, timeout: float = 20.0) -> None:
+        """Wait until all count so many servers, everywhere."""
+        await eventually(lambda: self.counts == {count}, f"all count {count}", timeout)
+
+    @property
+    def counts(self) -> set[int]:
+        """Numbers of servers that they know of."""
+        return {manager.server_count(namespace) for manager in self.managers for namespace in NAMESPACES}
+
+    def written(self) -> tuple[object, ...]:
+        """Whatever changes when somebody writes: the next transaction id, the end of the WAL, the messages."""
+        query = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text, pg_current_wal_insert_lsn()::text"
+        row = self._observer.execute(query).fetchone()
+        assert row is not None
+        return (*row, len(self.spy.frames))
+
+    async def silence(self) -> tuple[object, ...]:
+        """Wait until nothing was written for a while."""
+        before = self.written()
+
+        async def is_silent() -> bool:
+            nonlocal before
+            await asyncio.sleep(2 * INTERVAL_S)
+            last, before = before, self.written()
+            return last == before
+
+        await eventually(is_silent, "silence")
+        return before
+
+    async def stays(self, count: int, seconds: float) -> None:
+        """All count so many servers all the time."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.counts == {count}
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def trio(database: Database) -> AsyncIterator[Trio]:
+    async with AsyncExitStack() as stack:
+        spy = await stack.enter_async_context(spying(database, CHANNELS))
+        managers: list[Manager] = [
+            await stack.enter_async_context(member(database.dsn)),
+            await stack.enter_async_context(member(database.dsn)),
+            await stack.enter_async_context(threaded_member(database.dsn)),
+        ]
+        trio = Trio(database, spy, managers, stack.enter_context(database.connect()))
+        await trio.count(3)
+        yield trio
+
+
+def kinds(spy: Spy, *wanted: int) -> list[str]:
+    """Namespaces in which messages of some types were sent, in order."""
+    return [frame.header["nsp"] for frame in spy.frames if frame.header["type"] in wanted]
+
+
+# ---------------------------------------------------------------------------------------------------------- silence
+
+
+async def test_an_idle_cluster_writes_nothing(trio: Trio) -> None:
+    before = await trio.silence()
+    await trio.stays(3, IDLE_S)
+    assert trio.written() == before
+
+
+async def test_after_a_message_it_is_silent_again(trio: Trio) -> None:
+    await trio.silence()
+    manager = trio.managers[0]
+    assert isinstance(manager, AsyncPostgresManager)
+    await manager.emit("hello", 1)
+    await trio.spy.wait_for_broadcast("hello")
+    before = trio.written()
+    await trio.stays(3, 3 * TIMEOUT_S)
+    assert trio.written() == before
+
+
+async def test_a_namespace_served_later_is_silent_as_well(trio: Trio) -> None:
+    await trio.silence()
+    first, second = trio.managers[:2]
+    assert isinstance(first, AsyncPostgresManager)
+    assert isinstance(second, AsyncPostgresManager)
+    async with spying(trio.database, ["socket.io#/late"]) as spy:
+        await first._join("/late")
+        await second._join("/late")
+        await eventually(lambda: first.server_count("/late") == second.server_count("/late") == 2, "they meet")
+        await trio.silence()
+        count = len(spy.frames)
+        await trio.stays(3, IDLE_S)
+        assert len(spy.frames) == count
+        assert first.server_count("/late") == second.server_count("/late") == 2
+        # Two announcements and the answer; the third server, which is not there, was asked for once more at most.
+        assert kinds(spy, INITIAL_HEARTBEAT, HEARTBEAT).count("/late") <= 7
+
+
+# ------------------------------------------------------------------------------------------------------- foreigners
+
+
+async def test_while_a_foreigner_is_there_all_namespaces_speak_at_once(trio: Trio) -> None:
+    await trio.silence()
+    peers = [FakePeer(trio.spy, "foreigner", namespace) for namespace in NAMESPACES]
+    manager = trio.managers[0]
+
+    async def speak() -> None:
+        while True:
+            for peer in peers:
+                await asyncio.to_thread(peer.say, HEARTBEAT)
+            await asyncio.sleep(TIMEOUT_S / 4)
+
+    speaking = asyncio.create_task(speak())
+    await trio.count(4)
+    await asyncio.sleep(TIMEOUT_S)
+
+    async def goes_together() -> bool:
+        before = manager.stats()
+        await asyncio.sleep(5 * INTERVAL_S)
+        after = manager.stats()
+        groups = after["publish_groups"] - before["publish_groups"]
+        published = after["published"] - before["published"]
+        return bool(published == len(NAMESPACES) * groups and groups >= 2)
+
+    await eventually(goes_together, "heartbeats of all namespaces are one transaction")
+    speaking.cancel()
+    await trio.count(3, 3 * TIMEOUT_S)
+    before = await trio.silence()
+    await trio.stays(3, 2 * TIMEOUT_S)
+    assert trio.written() == before
+
+
+# ------------------------------------------------------------------------------------------------------- who is gone
+
+
+async def test_a_killed_process_is_dropped_as_fast_as_by_node(trio: Trio) -> None:
+    with Program(["-c", CHILD, trio.database.dsn]) as child:
+        await trio.count(4)
+        await trio.silence()
+        await trio.stays(4, 2 * TIMEOUT_S)
+        child.signal(signal.SIGKILL)
+        killed_at = time.monotonic()
+        await trio.count(3)
+        assert time.monotonic() - killed_at < TIMEOUT_S + NODE_CLEANUP_S
+    await trio.silence()
+
+
+async def test_a_frozen_process_is_dropped(trio: Trio) -> None:
+    """Its backend lives on, and TCP still acknowledges; the server ends the session because nothing is asked."""
+    with Program(["-c", CHILD, trio.database.dsn]) as child:
+        await trio.count(4)
+        await trio.silence()
+        child.signal(signal.SIGSTOP)
+        await trio.count(3, 4 * TIMEOUT_S)
+        child.signal(signal.SIGCONT)
+        await trio.count(4)
+    await trio.count(3)
+
+
+async def test_a_server_whose_python_hangs_is_dropped_and_comes_back(trio: Trio) -> None:
+    """Its background thread, and so its session, is well."""
+    manager = trio.managers[0]
+    assert isinstance(manager, AsyncPostgresManager)
+    await trio.silence()
+    others = trio.managers[1:]
+
+    def count(count: int) -> bool:
+        return {other.server_count(namespace) for other in others for namespace in NAMESPACES} == {count}
+
+    for task in (manager._reader, manager._ticker):
+        assert task is not None
+        task.cancel()
+    await eventually(lambda: count(2), "the others miss it", 4 * TIMEOUT_S)
+    manager._open()
+    await eventually(lambda: count(3), "the others count it again")
+    await trio.count(3)
+    before = await trio.silence()
+    await trio.stays(3, 2 * TIMEOUT_S)
+    assert trio.written() == before
+
+
+@pytest.mark.parametrize("kind", ["event loop", "thread"])
+async def test_blocked_servers_come_back_at_once_and_miss_nobody(
+    kind: str, trio: Trio, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What others said meanwhile is unread, and no silence of theirs; they missed us, and are told that we are back."""
+    caplog.set_level(logging.INFO)
+    await trio.silence()
+    thread = trio.managers[2]
+    blocked, running = (trio.managers[:2], [thread]) if kind == "event loop" else ([thread], trio.managers[:2])
+    seen_at_the_end: list[int] = []
+
+    def block() -> None:
+        time.sleep(2.9 * TIMEOUT_S)
+        seen_at_the_end.extend(manager.server_count() for manager in running)
+        time.sleep(0.1 * TIMEOUT_S)
+
+    if kind == "event loop":
+        block()
+    else:
+        thread._error_handler = lambda _: block()
+        trio.spy.notify("socket.io#/", {"type": 99})  # the background thread reports it
+        await eventually(lambda: seen_at_the_end, "it was blocked")
+        await asyncio.sleep(0.1 * TIMEOUT_S)
+    assert set(seen_at_the_end) == {3 - len(blocked)}
+
+    # Sooner than they would be asked for because of their locks.
+    await trio.count(3, TIMEOUT_S / 2)
+    before = await trio.silence()
+    await trio.stays(3, 2 * TIMEOUT_S)
+    assert trio.written() == before
+    missed = [record.getMessage() for record in caplog.records if "fell silent" in record.getMessage()]
+    assert missed
+    assert not [text for text in missed if any(manager.host_id in text for manager in running)]
+
+
+# ------------------------------------------------------------------------------------------------- who is still there
+
+
+async def test_a_server_that_cannot_listen_is_kept(trio: Trio) -> None:
+    """While its lock is gone it sends heartbeats."""
+    database = trio.database
+    role = "listener_of_a_test"
+    quoted = sql.Identifier(role)
+    with database.connect() as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(quoted))
+        try:
+            async with member(database.dsn, listen_dsn=make_conninfo(database.dsn, user=role)) as outcast:
+                await trio.count(4)
+                await trio.silence()
+                admin.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(quoted))
+                admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [role])
+                await trio.stays(4, 3 * TIMEOUT_S)
+                assert not outcast.stats()["is_listening"]
+                admin.execute(sql.SQL("ALTER ROLE {} LOGIN").format(quoted))
+                await eventually(lambda: outcast.stats()["is_listening"], "it listens again")
+                await eventually(lambda: outcast.server_count("/b") == 4, "it counts the others again")
+                before = await trio.silence()
+                await trio.stays(4, 2 * TIMEOUT_S)
+                assert trio.written() == before
+        finally:
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [role])
+            admin.execute(sql.SQL("DROP ROLE {}").format(quoted))
+
+
+@asynccontextmanager
+async def holding_lock(database: Database, uid: str) -> AsyncIterator[None]:
+    """Hold the lock that a server of ours would hold, and be as busy as one."""
+    digest = hashlib.sha256(b"socketio-postgres cluster socket.io").digest()
+    cluster = int.from_bytes(digest[:4], "big")
+    # The function takes signed numbers.
+    signed = [number - 2**32 if number >= 2**31 else number for number in (cluster, _core.member_lock(uid))]
+    async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as session:
+        await session.execute("SELECT pg_advisory_lock_shared(%s::int, %s::int)::text", signed)
+
+        async def probe() -> None:
+            while True:
+                await session.execute("SELECT")
+                await asyncio.sleep(TIMEOUT_S / 4)
+
+        probing = asyncio.create_task(probe())
+        yield
+        probing.cancel()
+
+
+async def test_a_server_whose_announcement_was_lost_is_asked_for(trio: Trio) -> None:
+    """It holds its lock, and nobody has ever heard of it."""
+    await trio.silence()
+    trio.spy.frames.clear()
+    async with holding_lock(trio.database, "unheard"):
+        await eventually(lambda: set(kinds(trio.spy, INITIAL_HEARTBEAT)) == set(NAMESPACES), "it is asked for")
+        await trio.silence()
+        for namespace in NAMESPACES:
+            assert 1 <= kinds(trio.spy, INITIAL_HEARTBEAT).count(namespace) <= len(trio.managers)
+            FakePeer(trio.spy, "unheard", namespace).say(HEARTBEAT)
+        await trio.count(4)
+        before = await trio.silence()
+        await trio.stays(4, IDLE_S)  # its lock is enough
+        assert trio.written() == before
+    await trio.count(3)
+
+
+# ---------------------------------------------------------------------------------------------------------- clean-up
+
+
+async def test_one_server_deletes_old_attachments(trio: Trio) -> None:
+    by_lock = sorted(trio.managers, key=lambda manager: _core.member_lock(manager.host_id))
+    sender = [manager for manager in by_lock if isinstance(manager, AsyncPostgresManager)][-1]  # not the first
+
+    async def send(namespace: str = "/") -> None:
+        readers = [manager for manager in trio.managers if manager is not sender]
+        before = [manager.stats()["attachments"] for manager in readers]
+        await sender.emit("large", "x" * 9000, namespace=namespace)
+        await sender.flush()
+        if namespace == "/":
+            after = [count + 1 for count in before]
+            await eventually(lambda: [each.stats()["attachments"] for each in readers] == after, "the others read it")
+
+    def who_deletes(managers: Sequence[Manager]) -> list[Manager]:
+        return [manager for manager in managers if manager._must_clean_up()]
+
+    await trio.silence()  # so they have seen each other's locks
+    assert who_deletes(by_lock) == []
+    await send()
+    assert who_deletes(by_lock) == by_lock[:1]  # its row is too young
+    assert who_deletes(by_lock) == by_lock[:1]
+    assert who_deletes(by_lock) == []
+
+    # To a namespace that it does not serve: nobody else may know.
+    await send("/elsewhere")
+    assert who_deletes(by_lock) == [sender]
+    assert who_deletes(by_lock) == [sender]
+    assert who_deletes(by_lock) == []
+
+    # The one that it is left to crashes before it does so.
+    await send()
+    first, *rest = by_lock
+    assert who_deletes(by_lock) == [first]
+    assert who_deletes(rest) == []
+    await asyncio.to_thread(first.close) if isinstance(first, PostgresManager) else await first.close()
+    await eventually(lambda: all(manager.server_count() == 2 for manager in rest), "the others know")
+    assert who_deletes(rest) == rest[:1]
+    assert who_deletes(rest) == []

@@ -1,0 +1,135 @@
+"""Closing leaves no thread, no descriptor and no session behind, whatever the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.fixtures.database import Database
+from tests.fixtures.program import ROOT, environment
+from tests.fixtures.waiting import TIMEOUT_S, eventually
+
+SEEN = """
+import asyncio, os, sys, time
+import socketio
+from socketio_postgres import *
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+dsn = sys.argv[1]
+"""
+
+BLOCKING = """
+def use():
+    with Emitter(dsn) as io:
+        io.emit("hello", b"binary")
+    with PostgresClient(dsn) as client:
+        client.listen("jobs")
+    mgr = PostgresManager(dsn)
+    sio = socketio.Server(client_manager=mgr, async_mode="threading")
+    mgr.start()
+    mgr.close()
+"""
+
+ASYNC = """
+async def use_all():
+    async with AsyncEmitter(dsn) as io:
+        await io.emit("hello", b"binary")
+    async with AsyncPostgresClient(dsn) as client:
+        await client.listen("jobs")
+    mgr = AsyncPostgresManager(dsn)
+    sio = socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    await mgr.start()
+    await mgr.close()
+    assert len(asyncio.all_tasks()) == 1, asyncio.all_tasks()
+
+def use():
+    asyncio.run(use_all())
+"""
+
+COMPARE = """
+before = descriptors()
+for _ in range(3):
+    use()
+import gc
+gc.collect()
+deadline = time.monotonic() + 10
+while (threads() > 1 or descriptors() > before) and time.monotonic() < deadline:
+    time.sleep(0.05)  # the background thread ends on its own time
+assert threads() == 1, threads()
+assert descriptors() <= before, (descriptors(), before)
+"""
+
+# No `close` anywhere: the process ends by itself, by an exception, or by a signal.
+SERVING = """
+async def main():
+    mgr = AsyncPostgresManager(dsn)
+    sio = socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    await mgr.start()
+    await sio.emit("last", 1)
+    print("ready", flush=True)
+    how = sys.argv[2]
+    if how == "raise":
+        raise SystemExit(7)
+    if how == "cancel":
+        asyncio.get_running_loop().call_later(0.1, asyncio.current_task().cancel)
+    if how != "end":
+        await asyncio.sleep(60)
+
+try:
+    asyncio.run(main())
+except (asyncio.CancelledError, KeyboardInterrupt):
+    pass
+"""
+
+
+def sessions(database: Database) -> object:
+    return database.value(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+async def _gone(database: Database) -> None:
+    await eventually(lambda: sessions(database) == 0, "its sessions are gone")
+
+
+@pytest.mark.parametrize("script", [BLOCKING, ASYNC], ids=["blocking", "async"])
+def test_closing_leaves_nothing_behind(database: Database, script: str) -> None:
+    command = [sys.executable, "-c", SEEN + script + COMPARE, database.dsn]
+    done = subprocess.run(
+        command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert sessions(database) == 0
+
+
+@pytest.mark.parametrize(("how", "code"), [("end", 0), ("raise", 7), ("cancel", 0), ("interrupt", 0)])
+def test_a_process_that_ends_without_closing_says_goodbye(database: Database, how: str, code: int) -> None:
+    with database.connect() as spy:
+        spy.execute('LISTEN "socket.io#/"')
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SEEN + SERVING, database.dsn, how],
+            env=environment(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            if how == "interrupt":
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+        assert (process.returncode, errors) == (code, "")
+        payloads = [notify.payload for notify in spy.notifies(timeout=5, stop_after=3)]
+    assert ['"type":1' in payloads[0], '"last"' in payloads[1], '"type":13' in payloads[2]] == [True] * 3
+    asyncio.run(_gone(database))

@@ -1,0 +1,51 @@
+"""What a readiness check calls a problem, and what not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from socketio_postgres.health import problems
+
+WELL: dict[str, Any] = {"state": "listening", "probe_age": 1.0, "echo_age": 0.1, "buffer_count": 3}
+
+
+@pytest.mark.parametrize(
+    "stats",
+    [
+        {},  # not used yet
+        {"peers": {}},  # nor this manager
+        WELL,
+        {**WELL, "state": "idle", "probe_age": None},  # an emitter
+        {**WELL, "probe_age": None},  # not asked yet
+        {**WELL, "echo_age": 86_400.0},  # nothing sent all day
+        {**WELL, "probe_age": 30.0, "buffer_count": 5000},  # just so
+    ],
+    ids=str,
+)
+def test_well(stats: dict[str, Any]) -> None:
+    assert problems(stats) == []
+
+
+@pytest.mark.parametrize(
+    ("stats", "words"),
+    [
+        ({**WELL, "state": "closed"}, "closed"),
+        ({**WELL, "state": "connecting"}, "not listening"),
+        ({**WELL, "probe_age": 31.0}, "not answered for 31 s"),
+        ({**WELL, "buffer_count": 5001}, "5001 messages wait"),
+    ],
+)
+def test_unwell(stats: dict[str, Any], words: str) -> None:
+    (problem,) = problems(stats)
+    assert words in problem
+
+
+def test_all_problems_are_told() -> None:
+    assert len(problems({"state": "connecting", "buffer_count": 9999})) == 2
+
+
+def test_bounds_are_given() -> None:
+    assert problems(WELL, max_probe_age=0.5, max_buffer_count=2) != []
+    assert len(problems(WELL, max_probe_age=0.5, max_buffer_count=2)) == 2
