@@ -8,6 +8,7 @@ means handed to Engine.IO, for asyncpg that its callback was called.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,8 @@ def frames(database: Database, committed: Committed, count: int) -> Callable[[st
 class Sender:
     """Sends frames in one transaction, from a thread: the loop is the receiver's.
 
-    They wait in a table, so that sending costs this process next to nothing.
+    They wait in a table, so that sending costs this process next to nothing. Each time they are those of another
+    emitter: of the same one they would be repetitions.
     """
 
     def __init__(self, database: Database, payloads: list[str]) -> None:
@@ -53,12 +55,14 @@ class Sender:
         self._connection.execute("CREATE TEMPORARY TABLE frames (n serial, payload text)")
         with self._connection.cursor() as cursor:
             cursor.executemany("INSERT INTO frames (payload) VALUES (%s)", [(payload,) for payload in payloads])
+        self._emitter = str(json.loads(payloads[0])["p"])
+        self._rounds = itertools.count(1)
 
     async def send(self) -> None:
         await asyncio.to_thread(
             self._connection.execute,
-            "SELECT count(pg_notify(%s, payload)) FROM (SELECT payload FROM frames ORDER BY n) AS ordered",
-            (CHANNEL,),
+            "SELECT count(pg_notify(%s, replace(payload, %s, %s))) FROM (SELECT payload FROM frames ORDER BY n) AS t",
+            (CHANNEL, self._emitter, f"{next(self._rounds):08}"),
         )
 
     def close(self) -> None:
