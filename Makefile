@@ -9,7 +9,7 @@ RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install build build-debug fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
-        bench bench-check demo clean all
+        bench bench-check fuzz soak demo clean all
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,7 @@ lint: lint-rust lint-python typecheck  ## All static checks
 
 lint-rust:
 	cargo fmt --check
+	cargo fmt --check --manifest-path rust/fuzz/Cargo.toml
 	cargo clippy --all-targets --quiet -- --deny warnings
 
 lint-python: install
@@ -72,6 +73,16 @@ bench: build  ## Measure; ratios to rivals in the same run
 bench-check: build  ## Run every bench once, unmeasured, so that none rots
 	$(BIN)/python -m pytest benches
 
+FUZZ_SECONDS ?= 20
+
+fuzz: install  ## Coverage-guided fuzzing of the decoders; FUZZ_SECONDS for each target
+	$(BIN)/python scripts/fuzz.py $(FUZZ_SECONDS)
+
+SOAK_SECONDS ?= 600
+
+soak: build  ## The fault tests for longer; SOAK_SECONDS for each of the long ones
+	SIO_PG_SOAK=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
 demo: build  ## Two chat servers, an emitter and a PostgreSQL; DEMO_ARGS=--check verifies and exits
 	$(BIN)/python -m socketio_postgres demo $(DEMO_ARGS)
 
@@ -79,5 +90,5 @@ clean:  ## Remove everything that was built
 	cargo clean
 	rm -rf $(VENV) dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/interop/node/node_modules
 
-all: lint test  ## What CI runs
+all: lint test fuzz  ## What CI runs
 	$(MAKE) demo DEMO_ARGS=--check
