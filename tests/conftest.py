@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 
+import engineio.packet
 import pytest
+import socketio.packet
 
 pytest_plugins = ["tests.fixtures.database", "tests.fixtures.node"]
 
@@ -34,6 +36,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _forbid_skip(report)
     return report
+
+
+@pytest.fixture(autouse=True)
+def _original_json() -> Generator[None]:
+    """A server that is given a json module sets it for the whole process; the next test begins without it."""
+    kinds = (socketio.packet.Packet, engineio.packet.Packet)
+    before = [kind.json for kind in kinds]
+    yield
+    for kind, json in zip(kinds, before, strict=True):
+        kind.json = json
 
 
 _matrices: list[str] = []

@@ -459,9 +459,5 @@ async def test_the_servers_json_module_is_used(database: Database) -> None:
         [frame] = await spy.wait_for_broadcast("e")
         assert frame.message["data"]["packet"]["data"] == ["e", {"day": "2026-11-21"}]
     await manager.close()
-    before = socketio.packet.Packet.json
-    try:
-        server = socketio.AsyncServer(client_manager=AsyncPostgresManager(database.dsn), json=Dates, async_mode="asgi")
-        assert server.manager.json is Dates
-    finally:
-        socketio.packet.Packet.json = before
+    server = socketio.AsyncServer(client_manager=AsyncPostgresManager(database.dsn), json=Dates, async_mode="asgi")
+    assert server.manager.json is Dates

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import engineio.json
 import pytest
 import socketio
 import socketio.packet
@@ -19,16 +18,6 @@ from socketio.msgpack_packet import MsgPackPacket
 
 from socketio_postgres import Message, MessageType, local_delivery
 from socketio_postgres.local_delivery import event_packets, queue_for
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _original_json() -> Iterator[None]:
-    """A server sets its json module for the whole process, and other tests have servers with modules of their own."""
-    before = socketio.packet.Packet.json
-    socketio.packet.Packet.json = engineio.json
-    yield
-    socketio.packet.Packet.json = before
-
 
 VALUES = st.recursive(
     st.none()
