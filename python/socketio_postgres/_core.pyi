@@ -188,15 +188,24 @@ class Bus:
     def start_publisher(self, check_table: bool, inbox: Inbox, token: int) -> None: ...
     def start_listener(self, inbox: Inbox, token: int) -> None: ...
     def publish(self, message: Message, inbox: Inbox | None = None, token: int = 0) -> bool:
-        """Append to the buffer; False when it is full. With an inbox the commit is reported there."""
+        """Append to the buffer; False when there was no room, so wait for it before the next one.
+
+        With an inbox the commit is reported there.
+
+        Raises:
+            BufferFullError: There is no room, `on_full` is `raise`, or `drop` and the commit was to be reported.
+        """
 
     def publish_many(self, messages: list[Message]) -> int:
         """Append messages to one transaction; returns how many the buffer had room for."""
 
-    def drop_message(self, message: Message) -> None:
-        """Give a message up: it fails, and its number is used up, so that receivers see a gap."""
+    def notify(self, channel: str, payload: str, inbox: Inbox, token: int) -> None:
+        """Append a notification of the caller's own; its commit is reported to the inbox.
 
-    def notify(self, channel: str, payload: str, inbox: Inbox | None = None, token: int = 0) -> bool: ...
+        Raises:
+            BufferFullError: There is no room, and `on_full` is not `wait`.
+        """
+
     def when_space(self, inbox: Inbox, token: int) -> None: ...
     def flush(self, inbox: Inbox, token: int) -> None:
         """Ends when all that was appended before is committed or failed."""

@@ -140,15 +140,15 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             own = self.recipient_count(namespace, room, skip_sid)
             request, callback = self._callback_request(namespace, callback, own, is_local=is_local)
         message = self._emit_message(event, data, namespace, room, skip_sid, request)
-        is_published = is_local or self._try_publish(message)
+        has_room = is_local or self._append(message)
         room = self.delivery_room(namespace, room)
         packets = event_packets(self.server, message) if callback is None and namespace in self.rooms else None
         if packets is None:
             await AsyncManager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
         else:
             await self._send_packets(packets, self._eio_sids(namespace, room, skip_sid))
-        if not is_published:
-            await self._publish(message)
+        if not has_room:
+            await self._wait_for_room()
 
     async def can_disconnect(self, sid: str, namespace: str) -> bool:
         """True when the client is connected here; otherwise its own server is asked to disconnect it."""
@@ -194,22 +194,17 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         await self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=names, rooms=names))
 
     async def _publish(self, message: Message) -> None:
-        if not self._try_publish(message):
-            await self._append(message)
-
-    def _try_publish(self, message: Message) -> bool:
-        """Append to the buffer unless it is full; keeps call order even among tasks."""
-        self._before_publishing(message)
-        return self._try_to_append(message)
+        if not self._append(message):
+            await self._wait_for_room()
 
     async def _act(self, message: Message, target: Target) -> None:
         """Carry out a chain: here, and on the other servers."""
         if target.rooms == ():
             return
-        is_published = target.is_local or self._try_publish(message)
+        has_room = target.is_local or self._append(message)
         await self._apply(message)
-        if not is_published:
-            await self._publish(message)
+        if not has_room:
+            await self._wait_for_room()
 
     # ------------------------------------------------------------------------------------------- receiving
 

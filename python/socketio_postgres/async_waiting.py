@@ -143,11 +143,8 @@ class AsyncWaiting(ClusterMember):
     async def _run_core(self, operation: Operation) -> Any:
         return await self._bus.call(operation)
 
-    def _try_to_append(self, message: Message) -> bool:
-        return self._bus.try_publish(message)
-
-    async def _append(self, message: Message) -> None:
-        await self._bus.publish(message)
+    async def _wait_for_room(self) -> None:
+        await self._bus.wait_for_room()
 
     async def _flush(self) -> None:
         await self._bus.flush()

@@ -13,12 +13,11 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres.exceptions import BufferFullError, ClosedError, SocketIOPostgresError
+from socketio_postgres.exceptions import ClosedError, SocketIOPostgresError
 from socketio_postgres.handover import AsyncCalls, BlockingCalls, Operation
 from socketio_postgres.options import BusOptions, BusSettings
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from socketio_postgres.messages import Message
@@ -123,58 +122,22 @@ class Bus:
 
     # ------------------------------------------------------------------------------------------------ asyncio
 
-    async def publish(self, message: Message) -> None:
-        """Append a message to the ordered buffer; when it is full, do what `on_full` says."""
-        if self.try_publish(message):
-            return
-        await self._append(lambda: self.core.publish(message))
+    async def wait_for_room(self) -> None:
+        """Wait until the buffer has room, as whoever found none when they appended is to do before they go on."""
+        await self.call(self.core.when_space)
 
-    def try_publish(self, message: Message) -> bool:
-        """Append a message unless it has to wait for room; to be awaited is nothing. Follows `on_full`."""
-        if self.options.on_full != "wait":
-            self._append_or_give_up(message)
-            return True
-        return not AsyncCalls.of_running_loop().space_lock.locked() and self.core.publish(message)
+    async def publish(self, message: Message) -> None:
+        """Append a message, and wait for room if there was none; when `on_full` says so."""
+        if not self.append(message):
+            await self.wait_for_room()
 
     async def publish_committed(self, message: Message) -> None:
         """Append a message and wait until it is committed."""
-        await self._append_committed(lambda inbox, token: self.core.publish(message, inbox, token))
+        await self.call(lambda inbox, token: self.core.publish(message, inbox, token))
 
     async def notify_committed(self, channel: str, payload: str) -> None:
         """Append a raw notification and wait until it is committed."""
-        await self._append_committed(lambda inbox, token: self.core.notify(channel, payload, inbox, token))
-
-    async def _append(self, append: Callable[[], bool]) -> None:
-        calls = AsyncCalls.of_running_loop()
-        # Whoever waits for room comes first: call order is commit order.
-        if not calls.space_lock.locked() and append():
-            return
-        async with calls.space_lock:
-            while not append():
-                await calls.start(self.core.when_space)
-
-    async def _append_committed(self, append: Callable[[_core.Inbox, int], bool]) -> None:
-        calls = AsyncCalls.of_running_loop()
-        committed: list[asyncio.Future[Any]] = []
-
-        def attempt() -> bool:
-            is_appended = False
-
-            def start(inbox: _core.Inbox, token: int) -> bool:
-                nonlocal is_appended
-                is_appended = append(inbox, token)
-                return is_appended
-
-            future = calls.start(start)
-            if is_appended:
-                committed.append(future)
-            return is_appended
-
-        if self.options.on_full == "wait":
-            await self._append(attempt)
-        elif not attempt():
-            raise self._full()  # whoever waits for the commit is told, dropped or not
-        await committed[0]
+        await self.call(lambda inbox, token: self.core.notify(channel, payload, inbox, token))
 
     async def flush(self) -> None:
         """Wait until everything published before is committed; raise what failed since the last flush."""
@@ -199,32 +162,18 @@ class Bus:
 
     # ----------------------------------------------------------------------------------------------- blocking
 
-    def try_publish_blocking(self, message: Message) -> bool:
-        """Append a message unless it has to wait for room. Follows `on_full`."""
-        if self.options.on_full != "wait":
-            self._append_or_give_up(message)
-            return True
-        return self.core.publish(message)
+    def wait_for_room_blocking(self) -> None:
+        """Blocking form of `wait_for_room`."""
+        self.call_blocking(self.core.when_space)
 
     def publish_blocking(self, message: Message) -> None:
         """Blocking form of `publish`."""
-        while not self.try_publish_blocking(message):
-            self.blocking.run(self.core.when_space)
+        if not self.append(message):
+            self.wait_for_room_blocking()
 
     def notify_blocking(self, channel: str, payload: str) -> None:
         """Blocking form of `notify_committed`."""
-        is_appended = False
-
-        def start(inbox: _core.Inbox, token: int) -> None:
-            nonlocal is_appended
-            is_appended = self.core.notify(channel, payload, inbox, token)
-            if not is_appended:
-                if self.options.on_full != "wait":
-                    raise self._full()
-                self.core.when_space(inbox, token)
-
-        while not is_appended:
-            self.blocking.run(start)
+        self.call_blocking(lambda inbox, token: self.core.notify(channel, payload, inbox, token))
 
     def flush_blocking(self, timeout: float | None = None) -> None:
         """Blocking form of `flush`."""
@@ -246,23 +195,13 @@ class Bus:
 
     # ------------------------------------------------------------------------------------------------- common
 
-    def _append_or_give_up(self, message: Message) -> None:
-        """Append a message without waiting for room.
+    def append(self, message: Message) -> bool:
+        """Append a message to the ordered buffer; False when the caller is to wait for room before it goes on.
 
         Raises:
-            BufferFullError: There is none, and `on_full` is `raise`.
+            BufferFullError: There is no room, and `on_full` is `raise`.
         """
-        if self.core.publish(message):
-            return
-        if self.options.on_full == "raise":
-            raise self._full()
-        self.core.drop_message(message)
-
-    def _full(self) -> BufferFullError:
-        stats = self.stats()
-        count, size = stats["buffer_count"], stats["buffer_bytes"]
-        text = f"the buffer is full: {count} messages of together {size} bytes wait to be committed"
-        return BufferFullError(text, count=count, bytes=size)
+        return self.core.publish(message)
 
     def _begin_close(self) -> _core.Bus | None:
         with _lock:

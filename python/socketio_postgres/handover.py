@@ -21,8 +21,8 @@ from socketio_postgres.green import wait_for_mode
 
 __all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of", "readable"]
 
-Operation: TypeAlias = Callable[[_core.Inbox, int], "bool | None"]
-"""Starts something in the core, which reports its end to the inbox under the token; False if it was not started."""
+Operation: TypeAlias = Callable[[_core.Inbox, int], object]
+"""Starts something in the core, which reports its end to the inbox under the token, or raises if it cannot."""
 
 INBOX_BYTES: Final = 64 * 1024 * 1024
 """Messages waiting for Python; beyond it they are dropped and reported, never left in PostgreSQL's queue."""
@@ -43,7 +43,6 @@ class AsyncCalls:
         self._inbox = _core.Inbox(INBOX_BYTES)
         self._tokens = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Any]] = {}
-        self.space_lock = asyncio.Lock()
         # The loop keeps this object alive through the reader; a reference back would keep both for ever.
         loop.add_reader(self._inbox.fileno(), self._drain)
 
@@ -60,8 +59,8 @@ class AsyncCalls:
         """Start `operation` now; the future has its result or exception."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         token = next(self._tokens)
-        if operation(self._inbox, token) is not False:  # refused, it reports nothing
-            self._pending[token] = future
+        operation(self._inbox, token)
+        self._pending[token] = future
         return future
 
     def _drain(self) -> None:

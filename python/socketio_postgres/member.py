@@ -467,6 +467,11 @@ class ClusterMember(LocalSockets):
         for message in messages[accepted:]:
             self._log.warning("the buffer is full, so %r is not sent", message)
 
+    def _append(self, message: Message) -> bool:
+        """Append to the buffer, in call order; False when the caller is to wait for room once it is done here."""
+        self._before_publishing(message)
+        return self._bus.append(message)
+
     def _note_sent(self, message: Message) -> None:
         adapter = self._adapters.get(message.nsp)
         if adapter is not None:

@@ -42,7 +42,8 @@ class BusOptions:
         buffer_count: Messages that may wait to be committed. Default 10 000.
         buffer_bytes: The same in bytes. Default 64 MiB.
         buffer_age: Seconds a message waits for a lost connection before it fails. Default 30.
-        on_full: What happens to an emit when as many wait: `wait` for room; `raise` a `BufferFullError`; or `drop` the
+        on_full: What happens to an emit when as many wait: `wait`, it takes its place in the order and returns once
+            there is room again (cancelling it does not take it back); `raise` a `BufferFullError`; or `drop` the
             message, which counts as failed: the next flush raises, `error_handler` hears of the first in a row, and
             receivers see a gap. Default `wait`.
         receive_buffer_bytes: Bytes of messages that may wait for this process; further ones are dropped, and a gap

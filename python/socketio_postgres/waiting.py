@@ -187,11 +187,8 @@ class Waiting(ClusterMember):
     def _run_core(self, operation: Operation) -> Any:
         return self._bus.call_blocking(operation)
 
-    def _try_to_append(self, message: Message) -> bool:
-        return self._bus.try_publish_blocking(message)
-
-    def _append(self, message: Message) -> None:
-        self._bus.publish_blocking(message)
+    def _wait_for_room(self) -> None:
+        self._bus.wait_for_room_blocking()
 
     def _flush(self) -> None:
         self._bus.flush_blocking()

@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use crate::codec::Encoded;
+use crate::error::Error;
 use crate::inbox::{Completion, Outcome};
 
 /// Most messages in one transaction: the commit holds a server-wide lock while they are copied to the queue.
@@ -74,9 +75,14 @@ impl Buffer {
         Self { queue: VecDeque::new(), limit_count, limit_bytes, count: 0, bytes: 0 }
     }
 
-    /// Whether nothing more is accepted.
+    /// Whether there is no room for more.
     pub fn is_full(&self) -> bool {
         self.count >= self.limit_count || self.bytes >= self.limit_bytes
+    }
+
+    /// What a caller is told who finds no room.
+    pub fn full_error(&self) -> Error {
+        Error::BufferFull { count: self.count, bytes: self.bytes }
     }
 
     /// Whether there is neither a message nor a flush.

@@ -27,6 +27,18 @@ use crate::signature::SigningKey;
 /// Letters of an emitter's process id on the wire: 48 bits.
 const PROCESS_LENGTH: usize = 8;
 
+/// What becomes of a message for which the buffer has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// It is buffered all the same, in call order, and whoever sent it waits for room before they go on: the buffer
+    /// exceeds its limits by no more than one message of each of those who wait.
+    Wait,
+    /// It is refused.
+    Raise,
+    /// It is given up and reported; whoever waits for its commit is told at once.
+    Drop,
+}
+
 /// Everything a publisher needs to know, decided by the Python layer.
 #[derive(Clone)]
 pub struct PublisherSettings {
@@ -42,6 +54,8 @@ pub struct PublisherSettings {
     pub buffer_bytes: usize,
     /// Longest time a message waits for a connection before it fails.
     pub buffer_age: Duration,
+    /// What happens beyond that.
+    pub on_full: OnFull,
     /// Signs every message.
     pub signing_key: Option<SigningKey>,
 }
@@ -170,17 +184,20 @@ impl Publisher {
         Ok(())
     }
 
-    /// Append a cluster message to the buffer. `Ok(false)`: the buffer is full and nothing was appended.
+    /// Append a cluster message to the buffer. `Ok(false)`: there was no room, so wait for it (`when_space`) before the
+    /// next one.
     pub fn publish(&self, message: &Message, completion: Option<Completion>) -> Result<bool> {
         let (channel, encoded) = self.encode(message)?;
         let mut state = self.open_state()?;
-        if state.buffer.is_full() {
-            forget(completion);
-            return Ok(false);
+        let had_room = !state.buffer.is_full();
+        if !had_room && self.shared.settings.on_full == OnFull::Drop && completion.is_none() {
+            self.drop_message(state, &channel);
+            return Ok(true);
         }
+        let completion = self.admit(&state, completion)?;
         self.append(&mut state, message, channel, encoded, completion)?;
         self.wake(state)?;
-        Ok(true)
+        Ok(had_room)
     }
 
     /// Append messages so that they share a transaction, as far as there is room; returns how many were appended.
@@ -200,11 +217,9 @@ impl Publisher {
     }
 
     /// Give a message up for lack of room. It keeps its number, so that receivers notice.
-    pub fn drop_message(&self, message: &Message) -> Result<()> {
-        let (channel, _) = self.encode(message)?;
-        let mut state = self.open_state()?;
-        state.next_sequence(&channel);
-        let error = Error::BufferFull { count: state.buffer.count(), bytes: state.buffer.bytes() };
+    fn drop_message(&self, mut state: MutexGuard<'_, State>, channel: &str) {
+        state.next_sequence(channel);
+        let error = state.buffer.full_error();
         state.stats.failed += 1;
         state.stats.dropped += 1;
         state.unreported.add(&error);
@@ -213,11 +228,19 @@ impl Publisher {
         if is_first {
             self.shared.outlet.push(Item::Failure(error));
         }
-        Ok(())
     }
 
-    /// Append a notification with a payload of the caller's own. `Ok(false)`: the buffer is full.
-    pub fn notify(&self, channel: &str, payload: &str, completion: Option<Completion>) -> Result<bool> {
+    /// Refuse a message if the buffer is full and nobody is to wait for room; then nothing is reported to `completion`.
+    fn admit(&self, state: &State, completion: Option<Completion>) -> Result<Option<Completion>> {
+        if state.buffer.is_full() && self.shared.settings.on_full != OnFull::Wait {
+            forget(completion);
+            return Err(state.buffer.full_error());
+        }
+        Ok(completion)
+    }
+
+    /// Append a notification with a payload of the caller's own.
+    pub fn notify(&self, channel: &str, payload: &str, completion: Completion) -> Result<()> {
         check_channel(channel)?;
         if payload.len() > NOTIFY_LIMIT_BYTES {
             let what = format!("payload for channel {channel:?}");
@@ -230,14 +253,10 @@ impl Publisher {
             });
         }
         let mut state = self.open_state()?;
-        if state.buffer.is_full() {
-            forget(completion);
-            return Ok(false);
-        }
+        let completion = self.admit(&state, Some(completion))?;
         let (channel, wire) = (channel.to_owned(), Encoded::Inline(payload.to_owned()));
         state.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
-        self.wake(state)?;
-        Ok(true)
+        self.wake(state)
     }
 
     /// Messages that failed, with nobody told of each, since this was asked last.

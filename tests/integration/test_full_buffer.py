@@ -83,6 +83,63 @@ async def test_an_awaited_emit_is_told_either_way(on_full: Any) -> None:
     await io.close()
 
 
+async def test_waiting_keeps_the_order_of_the_calls(database: Database) -> None:
+    """Tasks that come while others wait for room, or are just let go on, stand behind them."""
+    timing: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 120.0}
+    async with serving(database, buffer_count=1, **timing) as one, BusReader(database) as reader:
+        await one.manager.start()
+        client = await PythonClient.connect(one.url)
+        await one.sio.emit("n", -1)
+        await one.manager.flush()
+        with frozen_publisher(database):
+            waiting = [asyncio.create_task(one.sio.emit("n", number)) for number in range(5)]
+            await asyncio.sleep(0.05)
+            assert [task.done() for task in waiting] == [True] + [False] * 4, "the first had room"
+        while not all(task.done() for task in waiting[:5]):
+            waiting.append(asyncio.create_task(one.sio.emit("n", len(waiting))))
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+        await reader.wait_for(len(waiting) + 1)
+        in_order = [["n", number] for number in range(-1, len(waiting))]
+        assert reader.packets == in_order
+        await eventually(lambda: len(client.received("n")) == len(in_order))
+        assert client.received("n") == [(number,) for _, number in in_order]
+        await client.disconnect()
+
+
+async def test_cancelling_the_wait_does_not_take_the_message_back(database: Database) -> None:
+    async with BusReader(database) as reader:
+        io = AsyncEmitter(database.dsn, buffer_count=1)
+        await io.emit("first")
+        with frozen_publisher(database):
+            bus = io._bus
+            for name in ("held", "waiting"):
+                task = asyncio.create_task(bus.publish(Message(MessageType.BROADCAST, "/", packet=[name])))
+                await asyncio.sleep(0.01)
+            assert bus.stats()["buffer_count"] == 2
+            task.cancel()
+        await io.flush()
+        await reader.wait_for(3)
+        assert [packet[0] for packet in reader.packets] == ["first", "held", "waiting"]
+        await io.close()
+
+
+async def test_threads_wait_for_room_in_the_order_of_their_calls(database: Database) -> None:
+    """Threads of one emitter, with room for one message: nothing is lost, each thread's own order is kept."""
+    async with BusReader(database) as reader:
+        io = Emitter(database.dsn, buffer_count=1)
+
+        def emit(thread: int) -> None:
+            for number in range(50):
+                io.emit("n", thread, number)
+
+        await asyncio.gather(*(asyncio.to_thread(emit, thread) for thread in range(4)))
+        await asyncio.to_thread(io.close)
+        seen = await reader.wait_for(200)
+    for each in range(4):
+        assert [number for _, thread, number in seen if thread == each] == list(range(50))
+
+
 async def test_receivers_see_what_was_dropped(database: Database) -> None:
     async with BusReader(database) as reader:
         io = AsyncEmitter(database.dsn, on_full="drop", buffer_count=1)

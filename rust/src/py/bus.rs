@@ -22,7 +22,7 @@ use crate::intake::{Intake, IntakeSettings};
 use crate::listener::{Listener, ListenerSettings, RawSink, Sink};
 use crate::probe::MemberLock;
 use crate::protocol;
-use crate::publisher::{Publisher, PublisherSettings};
+use crate::publisher::{OnFull, Publisher, PublisherSettings};
 use crate::rooms::Rooms;
 use crate::runtime::{self, Lease};
 use crate::session::Session;
@@ -43,6 +43,7 @@ struct Settings {
     buffer_count: usize,
     buffer_bytes: usize,
     buffer_age: f64,
+    on_full: String,
     receive_buffer_bytes: usize,
     signing_key: Option<Vec<u8>>,
     probe_interval: f64,
@@ -174,6 +175,11 @@ impl PyBus {
                 buffer_count: settings.buffer_count,
                 buffer_bytes: settings.buffer_bytes,
                 buffer_age,
+                on_full: match settings.on_full.as_str() {
+                    "raise" => OnFull::Raise,
+                    "drop" => OnFull::Drop,
+                    _ => OnFull::Wait,
+                },
                 signing_key: signing_key.clone(),
             },
             Session::new(write_connector, answer_limit),
@@ -256,15 +262,9 @@ impl PyBus {
         Ok(self.publisher.publish_many(&messages)?)
     }
 
-    fn drop_message(&self, message: &PyMessage) -> PyResult<()> {
+    fn notify(&self, channel: &str, payload: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
-        Ok(self.publisher.drop_message(&message.0)?)
-    }
-
-    #[pyo3(signature = (channel, payload, inbox=None, token=0))]
-    fn notify(&self, channel: &str, payload: &str, inbox: Option<&PyInbox>, token: u64) -> PyResult<bool> {
-        self.check_process()?;
-        Ok(self.publisher.notify(channel, payload, inbox.map(|inbox| inbox.completion(token)))?)
+        Ok(self.publisher.notify(channel, payload, inbox.completion(token))?)
     }
 
     fn when_space(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
