@@ -151,6 +151,9 @@ def channel_name(prefix: str, nsp: str) -> str: ...
 def member_lock(uid: str) -> int:
     """Id of the advisory lock that the server with this id holds while its listening session lives."""
 
+def wait_for_dropped(seconds: float) -> int:
+    """Block until no bus that was dropped without `close` has messages to commit; returns how many still have some."""
+
 @final
 class Inbox:
     """A queue filled by the background thread, and a descriptor that is readable while it is not empty."""
@@ -180,6 +183,10 @@ class Bus:
     @property
     def description(self) -> str:
         """What it connects to, without secrets."""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was asked of it that may have opened a connection."""
 
     @property
     def table_ddl(self) -> str:

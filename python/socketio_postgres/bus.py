@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -203,6 +204,13 @@ class Bus:
         """
         return self.core.publish(message)
 
+    def __del__(self) -> None:
+        # The core goes on until what it has buffered is committed, or too old, and disconnects.
+        opened = getattr(self, "_open_core", None)
+        if opened is not None and opened[0].is_used and self._pid == os.getpid() and not self._is_closed:
+            text = f"unclosed connection to {self.description}; close the object that uses it, or use a `with` block"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
     def _begin_close(self) -> _core.Bus | None:
         with _lock:
             opened = self._open_core if self._pid == os.getpid() and not self._is_closed else None
@@ -259,3 +267,6 @@ def _flush_at_exit(**_: object) -> None:
     deadline = time.monotonic() + EXIT_LIMIT
     for bus in list(_open):
         bus.flush_at_exit(deadline)
+    dropped = _core.wait_for_dropped(max(deadline - time.monotonic(), 0.0))
+    if dropped:
+        log.error("%d objects that were dropped without being closed had still messages to commit", dropped)

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::gap::{Gap, Overflow};
 use crate::protocol::Message;
+use crate::runtime::Leftover;
 use crate::store::feed::Batch;
 use crate::store::reader::Page;
 use crate::store::writer::Position;
@@ -253,17 +254,24 @@ impl Inbox {
 /// The promise to tell one inbox, once, how an operation ended.
 pub struct Completion {
     target: Option<(Arc<Inbox>, u64)>,
+    leftover: Option<Arc<Leftover>>,
 }
 
 impl Completion {
     /// Tell `inbox` under `token`.
     pub fn new(inbox: Arc<Inbox>, token: u64) -> Self {
-        Self { target: Some((inbox, token)) }
+        Self { target: Some((inbox, token)), leftover: None }
+    }
+
+    /// Nobody is left to be told; only the background thread must go on until then.
+    pub fn of_nobody(leftover: Arc<Leftover>) -> Self {
+        Self { target: None, leftover: Some(leftover) }
     }
 
     /// Withdraw the promise: the caller learns the outcome in another way.
     pub fn cancel(mut self) {
         self.target = None;
+        self.leftover = None;
     }
 
     /// Keep the promise.

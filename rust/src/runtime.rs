@@ -1,7 +1,8 @@
 //! The one Tokio runtime of the process: started on first use, ended with the last object that may use it, forgotten
 //! in a forked child.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -11,10 +12,13 @@ struct Owned {
     pid: u32,
     /// Objects that may use it.
     leases: usize,
+    /// Objects that their user has dropped and that are still sending what they had buffered.
+    leftovers: usize,
     runtime: Option<Runtime>,
 }
 
 static OWNED: Mutex<Option<Owned>> = Mutex::new(None);
+static LEFTOVER_ENDED: Condvar = Condvar::new();
 
 /// The record of this process. That of a parent is leaked: its threads stayed there, and dropping the runtime here would
 /// wait for them for ever.
@@ -22,7 +26,7 @@ fn owned() -> MutexGuard<'static, Option<Owned>> {
     let mut slot = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
     let pid = std::process::id();
     if slot.as_ref().is_none_or(|owned| owned.pid != pid) {
-        std::mem::forget(slot.replace(Owned { pid, leases: 0, runtime: None }));
+        std::mem::forget(slot.replace(Owned { pid, leases: 0, leftovers: 0, runtime: None }));
     }
     slot
 }
@@ -61,6 +65,37 @@ impl Drop for Lease {
             runtime.shutdown_background(); // does not wait, so it may be called from anywhere
         }
     }
+}
+
+/// What is left of an object that was dropped while in use: its lease, until the last of its tasks has ended.
+pub struct Leftover {
+    lease: Lease,
+}
+
+impl Leftover {
+    /// To be shared by those tasks.
+    pub fn new(lease: Lease) -> Arc<Self> {
+        if let Some(owned) = owned().as_mut() {
+            owned.leftovers += 1;
+        }
+        Arc::new(Self { lease })
+    }
+}
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        if let Some(owned) = owned().as_mut().filter(|owned| owned.pid == self.lease.pid) {
+            owned.leftovers = owned.leftovers.saturating_sub(1);
+            LEFTOVER_ENDED.notify_all();
+        }
+    }
+}
+
+/// Block until no dropped object is sending any more, or the time is over; returns how many still are.
+pub fn wait_for_leftovers(limit: Duration) -> usize {
+    let count = |slot: &Option<Owned>| slot.as_ref().map_or(0, |owned| owned.leftovers);
+    let waited = LEFTOVER_ENDED.wait_timeout_while(owned(), limit, |slot| count(slot) > 0);
+    count(&waited.unwrap_or_else(PoisonError::into_inner).0)
 }
 
 /// Handle of the runtime, started if this process has none yet.

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,25 +20,12 @@ from socketio_postgres import (
     SelfTestError,
 )
 from socketio_postgres.handover import AsyncCalls
-from tests.fixtures.bus import BusReader, serving
+from tests.fixtures.bus import BusReader, frozen_publisher, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
 
 NOWHERE = "host=127.0.0.1 port=1 connect_timeout=1"
-PUBLISHERS = "datname = current_database() AND query ~ 'pg_notify' AND pid <> pg_backend_pid()"
-
-
-@contextmanager
-def frozen_publisher(database: Database) -> Iterator[None]:
-    """Stop the server process that commits our messages; the connection stays open and nothing answers."""
-    pid = database.value(f"SELECT pid FROM pg_stat_activity WHERE {PUBLISHERS}")
-    assert isinstance(pid, int)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def test_raise_refuses_before_anything_is_sent() -> None:

@@ -112,6 +112,57 @@ def test_closing_leaves_nothing_behind(database: Database, script: str) -> None:
     assert sessions(database) == 0
 
 
+DROPPING = {
+    "emitter": """
+def use():
+    Emitter(dsn).emit("last")
+""",
+    "async emitter": """
+async def emit():
+    await AsyncEmitter(dsn).emit("last")
+
+def use():
+    asyncio.run(emit())
+""",
+    "listening client": """
+def use():
+    client = PostgresClient(dsn)
+    client.listen("jobs")
+    client.notify("socket.io#/", '"last"')
+""",
+    "write-only manager": """
+def use():
+    PostgresManager(dsn, write_only=True).emit("last", 1)
+""",
+}
+
+
+@pytest.mark.parametrize("script", DROPPING.values(), ids=DROPPING)
+def test_what_is_dropped_without_closing_ends_by_itself(database: Database, script: str) -> None:
+    """And what it had buffered is sent, and python -X dev tells who forgot to close."""
+    with database.connect() as spy:
+        spy.execute('LISTEN "socket.io#/"')
+        code = SEEN + script + COMPARE
+        command = [sys.executable, "-W", "always::ResourceWarning", "-c", code, database.dsn]
+        done = subprocess.run(
+            command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("ResourceWarning: unclosed connection to ") == 3
+        assert database.dsn not in done.stderr
+        payloads = [notify.payload for notify in spy.notifies(timeout=5, stop_after=3)]
+    assert ['"last"' in payload for payload in payloads] == [True] * 3
+    assert sessions(database) == 0
+
+
+def test_the_end_of_the_process_waits_for_what_was_dropped(database: Database) -> None:
+    with database.connect() as spy:
+        spy.execute('LISTEN "socket.io#/"')
+        command = [sys.executable, "-c", SEEN + 'Emitter(dsn).emit("last")', database.dsn]
+        subprocess.run(command, env=environment(), cwd=ROOT, timeout=TIMEOUT_S, check=True)
+        assert ['"last"' in notify.payload for notify in spy.notifies(timeout=5, stop_after=1)] == [True]
+
+
 @pytest.mark.parametrize(("how", "code"), [("end", 0), ("raise", 7), ("cancel", 0), ("interrupt", 0)])
 def test_a_process_that_ends_without_closing_says_goodbye(database: Database, how: str, code: int) -> None:
     with database.connect() as spy:

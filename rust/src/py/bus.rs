@@ -17,14 +17,14 @@ use crate::connection::{Connector, PasswordSource};
 use crate::conninfo::{Conninfo, process_env};
 use crate::echo::Echo;
 use crate::error::{Error, Result};
-use crate::inbox::{Outcome, Outlet};
+use crate::inbox::{Completion, Outcome, Outlet};
 use crate::intake::{Intake, IntakeSettings};
 use crate::listener::{Listener, ListenerSettings, RawSink, Sink};
 use crate::probe::MemberLock;
 use crate::protocol;
 use crate::publisher::{OnFull, Publisher, PublisherSettings};
 use crate::rooms::Rooms;
-use crate::runtime::{self, Lease};
+use crate::runtime::{self, Lease, Leftover};
 use crate::session::Session;
 use crate::signature::SigningKey;
 
@@ -55,7 +55,7 @@ struct Settings {
 pub struct PyBus {
     pid: u32,
     lease: Mutex<Option<Lease>>,
-    /// Whether anything was asked of it.
+    /// Whether anything was asked of it that may have opened a connection.
     is_used: AtomicBool,
     description: String,
     table: Arc<AttachmentTable>,
@@ -66,6 +66,7 @@ pub struct PyBus {
     echo: Arc<Echo>,
     rooms: Arc<Rooms>,
     outlet: Outlet,
+    buffer_age: Duration,
     probe_interval: Duration,
 }
 
@@ -101,6 +102,10 @@ impl PyBus {
     /// Nothing of a bus survives a fork: its threads stayed in the parent, its sockets belong to the parent.
     fn check_process(&self) -> Result<()> {
         self.is_used.store(true, Ordering::Relaxed);
+        self.check_fork()
+    }
+
+    fn check_fork(&self) -> Result<()> {
         if self.pid == std::process::id() { Ok(()) } else { Err(Error::Forked("connection")) }
     }
 
@@ -130,12 +135,17 @@ impl PyBus {
 }
 
 impl Drop for PyBus {
-    /// Used and never closed: what it has buffered is still sent, so the background thread must go on.
+    /// Used and never closed: what it has buffered is still sent, then it disconnects.
     fn drop(&mut self) {
         let lease = self.lease.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if self.is_used.load(Ordering::Relaxed) {
-            std::mem::forget(lease);
-        }
+        let Some(lease) = lease.filter(|_| self.pid == std::process::id() && self.is_used.load(Ordering::Relaxed))
+        else {
+            return;
+        };
+        let leftover = Leftover::new(lease);
+        // An error means that there is nothing to be closed.
+        let _ = self.listener.close(Completion::of_nobody(Arc::clone(&leftover)));
+        let _ = self.publisher.close(self.buffer_age, Completion::of_nobody(leftover));
     }
 }
 
@@ -225,6 +235,7 @@ impl PyBus {
             echo,
             rooms,
             outlet,
+            buffer_age,
             probe_interval,
         })
     }
@@ -232,6 +243,11 @@ impl PyBus {
     #[getter]
     fn description(&self) -> &str {
         &self.description
+    }
+
+    #[getter]
+    fn is_used(&self) -> bool {
+        self.is_used.load(Ordering::Relaxed)
     }
 
     #[getter]
@@ -268,7 +284,7 @@ impl PyBus {
     }
 
     fn when_space(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        self.check_process()?;
+        self.check_fork()?;
         self.publisher.when_space(inbox.completion(token));
         Ok(())
     }

@@ -8,10 +8,12 @@ mod inbox;
 mod message;
 mod store;
 
+use std::time::Duration;
+
 use pyo3::prelude::*;
 
 use crate::error::Result;
-use crate::protocol;
+use crate::{protocol, runtime};
 
 /// See `_core.pyi`.
 #[pyfunction]
@@ -25,6 +27,13 @@ fn member_lock(uid: &str) -> u32 {
     crate::probe::member_id(uid)
 }
 
+/// See `_core.pyi`.
+#[pyfunction]
+fn wait_for_dropped(py: Python<'_>, seconds: f64) -> usize {
+    let limit = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    py.detach(|| runtime::wait_for_leftovers(limit))
+}
+
 /// The module.
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -32,6 +41,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("IS_DEBUG_BUILD", cfg!(debug_assertions))?;
     module.add_function(wrap_pyfunction!(channel_name, module)?)?;
     module.add_function(wrap_pyfunction!(member_lock, module)?)?;
+    module.add_function(wrap_pyfunction!(wait_for_dropped, module)?)?;
     module.add_class::<bus::PyBus>()?;
     inbox::register(module)?;
     message::register(module)?;
