@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -27,23 +27,32 @@ pub struct Session {
     /// Longest wait for one answer: a server that is frozen, or a link that is half open, never gives one.
     answer_limit: Duration,
     open: Arc<Mutex<Option<Open>>>,
+    closed: Arc<watch::Sender<bool>>,
     connects: Arc<AtomicU64>,
 }
 
 impl Session {
     /// A session that connects on first use.
     pub fn new(connector: Arc<Connector>, answer_limit: Duration) -> Self {
-        Self { connector, answer_limit, open: Arc::default(), connects: Arc::default() }
+        let closed = Arc::new(watch::Sender::new(false));
+        Self { connector, answer_limit, open: Arc::default(), closed, connects: Arc::default() }
     }
 
     /// The open connection, made now if there is none. One attempt; the caller decides about another.
     pub async fn client(&self) -> Result<Arc<Client>> {
+        let mut closed = self.closed.subscribe();
         let mut slot = self.open.lock().await;
         if let Some(open) = slot.as_ref().filter(|open| !open.client.is_closed()) {
             return Ok(Arc::clone(&open.client));
         }
         // Boxed: connecting needs much state, and is rare.
-        let link = Box::pin(self.connector.connect()).await?;
+        let connect = Box::pin(self.connector.connect());
+        let link = tokio::select! {
+            biased;
+            // Or closing would wait for as long as a black hole may take to answer.
+            _ = closed.wait_for(|is_closed| *is_closed) => return Err(Error::Closed("connection")),
+            link = connect => link?,
+        };
         // The driver ends with the connection; its error reaches the request in flight, or the next one.
         let driver = tokio::spawn(async move {
             let _ = link.connection.await;
@@ -78,8 +87,9 @@ impl Session {
         }
     }
 
-    /// Close the connection in good order; the next use opens another.
+    /// Close the connection in good order, and for good; one that is just being made is given up.
     pub async fn close(&self) {
+        self.closed.send_replace(true);
         if let Some(Open { client, mut driver }) = self.open.lock().await.take() {
             drop(client);
             if timeout(CLOSE_LIMIT, &mut driver).await.is_err() {

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from socketio_postgres import AsyncEmitter, CommitInDoubtError, GapInfo, SelfTestError
+from socketio_postgres import (
+    AsyncEmitter,
+    AsyncPostgresManager,
+    ClosedError,
+    CommitInDoubtError,
+    GapInfo,
+    SelfTestError,
+)
 from tests.faults.conftest import Recovered, Rounds
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
@@ -245,3 +253,21 @@ async def test_the_listener_ends_up_at_another_server(postgres: OwnPostgres, pro
             proxy.reset()
             await eventually(lambda: sessions(database, LISTENS), "it listens at the right one", RECOVERY_S)
             await eventually(lambda: one.manager.stats()["is_listening"], "it says so")
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """The DSN of a host that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"host=127.0.0.1 port={server.getsockname()[1]} user=any dbname=any connect_timeout=60"
+
+
+async def test_closing_does_not_wait_for_a_connection(black_hole: str) -> None:
+    """Nobody answers for as long as `connect_timeout` allows; whoever closes then is not held up by that."""
+    manager = AsyncPostgresManager(black_hole, write_only=True)
+    starting = asyncio.ensure_future(manager.start())
+    await asyncio.sleep(0.2)  # it is connecting; earlier is no harder
+    assert not starting.done()
+    await asyncio.wait_for(manager.close(), 30)
+    with pytest.raises(ClosedError):
+        await starting
