@@ -163,6 +163,7 @@ impl PyBus {
         let (echo, rooms) = (Arc::new(Echo::default()), Arc::new(Rooms::default()));
         // Attachments have a session of their own: fetching a large one must not delay publishing.
         let session = Session::new(Arc::clone(&write_connector), answer_limit);
+        let writer = Session::new(write_connector, answer_limit);
         let publisher = Arc::new(Publisher::new(
             PublisherSettings {
                 uid: settings.uid.clone(),
@@ -176,7 +177,7 @@ impl PyBus {
                 buffer_age,
                 signing_key: signing_key.clone(),
             },
-            Session::new(write_connector, answer_limit),
+            writer.clone(),
             Arc::clone(&table),
             Arc::clone(&echo),
             outlet.clone(),
@@ -185,7 +186,7 @@ impl PyBus {
         let listener_settings = ListenerSettings {
             probe_interval,
             member_lock: is_member.then(|| MemberLock::of(&settings.channel, &settings.uid)),
-            writer: session.clone(),
+            writer,
             echo: Arc::clone(&echo),
         };
         let intake_settings = IntakeSettings {
