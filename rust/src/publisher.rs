@@ -561,7 +561,7 @@ async fn commit(shared: &Shared, client: &Client, mut flight: InFlight<'_>) -> R
         }
         let began = Instant::now();
         flight.is_sending = true;
-        let sent = shared.session.answer("commit messages", send(shared, client, group)).await;
+        let sent = shared.session.answer_to_commit("commit messages", send(shared, client, group)).await;
         flight.is_sending = sent.as_ref().is_err_and(Error::is_connection_lost);
         match sent {
             Ok(()) => {

@@ -75,6 +75,16 @@ impl Session {
         }
     }
 
+    /// The same for a statement that writes: without an answer it may have been committed.
+    pub async fn answer_to_commit<T>(&self, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.answer(context, work).await.map_err(|error| match error {
+            Error::ConnectionLost { context, reason, .. } => {
+                Error::ConnectionLost { context, reason, may_be_sent: true }
+            }
+            other => other,
+        })
+    }
+
     /// Connections opened after the first one.
     pub fn reconnects(&self) -> u64 {
         self.connects.load(Ordering::Relaxed).saturating_sub(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +16,12 @@ from socketio_postgres import (
     AsyncPostgresManager,
     ClosedError,
     CommitInDoubtError,
+    ConnectionLostError,
     GapInfo,
     SelfTestError,
 )
+from socketio_postgres.bus import Bus
+from socketio_postgres.options import BusOptions
 from tests.faults.conftest import Recovered, Rounds
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
@@ -253,6 +257,26 @@ async def test_the_listener_ends_up_at_another_server(postgres: OwnPostgres, pro
             proxy.reset()
             await eventually(lambda: sessions(database, LISTENS), "it listens at the right one", RECOVERY_S)
             await eventually(lambda: one.manager.stats()["is_listening"], "it says so")
+
+
+async def test_an_attachment_that_is_not_answered_for_is_in_doubt(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """It is there, and the answer that says so got lost; before the statement was sent nothing is in doubt."""
+    database = postgres.database
+    bus = Bus(BusOptions(proxy.dsn), uid=lambda: "0123456789abcdef", probe_interval=PROBE_INTERVAL_S)
+    insert = functools.partial(bus.core.insert_attachment, b"body")
+    try:
+        await bus.call(insert)
+        [link] = proxy.links
+        link.freeze("to_client")
+        with pytest.raises(CommitInDoubtError, match="did not answer"):
+            await bus.call(insert)
+        assert database.value("SELECT count(*) FROM socket_io_attachments") == 2
+        proxy.refuse()
+        with pytest.raises(ConnectionLostError) as caught:
+            await bus.call(insert)
+        assert not caught.value.may_be_sent
+    finally:
+        await bus.close(1.0)
 
 
 @pytest.fixture

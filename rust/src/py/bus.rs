@@ -118,7 +118,7 @@ impl PyBus {
         let work = operation(Arc::clone(&self.table), self.session.clone());
         let session = self.session.clone();
         runtime::handle()?.spawn(async move {
-            let result = session.answer("use the attachment table", work).await;
+            let result = work.await;
             if result.as_ref().is_err_and(Error::is_connection_lost) {
                 session.discard().await;
             }
@@ -322,21 +322,32 @@ impl PyBus {
 
     fn ensure_table(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, |table, session| async move {
-            table.ensure(&*session.client().await?).await?;
+            let work = async { table.ensure(&*session.client().await?).await };
+            session.answer("look up the attachment table", work).await?;
             Ok(Outcome::Done)
         })?)
     }
 
     fn insert_attachment(&self, body: Vec<u8>, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, |table, session| async move {
-            Ok(Outcome::Number(table.insert(&*session.client().await?, &body).await?))
+            let prepare = async {
+                let client = session.client().await?;
+                table.ensure(&client).await?;
+                Ok(client)
+            };
+            let client = session.answer("look up the attachment table", prepare).await?;
+            let work = table.insert(&client, &body);
+            Ok(Outcome::Number(session.answer_to_commit("insert an attachment", work).await?))
         })?)
     }
 
     fn get_attachment(&self, attachment_id: i64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, move |table, session| async move {
-            let client = session.client().await?;
-            let found = table.fetch(&client, &[attachment_id], usize::MAX, usize::MAX).await?.remove(&attachment_id);
+            let work = async {
+                let client = session.client().await?;
+                table.fetch(&client, &[attachment_id], usize::MAX, usize::MAX).await
+            };
+            let found = session.answer("fetch attachments", work).await?.remove(&attachment_id);
             Ok(Outcome::Bytes(match found {
                 Some(Body::Bytes(bytes)) => Some(bytes),
                 _ => None,
@@ -346,7 +357,8 @@ impl PyBus {
 
     fn expire_attachments(&self, age_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, move |table, session| async move {
-            Ok(Outcome::Number(table.expire(&*session.client().await?, age_seconds).await?))
+            let work = async { table.expire(&*session.client().await?, age_seconds).await };
+            Ok(Outcome::Number(session.answer("expire attachments", work).await?))
         })?)
     }
 
