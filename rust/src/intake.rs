@@ -23,7 +23,7 @@ use crate::listener::Sink;
 use crate::protocol::{Body as MessageBody, EMITTER_UID, Message};
 use crate::rooms::Rooms;
 use crate::runtime;
-use crate::sequence::{Arrival, Sequences};
+use crate::sequence::{Arrival, Sender, Sequences};
 use crate::session::Session;
 use crate::signature::{Signed, SigningKey};
 
@@ -344,7 +344,7 @@ impl Shared {
     ) -> bool {
         let Origin { nsp, uid, process } = origin;
         let Some(number) = number else { return true };
-        let sender = if uid == EMITTER_UID { process.unwrap_or(uid) } else { uid };
+        let sender = if uid == EMITTER_UID { Sender::Emitter(process.unwrap_or(uid)) } else { Sender::Server(uid) };
         match state.sequences.observe(channel, sender, number, arrived) {
             Arrival::InOrder => {}
             Arrival::Repeated => {
