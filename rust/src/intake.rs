@@ -33,8 +33,6 @@ const FETCH_COUNT: usize = 64;
 const FETCH_BYTES: usize = 16 * 1024 * 1024;
 /// How long a message may wait for its attachment while the database cannot be asked.
 const FETCH_LIMIT: Duration = Duration::from_secs(10);
-/// How often Python is told that a server is alive whose messages concern nobody here; much more often than any heartbeat.
-const SEEN_INTERVAL: Duration = Duration::from_millis(500);
 /// Most servers remembered for that.
 const SEEN_LIMIT: usize = 10_000;
 
@@ -48,6 +46,9 @@ pub struct IntakeSettings {
     pub buffer_bytes: usize,
     /// Largest attachment that is read.
     pub max_payload_bytes: usize,
+    /// How often Python is told that a server is alive whose messages concern nobody here; a small part of the time
+    /// after which that server would be given up.
+    pub seen_interval: Duration,
     /// Verifies every message.
     pub signing_key: Option<SigningKey>,
 }
@@ -433,7 +434,7 @@ impl Shared {
         }
         let now = Instant::now();
         let last = state.seen.get(nsp).and_then(|uids| uids.get(uid));
-        if last.is_some_and(|at| now.duration_since(*at) < SEEN_INTERVAL) {
+        if last.is_some_and(|at| now.duration_since(*at) < self.settings.seen_interval) {
             return;
         }
         if state.seen.values().map(HashMap::len).sum::<usize>() >= SEEN_LIMIT {

@@ -28,6 +28,9 @@ use crate::runtime::{self, Lease};
 use crate::session::Session;
 use crate::signature::SigningKey;
 
+/// So many times in a probe's interval, twenty in a `heartbeat_timeout`, a server may be called alive.
+const SEEN_PART: u32 = 10;
+
 /// The complete settings, checked and defaulted by `options.py`.
 #[derive(FromPyObject)]
 struct Settings {
@@ -194,6 +197,7 @@ impl PyBus {
             prefix: settings.channel,
             buffer_bytes: settings.receive_buffer_bytes,
             max_payload_bytes: settings.max_payload,
+            seen_interval: probe_interval / SEEN_PART,
             signing_key,
         };
         let intake = (!settings.is_raw).then(|| {
