@@ -458,6 +458,20 @@ impl Shared {
         }
     }
 
+    /// Give up what has waited too long, the time not counted in which the database could be asked.
+    fn give_up(&self, in_vain: Instant) {
+        let late: Vec<Wanted> = {
+            let mut state = self.lock();
+            let is_late = |wanted: &Wanted| wanted.since.max(in_vain).elapsed() >= FETCH_LIMIT;
+            let count = state.wanted.iter().take_while(|wanted| is_late(wanted)).count();
+            state.wanted.drain(..count).collect()
+        };
+        for wanted in late {
+            let missing = missing(&wanted);
+            self.settle(wanted, Err(missing));
+        }
+    }
+
     /// Fill the slot of one attachment and release what it held back.
     fn settle(&self, wanted: Wanted, body: Result<&[u8]>) {
         let result = body.and_then(|body| {
@@ -509,10 +523,13 @@ impl Shared {
 /// Fetch attachments until none is wanted.
 async fn fetch(shared: &Shared) {
     let mut backoff = Backoff::default();
+    // Since when the database was asked in vain.
+    let mut in_vain: Option<Instant> = None;
     loop {
         let batch: Vec<Wanted> = {
             let mut state = shared.lock();
-            let count = state.wanted.len().min(FETCH_COUNT);
+            // After a failure the first one is asked for alone: that has the best chance.
+            let count = state.wanted.len().min(if in_vain.is_none() { FETCH_COUNT } else { 1 });
             if count == 0 {
                 state.is_fetching = false;
                 return;
@@ -520,9 +537,11 @@ async fn fetch(shared: &Shared) {
             state.wanted.drain(..count).collect()
         };
         let ids: Vec<i64> = batch.iter().map(|wanted| wanted.id).collect();
+        let began = Instant::now();
         match shared.session.answer("fetch attachments", fetch_once(shared, &ids)).await {
             Ok(bodies) => {
                 backoff.reset();
+                in_vain = None;
                 settle_batch(shared, batch, &bodies);
             }
             Err(error) => {
@@ -530,13 +549,18 @@ async fn fetch(shared: &Shared) {
                 if backoff.attempts() == 0 {
                     shared.outlet.push(Item::Failure(error.clone()));
                 }
-                let is_late = |wanted: &Wanted| !error.is_transient() || wanted.since.elapsed() >= FETCH_LIMIT;
-                let (late, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_late);
-                for wanted in late {
-                    let missing = missing(&wanted);
-                    shared.settle(wanted, Err(missing));
+                if error.is_transient() {
+                    shared.want_again(batch.into_iter());
+                    if let Some(since) = in_vain {
+                        shared.give_up(since); // but not before a second attempt, on a new connection
+                    }
+                    in_vain = in_vain.or(Some(began));
+                } else {
+                    for wanted in batch {
+                        let missing = missing(&wanted);
+                        shared.settle(wanted, Err(missing));
+                    }
                 }
-                shared.want_again(rest.into_iter());
                 shared.session.discard().await;
                 tokio::time::sleep(backoff.next_delay()).await;
             }

@@ -23,7 +23,7 @@ from socketio_postgres import (
 from socketio_postgres.bus import Bus
 from socketio_postgres.options import BusOptions
 from tests.faults.conftest import Recovered, Rounds
-from tests.fixtures.bus import serving
+from tests.fixtures.bus import BusReader, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival
@@ -194,6 +194,60 @@ async def test_a_backlog_on_a_slow_link_is_no_silence(postgres: OwnPostgres, pro
     await at_rest(database)
 
 
+SLOW = Shape(bytes_per_second=300_000, slice_bytes=3000)
+LARGE = bytes(1024 * 1024)
+"""Takes more than three seconds on such a link."""
+
+
+async def test_a_large_message_on_a_slow_link_is_committed(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """All of it is taken off our hands at once; that nothing comes back for several limits is no silence."""
+    database = postgres.database
+    timing: dict[str, Any] = {"heartbeat_interval": 0.5, "heartbeat_timeout": 1.0}
+    async with (
+        BusReader(database) as reader,
+        serving(Database(proxy.dsn), listen_dsn=database.dsn, **timing) as one,
+    ):
+        await one.manager.start()
+        proxy.shape = SLOW
+        await one.manager.emit("large", LARGE)
+        await one.manager.emit("small", 1)
+        await one.manager.flush()
+        assert await reader.wait_for(2) == [["large", LARGE], ["small", 1]]
+        assert one.manager.stats()["publisher_reconnects"] == 0
+        assert one.errors == []
+
+
+async def test_a_large_row_on_a_slow_link_is_read(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """Nor is it a silence that the answer takes several limits, as long as more and more of it comes."""
+    database = postgres.database
+    async with (
+        BusReader(database, dsn=proxy.dsn, listen_dsn=database.dsn, heartbeat_timeout=1.0) as reader,
+        AsyncEmitter(database.dsn) as io,
+    ):
+        proxy.shape = SLOW
+        await io.emit("large", LARGE)
+        await io.emit("small", 1)
+        assert await reader.wait_for(2) == [["large", LARGE], ["small", 1]]
+        assert len(proxy.links) == 1, "it came by this way"
+        assert reader.failures == []
+
+
+async def test_a_link_that_fell_silent_costs_no_attachment(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """However long it takes to notice, what was asked for is asked for again."""
+    database = postgres.database
+    async with (
+        BusReader(database, dsn=proxy.dsn, listen_dsn=database.dsn, heartbeat_timeout=11.0) as reader,
+        AsyncEmitter(database.dsn) as io,
+    ):
+        await io.emit("first", b"1")
+        await reader.wait_for(1)
+        [link] = proxy.links
+        link.swallow()
+        await asyncio.gather(*(io.emit("second", b"2", number) for number in range(3)))
+        assert await reader.wait_for(4) == [["first", b"1"], *(["second", b"2", number] for number in range(3))]
+        assert reader.gap_infos == []
+
+
 async def test_no_connection_can_be_made(
     postgres: OwnPostgres, proxy: Proxy, rounds: Rounds, recovered: Recovered
 ) -> None:
@@ -266,11 +320,12 @@ async def test_an_attachment_that_is_not_answered_for_is_in_doubt(postgres: OwnP
     insert = functools.partial(bus.core.insert_attachment, b"body")
     try:
         await bus.call(insert)
+        before = database.value("SELECT count(*) FROM socket_io_attachments")
         [link] = proxy.links
         link.freeze("to_client")
         with pytest.raises(CommitInDoubtError, match="did not answer"):
             await bus.call(insert)
-        assert database.value("SELECT count(*) FROM socket_io_attachments") == 2
+        assert database.value("SELECT count(*) FROM socket_io_attachments") == before + 1
         proxy.refuse()
         with pytest.raises(ConnectionLostError) as caught:
             await bus.call(insert)

@@ -341,7 +341,7 @@ impl PyBus {
             };
             let client = session.answer("look up the attachment table", prepare).await?;
             let work = table.insert(&client, &body);
-            Ok(Outcome::Number(session.answer_to_commit("insert an attachment", work).await?))
+            Ok(Outcome::Number(session.answer_to_commit("insert an attachment", body.len(), work).await?))
         })?)
     }
 
