@@ -172,7 +172,11 @@ class AsyncPostgresClient:
         await self._bus.call(self._bus.core.ensure_table)
 
     async def insert_attachment(self, body: bytes) -> int:
-        """Store a body; returns its id."""
+        """Store a body; returns its id.
+
+        Raises:
+            CommitInDoubtError: The connection broke, or fell silent, while it was being stored.
+        """
         core = self._bus.core
         attachment_id: int = await self._bus.call(lambda inbox, token: core.insert_attachment(body, inbox, token))
         return attachment_id

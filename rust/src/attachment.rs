@@ -177,9 +177,8 @@ impl AttachmentTable {
         }
     }
 
-    /// Store one body; returns its id.
+    /// Store one body in a table that is there; returns its id.
     pub async fn insert(&self, client: &Client, body: &[u8]) -> Result<i64> {
-        self.ensure(client).await?;
         let sql = format!("INSERT INTO {} (payload) VALUES ($1) RETURNING id", self.quoted);
         let rows = client.query_typed(&sql, &[(&body, Type::BYTEA)]).await;
         let rows = rows.map_err(|error| Error::from_postgres("insert an attachment", &error, true))?;

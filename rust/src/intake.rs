@@ -23,7 +23,7 @@ use crate::listener::Sink;
 use crate::protocol::{Body as MessageBody, EMITTER_UID, Message};
 use crate::rooms::Rooms;
 use crate::runtime;
-use crate::sequence::{Arrival, Sequences};
+use crate::sequence::{Arrival, Sender, Sequences};
 use crate::session::Session;
 use crate::signature::{Signed, SigningKey};
 
@@ -33,8 +33,6 @@ const FETCH_COUNT: usize = 64;
 const FETCH_BYTES: usize = 16 * 1024 * 1024;
 /// How long a message may wait for its attachment while the database cannot be asked.
 const FETCH_LIMIT: Duration = Duration::from_secs(10);
-/// How often Python is told that a server is alive whose messages concern nobody here; much more often than any heartbeat.
-const SEEN_INTERVAL: Duration = Duration::from_millis(500);
 /// Most servers remembered for that.
 const SEEN_LIMIT: usize = 10_000;
 
@@ -48,6 +46,9 @@ pub struct IntakeSettings {
     pub buffer_bytes: usize,
     /// Largest attachment that is read.
     pub max_payload_bytes: usize,
+    /// How often Python is told that a server is alive whose messages concern nobody here; a small part of the time
+    /// after which that server would be given up.
+    pub seen_interval: Duration,
     /// Verifies every message.
     pub signing_key: Option<SigningKey>,
 }
@@ -344,7 +345,7 @@ impl Shared {
     ) -> bool {
         let Origin { nsp, uid, process } = origin;
         let Some(number) = number else { return true };
-        let sender = if uid == EMITTER_UID { process.unwrap_or(uid) } else { uid };
+        let sender = if uid == EMITTER_UID { Sender::Emitter(process.unwrap_or(uid)) } else { Sender::Server(uid) };
         match state.sequences.observe(channel, sender, number, arrived) {
             Arrival::InOrder => {}
             Arrival::Repeated => {
@@ -433,7 +434,7 @@ impl Shared {
         }
         let now = Instant::now();
         let last = state.seen.get(nsp).and_then(|uids| uids.get(uid));
-        if last.is_some_and(|at| now.duration_since(*at) < SEEN_INTERVAL) {
+        if last.is_some_and(|at| now.duration_since(*at) < self.settings.seen_interval) {
             return;
         }
         if state.seen.values().map(HashMap::len).sum::<usize>() >= SEEN_LIMIT {
@@ -454,6 +455,20 @@ impl Shared {
         let mut state = self.lock();
         for wanted in batch.rev() {
             state.wanted.push_front(wanted);
+        }
+    }
+
+    /// Give up what has waited too long, the time not counted in which the database could be asked.
+    fn give_up(&self, in_vain: Instant) {
+        let late: Vec<Wanted> = {
+            let mut state = self.lock();
+            let is_late = |wanted: &Wanted| wanted.since.max(in_vain).elapsed() >= FETCH_LIMIT;
+            let count = state.wanted.iter().take_while(|wanted| is_late(wanted)).count();
+            state.wanted.drain(..count).collect()
+        };
+        for wanted in late {
+            let missing = missing(&wanted);
+            self.settle(wanted, Err(missing));
         }
     }
 
@@ -508,10 +523,13 @@ impl Shared {
 /// Fetch attachments until none is wanted.
 async fn fetch(shared: &Shared) {
     let mut backoff = Backoff::default();
+    // Since when the database was asked in vain.
+    let mut in_vain: Option<Instant> = None;
     loop {
         let batch: Vec<Wanted> = {
             let mut state = shared.lock();
-            let count = state.wanted.len().min(FETCH_COUNT);
+            // After a failure the first one is asked for alone: that has the best chance.
+            let count = state.wanted.len().min(if in_vain.is_none() { FETCH_COUNT } else { 1 });
             if count == 0 {
                 state.is_fetching = false;
                 return;
@@ -519,9 +537,11 @@ async fn fetch(shared: &Shared) {
             state.wanted.drain(..count).collect()
         };
         let ids: Vec<i64> = batch.iter().map(|wanted| wanted.id).collect();
+        let began = Instant::now();
         match shared.session.answer("fetch attachments", fetch_once(shared, &ids)).await {
             Ok(bodies) => {
                 backoff.reset();
+                in_vain = None;
                 settle_batch(shared, batch, &bodies);
             }
             Err(error) => {
@@ -529,13 +549,18 @@ async fn fetch(shared: &Shared) {
                 if backoff.attempts() == 0 {
                     shared.outlet.push(Item::Failure(error.clone()));
                 }
-                let is_late = |wanted: &Wanted| !error.is_transient() || wanted.since.elapsed() >= FETCH_LIMIT;
-                let (late, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_late);
-                for wanted in late {
-                    let missing = missing(&wanted);
-                    shared.settle(wanted, Err(missing));
+                if error.is_transient() {
+                    shared.want_again(batch.into_iter());
+                    if let Some(since) = in_vain {
+                        shared.give_up(since); // but not before a second attempt, on a new connection
+                    }
+                    in_vain = in_vain.or(Some(began));
+                } else {
+                    for wanted in batch {
+                        let missing = missing(&wanted);
+                        shared.settle(wanted, Err(missing));
+                    }
                 }
-                shared.want_again(rest.into_iter());
                 shared.session.discard().await;
                 tokio::time::sleep(backoff.next_delay()).await;
             }

@@ -27,14 +27,12 @@ use crate::protocol::{check_channel, quote_identifier};
 use crate::runtime;
 use crate::session::Session;
 
-/// Longest wait for an answer while a session is being set up; later it is the probe's interval.
+/// Longest wait for an answer, or silence before it, while a session is being set up; later it is the probe's interval.
 const SETUP_LIMIT: Duration = Duration::from_secs(5);
 /// After so many intervals without a probe the server ends the session: then this process does not run.
 const IDLE_INTERVALS: u32 = 3;
 /// `pg_notification_queue_usage` takes locks that publishers need, so it is asked rarely.
 const QUEUE_USAGE_INTERVAL: Duration = Duration::from_secs(30);
-/// How much longer we wait for what we published ourselves while other notifications stream in.
-const BUSY_PATIENCE: u32 = 4;
 /// During a long outage every so many failed attempts are reported again, that is about once a minute.
 const REPORT_EVERY: u32 = 15;
 
@@ -354,7 +352,7 @@ async fn session(
             let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), shared.changed.notified());
             let is_changed = is_changed.await.is_ok();
             let done = if is_changed {
-                within(SETUP_LIMIT, "LISTEN", apply(shared, &client, false)).await
+                unless_silent(shared, &client, 2 * interval, "LISTEN", apply(shared, &client, false)).await
             } else {
                 probe_at = Instant::now() + interval;
                 check(shared, &client, interval).await
@@ -375,17 +373,23 @@ async fn within<T>(limit: Duration, context: &str, work: impl Future<Output = Re
     timeout(limit, work).await.map_err(late)?
 }
 
-/// Wait for the answer to a probe for as long as anything else arrives, and then for `limit`: the answer stands behind
-/// the notifications that were sent before it, and those may be many, or the link slow.
-async fn unless_silent<T>(shared: &Shared, limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+/// Wait for an answer for as long as anything else arrives, and then for `limit`: it stands behind the notifications that
+/// were sent before it, and those may be many, or the link slow.
+async fn unless_silent<T>(
+    shared: &Shared,
+    client: &Client,
+    limit: Duration,
+    context: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let began = Instant::now();
     let mut work = Box::pin(work);
     loop {
-        match timeout(limit, &mut work).await {
+        match timeout(limit.min(shared.settings.probe_interval), &mut work).await {
             Ok(result) => return result,
-            Err(_) if shared.is_hearing(limit) => {}
+            Err(_) if began.elapsed() < limit || shared.is_hearing(limit) => probe::remind(client),
             Err(_) => {
-                let context = "the probe of the listening session".to_owned();
-                return Err(Error::Timeout { context, seconds: limit.as_secs_f64().into() });
+                return Err(Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() });
             }
         }
     }
@@ -397,14 +401,15 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
     let prepare = async {
         let identity = probe::identify(client).await?;
         shared.lock().identity = Some(identity);
-        probe::configure(client, IDLE_INTERVALS * settings.probe_interval).await?;
-        apply(shared, client, true).await
+        probe::configure(client, IDLE_INTERVALS * settings.probe_interval).await
     };
-    within(SETUP_LIMIT, "setting the listening session up", prepare).await?;
+    let context = "setting the listening session up";
+    within(SETUP_LIMIT, context, prepare).await?;
+    unless_silent(shared, client, SETUP_LIMIT, context, apply(shared, client, true)).await?;
     // From here on whoever asked for a channel believes to hear everything.
     let after_gap = !std::mem::replace(is_first, false);
     shared.lock().is_member = false;
-    within(SETUP_LIMIT, "setting the listening session up", keep_membership(shared, client)).await?;
+    unless_silent(shared, client, SETUP_LIMIT, context, keep_membership(shared, client)).await?;
     check(shared, client, SETUP_LIMIT).await?;
     backoff.reset();
     let mut state = shared.lock();
@@ -443,7 +448,8 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
         keep_membership(shared, client).await?;
         probe::probe(client, class, asks_queue_usage).await
     };
-    let found = unless_silent(shared, limit, work).await?;
+    let asked_at = Instant::now();
+    let found = unless_silent(shared, client, limit, "the probe of the listening session", work).await?;
     {
         let mut state = shared.lock();
         state.is_alive();
@@ -465,9 +471,9 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
     if class.is_some() {
         shared.outlet.push(Item::Members(Some(found.members)));
     }
-    // Behind a long row of notifications our own take their time.
-    let patience = if shared.is_hearing(settings.probe_interval) { BUSY_PATIENCE } else { 1 };
-    match settings.echo.overdue(patience * settings.probe_interval, Instant::now()) {
+    // The server sends what was committed before it answers. So what was there long before we asked should have come,
+    // however long the row of notifications in front of it.
+    match settings.echo.overdue(settings.probe_interval, asked_at) {
         Some(channel) => Err(explain(shared).await.unwrap_or_else(|| probe::deaf(&channel))),
         None => Ok(()),
     }

@@ -580,7 +580,9 @@ async fn commit(shared: &Shared, client: &Client, mut flight: InFlight<'_>) -> R
         }
         let began = Instant::now();
         flight.is_sending = true;
-        let sent = shared.session.answer("commit messages", send(shared, client, group)).await;
+        let sent_bytes = group.iter().map(Outgoing::size_bytes).sum();
+        let work = send(shared, client, group);
+        let sent = shared.session.answer_to_commit("commit messages", sent_bytes, work).await;
         flight.is_sending = sent.as_ref().is_err_and(Error::is_connection_lost);
         match sent {
             Ok(()) => {

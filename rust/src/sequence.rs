@@ -6,13 +6,21 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-/// Most senders remembered for each channel. Emitters come and go; of the one heard least recently a loss would go
-/// unnoticed.
+/// Most senders of each kind remembered for each channel; of the one heard least recently a loss would go unnoticed.
 const SENDERS: usize = 4096;
 /// A sender is forgotten after so much silence, when room is needed.
 const MEMORY: Duration = Duration::from_secs(15 * 60);
 /// Numbers that go back further than this begin anew: no connection was ever lost with so much under way.
 const REPEATED: u64 = 100_000;
+
+/// Who numbers its messages.
+#[derive(Debug, Clone, Copy)]
+pub enum Sender<'a> {
+    /// A server, by its id. May be silent for long, and is there all the time.
+    Server(&'a str),
+    /// The process of an emitter. They come and go, and may be many.
+    Emitter(&'a str),
+}
 
 /// What a number says about the messages before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,21 +45,32 @@ struct Seen {
     at: SystemTime,
 }
 
+/// The senders on one channel. Each kind has room of its own, so that no number of emitters displaces a server.
+#[derive(Debug, Default)]
+struct Senders {
+    servers: HashMap<String, Seen>,
+    emitters: HashMap<String, Seen>,
+}
+
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub struct Sequences {
-    channels: HashMap<String, HashMap<String, Seen>>,
+    channels: HashMap<String, Senders>,
 }
 
 impl Sequences {
-    /// A message of `sender` (server id, or an emitter's process) arrived on `channel` with this number.
+    /// A message of `sender` arrived on `channel` with this number.
     ///
     /// The first one of a sender is its beginning: what it sent before we listened was not meant for us.
-    pub fn observe(&mut self, channel: &str, sender: &str, number: u64, now: SystemTime) -> Arrival {
+    pub fn observe(&mut self, channel: &str, sender: Sender<'_>, number: u64, now: SystemTime) -> Arrival {
         if !self.channels.contains_key(channel) {
-            self.channels.insert(channel.to_owned(), HashMap::new());
+            self.channels.insert(channel.to_owned(), Senders::default());
         }
-        let Some(senders) = self.channels.get_mut(channel) else { return Arrival::InOrder };
+        let Some(channel) = self.channels.get_mut(channel) else { return Arrival::InOrder };
+        let (senders, sender) = match sender {
+            Sender::Server(uid) => (&mut channel.servers, uid),
+            Sender::Emitter(process) => (&mut channel.emitters, process),
+        };
         let Some(seen) = senders.get_mut(sender) else {
             if senders.len() >= SENDERS {
                 forget_some(senders, now);
@@ -87,6 +106,7 @@ fn forget_some(senders: &mut HashMap<String, Seen>, now: SystemTime) {
 
 #[cfg(test)]
 mod tests {
+    use super::Sender::{Emitter, Server};
     use super::*;
 
     fn at(second: u64) -> SystemTime {
@@ -96,50 +116,61 @@ mod tests {
     #[test]
     fn a_hole_is_counted_and_dated() {
         let mut sequences = Sequences::default();
-        assert_eq!(sequences.observe("c", "a", 57, at(1)), Arrival::InOrder, "we came late");
-        assert_eq!(sequences.observe("c", "a", 58, at(2)), Arrival::InOrder);
-        assert_eq!(sequences.observe("c", "a", 62, at(9)), Arrival::Hole { missing: 3, since: at(2) });
-        assert_eq!(sequences.observe("c", "a", 63, at(9)), Arrival::InOrder);
+        assert_eq!(sequences.observe("c", Server("a"), 57, at(1)), Arrival::InOrder, "we came late");
+        assert_eq!(sequences.observe("c", Server("a"), 58, at(2)), Arrival::InOrder);
+        assert_eq!(sequences.observe("c", Server("a"), 62, at(9)), Arrival::Hole { missing: 3, since: at(2) });
+        assert_eq!(sequences.observe("c", Server("a"), 63, at(9)), Arrival::InOrder);
     }
 
     #[test]
     fn senders_and_channels_are_kept_apart() {
         let mut sequences = Sequences::default();
-        assert_eq!(sequences.observe("c", "a", 1, at(1)), Arrival::InOrder);
-        assert_eq!(sequences.observe("c", "b", 1, at(1)), Arrival::InOrder);
-        assert_eq!(sequences.observe("d", "a", 1, at(1)), Arrival::InOrder);
-        assert_eq!(sequences.observe("c", "a", 2, at(1)), Arrival::InOrder);
+        assert_eq!(sequences.observe("c", Server("a"), 1, at(1)), Arrival::InOrder);
+        assert_eq!(sequences.observe("c", Server("b"), 1, at(1)), Arrival::InOrder);
+        assert_eq!(sequences.observe("d", Server("a"), 1, at(1)), Arrival::InOrder);
+        assert_eq!(sequences.observe("c", Server("a"), 2, at(1)), Arrival::InOrder);
     }
 
     #[test]
     fn what_comes_again_or_late_is_known() {
         let mut sequences = Sequences::default();
-        sequences.observe("c", "a", 5, at(1));
-        assert!(matches!(sequences.observe("c", "a", 8, at(1)), Arrival::Hole { missing: 2, .. }));
+        sequences.observe("c", Server("a"), 5, at(1));
+        assert!(matches!(sequences.observe("c", Server("a"), 8, at(1)), Arrival::Hole { missing: 2, .. }));
         for number in [5, 6, 7, 8] {
-            assert_eq!(sequences.observe("c", "a", number, at(2)), Arrival::Repeated);
+            assert_eq!(sequences.observe("c", Server("a"), number, at(2)), Arrival::Repeated);
         }
-        assert_eq!(sequences.observe("c", "a", 9, at(2)), Arrival::InOrder);
+        assert_eq!(sequences.observe("c", Server("a"), 9, at(2)), Arrival::InOrder);
     }
 
     #[test]
     fn a_sequence_may_begin_anew() {
         let mut sequences = Sequences::default();
-        sequences.observe("c", "a", 10_000_000, at(1));
-        assert_eq!(sequences.observe("c", "a", 1, at(2)), Arrival::InOrder);
-        assert_eq!(sequences.observe("c", "a", 2, at(2)), Arrival::InOrder);
+        sequences.observe("c", Server("a"), 10_000_000, at(1));
+        assert_eq!(sequences.observe("c", Server("a"), 1, at(2)), Arrival::InOrder);
+        assert_eq!(sequences.observe("c", Server("a"), 2, at(2)), Arrival::InOrder);
         sequences.forget("c");
-        assert_eq!(sequences.observe("c", "a", 700, at(3)), Arrival::InOrder);
+        assert_eq!(sequences.observe("c", Server("a"), 700, at(3)), Arrival::InOrder);
     }
 
     #[test]
     fn memory_is_bounded() {
         let mut sequences = Sequences::default();
         for number in 0..3 * SENDERS {
-            sequences.observe("c", &format!("emitter/{number}"), 1, at(number as u64));
+            sequences.observe("c", Emitter(&number.to_string()), 1, at(number as u64));
         }
-        assert!(sequences.channels["c"].len() <= SENDERS);
-        let last = format!("emitter/{}", 3 * SENDERS - 1);
-        assert!(matches!(sequences.observe("c", &last, 3, at(99_999)), Arrival::Hole { missing: 1, .. }));
+        assert!(sequences.channels["c"].emitters.len() <= SENDERS);
+        let last = (3 * SENDERS - 1).to_string();
+        assert!(matches!(sequences.observe("c", Emitter(&last), 3, at(99_999)), Arrival::Hole { missing: 1, .. }));
+    }
+
+    #[test]
+    fn emitters_displace_no_server() {
+        let mut sequences = Sequences::default();
+        sequences.observe("c", Server("quiet"), 1, at(0));
+        for number in 0..2 * SENDERS {
+            sequences.observe("c", Emitter(&number.to_string()), 1, at(1 + number as u64));
+        }
+        let arrival = sequences.observe("c", Server("quiet"), 3, at(99_999));
+        assert_eq!(arrival, Arrival::Hole { missing: 1, since: at(0) });
     }
 }

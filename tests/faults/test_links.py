@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from socketio_postgres import AsyncEmitter, CommitInDoubtError, GapInfo, SelfTestError
+from socketio_postgres import (
+    AsyncEmitter,
+    AsyncPostgresManager,
+    ClosedError,
+    CommitInDoubtError,
+    ConnectionLostError,
+    GapInfo,
+    Message,
+    MessageType,
+    SelfTestError,
+)
+from socketio_postgres.bus import Bus
+from socketio_postgres.options import BusOptions
 from tests.faults.conftest import Recovered, Rounds
-from tests.fixtures.bus import serving
+from tests.fixtures.bus import BusReader, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival
@@ -168,18 +182,86 @@ async def test_a_bad_link_loses_nothing(postgres: OwnPostgres, proxy: Proxy, sha
     await at_rest(database)
 
 
-async def test_a_backlog_on_a_slow_link_is_no_silence(postgres: OwnPostgres, proxy: Proxy) -> None:
-    """The answer to a probe stands behind it, several limits away; to give the session up would lose all of it."""
+@pytest.mark.parametrize("behind_it", ["a probe", "a LISTEN", "a message of our own"])
+async def test_a_backlog_on_a_slow_link_is_no_silence(postgres: OwnPostgres, proxy: Proxy, behind_it: str) -> None:
+    """What we wait for is many limits away, and the server has nothing to do meanwhile.
+
+    To give the session up, here or there, would lose all of it.
+    """
     database = postgres.database
     async with Receiver(Database(proxy.dsn)) as receiver, AsyncEmitter(database.dsn) as io:
-        proxy.shape = Shape(bytes_per_second=500_000, slice_bytes=1000)
+        before = sessions(database, LISTENS)
+        proxy.shape = Shape(bytes_per_second=40_000, slice_bytes=1000)
         body = "x" * 7000
-        emits = [io.emit(EVENT, "one", number, 0, f"{checksum_of(body):010}", body) for number in range(150)]
+        emits = [io.emit(EVENT, "one", number, 0, f"{checksum_of(body):010}", body) for number in range(40)]
         await asyncio.gather(*emits)
-        await eventually(lambda: len(receiver.stream) == 150, "it all comes")
-        assert receiver.stream == [Arrival("one", number) for number in range(150)]
-        assert receiver.stats["listener_reconnects"] == 0
+        core = receiver.bus.core
+        if behind_it == "a LISTEN":
+            await receiver.bus.call(functools.partial(core.listen, "another"))
+            assert receiver.stats["channels"] == 2
+        elif behind_it == "a message of our own":
+            await receiver.bus.publish(Message(MessageType.SOCKETS_JOIN, "/", to=["a"], rooms=["b"]))
+            await eventually(lambda: receiver.stats["own"] == 1, "it comes back")
+        await eventually(lambda: len(receiver.stream) == 40, "it all comes")
+        proxy.shape = Shape()
+        await receiver.bus.call(functools.partial(core.listen, "the next answer"))
+        assert receiver.stream == [Arrival("one", number) for number in range(40)]
+        assert sessions(database, LISTENS) == before
     await at_rest(database)
+
+
+SLOW = Shape(bytes_per_second=300_000, slice_bytes=3000)
+LARGE = bytes(1024 * 1024)
+"""Takes more than three seconds on such a link."""
+
+
+async def test_a_large_message_on_a_slow_link_is_committed(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """All of it is taken off our hands at once; that nothing comes back for several limits is no silence."""
+    database = postgres.database
+    timing: dict[str, Any] = {"heartbeat_interval": 0.5, "heartbeat_timeout": 1.0}
+    async with (
+        BusReader(database) as reader,
+        serving(Database(proxy.dsn), listen_dsn=database.dsn, **timing) as one,
+    ):
+        await one.manager.start()
+        proxy.shape = SLOW
+        await one.manager.emit("large", LARGE)
+        await one.manager.emit("small", 1)
+        await one.manager.flush()
+        assert await reader.wait_for(2) == [["large", LARGE], ["small", 1]]
+        assert one.manager.stats()["publisher_reconnects"] == 0
+        assert one.errors == []
+
+
+async def test_a_large_row_on_a_slow_link_is_read(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """Nor is it a silence that the answer takes several limits, as long as more and more of it comes."""
+    database = postgres.database
+    async with (
+        BusReader(database, dsn=proxy.dsn, listen_dsn=database.dsn, heartbeat_timeout=1.0) as reader,
+        AsyncEmitter(database.dsn) as io,
+    ):
+        proxy.shape = SLOW
+        await io.emit("large", LARGE)
+        await io.emit("small", 1)
+        assert await reader.wait_for(2) == [["large", LARGE], ["small", 1]]
+        assert len(proxy.links) == 1, "it came by this way"
+        assert reader.failures == []
+
+
+async def test_a_link_that_fell_silent_costs_no_attachment(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """However long it takes to notice, what was asked for is asked for again."""
+    database = postgres.database
+    async with (
+        BusReader(database, dsn=proxy.dsn, listen_dsn=database.dsn, heartbeat_timeout=11.0) as reader,
+        AsyncEmitter(database.dsn) as io,
+    ):
+        await io.emit("first", b"1")
+        await reader.wait_for(1)
+        [link] = proxy.links
+        link.swallow()
+        await asyncio.gather(*(io.emit("second", b"2", number) for number in range(3)))
+        assert await reader.wait_for(4) == [["first", b"1"], *(["second", b"2", number] for number in range(3))]
+        assert reader.gap_infos == []
 
 
 async def test_no_connection_can_be_made(
@@ -245,3 +327,42 @@ async def test_the_listener_ends_up_at_another_server(postgres: OwnPostgres, pro
             proxy.reset()
             await eventually(lambda: sessions(database, LISTENS), "it listens at the right one", RECOVERY_S)
             await eventually(lambda: one.manager.stats()["is_listening"], "it says so")
+
+
+async def test_an_attachment_that_is_not_answered_for_is_in_doubt(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """It is there, and the answer that says so got lost; before the statement was sent nothing is in doubt."""
+    database = postgres.database
+    bus = Bus(BusOptions(proxy.dsn), uid=lambda: "0123456789abcdef", probe_interval=PROBE_INTERVAL_S)
+    insert = functools.partial(bus.core.insert_attachment, b"body")
+    try:
+        await bus.call(insert)
+        before = database.value("SELECT count(*) FROM socket_io_attachments")
+        [link] = proxy.links
+        link.freeze("to_client")
+        with pytest.raises(CommitInDoubtError, match="did not answer"):
+            await bus.call(insert)
+        assert database.value("SELECT count(*) FROM socket_io_attachments") == before + 1
+        proxy.refuse()
+        with pytest.raises(ConnectionLostError) as caught:
+            await bus.call(insert)
+        assert not caught.value.may_be_sent
+    finally:
+        await bus.close(1.0)
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """The DSN of a host that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"host=127.0.0.1 port={server.getsockname()[1]} user=any dbname=any connect_timeout=60"
+
+
+async def test_closing_does_not_wait_for_a_connection(black_hole: str) -> None:
+    """Nobody answers for as long as `connect_timeout` allows; whoever closes then is not held up by that."""
+    manager = AsyncPostgresManager(black_hole, write_only=True)
+    starting = asyncio.ensure_future(manager.start())
+    await asyncio.sleep(0.2)  # it is connecting; earlier is no harder
+    assert not starting.done()
+    await asyncio.wait_for(manager.close(), 30)
+    with pytest.raises(ClosedError):
+        await starting

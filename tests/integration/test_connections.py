@@ -60,6 +60,24 @@ async def test_a_server_survives_the_loss_of_all_its_sessions(database: Database
         await client.disconnect()
 
 
+async def test_attachments_have_a_session_of_their_own_once_there_are_any(database: Database) -> None:
+    def count() -> object:
+        return database.value(f"SELECT count(*) {SESSIONS}")
+
+    async with serving(database) as one, AsyncEmitter(database.dsn) as io:
+        await one.manager.start()
+        client = await PythonClient.connect(one.url)
+        await one.manager.emit("of our own", b"binary")
+        await one.manager.flush()
+        await io.emit("of others", 1)
+        await client.wait_for("of others")
+        assert count() == 3, "the server's publisher and listener, and the emitter"
+        await io.emit("large", b"binary")
+        await client.wait_for("large")
+        assert count() == 4
+        await client.disconnect()
+
+
 async def test_the_publisher_goes_on(database: Database) -> None:
     async with spying(database) as spy, AsyncEmitter(database.dsn) as io:
         await io.emit("tick", 0)

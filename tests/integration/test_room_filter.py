@@ -7,10 +7,10 @@ import random
 from typing import Any
 
 from socketio_postgres import AsyncEmitter
-from tests.fixtures.bus import acquainted, serving
+from tests.fixtures.bus import BusReader, acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, nothing_arrives
 
 QUIET: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 120.0}
 
@@ -178,3 +178,16 @@ async def test_a_peer_that_concerns_nobody_here_is_alive(database: Database) -> 
                 assert is_counted()
                 await asyncio.sleep(0.1)
         await eventually(lambda: one.manager.server_count() == 1, "it fell silent")
+
+
+async def test_signs_of_life_are_passed_on_in_proportion_to_the_timeout(database: Database) -> None:
+    """Often enough for a short timeout, and not a hundred times for a long one."""
+    frame = '{"type":3,"uid":"node1","nsp":"/","data":{"opts":{"rooms":["x"]},"packet":{"type":2,"data":["e"]}}}'
+    async with BusReader(database, heartbeat_timeout=1200.0) as reader:
+        reader.bus.core.mirror_rooms()
+        with database.connect() as peer:
+            for count in (1, 2):
+                peer.execute("SELECT pg_notify('socket.io#/', %s)", (frame,))
+                await eventually(lambda count=count: reader.stats["irrelevant"] == count, "it is dropped")  # type: ignore[misc]
+                await nothing_arrives()
+        assert reader.seen == [("/", "node1")]

@@ -28,6 +28,9 @@ use crate::runtime::{self, Lease, Leftover};
 use crate::session::Session;
 use crate::signature::SigningKey;
 
+/// So many times in a probe's interval, twenty in a `heartbeat_timeout`, a server may be called alive.
+const SEEN_PART: u32 = 10;
+
 /// The complete settings, checked and defaulted by `options.py`.
 #[derive(FromPyObject)]
 struct Settings {
@@ -124,7 +127,7 @@ impl PyBus {
         let work = operation(Arc::clone(&self.table), self.session.clone());
         let session = self.session.clone();
         runtime::handle()?.spawn(async move {
-            let result = session.answer("use the attachment table", work).await;
+            let result = work.await;
             if result.as_ref().is_err_and(Error::is_connection_lost) {
                 session.discard().await;
             }
@@ -174,6 +177,7 @@ impl PyBus {
         let (echo, rooms) = (Arc::new(Echo::default()), Arc::new(Rooms::default()));
         // Attachments have a session of their own: fetching a large one must not delay publishing.
         let session = Session::new(Arc::clone(&write_connector), answer_limit);
+        let writer = Session::new(write_connector, answer_limit);
         let publisher = Arc::new(Publisher::new(
             PublisherSettings {
                 uid: settings.uid.clone(),
@@ -192,7 +196,7 @@ impl PyBus {
                 },
                 signing_key: signing_key.clone(),
             },
-            Session::new(write_connector, answer_limit),
+            writer.clone(),
             Arc::clone(&table),
             Arc::clone(&echo),
             outlet.clone(),
@@ -201,7 +205,7 @@ impl PyBus {
         let listener_settings = ListenerSettings {
             probe_interval,
             member_lock: is_member.then(|| MemberLock::of(&settings.channel, &settings.uid)),
-            writer: session.clone(),
+            writer,
             echo: Arc::clone(&echo),
         };
         let intake_settings = IntakeSettings {
@@ -209,6 +213,7 @@ impl PyBus {
             prefix: settings.channel,
             buffer_bytes: settings.receive_buffer_bytes,
             max_payload_bytes: settings.max_payload,
+            seen_interval: probe_interval / SEEN_PART,
             signing_key,
         };
         let intake = (!settings.is_raw).then(|| {
@@ -337,21 +342,32 @@ impl PyBus {
 
     fn ensure_table(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, |table, session| async move {
-            table.ensure(&*session.client().await?).await?;
+            let work = async { table.ensure(&*session.client().await?).await };
+            session.answer("look up the attachment table", work).await?;
             Ok(Outcome::Done)
         })?)
     }
 
     fn insert_attachment(&self, body: Vec<u8>, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, |table, session| async move {
-            Ok(Outcome::Number(table.insert(&*session.client().await?, &body).await?))
+            let prepare = async {
+                let client = session.client().await?;
+                table.ensure(&client).await?;
+                Ok(client)
+            };
+            let client = session.answer("look up the attachment table", prepare).await?;
+            let work = table.insert(&client, &body);
+            Ok(Outcome::Number(session.answer_to_commit("insert an attachment", body.len(), work).await?))
         })?)
     }
 
     fn get_attachment(&self, attachment_id: i64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, move |table, session| async move {
-            let client = session.client().await?;
-            let found = table.fetch(&client, &[attachment_id], usize::MAX, usize::MAX).await?.remove(&attachment_id);
+            let work = async {
+                let client = session.client().await?;
+                table.fetch(&client, &[attachment_id], usize::MAX, usize::MAX).await
+            };
+            let found = session.answer("fetch attachments", work).await?.remove(&attachment_id);
             Ok(Outcome::Bytes(match found {
                 Some(Body::Bytes(bytes)) => Some(bytes),
                 _ => None,
@@ -361,7 +377,8 @@ impl PyBus {
 
     fn expire_attachments(&self, age_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, move |table, session| async move {
-            Ok(Outcome::Number(table.expire(&*session.client().await?, age_seconds).await?))
+            let work = async { table.expire(&*session.client().await?, age_seconds).await };
+            Ok(Outcome::Number(session.answer("expire attachments", work).await?))
         })?)
     }
 
