@@ -8,7 +8,13 @@ from typing import Any
 __all__ = ["problems"]
 
 
-def problems(stats: Mapping[str, Any], *, max_probe_age: float = 30.0, max_buffer_count: int = 5000) -> list[str]:
+def problems(
+    stats: Mapping[str, Any],
+    *,
+    max_probe_age: float = 30.0,
+    max_buffer_count: int = 5000,
+    max_inbox_age: float = 30.0,
+) -> list[str]:
     """What keeps a manager, an emitter or a client from its work now, in words; empty when nothing does.
 
     An object that was not used yet has no problems. Nor is it one when `echo_age` grows: a silent server hears nothing
@@ -19,6 +25,8 @@ def problems(stats: Mapping[str, Any], *, max_probe_age: float = 30.0, max_buffe
         max_probe_age: Seconds that the listening session may be without an answer. It is asked, and replaced when it
             does not answer, within `heartbeat_timeout`; give more than that. Default 30.
         max_buffer_count: Messages that may wait to be committed. Default 5000, half of the option `buffer_count`.
+        max_inbox_age: Seconds that received messages may wait without this process taking any: its event loop, or the
+            background thread, is blocked or gone. Ask from another thread, or process, to see that. Default 30.
     """
     found = []
     state, probe_age, waiting = stats.get("state", "idle"), stats.get("probe_age"), stats.get("buffer_count", 0)
@@ -30,4 +38,7 @@ def problems(stats: Mapping[str, Any], *, max_probe_age: float = 30.0, max_buffe
         found.append(f"the listening session has not answered for {probe_age:.0f} s")
     if waiting > max_buffer_count:
         found.append(f"{waiting} messages wait to be committed")
+    inbox_age = stats.get("inbox_age", 0.0)
+    if inbox_age > max_inbox_age and state != "idle":  # nobody reads what an emitter is told
+        found.append(f"this process has taken none of the messages that wait for it, for {inbox_age:.0f} s")
     return found

@@ -68,6 +68,7 @@ METRICS: Final = (
     Metric("gaps", "counter", "{gap}", "Times that messages were found missing."),
     Metric("missing_messages", "counter", "{message}", "Messages known to be missing."),
     Metric("inbox_bytes", "gauge", "By", "Size of the messages waiting for the application."),
+    Metric("inbox_age", "gauge", "s", "Time that messages have waited without the application taking any."),
     Metric("held_bytes", "gauge", "By", "Size of the messages waiting behind attachments."),
 )
 

@@ -107,6 +107,8 @@ struct Queue {
     failures: usize,
     is_signalled: bool,
     drained_at: Instant,
+    /// Since when something waits and Python has taken nothing.
+    stalled_since: Option<Instant>,
 }
 
 /// See the module documentation.
@@ -141,6 +143,7 @@ impl Inbox {
                 failures: 0,
                 is_signalled: false,
                 drained_at: Instant::now(),
+                stalled_since: None,
             }),
             ready: Condvar::new(),
             limit_bytes,
@@ -172,6 +175,11 @@ impl Inbox {
     /// Time since Python looked here last.
     pub fn idle(&self) -> Duration {
         self.lock().drained_at.elapsed()
+    }
+
+    /// How long something has waited without Python taking anything; zero when nothing waits.
+    pub fn stalled(&self) -> Duration {
+        self.lock().stalled_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Add an item for the receiver known as `token`. False when it was dropped. A gap is never: without room it becomes
@@ -218,6 +226,7 @@ impl Inbox {
 
     fn append(&self, queue: &mut Queue, token: u64, item: Item) {
         queue.items.push_back((token, item));
+        queue.stalled_since.get_or_insert_with(Instant::now);
         if !queue.is_signalled {
             queue.is_signalled = true;
             // A full socket buffer means that the descriptor is readable already.
@@ -234,6 +243,7 @@ impl Inbox {
         let taken: Vec<_> = queue.items.drain(..count).collect();
         queue.bytes -= taken.iter().map(|(_, item)| item.size_bytes()).sum::<usize>();
         queue.failures -= taken.iter().filter(|(_, item)| matches!(item, Item::Failure(_))).count();
+        queue.stalled_since = (!queue.items.is_empty()).then_some(queue.drained_at);
         if queue.items.is_empty() && queue.is_signalled {
             queue.is_signalled = false;
             let mut sink = [0u8; 16];
@@ -315,6 +325,22 @@ mod tests {
     fn message(size: usize) -> Item {
         let packet = crate::protocol::Data::Json("x".repeat(size));
         Item::Message(Message::new("/", Body::ServerSideEmit { packet, request_id: None }))
+    }
+
+    #[test]
+    fn it_is_stalled_while_something_waits_and_nothing_is_taken() {
+        let inbox = Inbox::new(10_000).unwrap();
+        assert_eq!(inbox.stalled(), Duration::ZERO);
+        inbox.push(1, message(1));
+        inbox.push(1, message(1));
+        std::thread::sleep(Duration::from_millis(20));
+        let before = inbox.stalled();
+        assert!(before >= Duration::from_millis(20));
+        assert_eq!(inbox.drain(1).len(), 1);
+        assert!(inbox.stalled() < before, "it was looked at");
+        assert_eq!(inbox.drain(9).len(), 1);
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(inbox.stalled(), Duration::ZERO);
     }
 
     #[test]

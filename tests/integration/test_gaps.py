@@ -147,7 +147,9 @@ async def test_an_overflow_is_counted_exactly(database: Database) -> None:
             await eventually(lambda: reader.stats["overflowed"] > 0, "it overflows")
             await eventually(lambda: reader.stats["received"] + reader.stats["overflowed"] == 301, "all came")
             assert reader.stats["inbox_bytes"] <= 100_000
+            assert reader.stats["inbox_age"] > 0
         await eventually(lambda: len(reader.packets) + sum(gap.missing or 0 for gap in reader.gap_infos) == 301)
+        await eventually(lambda: reader.stats["inbox_age"] == 0, "everything is taken")
         [gap] = reader.gap_infos
         assert gap.reason == "overflow"
         assert gap.sender is not None

@@ -108,7 +108,9 @@ def test_the_core_fills_in_decode_errors() -> None:
 
 
 def test_the_core_fills_in_size_errors() -> None:
-    error = raised(Emitter("host=db", max_payload=100).emit, "e", "x" * 200)
+    io = Emitter("host=db", max_payload=100)
+    error = raised(io.emit, "e", "x" * 200)
+    io.close()
     assert isinstance(error, PayloadTooLargeError)
     assert error.limit_bytes == 100
     assert error.size_bytes > 200

@@ -19,6 +19,8 @@ WELL: dict[str, Any] = {"state": "listening", "probe_age": 1.0, "echo_age": 0.1,
         WELL,
         {**WELL, "state": "idle", "probe_age": None},  # an emitter
         {**WELL, "probe_age": None},  # not asked yet
+        {**WELL, "inbox_age": 30.0},  # just so
+        {**WELL, "state": "idle", "inbox_age": 86_400.0},  # an emitter that was told of a failure
         {**WELL, "echo_age": 86_400.0},  # nothing sent all day
         {**WELL, "probe_age": 30.0, "buffer_count": 5000},  # just so
     ],
@@ -35,6 +37,7 @@ def test_well(stats: dict[str, Any]) -> None:
         ({**WELL, "state": "connecting"}, "not listening"),
         ({**WELL, "probe_age": 31.0}, "not answered for 31 s"),
         ({**WELL, "buffer_count": 5001}, "5001 messages wait"),
+        ({**WELL, "inbox_age": 31.0}, "taken none of the messages that wait for it, for 31 s"),
     ],
 )
 def test_unwell(stats: dict[str, Any], words: str) -> None:

@@ -444,6 +444,7 @@ impl PyBus {
         out.set_item("gaps", intake.gaps)?;
         out.set_item("missing_messages", intake.missing)?;
         out.set_item("inbox_bytes", self.outlet.inbox.bytes())?;
+        out.set_item("inbox_age", self.outlet.inbox.stalled().as_secs_f64())?;
         out.set_item("held_bytes", intake.held_bytes)?;
         Ok(out)
     }
