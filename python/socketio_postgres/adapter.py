@@ -338,6 +338,11 @@ class ClusterAdapter:
 
     # ------------------------------------------------------------------------------------------- requesting
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._requests)
+
     def request(
         self,
         *,

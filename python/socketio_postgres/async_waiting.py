@@ -69,7 +69,7 @@ class AsyncWaiting(ClusterMember):
             asyncio.TimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
         """
         self._check_process()
-        if namespace in self._adapters:
+        if self._is_joined(namespace):
             return
         task, deadline = self._joining.get(namespace, (None, 0.0))
         if task is None:

@@ -56,6 +56,9 @@ CLOSE_LIMIT: Final = 5.0
 TICK_INTERVAL: Final = 1.0
 """Seconds between two ticks at most: a namespace, or a peer that expects heartbeats, may join meanwhile."""
 
+UNLISTEN_TOKEN: Final = 0
+"""Under which nobody waits."""
+
 CALLBACK_LIFETIME: Final = 300.0
 """Seconds after which an unanswered callback is forgotten; python-socketio itself never forgets."""
 
@@ -154,6 +157,7 @@ class ClusterMember(LocalSockets):
         """Everything that belongs to this process and nothing that belongs to the application."""
         self._pid = os.getpid()
         self._adapters: dict[str, ClusterAdapter] = {}
+        self._used_at: dict[str, float] = {}  # when each of them was needed last
         # Threads of a sync server share the adapters; nothing waits while it holds this.
         self._lock = threading.RLock()
         self._members: list[int] | None = None  # locks held, as our listening session last read them
@@ -267,8 +271,44 @@ class ClusterMember(LocalSockets):
         self._mirror_rooms()
         adapter = self._new_adapter(namespace)
         adapter.see_locks(self._members, time.monotonic())
+        self._used_at[namespace] = time.monotonic()
         self._adapters[namespace] = adapter
         self._run(adapter, adapter.announce, time.monotonic())
+
+    def _is_joined(self, namespace: str) -> bool:
+        """Whether LISTEN is active for a namespace that is needed now."""
+        with self._lock:
+            if namespace not in self._adapters:
+                return False
+            self._used_at[namespace] = time.monotonic()
+            return True
+
+    def _leave_unused(self, now: float) -> None:
+        """Leave namespaces that are not served and that nobody has used for a while: clients name what they like.
+
+        As Socket.IO's `cleanupEmptyChildNamespaces`, which is always on here: without it a client could make this
+        server, and all its peers, listen to ever more channels.
+        """
+        served: list[str] | None = None
+        for namespace, adapter in list(self._adapters.items()):
+            if namespace in self.rooms or adapter.is_asking:
+                self._used_at[namespace] = now
+            elif now - self._used_at[namespace] > self._heartbeat.heartbeat_timeout:
+                served = self._served_namespaces() if served is None else served
+                if namespace not in served:
+                    self._leave_namespace(namespace, adapter)
+
+    def _leave_namespace(self, namespace: str, adapter: ClusterAdapter) -> None:
+        with self._lock:  # who joins again, in another thread, comes after all of it
+            if namespace in self.rooms:
+                return  # a client came just now
+            del self._adapters[namespace], self._used_at[namespace]
+            self._forget_join(namespace)
+            self._run(adapter, adapter.leave)
+            self._bus.core.unlisten(_core.channel_name(self.channel, namespace), self._bus.inbox, UNLISTEN_TOKEN)
+
+    def _forget_join(self, namespace: str) -> None:
+        """Whoever needs a namespace again has to ask for LISTEN again."""
 
     def _announce_again(self) -> None:
         self._publish_soon(*self._step_all(ClusterAdapter.announce, time.monotonic()))
@@ -356,6 +396,7 @@ class ClusterMember(LocalSockets):
         """Drive the adapters' timers; returns when to do so again."""
         interval = self._heartbeat.heartbeat_interval
         to_send = []
+        self._leave_unused(now)
         late = now - self._tick_due
         if late > interval / 2:  # the event loop or the thread was blocked
             to_send += self._step_all(ClusterAdapter.wake, late, now)

@@ -133,6 +133,10 @@ class Waiting(ClusterMember):
             self._listen(namespace)
         return event
 
+    def _forget_join(self, namespace: str) -> None:
+        self._joined.pop(namespace, None)
+        self._join_deadlines.pop(namespace, None)
+
     def _listen(self, namespace: str) -> None:
         token = next(self._tokens)
         self._asked[token] = namespace
@@ -145,7 +149,7 @@ class Waiting(ClusterMember):
             OperationTimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
         """
         self._check_process()
-        if namespace in self._adapters:
+        if self._is_joined(namespace):
             return
         self.initialize()
         event = self._ask(namespace)

@@ -20,6 +20,7 @@ from socketio_postgres.embedded import free_port
 from tests.fixtures.bus import acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
+from tests.fixtures.members import AsyncMember, SyncMember
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
@@ -53,6 +54,32 @@ async def test_a_namespace_nobody_named_is_joined_when_it_is_asked_for(database:
             await io.of("/late").emit("hello")
         await client.wait_for("hello")
         await client.disconnect()
+
+
+@pytest.mark.parametrize("kind", [AsyncMember, SyncMember])
+async def test_a_namespace_that_is_not_served_is_left_after_its_last_client(
+    database: Database, kind: type[AsyncMember | SyncMember]
+) -> None:
+    """With `namespaces="*"` clients name what they like; nothing of it stays."""
+    errors: list[Exception] = []
+    options: dict[str, Any] = {"heartbeat_interval": 0.2, "heartbeat_timeout": 0.6, "error_handler": errors.append}
+    ours = kind("ours", database, ["/"], **options)
+    ours.sio.namespaces = "*"
+    async with spying(database, CHANNELS) as spy, AsyncEmitter(database.dsn) as io:
+        await ours.start()
+        for round_number in (1, 2):  # it can be joined again
+            client = await PythonClient.connect(ours.url, namespace="/a")
+            await asyncio.sleep(0.8)  # longer than the time after which an unused one is left
+            assert "/a" in ours.manager.stats()["peers"]
+            await io.of("/a").emit("hello")
+            await client.wait_for("hello")
+            await client.disconnect()
+            await eventually(lambda: "/a" not in ours.manager.stats()["peers"], "it is left")
+            await spy.wait_for(lambda frame: (frame.header["type"], frame.header["nsp"]) == (13, "/a"), round_number)
+            await eventually(lambda: ours.manager.stats()["channels"] == 1, "UNLISTEN")
+        assert "/" in ours.manager.stats()["peers"], "this one is served, with or without clients"
+        assert (errors, ours.manager.stats()["gaps"]) == ([], 0)
+        await ours.close()
 
 
 def _accept(sid: str, environ: object, auth: object) -> None:
