@@ -23,5 +23,6 @@ pub mod runtime;
 pub mod sequence;
 pub mod session;
 pub mod signature;
+pub mod statement;
 pub mod store;
 pub mod tls;

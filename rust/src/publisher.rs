@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_postgres::Client;
-use tokio_postgres::types::Type;
 
 use crate::attachment::AttachmentTable;
 use crate::backoff::Backoff;
@@ -23,6 +22,7 @@ use crate::protocol::{EMITTER_UID, Message, NOTIFY_LIMIT_BYTES, channel_name, ch
 use crate::runtime;
 use crate::session::Session;
 use crate::signature::SigningKey;
+use crate::statement;
 
 /// Letters of an emitter's process id on the wire: 48 bits.
 const PROCESS_LENGTH: usize = 8;
@@ -581,7 +581,7 @@ async fn commit(shared: &Shared, client: &Client, mut flight: InFlight<'_>) -> R
         let began = Instant::now();
         flight.is_sending = true;
         let sent_bytes = group.iter().map(Outgoing::size_bytes).sum();
-        let work = send(shared, client, group);
+        let work = statement::commit(client, &shared.table, group);
         let sent = shared.session.answer_to_commit("commit messages", sent_bytes, work).await;
         flight.is_sending = sent.as_ref().is_err_and(Error::is_connection_lost);
         match sent {
@@ -595,12 +595,12 @@ async fn commit(shared: &Shared, client: &Client, mut flight: InFlight<'_>) -> R
             }
             // Nothing was sent. Begin anew: the table is made again where that is allowed, or its absence reported.
             Err(error) if shared.table.forget_if_gone(&error).await => return Ok(()),
-            Err(error) if is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
-                shared.session.answer("tidy the notification queue", tidy_queue(client)).await?;
+            Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
+                shared.session.answer("tidy the notification queue", statement::tidy_queue(client)).await?;
             }
             // The server refused before committing: nothing was sent, and another attempt may succeed.
             Err(error) if error.is_transient() => return Err(error),
-            Err(error) if group.len() > 1 && (is_about_one_message(&error) || is_mixed(group)) => {
+            Err(error) if group.len() > 1 && (statement::is_about_one_message(&error) || is_mixed(group)) => {
                 let mut first = flight.parts.pop().unwrap_or_default();
                 let second = first.split_off(first.len() / 2);
                 flight.parts.extend([second, first]);
@@ -627,23 +627,6 @@ fn is_mixed(group: &[Outgoing]) -> bool {
     group.iter().any(Outgoing::is_attachment) && !group.iter().all(Outgoing::is_attachment)
 }
 
-/// `program_limit_exceeded`: of a NOTIFY, that the server's queue is full.
-fn is_queue_full(error: &Error) -> bool {
-    matches!(error, Error::Database { report, .. } if report.sqlstate == "54000")
-}
-
-/// Free what all listeners have read. PostgreSQL does that with every fourth page that is written, and so no more once
-/// the queue is full; asking for its usage does it, too.
-async fn tidy_queue(client: &Client) -> Result<()> {
-    let done = client.query_typed("SELECT pg_catalog.pg_notification_queue_usage()", &[]).await;
-    done.map(drop).map_err(|error| Error::from_postgres("tidy the notification queue", &error, false))
-}
-
-/// Class 22 (data exception): one message of the group cannot be stored or is not representable; the others can.
-fn is_about_one_message(error: &Error) -> bool {
-    matches!(error, Error::Database { report, .. } if report.sqlstate.starts_with("22"))
-}
-
 /// What happened, without what was being done: a commit, always.
 fn reason_of(error: &Error) -> String {
     match error {
@@ -654,60 +637,4 @@ fn reason_of(error: &Error) -> String {
 
 fn in_doubt(reason: &str) -> Error {
     Error::ConnectionLost { context: "commit messages".to_owned(), reason: reason.to_owned(), may_be_sent: true }
-}
-
-async fn send(shared: &Shared, client: &Client, group: &[Outgoing]) -> Result<()> {
-    let mut channels: Vec<&str> = Vec::with_capacity(group.len());
-    let mut texts: Vec<&str> = Vec::with_capacity(group.len());
-    let mut bodies: Vec<Option<&[u8]>> = Vec::new();
-    for outgoing in group {
-        channels.push(&outgoing.channel);
-        match &outgoing.wire {
-            Encoded::Inline(text) => {
-                texts.push(text);
-                bodies.push(None);
-            }
-            Encoded::Attachment { header, body } => {
-                texts.push(header);
-                bodies.push(Some(body));
-            }
-        }
-    }
-    let result = if bodies.iter().any(Option::is_some) {
-        let sequence = shared.table.ensure(client).await?;
-        let sql = attachment_sql(shared.table.quoted(), &sequence);
-        client
-            .query_typed(
-                &sql,
-                &[(&channels, Type::TEXT_ARRAY), (&texts, Type::TEXT_ARRAY), (&bodies, Type::BYTEA_ARRAY)],
-            )
-            .await
-    } else {
-        // count() keeps the answer at one row. An unnamed statement works through transaction poolers.
-        const SQL: &str = "SELECT pg_catalog.count(pg_catalog.pg_notify(channel, payload)) \
-                           FROM unnest($1, $2) AS t(channel, payload)";
-        client.query_typed(SQL, &[(&channels, Type::TEXT_ARRAY), (&texts, Type::TEXT_ARRAY)]).await
-    };
-    result.map(drop).map_err(|error| Error::from_postgres("commit messages", &error, true))
-}
-
-/// One statement stores the bodies and notifies, in the order of the arrays: ids are drawn from the table's own
-/// sequence so that each header can name its row.
-///
-/// `synchronous_commit` matters for a table that was created logged: the row is as volatile as its notification,
-/// and waiting for its WAL would hold the server-wide notify lock during an fsync.
-fn attachment_sql(table: &str, sequence: &str) -> String {
-    let sequence = sequence.replace('\'', "''");
-    format!(
-        "WITH m AS MATERIALIZED (\
-            SELECT n, channel, head, body, \
-                CASE WHEN body IS NOT NULL THEN pg_catalog.nextval('{sequence}'::pg_catalog.regclass) END AS id \
-            FROM unnest($1, $2, $3) WITH ORDINALITY AS t(channel, head, body, n)), \
-         stored AS (\
-            INSERT INTO {table} (id, payload) OVERRIDING SYSTEM VALUE SELECT id, body FROM m WHERE body IS NOT NULL) \
-         SELECT pg_catalog.count(pg_catalog.pg_notify(channel, \
-            CASE WHEN id IS NULL THEN head ELSE pg_catalog.concat(head, id, '\"}}') END)) \
-         FROM (SELECT channel, head, id FROM m ORDER BY n) AS ordered \
-         WHERE (SELECT pg_catalog.set_config('synchronous_commit', 'off', true)) IS NOT NULL"
-    )
 }

@@ -6,11 +6,12 @@ import asyncio
 import threading
 
 from socketio_postgres import AsyncEmitter, AttachmentMissingError, GapInfo
-from tests.fixtures.bus import serving
+from tests.fixtures.bus import BusReader, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.history import Gap
-from tests.fixtures.postgres import sessions
+from tests.fixtures.postgres import OwnPostgres, sessions
+from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 from tests.fixtures.workload import Receiver, Workload, at_rest
 
@@ -95,6 +96,28 @@ async def test_the_table_is_dropped(database: Database) -> None:
             await io.emit("work", "x", 0, 0, "0000000000", b"")
         await eventually(lambda: receiver.stats["attachments"] == before + 1, "attachments are read again")
     await at_rest(database)
+
+
+async def test_no_more_is_read_at_once_than_fits_into_memory(postgres: OwnPostgres) -> None:
+    """What piled up while the database could not be asked comes in parts of 16 MiB."""
+    database, mebibyte = postgres.database, 1024 * 1024
+    with Proxy(database) as proxy:
+        reading = BusReader(database, ("/", "/fence"), dsn=proxy.dsn, listen_dsn=database.dsn)
+        async with reading as reader, AsyncEmitter(database.dsn) as io:
+            await io.emit("first", b"")
+            await reader.wait_for(1)
+            [link] = proxy.links
+            link.freeze()
+            for number in range(12):
+                await io.emit("large", bytes(3 * mebibyte), number)
+            await io.of("/fence").emit("all are announced")
+            await reader.wait_for(2)
+            link.thaw()
+            packets = await reader.wait_for(14)
+            assert [packet[2] for packet in packets[2:]] == list(range(12))
+            assert proxy.links == [link], "all came this way"
+            assert 12 * mebibyte < link.largest_answer_bytes < 17 * mebibyte
+            assert reader.gap_infos == []
 
 
 async def test_an_application_is_told(database: Database) -> None:

@@ -1,0 +1,83 @@
+//! The statement that commits a group of messages, and what its refusal means.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use crate::attachment::AttachmentTable;
+use crate::buffer::Outgoing;
+use crate::codec::Encoded;
+use crate::error::{Error, Result};
+
+/// Commit a group: one transaction, and one round trip. Stores what needs the table there, which must exist.
+pub async fn commit(client: &Client, table: &AttachmentTable, group: &[Outgoing]) -> Result<()> {
+    let mut channels: Vec<&str> = Vec::with_capacity(group.len());
+    let mut texts: Vec<&str> = Vec::with_capacity(group.len());
+    let mut bodies: Vec<Option<&[u8]>> = Vec::new();
+    for outgoing in group {
+        channels.push(&outgoing.channel);
+        match &outgoing.wire {
+            Encoded::Inline(text) => {
+                texts.push(text);
+                bodies.push(None);
+            }
+            Encoded::Attachment { header, body } => {
+                texts.push(header);
+                bodies.push(Some(body));
+            }
+        }
+    }
+    let result = if bodies.iter().any(Option::is_some) {
+        let sequence = table.ensure(client).await?;
+        let sql = attachment_sql(table.quoted(), &sequence);
+        client
+            .query_typed(
+                &sql,
+                &[(&channels, Type::TEXT_ARRAY), (&texts, Type::TEXT_ARRAY), (&bodies, Type::BYTEA_ARRAY)],
+            )
+            .await
+    } else {
+        // count() keeps the answer at one row. An unnamed statement works through transaction poolers.
+        const SQL: &str = "SELECT pg_catalog.count(pg_catalog.pg_notify(channel, payload)) \
+                           FROM unnest($1, $2) AS t(channel, payload)";
+        client.query_typed(SQL, &[(&channels, Type::TEXT_ARRAY), (&texts, Type::TEXT_ARRAY)]).await
+    };
+    result.map(drop).map_err(|error| Error::from_postgres("commit messages", &error, true))
+}
+
+/// One statement stores the bodies and notifies, in the order of the arrays: ids are drawn from the table's own
+/// sequence so that each header can name its row.
+///
+/// `synchronous_commit` matters for a table that was created logged: the row is as volatile as its notification,
+/// and waiting for its WAL would hold the server-wide notify lock during an fsync.
+fn attachment_sql(table: &str, sequence: &str) -> String {
+    let sequence = sequence.replace('\'', "''");
+    format!(
+        "WITH m AS MATERIALIZED (\
+            SELECT n, channel, head, body, \
+                CASE WHEN body IS NOT NULL THEN pg_catalog.nextval('{sequence}'::pg_catalog.regclass) END AS id \
+            FROM unnest($1, $2, $3) WITH ORDINALITY AS t(channel, head, body, n)), \
+         stored AS (\
+            INSERT INTO {table} (id, payload) OVERRIDING SYSTEM VALUE SELECT id, body FROM m WHERE body IS NOT NULL) \
+         SELECT pg_catalog.count(pg_catalog.pg_notify(channel, \
+            CASE WHEN id IS NULL THEN head ELSE pg_catalog.concat(head, id, '\"}}') END)) \
+         FROM (SELECT channel, head, id FROM m ORDER BY n) AS ordered \
+         WHERE (SELECT pg_catalog.set_config('synchronous_commit', 'off', true)) IS NOT NULL"
+    )
+}
+
+/// `program_limit_exceeded`: of a NOTIFY, that the server's queue is full.
+pub fn is_queue_full(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. } if report.sqlstate == "54000")
+}
+
+/// Free what all listeners have read. PostgreSQL does that with every fourth page that is written, and so no more once
+/// the queue is full; asking for its usage does it, too.
+pub async fn tidy_queue(client: &Client) -> Result<()> {
+    let done = client.query_typed("SELECT pg_catalog.pg_notification_queue_usage()", &[]).await;
+    done.map(drop).map_err(|error| Error::from_postgres("tidy the notification queue", &error, false))
+}
+
+/// Class 22 (data exception): one message of the group cannot be stored or is not representable; the others can.
+pub fn is_about_one_message(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. } if report.sqlstate.starts_with("22"))
+}
