@@ -123,9 +123,16 @@ impl Settler {
     }
 }
 
+/// The last version given out.
+///
+/// `SELECT last_value` alone can be up to 31 too high: every 32nd `nextval` writes to the log ahead, and while it does
+/// the row shows what it logs. A plain read does not wait for it; the function takes the lock that `nextval` holds then.
+/// Source: `nextval_internal` and `read_seq_tuple` in src/backend/commands/sequence.c. With a value too high, versions
+/// not yet drawn would count as settled, and their events would be skipped.
 fn sql_last(table: &Table) -> String {
+    let (sequence, oid) = (&table.sequence, table.sequence_oid);
     // before the first draw a sequence says 1
-    format!("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {}", table.sequence)
+    format!("SELECT CASE WHEN is_called THEN pg_sequence_last_value({oid}) ELSE 0 END FROM {sequence}")
 }
 
 fn last_of(rows: &[Row]) -> Result<i64> {

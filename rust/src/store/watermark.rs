@@ -8,6 +8,9 @@
 //!
 //! With holders there, the pair is kept as a fence: once none of them is left, its `last` is settled. A fence is a
 //! finite set, so new writers cannot keep it up for ever.
+//!
+//! All of this rests on `last` being drawn already. A plain `SELECT last_value` may be ahead of that; see `sql_last` in
+//! `reader.rs`.
 
 use std::collections::BTreeSet;
 
