@@ -337,6 +337,7 @@ async def test_an_attachment_that_is_not_answered_for_is_in_doubt(postgres: OwnP
     try:
         await bus.call(insert)
         before = database.value("SELECT count(*) FROM socket_io_attachments")
+        assert isinstance(before, int)
         [link] = proxy.links
         link.freeze("to_client")
         with pytest.raises(CommitInDoubtError, match="did not answer"):
