@@ -251,6 +251,11 @@ def _raise_failures(core: _core.Bus) -> None:
 
 
 @functools.cache
+def _exit_deadline(pid: int) -> float:  # noqa: ARG001  (once in each process, however many of these hooks it has)
+    return time.monotonic() + EXIT_LIMIT
+
+
+@functools.cache
 def _flush_when_a_child_ends(pid: int) -> None:  # noqa: ARG001  (once in each process)
     """Children of `multiprocessing`, and Celery's, end without calling what `atexit` knows."""
     multiprocessing = sys.modules.get("multiprocessing.util")  # whoever starts such children has loaded it
@@ -264,7 +269,7 @@ def _flush_when_a_child_ends(pid: int) -> None:  # noqa: ARG001  (once in each p
 @atexit.register
 def _flush_at_exit(**_: object) -> None:
     """Commit what a script emitted just before it ended, and let servers say goodbye."""
-    deadline = time.monotonic() + EXIT_LIMIT
+    deadline = _exit_deadline(os.getpid())
     for bus in list(_open):
         bus.flush_at_exit(deadline)
     dropped = _core.wait_for_dropped(max(deadline - time.monotonic(), 0.0))

@@ -23,6 +23,7 @@ from socketio_postgres.handover import AsyncCalls
 from tests.fixtures.bus import BusReader, frozen_publisher, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
+from tests.fixtures.members import AsyncMember, SyncMember
 from tests.fixtures.waiting import eventually
 
 NOWHERE = "host=127.0.0.1 port=1 connect_timeout=1"
@@ -163,6 +164,36 @@ async def test_a_manager_refuses_before_its_own_clients_get_it(database: Databas
         await client.wait_for("fourth")
         assert client.received("third") == []
         await client.disconnect()
+
+
+@pytest.mark.parametrize("kind", [AsyncMember, SyncMember])
+async def test_a_chain_refuses_before_it_acts_here(database: Database, kind: type[AsyncMember | SyncMember]) -> None:
+    timing: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 120.0}
+    ours = await kind("ours", database, ["/"], on_full="raise", buffer_count=1, **timing).start()
+    client = await PythonClient.connect(ours.url, auth={"rooms": []})
+    await ours.emit("first")
+    await client.wait_for("first")
+    await _flush(ours)
+    with frozen_publisher(database):
+        await ours.emit("second")
+        for refused in (ours.emit("third"), ours.sockets_join(client.sid, "r"), ours.disconnect_sockets(client.sid)):
+            with pytest.raises(BufferFullError):
+                await refused
+    await _flush(ours)
+    await ours.emit("fourth")
+    await client.wait_for("fourth")
+    assert client.received("third") == []
+    [socket] = await ours.fetch_sockets(client.sid, timeout=5)
+    assert socket["rooms"] == [client.sid]
+    await client.disconnect()
+    await ours.close()
+
+
+async def _flush(member: AsyncMember | SyncMember) -> None:
+    if isinstance(member, AsyncMember):
+        await member.manager.flush()
+    else:
+        await asyncio.to_thread(member.manager.flush)
 
 
 async def test_a_commit_without_an_answer_is_in_doubt(database: Database) -> None:
