@@ -72,6 +72,7 @@ class Bus:
         self._pid = os.getpid()
         self._open_core: tuple[_core.Bus, _core.Inbox] | None = None
         self._is_closed = False
+        self._ends_with_process = False
         self.blocking = BlockingCalls()
         # A DSN or table name that cannot work is told here, at the call that gave it.
         self.description = self._make_core(self._new_inbox()).description
@@ -207,7 +208,9 @@ class Bus:
     def __del__(self) -> None:
         # The core goes on until what it has buffered is committed, or too old, and disconnects.
         opened = getattr(self, "_open_core", None)
-        if opened is not None and opened[0].is_used and self._pid == os.getpid() and not self._is_closed:
+        if opened is None or self._pid != os.getpid() or self._is_closed or self._ends_with_process:
+            return
+        if opened[0].is_used:
             text = f"unclosed connection to {self.description}; close the object that uses it, or use a `with` block"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
@@ -229,6 +232,7 @@ class Bus:
         """Commit what is left, until a time of the monotonic clock, if this process has opened the core."""
         if not self.stats():
             return
+        self._ends_with_process = True
         try:
             if self._before_exit is not None:
                 self._before_exit()
