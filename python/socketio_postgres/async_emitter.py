@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres.broadcast_operator import Namespace, Target
 from socketio_postgres.bus import Bus
+from socketio_postgres.emitter import CHUNK
 from socketio_postgres.messages import EMITTER_UID, Message
 from socketio_postgres.options import BusKeywords, BusOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
@@ -37,11 +40,16 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
-        super().__init__(self._publish)
+        super().__init__(self)
 
     async def _publish(self, message: Message, target: Target) -> None:
         if target.rooms != ():
             await self._bus.publish_committed(message)
+
+    async def _publish_many(self, messages: Iterator[Message], target: Target) -> None:
+        if target.rooms != ():
+            while chunk := list(itertools.islice(messages, CHUNK)):
+                await self._bus.publish_many_committed(chunk)
 
     async def start(self) -> None:
         """Connect now instead of with the first emit.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from socketio_postgres.exceptions import OptionsError
 from socketio_postgres.messages import RESERVED_EVENTS, Message, MessageType, Rooms
@@ -13,6 +13,8 @@ __all__ = ["BroadcastOperator", "Chain", "Namespace", "SocketActions", "Target",
 
 R = TypeVar("R")
 """What sending returns: None, or a coroutine."""
+
+R_co = TypeVar("R_co", covariant=True)
 
 Op = TypeVar("Op")
 """What choosing returns."""
@@ -83,6 +85,13 @@ def checked_event(event: object) -> str:
         raise bad("event", event, "an event is a non-empty string")
     if event in RESERVED_EVENTS:
         raise bad("event", event, "this name is reserved by Socket.IO")
+    return event
+
+
+def checked_call(event: object) -> Sequence[Any]:
+    """The name of an event and its arguments; a bare name would otherwise be taken for a sequence of letters."""
+    if not isinstance(event, (list, tuple)) or not event:
+        raise bad("events", event, "each one is a tuple or list of an event's name and its arguments")
     return event
 
 
@@ -180,40 +189,72 @@ class EmitActions(SocketActions[R]):
             OptionsError: The event is no string, empty or reserved.
             PayloadTooLargeError: Larger than `max_payload`, or the channel name exceeds 63 bytes.
         """
-        packet = [checked_event(event), *args]
-        return self._send(self._target.message(MessageType.BROADCAST, packet=packet), self._target)
+        return self._send(self._broadcast(event, *args), self._target)
+
+    def emit_many(self, events: Iterable[Sequence[Any]]) -> R:
+        """Emit many events to the same clients, in order, for less than as many calls of `emit`.
+
+            io.to("prices").emit_many([("price", "EUR", 1.08), ("price", "JPY", 0.0066)])
+
+        Args:
+            events: Each one the name of an event and its arguments. A generator is read piece by piece. When one
+                cannot be sent, those after it are not, and up to 255 before it may not be, either.
+
+        Raises:
+            As `emit`.
+        """
+        return self._send_many((self._broadcast(*checked_call(event)) for event in events), self._target)
+
+    def _broadcast(self, event: str, *args: Any) -> Message:
+        return self._target.message(MessageType.BROADCAST, packet=[checked_event(event), *args])
+
+    def _send_many(self, messages: Iterator[Message], target: Target) -> R:
+        raise NotImplementedError
 
 
-class BroadcastOperator(Chain["BroadcastOperator[R]"], EmitActions[R]):
+class Sender(Protocol[R_co]):
+    """Whose messages they are: an emitter."""
+
+    def _publish(self, message: Message, target: Target) -> R_co: ...
+    def _publish_many(self, messages: Iterator[Message], target: Target) -> R_co: ...
+
+
+class Sent(EmitActions[R]):
+    """Sent by an emitter."""
+
+    _sender: Sender[R]
+
+    def _send(self, message: Message, target: Target) -> R:
+        return self._sender._publish(message, target)  # noqa: SLF001  (the two belong together)
+
+    def _send_many(self, messages: Iterator[Message], target: Target) -> R:
+        return self._sender._publish_many(messages, target)  # noqa: SLF001
+
+
+class BroadcastOperator(Chain["BroadcastOperator[R]"], Sent[R]):
     """Some sockets of a namespace, on all servers."""
 
-    def __init__(self, send: Callable[[Message, Target], R], target: Target) -> None:
-        self._deliver = send
+    def __init__(self, sender: Sender[R], target: Target) -> None:
+        self._sender = sender
         self._target = target
 
     def _with(self, target: Target) -> BroadcastOperator[R]:
-        return BroadcastOperator(self._deliver, target)
-
-    def _send(self, message: Message, target: Target) -> R:
-        return self._deliver(message, target)
+        return BroadcastOperator(self._sender, target)
 
 
-class Namespace(Chain[BroadcastOperator[R]], EmitActions[R]):
+class Namespace(Chain[BroadcastOperator[R]], Sent[R]):
     """All sockets of one namespace, on all servers; the start of a chain."""
 
-    def __init__(self, send: Callable[[Message, Target], R], nsp: str = "/") -> None:
-        self._deliver = send
+    def __init__(self, sender: Sender[R], nsp: str = "/") -> None:
+        self._sender = sender
         self._target = Target(nsp)
 
     def _with(self, target: Target) -> BroadcastOperator[R]:
-        return BroadcastOperator(self._deliver, target)
-
-    def _send(self, message: Message, target: Target) -> R:
-        return self._deliver(message, target)
+        return BroadcastOperator(self._sender, target)
 
     def of(self, nsp: str) -> Namespace[R]:
         """Another namespace; a missing leading slash is added, as in Socket.IO."""
-        return Namespace(self._deliver, checked_namespace(nsp))
+        return Namespace(self._sender, checked_namespace(nsp))
 
     def server_side_emit(self, event: str, *args: Any) -> R:
         """Emit an event to the servers of the cluster themselves, not to clients.
@@ -222,7 +263,7 @@ class Namespace(Chain[BroadcastOperator[R]], EmitActions[R]):
             As `emit`.
         """
         packet = [checked_event(event), *args]
-        return self._deliver(Message(MessageType.SERVER_SIDE_EMIT, self._target.nsp, packet=packet), self._target)
+        return self._send(Message(MessageType.SERVER_SIDE_EMIT, self._target.nsp, packet=packet), self._target)
 
 
 def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import functools
 import logging
@@ -137,6 +138,20 @@ class Bus:
         """Append a message and wait until it is committed."""
         await self.call(lambda inbox, token: self.core.publish(message, inbox, token))
 
+    async def publish_many_committed(self, messages: list[Message]) -> None:
+        """Append messages and wait until all of them are committed; raises the first failure."""
+        calls, core = AsyncCalls.of_running_loop(), self.core
+        commits, refusal = [], None
+        for message in messages:
+            try:
+                commits.append(calls.start(functools.partial(core.publish, message)))
+            except SocketIOPostgresError as error:
+                refusal = error
+                break
+        for end in [*await asyncio.gather(*commits, return_exceptions=True), refusal]:
+            if isinstance(end, BaseException):
+                raise end
+
     async def notify_committed(self, channel: str, payload: str) -> None:
         """Append a raw notification and wait until it is committed."""
         await self.call(lambda inbox, token: self.core.notify(channel, payload, inbox, token))
@@ -172,6 +187,11 @@ class Bus:
         """Blocking form of `publish`."""
         if not self.append(message):
             self.wait_for_room_blocking()
+
+    def publish_many_blocking(self, messages: list[Message]) -> None:
+        """Append messages as one group; those that find no room one by one, as `publish_blocking` does."""
+        for message in messages[self.core.publish_many(messages) :]:
+            self.publish_blocking(message)
 
     def notify_blocking(self, channel: str, payload: str) -> None:
         """Blocking form of `notify_committed`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,7 @@ from socketio_postgres.messages import EMITTER_UID, Message
 from socketio_postgres.options import BusKeywords, BusOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
@@ -19,6 +21,9 @@ __all__ = ["Emitter"]
 
 CLOSE_LIMIT: Final = 5.0
 """Seconds that closing waits for buffered messages."""
+
+CHUNK: Final = 256
+"""Events of `emit_many` that are handed to the core at once."""
 
 log: Final = logging.getLogger("socketio_postgres")
 
@@ -41,12 +46,18 @@ class Emitter(Namespace[None]):
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
-        super().__init__(self._publish)
+        super().__init__(self)
 
     def _publish(self, message: Message, target: Target) -> None:
         if target.rooms != ():
             self._bus.publish_blocking(message)
         self._report()
+
+    def _publish_many(self, messages: Iterator[Message], target: Target) -> None:
+        if target.rooms != ():
+            while chunk := list(itertools.islice(messages, CHUNK)):
+                self._bus.publish_many_blocking(chunk)
+                self._report()
 
     def _report(self) -> None:
         for failure in self._bus.take_failures():

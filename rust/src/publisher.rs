@@ -201,7 +201,7 @@ impl Publisher {
     }
 
     /// Append messages so that they share a transaction, as far as there is room; returns how many were appended.
-    pub fn publish_many(&self, messages: &[Message]) -> Result<usize> {
+    pub fn publish_many(&self, messages: &[&Message]) -> Result<usize> {
         let encoded = messages.iter().map(|message| self.encode(message)).collect::<Result<Vec<_>>>()?;
         let mut state = self.open_state()?;
         let mut count = 0;

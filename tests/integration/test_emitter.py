@@ -21,6 +21,8 @@ from socketio_postgres import (
     ConnectionLostError,
     DatabaseError,
     Emitter,
+    EncodeError,
+    OptionsError,
     PayloadTooLargeError,
 )
 from tests.fixtures.bus import frozen_publisher
@@ -137,6 +139,38 @@ async def test_call_order_over_many_groups(database: Database) -> None:
     assert stats["published"] == total + 1
     assert 6 <= stats["publish_groups"] <= 8, "the first; what was taken before the freeze; full groups"
     assert stats["buffer_count"] == stats["buffer_bytes"] == 0
+
+
+@pytest.mark.parametrize("buffer_count", [10_000, 3])
+async def test_many_events_arrive_in_order(database: Database, buffer_count: int) -> None:
+    """Also when there is not room for all of them."""
+    async with spying(database) as spy:
+        io, other = Emitter(database.dsn, buffer_count=buffer_count), AsyncEmitter(database.dsn)
+        numbered = (["tick", number] for number in range(600))
+        await asyncio.to_thread(io.to("a").emit_many, numbered)
+        await asyncio.to_thread(io.close)
+        frames = await spy.wait_for_broadcast("tick", 600)
+        assert args_of(frames) == [[number] for number in range(600)]
+        assert {tuple(frame.message["data"]["opts"]["rooms"]) for frame in frames} == {("a",)}
+        await other.to("a").emit_many([("tock", number) for number in range(600)])
+        assert other.stats()["published"] == 600, "returns when all are committed"
+        assert args_of(await spy.wait_for_broadcast("tock", 600)) == [[number] for number in range(600)]
+        await other.to([]).emit_many([("nobody",)])
+        await other.close()
+        assert spy.broadcasts("nobody") == []
+
+
+async def test_many_events_are_sent_up_to_the_first_that_cannot_be(database: Database) -> None:
+    async with spying(database) as spy, AsyncEmitter(database.dsn, max_payload=1000, on_full="raise") as io:
+        for bad, kind in ((object(), EncodeError), ("x" * 2000, PayloadTooLargeError)):
+            with pytest.raises(kind):
+                await io.emit_many([("before",), ("bad", bad), ("after",)])
+        await io.emit("end")
+        await spy.wait_for_broadcast("end")
+        assert spy.broadcasts("bad") == spy.broadcasts("after") == []
+        for no_event in ((), "name", {"name": 1}):
+            with pytest.raises(OptionsError, match="events"):
+                await io.emit_many([no_event])  # type: ignore[list-item]
 
 
 async def test_call_order_over_sizes_and_kinds(database: Database) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,10 +19,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.sent: list[tuple[Message, Target]] = []
-        self.io: Namespace[None] = Namespace(self._send)
+        self.io: Namespace[None] = Namespace(self)
 
-    def _send(self, message: Message, target: Target) -> None:
+    def _publish(self, message: Message, target: Target) -> None:
         self.sent.append((message, target))
+
+    def _publish_many(self, messages: Iterator[Message], target: Target) -> None:
+        for message in messages:
+            self._publish(message, target)
 
     @property
     def message(self) -> Message:

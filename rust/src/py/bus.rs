@@ -279,7 +279,7 @@ impl PyBus {
     #[allow(clippy::needless_pass_by_value, reason = "pyo3 makes the list")]
     fn publish_many(&self, messages: Vec<PyRef<'_, PyMessage>>) -> PyResult<usize> {
         self.check_process()?;
-        let messages: Vec<_> = messages.iter().map(|message| message.0.clone()).collect();
+        let messages: Vec<_> = messages.iter().map(|message| &message.0).collect();
         Ok(self.publisher.publish_many(&messages)?)
     }
 
