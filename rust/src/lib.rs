@@ -4,6 +4,7 @@
 pub mod attachment;
 pub mod backoff;
 pub mod buffer;
+pub mod channels;
 pub mod codec;
 pub mod connection;
 pub mod conninfo;

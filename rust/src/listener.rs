@@ -7,8 +7,6 @@
 //! A session that looks healthy and hears nothing is found by the probe (it no longer answers, or holds other channels)
 //! and by the [`Echo`] of what we publish ourselves.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,13 +15,14 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 
 use crate::backoff::Backoff;
+use crate::channels::Channels;
 use crate::connection::{Connection, Connector};
 use crate::echo::Echo;
 use crate::error::{Error, LikelyCause, Result};
 use crate::gap::{Gap, Overflow, Reason};
 use crate::inbox::{Completion, Item, Notification, Outcome, Outlet};
 use crate::probe::{self, Identity, MemberLock};
-use crate::protocol::{check_channel, quote_identifier};
+use crate::protocol::check_channel;
 use crate::runtime;
 use crate::session::Session;
 
@@ -82,10 +81,7 @@ pub struct ListenerSettings {
 
 #[derive(Default)]
 struct State {
-    wanted: BTreeSet<String>,
-    /// Channels the present session listens to; `None` while there is no session.
-    applied: Option<BTreeSet<String>>,
-    waiting: HashMap<String, Vec<Completion>>,
+    channels: Channels,
     starting: Vec<Completion>,
     reconnects: u64,
     is_running: bool,
@@ -150,7 +146,7 @@ impl Listener {
     /// Connect; `completion` hears how the present attempt ends. After a failure the attempts go on.
     pub fn start(&self, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
-        if state.applied.is_some() {
+        if state.channels.is_open() {
             drop(state);
             completion.finish(Ok(Outcome::Done));
             return Ok(());
@@ -163,27 +159,25 @@ impl Listener {
     pub fn listen(&self, channel: &str, completion: Completion) -> Result<()> {
         check_channel(channel)?;
         let mut state = self.open_state()?;
-        state.wanted.insert(channel.to_owned());
-        if state.applied.as_ref().is_some_and(|applied| applied.contains(channel)) {
-            drop(state);
-            completion.finish(Ok(Outcome::Done));
-            return Ok(());
+        let done = state.channels.want(channel, completion);
+        if done.is_none() {
+            return self.wake(state);
         }
-        state.waiting.entry(channel.to_owned()).or_default().push(completion);
-        self.wake(state)
+        drop(state);
+        finish(done);
+        Ok(())
     }
 
     /// Stop listening to a channel.
     pub fn unlisten(&self, channel: &str, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
-        state.wanted.remove(channel);
-        if state.applied.as_ref().is_none_or(|applied| !applied.contains(channel)) {
-            drop(state);
-            completion.finish(Ok(Outcome::Done));
-            return Ok(());
+        let done = state.channels.unwant(channel, completion);
+        if done.is_none() {
+            return self.wake(state);
         }
-        state.waiting.entry(channel.to_owned()).or_default().push(completion);
-        self.wake(state)
+        drop(state);
+        finish(done);
+        Ok(())
     }
 
     /// Disconnect for good.
@@ -204,7 +198,7 @@ impl Listener {
     /// State and counters.
     pub fn stats(&self) -> ListenerStats {
         let state = self.shared.lock();
-        let is_listening = state.applied.as_ref().is_some_and(|applied| *applied == state.wanted);
+        let is_listening = state.channels.is_complete();
         ListenerStats {
             state: match (state.is_closed, state.is_running, is_listening) {
                 (true, ..) => "closed",
@@ -213,7 +207,7 @@ impl Listener {
                 (_, _, false) => "connecting",
             },
             is_listening,
-            channels: state.wanted.len(),
+            channels: state.channels.count(),
             reconnects: state.reconnects,
             alive_age: state.alive_at.and_then(|at| at.elapsed().ok()),
             members: state.members,
@@ -272,9 +266,9 @@ async fn run(shared: Arc<Shared>) {
     }
     shared.settings.echo.lost();
     let mut state = shared.lock();
-    state.applied = None;
+    state.channels.lost();
     state.is_running = false;
-    let forgotten = (std::mem::take(&mut state.waiting), std::mem::take(&mut state.starting));
+    let forgotten = (state.channels.take_waiting(), std::mem::take(&mut state.starting));
     let closing = state.closing.take();
     drop(state);
     drop(forgotten);
@@ -296,7 +290,7 @@ async fn work(shared: &Shared) {
         shared.settings.echo.lost();
         {
             let mut state = shared.lock();
-            state.applied = None;
+            state.channels.lost();
             state.lost_since = state.lost_since.or(state.alive_at);
             if state.members.take().is_some() {
                 shared.outlet.push(Item::Members(None));
@@ -304,7 +298,7 @@ async fn work(shared: &Shared) {
             let mut failed: Vec<_> = state.starting.drain(..).collect();
             if !error.is_transient() {
                 // Waiting cannot mend this: whoever waits for a channel must hear of it now.
-                failed.extend(state.waiting.drain().flat_map(|(_, waiting)| waiting));
+                failed.extend(state.channels.take_waiting());
             }
             drop(state);
             for completion in failed {
@@ -458,7 +452,7 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
             state.queue_usage_at = Some(Instant::now());
         }
         let is_same = state.identity.as_ref().is_some_and(|identity| identity.pid == found.pid);
-        if !is_same || state.applied.as_ref().is_some_and(|applied| *applied != found.channels) {
+        if !is_same || !state.channels.are_held(&found.channels) {
             return Err(Error::SelfTest {
                 likely_cause: LikelyCause::TransactionPooling,
                 reason: "the listening session no longer holds its channels: a pooler in transaction or statement \
@@ -508,48 +502,24 @@ async fn self_test(shared: &Shared, limit: Duration) -> Result<()> {
 async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result<()> {
     let mut is_new_session = is_new_session;
     loop {
-        let (wanted, applied) = {
-            let mut state = shared.lock();
-            let applied = state.applied.get_or_insert_with(BTreeSet::new).clone();
-            (state.wanted.clone(), applied)
-        };
-        let mut script = String::new();
-        for channel in wanted.difference(&applied) {
-            let _ = write!(script, "LISTEN {};", quote_identifier(channel)); // a String: cannot fail
-        }
-        for channel in applied.difference(&wanted) {
-            let _ = write!(script, "UNLISTEN {};", quote_identifier(channel));
-        }
+        let change = shared.lock().channels.change();
+        let script = change.script();
         if !script.is_empty() {
             client.batch_execute(&script).await.map_err(|error| Error::from_postgres("listen", &error, false))?;
         }
-        shared.settings.echo.listening(wanted.iter(), std::mem::take(&mut is_new_session), Instant::now());
-        for channel in applied.difference(&wanted) {
+        shared.settings.echo.listening(change.wanted(), std::mem::take(&mut is_new_session), Instant::now());
+        for channel in change.dropped() {
             shared.sink.unlistened(channel);
         }
-        let done: Vec<Completion> = {
-            let mut state = shared.lock();
-            let ready: Vec<_> = state
-                .waiting
-                .keys()
-                .filter(|channel| state.wanted.contains(*channel) == wanted.contains(*channel))
-                .cloned()
-                .collect();
-            let done = ready.iter().filter_map(|channel| state.waiting.remove(channel)).flatten().collect();
-            let is_complete = state.wanted == wanted;
-            state.applied = Some(wanted);
-            if is_complete && state.waiting.is_empty() {
-                drop(state);
-                finish(done);
-                return Ok(());
-            }
-            done
-        };
+        let (done, is_over) = shared.lock().channels.changed(change);
         finish(done);
+        if is_over {
+            return Ok(());
+        }
     }
 }
 
-fn finish(completions: Vec<Completion>) {
+fn finish(completions: impl IntoIterator<Item = Completion>) {
     for completion in completions {
         completion.finish(Ok(Outcome::Done));
     }
