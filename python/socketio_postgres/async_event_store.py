@@ -374,8 +374,11 @@ class AsyncEventStore:
             events, _ = await run_operation(reading.next)
             if not events:
                 return
-            for event in events:
-                yield event
+            # Each is let go of as soon as the caller does: kept to the end of its page, what was decoded would be
+            # looked through by the garbage collector again and again.
+            events.reverse()
+            while events:
+                yield events.pop()
 
     async def get(self, event_id: str) -> StoredEvent:
         """The event with this id.

@@ -375,7 +375,11 @@ class EventStore:
             events, _ = run_operation(reading.next)
             if not events:
                 return
-            yield from events
+            # Each is let go of as soon as the caller does: kept to the end of its page, what was decoded would be
+            # looked through by the garbage collector again and again.
+            events.reverse()
+            while events:
+                yield events.pop()
 
     def get(self, event_id: str) -> StoredEvent:
         """The event with this id.

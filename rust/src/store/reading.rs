@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc};
+use tokio_postgres::Row;
 
 use crate::error::{Error, Result};
 use crate::inbox::{Completion, Outcome};
 use crate::runtime;
-use crate::store::event::StoredEvent;
+use crate::store::event::{StoredEvent, get};
 use crate::store::event_store::EventStore;
 use crate::store::reader::{self, Page, Query};
 
@@ -38,48 +39,60 @@ impl Reading {
     }
 }
 
-async fn run(store: Arc<EventStore>, mut query: Query, pages: mpsc::Sender<Result<Vec<Arc<StoredEvent>>>>) {
-    let mut is_first = true;
-    loop {
-        let page = tokio::select! {
-            page = read(&store, &query, is_first) => page,
-            () = pages.closed() => return,
+async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Result<Vec<Arc<StoredEvent>>>>) {
+    let reading = async {
+        // The first one notices, too, that the table ends before the position given.
+        let page = match store.load(query.clone()).await {
+            Ok(Outcome::Page(page)) => Ok(page.events),
+            Ok(_) => Err(Error::Closed("event store")),
+            Err(error) => Err(error),
         };
-        is_first = false;
-        let next = page.as_ref().ok().and_then(|events| after(&query, events));
+        let last = page.as_ref().ok().and_then(|events| last_of_full(&query, events.len(), events.last()?.version));
         if pages.send(page).await.is_err() {
             return;
         }
-        match next {
-            Some(next) => query = next,
+        let mut rows = match last {
+            Some(last) => read_after(&store, &query, last).await,
             None => return,
-        }
-    }
-}
-
-/// The query of the page after this one; `None` after the last.
-fn after(query: &Query, events: &[Arc<StoredEvent>]) -> Option<Query> {
-    let last = events.last()?.version;
-    let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= query.limit);
-    let query = query.clone();
-    is_full.then_some(if query.is_backwards {
-        Query { until: last - 1, ..query }
-    } else {
-        Query { since: last, ..query }
-    })
-}
-
-async fn read(store: &EventStore, query: &Query, is_first: bool) -> Result<Vec<Arc<StoredEvent>>> {
-    if is_first {
-        // Notices, too, that the table ends before the position given.
-        return match store.load(query.clone()).await? {
-            Outcome::Page(page) => Ok(page.events),
-            _ => Err(Error::Closed("event store")),
         };
+        loop {
+            let last = rows.as_ref().map_or(Ok(None), |rows| last_of(&query, rows));
+            // The next page is asked for first, and the server is at work on it while this one is decoded.
+            let next = async {
+                match last {
+                    Ok(Some(last)) => Some(read_after(&store, &query, last).await),
+                    Ok(None) => None,
+                    Err(error) => Some(Err(error)),
+                }
+            };
+            let handing_over = async { pages.send(rows.and_then(|rows| reader::events(&rows))).await };
+            match tokio::join!(next, handing_over) {
+                (Some(next), Ok(())) => rows = next,
+                _ => return,
+            }
+        }
+    };
+    tokio::select! {
+        () = reading => {}
+        () = pages.closed() => {}
     }
+}
+
+/// The version after which the next page begins; `None` after the last page.
+fn last_of(query: &Query, rows: &[Row]) -> Result<Option<i64>> {
+    let last: Option<i64> = rows.last().map(|row| get(row, 0)).transpose()?;
+    Ok(last.and_then(|last| last_of_full(query, rows.len(), last)))
+}
+
+fn last_of_full(query: &Query, count: usize, last: i64) -> Option<i64> {
+    i64::try_from(count).is_ok_and(|count| count >= query.limit).then_some(last)
+}
+
+async fn read_after(store: &EventStore, query: &Query, last: i64) -> Result<Vec<Row>> {
+    let query = query.clone();
+    let query = if query.is_backwards { Query { until: last - 1, ..query } } else { Query { since: last, ..query } };
     let opened = store.open().await?;
-    let (sql, parameters) = reader::sql(&opened.table, query);
+    let (sql, parameters) = reader::sql(&opened.table, &query);
     let mut connection = store.pool.get().await?;
-    let rows = connection.query("read events", &sql, &reader::binds(&parameters), false).await?;
-    reader::events(&rows)
+    connection.query("read events", &sql, &reader::binds(&parameters), false).await
 }
