@@ -333,8 +333,13 @@ class EventStore:
     def store(self, events: Iterable[Any], expected: dict[str, int], inbox: Inbox, token: int) -> None:
         """Store events; ends with a list of `(version, created_at, is_duplicate)`."""
 
-    def copy(self, events: Iterable[Any], inbox: Inbox, token: int) -> None:
-        """Store events by COPY; ends with their number."""
+    def importing(self) -> Import:
+        """To store very many events by COPY."""
+
+    def read(
+        self, since: int, page_size: int, is_backwards: bool, conditions: list[tuple[str, str, list[str]]]
+    ) -> Reading:
+        """Begin to read all events, page by page."""
 
     def load(
         self,
@@ -358,6 +363,20 @@ class EventStore:
     def subscribe(self, conditions: list[tuple[str, str, list[str]]]) -> Subscription: ...
     def close(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...
     def stats(self) -> dict[str, Any]: ...
+
+@final
+class Import:
+    """Chunks of events stored by COPY, each a transaction of its own; the next is made while one is stored."""
+
+    def add(self, events: Iterable[Any], inbox: Inbox, token: int) -> None:
+        """Store a chunk once the one before is stored; ends with the number of that one. No events: only wait."""
+
+@final
+class Reading:
+    """Pages of events, read ahead by two. Without its last reference it stops."""
+
+    def next(self, inbox: Inbox, token: int) -> None:
+        """The next page, as `(events, 0)`; no events: the end."""
 
 @final
 class Subscription:

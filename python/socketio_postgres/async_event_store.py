@@ -260,7 +260,7 @@ class AsyncEventStore:
         chunk_size: int = 10_000,
         progress: Callable[[int], object] | None = None,
     ) -> int:
-        """Store very many events by COPY, in memory for one chunk.
+        """Store very many events by COPY, in memory for two chunks: one is made while the other is stored.
 
         Each chunk is a transaction of its own, so an error leaves the earlier ones stored. There are no expected
         versions, and an id that exists is an error.
@@ -276,12 +276,21 @@ class AsyncEventStore:
         Raises:
             DatabaseError: An id exists; `sqlstate` is 23505.
         """
-        core = self._opened_core()
+        importing = self._opened_core().importing()
         total = 0
-        async for chunk in chunks_of(events, chunk_size):
-            total += await run_operation(functools.partial(core.copy, chunk))
-            if progress is not None:
+
+        async def add(chunk: list[Event]) -> None:
+            nonlocal total
+            stored = await run_operation(functools.partial(importing.add, chunk))
+            total += stored
+            if stored and progress is not None:
                 progress(total)
+
+        try:
+            async for chunk in chunks_of(events, chunk_size):
+                await add(chunk)
+        finally:
+            await add([])  # what is under way ends before an error of the source is told
         return total
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -347,7 +356,9 @@ class AsyncEventStore:
         types: Iterable[str] | str | None = None,
         backwards: bool = False,
     ) -> AsyncIterator[StoredEvent]:
-        """The events there are, one by one, with the memory of one page; ends at the end.
+        """The events there are, one by one, with the memory of a few pages; ends at the end.
+
+        While one page is iterated the next ones are read.
 
         To go on later, use `subscribe`: where this ended is no safe place to continue.
 
@@ -357,19 +368,17 @@ class AsyncEventStore:
             types: Shorthand for `Filter("type", …)`.
             backwards: The last event first.
         """
-        conditions = conditions_of(filters, types)
-        size = self.options.batch_size
-        until = VERSION_MAX
+        check_version(since, "since")
+        reading = self._opened_core().read(since, self.options.batch_size, backwards, conditions_of(filters, types))
         while True:
-            events, _ = await self._load(since, conditions, size, backwards, until)
-            for event in events:
-                yield event
-            if len(events) < size:
+            events, _ = await run_operation(reading.next)
+            if not events:
                 return
-            if backwards:
-                until = events[-1].version - 1
-            else:
-                since = events[-1].version
+            # Each is let go of as soon as the caller does: kept to the end of its page, what was decoded would be
+            # looked through by the garbage collector again and again.
+            events.reverse()
+            while events:
+                yield events.pop()
 
     async def get(self, event_id: str) -> StoredEvent:
         """The event with this id.

@@ -286,13 +286,21 @@ pub fn decode<'py>(py: Python<'py>, data: &Data, loads: Option<&Bound<'py, PyAny
     match data {
         Data::Json(text) => match loads {
             Some(loads) => loads.call1((text,)),
-            None => LOADS.import(py, "json", "loads")?.call1((text,)).map_err(|error| {
-                // Valid JSON that is none to Python: an integer of more than sys.get_int_max_str_digits() digits.
-                if error.is_instance_of::<PyValueError>(py) { bad_value(&error).into() } else { error }
-            }),
+            None => decode_json(py, text),
         },
         Data::MessagePack(bytes) => Ok(msgpack::build(bytes, &mut Builder { py })?),
     }
+}
+
+/// Decode JSON as Python's own `json` does.
+pub fn decode_json<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyAny>> {
+    if let Some(value) = super::json::parse(py, text) {
+        return Ok(value);
+    }
+    LOADS.import(py, "json", "loads")?.call1((text,)).map_err(|error| {
+        // Valid JSON that is none to Python: an integer of more than sys.get_int_max_str_digits() digits.
+        if error.is_instance_of::<PyValueError>(py) { bad_value(&error).into() } else { error }
+    })
 }
 
 struct Builder<'py> {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use pyo3::basic::CompareOp;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::convert::{self, Root};
 use crate::error::{Error, Result};
@@ -45,7 +46,7 @@ pub fn datetime(py: Python<'_>, micros: Option<i64>) -> PyResult<Bound<'_, PyAny
 fn decoded<'py>(py: Python<'py>, cache: &PyOnceLock<Py<PyAny>>, text: Option<&String>) -> PyResult<Bound<'py, PyAny>> {
     let value = cache.get_or_try_init(py, || match text {
         None => Ok(py.None()),
-        Some(text) => convert::decode(py, &Data::Json(text.clone()), None).map(Bound::unbind),
+        Some(text) => convert::decode_json(py, text).map(Bound::unbind),
     })?;
     Ok(value.bind(py).clone())
 }
@@ -170,27 +171,33 @@ fn json(value: &Bound<'_, PyAny>, field: &str) -> Result<Option<String>> {
     }
 }
 
-fn text(event: &Bound<'_, PyAny>, field: &str) -> PyResult<String> {
+fn text(event: &Bound<'_, PyAny>, field: &Bound<'_, PyString>) -> PyResult<String> {
     let value = event.getattr(field)?;
     value.extract().map_err(|_: PyErr| {
         let kind = value.get_type().qualname().map_or_else(|_| String::new(), |name| name.to_string());
         let reason = format!("it must be a str without unpaired surrogates, not {kind}");
-        Error::Encode { path: field.to_owned(), reason }.into()
+        Error::Encode { path: field.to_string_lossy().into_owned(), reason }.into()
     })
 }
 
+/// Events of any iterable.
+pub fn new_events(events: &Bound<'_, PyAny>) -> PyResult<Vec<NewEvent>> {
+    events.try_iter()?.map(|event| new_event(&event?)).collect()
+}
+
 /// An object with the attributes of an event, its data encoded now: later changes of the objects do no harm.
-pub fn new_event(event: &Bound<'_, PyAny>) -> PyResult<NewEvent> {
-    let metadata = event.getattr("metadata")?;
+fn new_event(event: &Bound<'_, PyAny>) -> PyResult<NewEvent> {
+    let py = event.py();
+    let metadata = event.getattr(intern!(py, "metadata"))?;
     if !metadata.is_none() && !metadata.is_instance_of::<PyDict>() {
         let reason = "metadata must be a dict or None".to_owned();
         return Err(Error::Encode { path: "metadata".to_owned(), reason }.into());
     }
     Ok(NewEvent {
-        id: text(event, "id")?,
-        aggregate_id: text(event, "aggregate_id")?,
-        event_type: text(event, "event_type")?,
-        data: json(&event.getattr("data")?, "data")?,
+        id: text(event, intern!(py, "id"))?,
+        aggregate_id: text(event, intern!(py, "aggregate_id"))?,
+        event_type: text(event, intern!(py, "event_type"))?,
+        data: json(&event.getattr(intern!(py, "data"))?, "data")?,
         metadata: json(&metadata, "metadata")?,
     })
 }

@@ -5,6 +5,7 @@ mod convert;
 mod error;
 mod event;
 mod inbox;
+mod json;
 mod message;
 mod store;
 

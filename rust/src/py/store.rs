@@ -20,8 +20,10 @@ use crate::store::event::StoredEvent;
 use crate::store::event_store::{EventStore, Settings};
 use crate::store::feed::{Question, Start, Subscription};
 use crate::store::filter::{Condition, Filter};
+use crate::store::import::Import;
 use crate::store::pool::Limits;
 use crate::store::reader::Query;
+use crate::store::reading::Reading;
 use crate::store::table::{Part, TableName};
 use crate::store::wakeup;
 use crate::store::writer::Request;
@@ -61,6 +63,20 @@ pub struct PyEventStore {
 pub struct PySubscription {
     pid: u32,
     subscription: Arc<Subscription>,
+}
+
+/// See `_core.pyi`.
+#[pyclass(name = "Import", frozen, module = "socketio_postgres._core")]
+pub struct PyImport {
+    pid: u32,
+    import: Import,
+}
+
+/// See `_core.pyi`.
+#[pyclass(name = "Reading", frozen, module = "socketio_postgres._core")]
+pub struct PyReading {
+    pid: u32,
+    reading: Reading,
 }
 
 fn seconds(option: &str, value: f64) -> Result<Duration> {
@@ -174,15 +190,26 @@ impl PyEventStore {
         token: u64,
     ) -> PyResult<()> {
         check_process(self.pid)?;
-        let events = events.try_iter()?.map(|event| event::new_event(&event?)).collect::<PyResult<Vec<_>>>()?;
+        let events = event::new_events(events)?;
         let expected = expected.into_iter().map(|(id, number)| (id, self::expected(number))).collect();
         Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) })?)
     }
 
-    fn copy(&self, events: &Bound<'_, PyAny>, inbox: &PyInbox, token: u64) -> PyResult<()> {
+    fn importing(&self) -> PyResult<PyImport> {
         check_process(self.pid)?;
-        let events = events.try_iter()?.map(|event| event::new_event(&event?)).collect::<PyResult<Vec<_>>>()?;
-        Ok(self.store.spawn(inbox.completion(token), |store| async move { store.copy(events).await })?)
+        Ok(PyImport { pid: self.pid, import: Import::new(Arc::clone(&self.store)) })
+    }
+
+    fn read(
+        &self,
+        since: i64,
+        page_size: i64,
+        is_backwards: bool,
+        conditions: Vec<GivenCondition>,
+    ) -> PyResult<PyReading> {
+        check_process(self.pid)?;
+        let query = Query { since, until: i64::MAX, limit: page_size, is_backwards, filter: filter(conditions)? };
+        Ok(PyReading { pid: self.pid, reading: Reading::begin(Arc::clone(&self.store), query)? })
     }
 
     #[pyo3(signature = (since, until, limit, is_backwards, conditions, inbox, token))]
@@ -274,6 +301,22 @@ impl PyEventStore {
 }
 
 #[pymethods]
+impl PyImport {
+    fn add(&self, events: &Bound<'_, PyAny>, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        Ok(self.import.add(event::new_events(events)?, inbox.completion(token))?)
+    }
+}
+
+#[pymethods]
+impl PyReading {
+    fn next(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        Ok(self.reading.next(inbox.completion(token))?)
+    }
+}
+
+#[pymethods]
 impl PySubscription {
     fn begin(&self, after: Option<i64>, inbox: &PyInbox, token: u64) -> PyResult<()> {
         check_process(self.pid)?;
@@ -313,11 +356,8 @@ impl Drop for PySubscription {
 
 /// Events as a list of objects.
 fn events(py: Python<'_>, events: Vec<Arc<StoredEvent>>) -> PyResult<Bound<'_, PyList>> {
-    let list = PyList::empty(py);
-    for event in events {
-        list.append(Bound::new(py, PyStoredEvent::from(event))?)?;
-    }
-    Ok(list)
+    let event = |event| Bound::new(py, PyStoredEvent::from(event));
+    PyList::new(py, events.into_iter().map(event).collect::<PyResult<Vec<_>>>()?)
 }
 
 /// Results of the store's operations.
@@ -344,6 +384,8 @@ pub fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_,
 /// Add the classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEventStore>()?;
+    module.add_class::<PyImport>()?;
+    module.add_class::<PyReading>()?;
     module.add_class::<PySubscription>()?;
     module.add_class::<PyStoredEvent>()
 }

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use tokio_postgres::types::Type;
 
 use crate::backoff::Backoff;
 use crate::error::{Error, Result};
@@ -28,7 +27,7 @@ use crate::runtime;
 use crate::store::error::StoreError;
 use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
-use crate::store::pool::{Bind, Pool};
+use crate::store::pool::Pool;
 use crate::store::reader::{self, Query, Settler};
 use crate::store::table::Table;
 use crate::store::wakeup::Wakeup;
@@ -303,10 +302,9 @@ impl Feed {
     /// Read what comes after a position. With nothing missing in between one statement tells it all; the locks are
     /// looked at only across a gap, and now and then.
     async fn read_on(&self, from: i64, looks_behind: bool) -> Result<Read> {
-        let all = Query { since: 0, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
-        let sql = reader::sql(&self.table, &all).0;
-        let (until, limit) = (i64::MAX, PAGE);
-        let binds: [Bind<'_>; 3] = [(&from, Type::INT8), (&until, Type::INT8), (&limit, Type::INT8)];
+        let all = Query { since: from, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
+        let (sql, parameters) = reader::sql(&self.table, &all);
+        let binds = reader::binds(&parameters);
         self.reads.fetch_add(1, Ordering::Relaxed);
         let (rows, settled) = if looks_behind {
             self.looks.fetch_add(1, Ordering::Relaxed);
@@ -491,11 +489,13 @@ impl Subscription {
         }
         self.feed.pages.fetch_add(1, Ordering::Relaxed);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let query = Query { since: position, until: settled, limit, is_backwards: false, filter: self.filter.clone() };
+        // What is not settled is cut off here and not by the statement; see `reader::sql`.
+        let query = Query { since: position, until: i64::MAX, limit, is_backwards: false, filter: self.filter.clone() };
         let (sql, parameters) = reader::sql(&self.feed.table, &query);
         let mut connection = self.feed.pool.get().await?;
         let rows = connection.query("read events", &sql, &reader::binds(&parameters), false).await?;
-        let events = reader::events(&rows)?;
+        let mut events = reader::events(&rows)?;
+        events.retain(|event| event.version <= settled);
         let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
         let end = if is_full { events.last().map_or(settled, |event| event.version) } else { settled };
         Ok(self.batch(events, end, end >= settled))

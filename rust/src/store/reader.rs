@@ -143,17 +143,24 @@ fn holders_of(rows: &[Row]) -> Result<Holders> {
     rows.iter().map(|row| get(row, 0)).collect()
 }
 
-/// Statement and parameters of a query.
+/// Statement and parameters of a query. It has the bounds that bound something and no others: for two of them, on a table
+/// without statistics, PostgreSQL assumes so few rows that it sorts the rest of the table for every page.
 pub fn sql(table: &Table, query: &Query) -> (String, Vec<Parameter>) {
-    let mut parameters: Vec<Parameter> = vec![
-        (Box::new(query.since), Type::INT8),
-        (Box::new(query.until), Type::INT8),
-        (Box::new(query.limit), Type::INT8),
-    ];
+    let mut parameters: Vec<Parameter> = vec![(Box::new(query.limit), Type::INT8)];
+    let mut conditions = Vec::new();
+    for (operator, bound, is_wanted) in
+        [(">", query.since, query.since > 0 || !query.is_backwards), ("<=", query.until, query.until < i64::MAX)]
+    {
+        if is_wanted {
+            parameters.push((Box::new(bound), Type::INT8));
+            conditions.push(format!("version {operator} ${}", parameters.len()));
+        }
+    }
     let filter = query.filter.sql(&mut parameters);
     let sql = format!(
-        "SELECT {COLUMNS} FROM {table} WHERE version > $1 AND version <= $2{filter} ORDER BY version{order} LIMIT $3",
+        "SELECT {COLUMNS} FROM {table} WHERE {conditions}{filter} ORDER BY version{order} LIMIT $1",
         table = table.name,
+        conditions = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") },
         order = if query.is_backwards { " DESC" } else { "" },
     );
     (sql, parameters)

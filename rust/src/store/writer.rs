@@ -133,6 +133,7 @@ struct Sql {
     lock_exclusive: String,
     try_exclusive: String,
     insert_one: String,
+    insert_batch: String,
     insert_any: String,
     insert_expected: String,
     actual: String,
@@ -152,6 +153,11 @@ impl Sql {
         let columns = "id, aggregate_id, event_type, data, metadata";
         let given = "unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int4[]) WITH ORDINALITY \
                      AS e(id, aggregate_id, event_type, data, metadata, call, n)";
+        let busy = format!(
+            "busy AS MATERIALIZED (SELECT DISTINCT call FROM (SELECT DISTINCT call, hashtext(aggregate_id) & {mask} AS \
+             key FROM unnest($2::text[], $6::int4[]) AS l(aggregate_id, call)) AS k \
+             WHERE NOT pg_try_advisory_xact_lock_shared($7::int4, key))"
+        );
         let known = format!(
             "known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1::text[], $6::int4[]) AS e(id, call) \
              WHERE EXISTS (SELECT FROM {name} t WHERE t.id = e.id))"
@@ -181,11 +187,13 @@ impl Sql {
                  RETURNING id, version, created_at"
             ),
             // The locks come first: a materialised query that the rows depend on, and versions are drawn for rows.
-            insert_any: format!(
-                "WITH busy AS MATERIALIZED (SELECT DISTINCT call FROM (SELECT DISTINCT call, hashtext(aggregate_id) & \
-                 {mask} AS key FROM unnest($2::text[], $6::int4[]) AS l(aggregate_id, call)) AS k \
-                 WHERE NOT pg_try_advisory_xact_lock_shared($7::int4, key)), {known} {}",
-                insert("SELECT call FROM busy")
+            insert_any: format!("WITH {busy}, {known} {}", insert("SELECT call FROM busy")),
+            // A call alone needs no look at which ids are known: if one is, the statement fails, and the call goes on
+            // alone. Rows come back in the order in which they went in.
+            insert_batch: format!(
+                "WITH {busy} INSERT INTO {name} ({columns}) \
+                 SELECT id, aggregate_id, event_type, data::jsonb, metadata::jsonb FROM {given} \
+                 WHERE NOT EXISTS (SELECT FROM busy) ORDER BY n RETURNING version, created_at"
             ),
             insert_expected: format!(
                 "WITH failed AS MATERIALIZED (SELECT DISTINCT x.call \
@@ -316,6 +324,7 @@ async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
     let stored = match &*group {
         group if group.iter().any(Request::is_conditional) => insert_expected(shared, group).await,
         [Request { events, .. }] if events.len() == 1 => insert_one(shared, events).await,
+        [Request { events, .. }] => insert_batch(shared, events).await,
         group => insert_any(shared, group).await,
     };
     let mut positions = match stored {
@@ -387,6 +396,21 @@ async fn insert_one(shared: &Shared, events: &[NewEvent]) -> Result<Stored> {
     ];
     let mut connection = shared.pool.get().await?;
     stored(&connection.query("store events", &shared.sql.insert_one, &binds, true).await?)
+}
+
+/// Store the events of one unconditional call.
+async fn insert_batch(shared: &Shared, events: &[NewEvent]) -> Result<Stored> {
+    let columns = Columns::of([events]);
+    let class = shared.table.lock_class();
+    let mut binds = columns.binds();
+    binds.push((&columns.calls, Type::INT4_ARRAY));
+    binds.push((&class, Type::INT4));
+    let mut connection = shared.pool.get().await?;
+    let rows = connection.query("store events", &shared.sql.insert_batch, &binds, true).await?;
+    let position = |(row, event): (&Row, &NewEvent)| -> Result<(String, Position)> {
+        Ok((event.id.clone(), Position { version: get(row, 0)?, created_at: micros(row, 1)?, is_duplicate: false }))
+    };
+    rows.iter().zip(events).map(position).collect()
 }
 
 /// Store a group of unconditional calls: one statement, one round trip, one commit.

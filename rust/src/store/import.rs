@@ -1,0 +1,52 @@
+//! Storing very many events by `COPY`: while the server takes one chunk in, the next one is made.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::inbox::{Completion, Outcome};
+use crate::runtime;
+use crate::store::event::NewEvent;
+use crate::store::event_store::EventStore;
+
+/// See the module documentation. One call at a time.
+pub struct Import {
+    store: Arc<EventStore>,
+    /// The chunk under way.
+    chunk: Mutex<Option<JoinHandle<Result<Outcome>>>>,
+}
+
+impl Import {
+    /// An import; it does nothing before the first chunk.
+    pub fn new(store: Arc<EventStore>) -> Self {
+        Self { store, chunk: Mutex::default() }
+    }
+
+    /// Begin to store a chunk once the one before is stored, and tell how many that one had. No events: only wait.
+    /// After a chunk that failed this one is not begun.
+    pub fn add(&self, events: Vec<NewEvent>, completion: Completion) -> Result<()> {
+        let mut chunk = self.chunk.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = chunk.take();
+        let (told, failed) = tokio::sync::oneshot::channel::<bool>();
+        let store = Arc::clone(&self.store);
+        let handle = runtime::handle()?;
+        if !events.is_empty() {
+            *chunk = Some(handle.spawn(async move {
+                match failed.await {
+                    Ok(false) => store.copy(events).await,
+                    _ => Ok(Outcome::Number(0)),
+                }
+            }));
+        }
+        handle.spawn(async move {
+            let result = match before {
+                None => Ok(Outcome::Number(0)),
+                Some(before) => before.await.unwrap_or(Err(Error::Closed("event store"))),
+            };
+            let _ = told.send(result.is_err());
+            completion.finish(result);
+        });
+        Ok(())
+    }
+}

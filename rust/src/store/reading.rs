@@ -1,0 +1,98 @@
+//! Reading on and on: while one page is being looked at, the next ones are on their way.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc};
+use tokio_postgres::Row;
+
+use crate::error::{Error, Result};
+use crate::inbox::{Completion, Outcome};
+use crate::runtime;
+use crate::store::event::{StoredEvent, get};
+use crate::store::event_store::EventStore;
+use crate::store::reader::{self, Page, Query};
+
+/// Pages that wait for the consumer, beside the one it has and the one being read.
+const AHEAD: usize = 1;
+
+/// Pages of a query, one after the other. Dropped, it stops.
+pub struct Reading {
+    pages: Arc<Mutex<mpsc::Receiver<Result<Vec<Arc<StoredEvent>>>>>>,
+}
+
+impl Reading {
+    /// Begin. The query's limit is the size of a page.
+    pub fn begin(store: Arc<EventStore>, query: Query) -> Result<Self> {
+        let (sender, pages) = mpsc::channel(AHEAD);
+        runtime::handle()?.spawn(run(store, query, sender));
+        Ok(Self { pages: Arc::new(Mutex::new(pages)) })
+    }
+
+    /// Hand the next page over as soon as it is there; an empty one is the end.
+    pub fn next(&self, completion: Completion) -> Result<()> {
+        let pages = Arc::clone(&self.pages);
+        runtime::handle()?.spawn(async move {
+            let page = pages.lock().await.recv().await.unwrap_or_else(|| Ok(Vec::new()));
+            completion.finish(page.map(|events| Outcome::Page(Box::new(Page { events, safe_since: 0 }))));
+        });
+        Ok(())
+    }
+}
+
+async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Result<Vec<Arc<StoredEvent>>>>) {
+    let reading = async {
+        // The first one notices, too, that the table ends before the position given.
+        let page = match store.load(query.clone()).await {
+            Ok(Outcome::Page(page)) => Ok(page.events),
+            Ok(_) => Err(Error::Closed("event store")),
+            Err(error) => Err(error),
+        };
+        let last = page.as_ref().ok().and_then(|events| last_of_full(&query, events.len(), events.last()?.version));
+        if pages.send(page).await.is_err() {
+            return;
+        }
+        let mut rows = match last {
+            Some(last) => read_after(&store, &query, last).await,
+            None => return,
+        };
+        loop {
+            let last = rows.as_ref().map_or(Ok(None), |rows| last_of(&query, rows));
+            // The next page is asked for first, and the server is at work on it while this one is decoded.
+            let next = async {
+                match last {
+                    Ok(Some(last)) => Some(read_after(&store, &query, last).await),
+                    Ok(None) => None,
+                    Err(error) => Some(Err(error)),
+                }
+            };
+            let handing_over = async { pages.send(rows.and_then(|rows| reader::events(&rows))).await };
+            match tokio::join!(next, handing_over) {
+                (Some(next), Ok(())) => rows = next,
+                _ => return,
+            }
+        }
+    };
+    tokio::select! {
+        () = reading => {}
+        () = pages.closed() => {}
+    }
+}
+
+/// The version after which the next page begins; `None` after the last page.
+fn last_of(query: &Query, rows: &[Row]) -> Result<Option<i64>> {
+    let last: Option<i64> = rows.last().map(|row| get(row, 0)).transpose()?;
+    Ok(last.and_then(|last| last_of_full(query, rows.len(), last)))
+}
+
+fn last_of_full(query: &Query, count: usize, last: i64) -> Option<i64> {
+    i64::try_from(count).is_ok_and(|count| count >= query.limit).then_some(last)
+}
+
+async fn read_after(store: &EventStore, query: &Query, last: i64) -> Result<Vec<Row>> {
+    let query = query.clone();
+    let query = if query.is_backwards { Query { until: last - 1, ..query } } else { Query { since: last, ..query } };
+    let opened = store.open().await?;
+    let (sql, parameters) = reader::sql(&opened.table, &query);
+    let mut connection = store.pool.get().await?;
+    connection.query("read events", &sql, &reader::binds(&parameters), false).await
+}
