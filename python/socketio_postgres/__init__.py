@@ -9,11 +9,13 @@ from socketio_postgres import _core
 from socketio_postgres.async_client import AsyncPostgresClient, Notification
 from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.async_emitter import AsyncEmitter
-from socketio_postgres.async_event_store import AsyncEventStore, Blocker, DurableState
+from socketio_postgres.async_event_store import AsyncEventStore
 from socketio_postgres.async_manager import AsyncPostgresManager
 from socketio_postgres.async_server_operator import AsyncRemoteSocket
 from socketio_postgres.async_subscription import AsyncSubscription
+from socketio_postgres.blocker import Blocker
 from socketio_postgres.client import PostgresClient
+from socketio_postgres.durable_state import DurableState
 from socketio_postgres.durable_subscription import DurableSubscription
 from socketio_postgres.emitter import Emitter
 from socketio_postgres.event import (

@@ -1,0 +1,212 @@
+"""`AsyncEventFeed`: stored events as they come, to subscriptions that are durable or not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from typing_extensions import Unpack
+
+from socketio_postgres import _core
+from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
+from socketio_postgres.async_event_log import AsyncEventLog
+from socketio_postgres.async_store_calls import (
+    run_operation,
+)
+from socketio_postgres.async_subscription import PATIENCE, AsyncSubscription
+from socketio_postgres.durable_state import DurableState
+from socketio_postgres.event import (
+    END,
+    START,
+    AfterVersion,
+    StoredEvent,
+    check_version,
+)
+from socketio_postgres.event_store_options import EventStoreKeywords
+from socketio_postgres.exceptions import (
+    OptionsError,
+)
+from socketio_postgres.filter import Filter, conditions_of
+
+__all__ = ["AsyncEventFeed"]
+
+_LEASE_MIN: Final = 0.1
+_LEASE_MAX: Final = 86_400.0
+
+
+class AsyncEventFeed(AsyncEventLog):
+    """Subscribing: the part of an `AsyncEventStore` that hears of new events."""
+
+    def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
+        super().__init__(dsn, **options)
+        self._warned_at = 0.0
+        self._has_side_tables = False
+
+    def subscribe(
+        self,
+        after: AfterVersion = START,
+        filters: Iterable[Filter] = (),
+        *,
+        types: Iterable[str] | str | None = None,
+        prefetch: int = 500,
+    ) -> AsyncSubscription:
+        """All events after a position, then each new one as it is committed, for ever and without a gap.
+
+        All subscriptions of a store share one listening connection and one reader.
+
+        Args:
+            after: `START`, `END` (what is stored from the first step on), or a version.
+            filters: Conditions, all of which must hold.
+            types: Shorthand for `Filter("type", …)`.
+            prefetch: Most events fetched ahead.
+
+        Returns:
+            An asynchronous iterator; also a context manager, which begins at once and closes it.
+
+        Raises:
+            FilterError: A filter is wrong.
+            IncompatibleVersionError: `after` is no version.
+            StoreRewoundError: While iterating: the table ends before the position.
+            StoreClosedError: While iterating: the store was closed.
+        """
+        return self._subscription(conditions_of(filters, types), after, prefetch, PATIENCE)
+
+    def _subscription(
+        self, conditions: list[Any], after: AfterVersion, prefetch: int, patience: float
+    ) -> AsyncSubscription:
+        async def opener() -> _core.Subscription:
+            core = self._opened_core()
+            await run_operation(core.open)
+            return core.subscribe(conditions)
+
+        return AsyncSubscription(
+            opener, after=after, prefetch=prefetch, on_idle=self._warn_of_blockers, patience=patience
+        )
+
+    def durable(
+        self,
+        name: str,
+        filters: Iterable[Filter] = (),
+        *,
+        types: Iterable[str] | str | None = None,
+        start: AfterVersion = START,
+        lease: float = 30.0,
+        prefetch: int = 100,
+        reset: bool = False,
+    ) -> AsyncDurableSubscription:
+        """A subscription whose position is kept in the database, under a name.
+
+        One consumer at a time has it; others with the same name wait until it ends or its lease runs out.
+
+        Args:
+            name: Under which it is kept.
+            filters: Conditions, all of which must hold; the same each time.
+            types: Shorthand for `Filter("type", …)`.
+            start: Where to begin when the name is new: `START`, `END` or a version.
+            lease: Seconds without a sign of life after which another consumer takes over. Handling one event must not
+                take longer. Default 30.
+            prefetch: Most events fetched ahead.
+            reset: Go on with other filters than before, from the same position.
+
+        Returns:
+            To be entered with a with statement.
+
+        Raises:
+            FilterError: A filter is wrong.
+            OptionsError: Another argument is.
+        """
+        conditions = conditions_of(filters, types)
+        after = start if start is END or start is START else check_version(start, "start")
+        if not _LEASE_MIN <= lease <= _LEASE_MAX:
+            raise OptionsError(
+                f"invalid lease: must be a number of seconds from 0.1 to 86400 (got {lease!r})",
+                option="lease",
+                value=repr(lease),
+                reason="must be a number of seconds from 0.1 to 86400",
+            )
+
+        async def begin() -> int:
+            if after is END:
+                return await self.latest_version()
+            return 0 if after is START else check_version(after, "start")
+
+        async def get(version: int) -> StoredEvent | None:
+            events, _ = await self._load(version - 1, [], 1, False, version)
+            return events[0] if events else None
+
+        def subscribe(position: int, patience: float) -> AsyncSubscription:
+            return self._subscription(conditions, position, prefetch, patience)
+
+        return AsyncDurableSubscription(
+            name,
+            query=self._query_durable,
+            subscribe=subscribe,
+            get=get,
+            tables=(self._core.table("_subscriptions"), self._core.table("_parked")),
+            start=begin,
+            filter_text=json.dumps(conditions),
+            lease=lease,
+            reset=reset,
+            report=self._report,
+        )
+
+    async def _query_durable(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+        if not self._has_side_tables:
+            core = self._opened_core()
+            await run_operation(core.open)
+            await run_operation(lambda inbox, token: core.migrate("subscriptions", inbox, token))
+            self._has_side_tables = True
+        return await self._query(sql, *texts)
+
+    async def durable_subscriptions(self) -> list[DurableState]:
+        """All durable subscriptions of the table, and how far behind each is."""
+        latest = await self.latest_version(settled=False)
+        rows = await self._query_durable(
+            "SELECT json_build_object('name', name, 'position', position, 'owner', owner, 'is_paused', is_paused,"
+            f" 'is_owned', coalesce(lease_until > clock_timestamp(), false), 'lag', greatest({latest} - position, 0),"
+            f" 'parked', (SELECT count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name))::text"
+            f" FROM {self._core.table('_subscriptions')} s ORDER BY name"
+        )
+        return [DurableState(**json.loads(row[0] or "{}")) for row in rows]
+
+    async def rewind_durable(self, name: str, position: int) -> None:
+        """Let a durable subscription go on after another version; whoever has it is fenced off."""
+        check_version(position, "position")
+        await self._change_durable(name, "position = $2::bigint, epoch = epoch + 1, lease_until = NULL", str(position))
+
+    async def pause_durable(self, name: str) -> None:
+        """Let nobody have a durable subscription until it is resumed; whoever has it is fenced off."""
+        await self._change_durable(name, "is_paused = true, epoch = epoch + 1, lease_until = NULL")
+
+    async def resume_durable(self, name: str) -> None:
+        """End a pause."""
+        await self._change_durable(name, "is_paused = false")
+
+    async def _change_durable(self, name: str, change: str, *texts: str) -> None:
+        table = self._core.table("_subscriptions")
+        sql = f"UPDATE {table} SET {change}, updated_at = now() WHERE name = $1 RETURNING name"
+        if not await self._query_durable(sql, name, *texts):
+            raise OptionsError(
+                f"invalid name: there is no durable subscription {name!r}",
+                option="name",
+                value=repr(name),
+                reason="is not the name of a durable subscription",
+            )
+
+    async def delete_durable(self, name: str) -> None:
+        """Forget a durable subscription, and what it parked; whoever has it is fenced off."""
+        for suffix in ("_parked", "_subscriptions"):
+            sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
+            await self._query_durable(sql, name)
+
+    async def _warn_of_blockers(self) -> None:
+        """Log who holds readers up, once in a while."""
+        limit, now = self.options.stall_warning, time.monotonic()
+        seconds = self._core.stats()["gap_seconds"]
+        if seconds is None or seconds < limit or now - self._warned_at < limit:
+            return
+        self._warned_at = now
+        for blocker in await self.blockers():
+            self.options.logger.warning("events wait since %.0f s for a transaction to end: %s", seconds, blocker)
