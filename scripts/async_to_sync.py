@@ -19,6 +19,7 @@ TWINS = {
     "async_subscription.py": "subscription.py",
     "async_durable_subscription.py": "durable_subscription.py",
     "async_callback_subscription.py": "callback_subscription.py",
+    "async_store_in.py": "store_in.py",
     "async_event_log.py": "event_log.py",
     "async_event_feed.py": "event_feed.py",
     "async_event_store.py": "event_store.py",

@@ -333,6 +333,9 @@ class EventStore:
     def store(self, events: Iterable[Any], expected: dict[str, int], inbox: Inbox, token: int) -> None:
         """Store events; ends with a list of `(version, created_at, is_duplicate)`."""
 
+    def checked(self, events: Iterable[Any]) -> list[tuple[str, str, str, str | None, str | None]]:
+        """Id, aggregate id, type, data and metadata of events as they would be stored, once they were checked."""
+
     def copy(self, events: Iterable[Any], inbox: Inbox, token: int) -> None:
         """Store events by COPY; ends with their number."""
 
@@ -350,7 +353,7 @@ class EventStore:
 
     def latest_version(self, is_settled: bool, inbox: Inbox, token: int) -> None: ...
     def migrate(self, part: str, inbox: Inbox, token: int) -> None:
-        """Apply the migrations of `events`, `subscriptions` or `guard` that are not applied yet."""
+        """Apply the migrations of `events`, `subscriptions`, `guard` or `serial` that are not applied yet."""
 
     def query(self, sql: str, texts: list[str | None], inbox: Inbox, token: int) -> None:
         """Run a statement whose parameters and results are texts; ends with a list of rows."""

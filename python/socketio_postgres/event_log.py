@@ -40,6 +40,7 @@ from socketio_postgres.store_calls import (
     chunks_of,
     run_operation,
 )
+from socketio_postgres.store_in import store_in
 
 __all__ = ["EventLog"]
 
@@ -129,6 +130,12 @@ class EventLog:
             ConnectionLostError: `may_be_sent` says whether the commit is in doubt; it is after half a minute of asking.
             StoreClosedError: The store was closed.
         """
+        events, checks = self._checked_call(event, expected)
+        results = self._store(events, checks)
+        return results[-1]
+
+    @staticmethod
+    def _checked_call(event: Event | Sequence[Event], expected: ExpectedVersion) -> tuple[list[Event], dict[str, int]]:
         events = [event] if isinstance(event, Event) else list(event)
         if not events:
             raise OptionsError("invalid event: give at least one", option="event", value="[]", reason="is empty")
@@ -142,8 +149,7 @@ class EventLog:
                 reason="the events belong to several aggregates",
             )
         checks = {} if number is None else dict.fromkeys(aggregates, number)
-        results = self._store(events, checks)
-        return results[-1]
+        return events, checks
 
     def store_batch(
         self, events: Iterable[Event], *, expected: Mapping[str, ExpectedVersion] | None = None
@@ -174,6 +180,61 @@ class EventLog:
         return [
             StoreResult(version, event.id, at, old) for event, (version, at, old) in zip(events, positions, strict=True)
         ]
+
+    def store_in(self, conn: Any, event: Event | Sequence[Event], *, expected: ExpectedVersion = ANY) -> StoreResult:
+        """Store an event, or several of one aggregate, in your own transaction: it commits with your changes, or not.
+
+        See `store_batch_in`.
+
+        Args:
+            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
+                transaction open.
+            event: What to store.
+            expected: What the aggregate must be like before, as in `store`.
+
+        Returns:
+            Where the (last) event will be once you commit.
+        """
+        events, checks = self._checked_call(event, expected)
+        return (self._store_in(conn, events, checks))[-1]
+
+    def store_batch_in(
+        self, conn: Any, events: Iterable[Event], *, expected: Mapping[str, ExpectedVersion] | None = None
+    ) -> list[StoreResult]:
+        """Store events of any aggregates in your own transaction.
+
+        They become visible, and are notified, when you commit; a rollback leaves nothing but a gap in the versions.
+        They come where their versions are, which are drawn now: from now on until the end of your transaction readers
+        of the table wait before these versions, and writers that expect something of these aggregates wait for you
+        (all writers do that add to an aggregate you expect something of). So do it late, and end soon.
+
+        Args:
+            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
+                transaction open.
+            events: What to store.
+            expected: What must be true of aggregates before, as in `store_batch`; needs READ COMMITTED.
+
+        Returns:
+            Where each event will be once you commit.
+
+        Raises:
+            WrongExpectedVersionError: An aggregate is not as expected. Your transaction goes on without the events.
+            DuplicateEventError: An id is taken by another event. Likewise; but if `version` is 0, another transaction
+                was storing the same id at this moment, and yours can only be rolled back.
+            OptionsError: It is no such connection, has no transaction open, or not the isolation level.
+            SchemaMismatchError: The connection sees another table of this name, or none.
+        """
+        checks = {
+            aggregate_id: number
+            for aggregate_id, wanted in (expected or {}).items()
+            if (number := expected_number(wanted)) is not None
+        }
+        return self._store_in(conn, list(events), checks)
+
+    def _store_in(self, conn: Any, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
+        self.open()
+        rows = self._opened_core().checked(events)
+        return store_in(conn, self.layout(), rows, checks)
 
     def import_events(
         self,

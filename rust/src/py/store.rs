@@ -16,15 +16,15 @@ use crate::error::{Error, Result};
 use crate::inbox::Outcome;
 use crate::runtime::Lease;
 use crate::store::error::Expected;
-use crate::store::event::StoredEvent;
+use crate::store::event::{NewEvent, StoredEvent};
 use crate::store::event_store::{EventStore, Settings};
 use crate::store::feed::{Question, Start, Subscription};
 use crate::store::filter::{Condition, Filter};
 use crate::store::pool::Limits;
 use crate::store::reader::Query;
-use crate::store::table::{Part, TableName};
+use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY, TableName};
 use crate::store::wakeup;
-use crate::store::writer::Request;
+use crate::store::writer::{self, Request};
 
 /// The complete settings, checked and defaulted by `event_store_options.py`.
 #[derive(FromPyObject)]
@@ -78,6 +78,9 @@ fn expected(number: i64) -> Expected {
         version => Expected::Version(version),
     }
 }
+
+/// Id, aggregate id, type, data and metadata of an event to store.
+type Row = (String, String, String, Option<String>, Option<String>);
 
 /// A condition: its kind, a metadata key or nothing, and its texts.
 type GivenCondition = (String, String, Vec<String>);
@@ -158,11 +161,15 @@ impl PyEventStore {
         out.set_item("table_name", &table.name)?;
         out.set_item("oid", table.oid)?;
         out.set_item("sequence", &table.sequence)?;
+        out.set_item("lock_class", table.lock_class())?;
+        out.set_item("lock_mask", LOCK_BUCKETS - 1)?;
+        out.set_item("turn_key", TURN_KEY)?;
         out.set_item("notifies_go", table.notifies_go)?;
         out.set_item("notifies_us", table.notifies_us)?;
         out.set_item("has_aggregate_index", table.has_aggregate_index)?;
         out.set_item("is_guarded", table.is_guarded)?;
         out.set_item("is_native", table.is_native)?;
+        out.set_item("is_serial", table.is_serial)?;
         Ok(Some(out))
     }
 
@@ -177,6 +184,15 @@ impl PyEventStore {
         let events = events.try_iter()?.map(|event| event::new_event(&event?)).collect::<PyResult<Vec<_>>>()?;
         let expected = expected.into_iter().map(|(id, number)| (id, self::expected(number))).collect();
         Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) })?)
+    }
+
+    /// The columns of events as they would be stored, checked for this table.
+    fn checked(&self, events: &Bound<'_, PyAny>) -> PyResult<Vec<Row>> {
+        let opened = self.store.opened().ok_or(Error::Closed("event store"))?;
+        let events = events.try_iter()?.map(|event| event::new_event(&event?)).collect::<PyResult<Vec<_>>>()?;
+        writer::check(&events, &opened.table)?;
+        let row = |event: NewEvent| (event.id, event.aggregate_id, event.event_type, event.data, event.metadata);
+        Ok(events.into_iter().map(row).collect())
     }
 
     fn copy(&self, events: &Bound<'_, PyAny>, inbox: &PyInbox, token: u64) -> PyResult<()> {
@@ -213,6 +229,7 @@ impl PyEventStore {
         let part = match part {
             "subscriptions" => Part::Subscriptions,
             "guard" => Part::Guard,
+            "serial" => Part::Serial,
             _ => Part::Events,
         };
         Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.migrate(part).await })?)
