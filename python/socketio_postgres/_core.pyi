@@ -352,6 +352,9 @@ class EventStore:
         """Read events; ends with `(events, safe_since)`."""
 
     def latest_version(self, is_settled: bool, inbox: Inbox, token: int) -> None: ...
+    def settled_version(self, inbox: Inbox, token: int) -> None:
+        """One look; ends with the version up to which all are final."""
+
     def migrate(self, part: str, inbox: Inbox, token: int) -> None:
         """Apply the migrations of `events`, `subscriptions`, `guard` or `serial` that are not applied yet."""
 
@@ -382,5 +385,8 @@ class Subscription:
 
         A new question takes the place of one under way, which then ends with `ClosedError`.
         """
+
+    def nudge(self) -> None:
+        """Answer the question under way, or the next one, with what is known, even if it is nothing."""
 
     def close(self) -> None: ...

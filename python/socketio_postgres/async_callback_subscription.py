@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from socketio_postgres.async_store_calls import AsyncBackground, Handler, call_handler
 from socketio_postgres.async_subscription import AsyncSubscription
-from socketio_postgres.event import NotificationPayload
+from socketio_postgres.event import NotificationPayload, StoreResult
 from socketio_postgres.exceptions import ClosedError
 
 __all__ = ["AsyncCallbackSubscription"]
@@ -39,6 +39,10 @@ class AsyncCallbackSubscription:
     def is_active(self) -> bool:
         """Whether it is still being called."""
         return not self._is_cancelled and self._background.is_running
+
+    async def wait_for(self, version: StoreResult | int, timeout: float | None = None) -> None:
+        """Wait until the handler has returned from everything up to a version; see `AsyncSubscription.wait_for`."""
+        await self._subscription.wait_for(version, timeout)
 
     async def _run(self) -> None:
         try:

@@ -29,8 +29,6 @@ __all__ = ["AsyncDurableSubscription"]
 
 CHECKPOINT_COUNT: Final = 100
 """Acknowledged events after which the position is written."""
-CHECKPOINT_SECONDS: Final = 1.0
-"""Seconds after which it is."""
 
 QueryFunction = Callable[..., Awaitable[list[list[str | None]]]]
 
@@ -62,6 +60,7 @@ class AsyncDurableSubscription:
         start: Callable[[], Awaitable[int]],
         filter_text: str,
         lease: float,
+        checkpoint_interval: float,
         reset: bool,
         report: Callable[[Exception, str], None],
     ) -> None:
@@ -80,6 +79,7 @@ class AsyncDurableSubscription:
         self._start = start
         self._filter_text = filter_text
         self._lease = lease
+        self._checkpoint_interval = min(checkpoint_interval, lease / 3)
         self._reset = reset
         self._report = report
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -183,7 +183,8 @@ class AsyncDurableSubscription:
         self._acknowledge_given()
         while True:
             await self._write_in_time()
-            item = await self._live.next_or_idle()
+            # Nothing to do must not keep what was done from being written.
+            item = await self._live.next_or_idle(self._checkpoint_interval if self._unwritten else None)
             if item is not None:
                 self._given = item
                 return item
@@ -207,7 +208,7 @@ class AsyncDurableSubscription:
     async def _write_in_time(self) -> None:
         now = time.monotonic()
         is_due = self._unwritten >= CHECKPOINT_COUNT or (
-            self._unwritten and now - self._written_at >= CHECKPOINT_SECONDS
+            self._unwritten and now - self._written_at >= self._checkpoint_interval
         )
         if is_due or now - self._renewed_at >= self._lease / 3:
             await self._write()

@@ -14,6 +14,7 @@ from socketio_postgres.async_durable_subscription import AsyncDurableSubscriptio
 from socketio_postgres.async_event_log import AsyncEventLog
 from socketio_postgres.async_store_calls import (
     run_operation,
+    wait_until,
 )
 from socketio_postgres.async_subscription import PATIENCE, AsyncSubscription
 from socketio_postgres.durable_state import DurableState
@@ -22,6 +23,7 @@ from socketio_postgres.event import (
     START,
     AfterVersion,
     StoredEvent,
+    StoreResult,
     check_version,
 )
 from socketio_postgres.event_store_options import EventStoreKeywords
@@ -33,7 +35,7 @@ from socketio_postgres.filter import Filter, conditions_of
 __all__ = ["AsyncEventFeed"]
 
 _LEASE_MIN: Final = 0.1
-_LEASE_MAX: Final = 86_400.0
+_SECONDS_MAX: Final = 86_400
 
 
 class AsyncEventFeed(AsyncEventLog):
@@ -93,6 +95,7 @@ class AsyncEventFeed(AsyncEventLog):
         types: Iterable[str] | str | None = None,
         start: AfterVersion = START,
         lease: float = 30.0,
+        checkpoint_interval: float = 1.0,
         prefetch: int = 100,
         reset: bool = False,
     ) -> AsyncDurableSubscription:
@@ -107,6 +110,8 @@ class AsyncEventFeed(AsyncEventLog):
             start: Where to begin when the name is new: `START`, `END` or a version.
             lease: Seconds without a sign of life after which another consumer takes over. Handling one event must not
                 take longer. Default 30.
+            checkpoint_interval: Seconds after which what was acknowledged by the loop is written, at most a third of
+                the lease. After a crash so much comes again; 0 writes after each event. Default 1.
             prefetch: Most events fetched ahead.
             reset: Go on with other filters than before, from the same position.
 
@@ -119,13 +124,8 @@ class AsyncEventFeed(AsyncEventLog):
         """
         conditions = conditions_of(filters, types)
         after = start if start is END or start is START else check_version(start, "start")
-        if not _LEASE_MIN <= lease <= _LEASE_MAX:
-            raise OptionsError(
-                f"invalid lease: must be a number of seconds from 0.1 to 86400 (got {lease!r})",
-                option="lease",
-                value=repr(lease),
-                reason="must be a number of seconds from 0.1 to 86400",
-            )
+        _check_seconds("lease", lease, _LEASE_MIN)
+        _check_seconds("checkpoint_interval", checkpoint_interval, 0)
 
         async def begin() -> int:
             if after is END:
@@ -148,9 +148,46 @@ class AsyncEventFeed(AsyncEventLog):
             start=begin,
             filter_text=json.dumps(conditions),
             lease=lease,
+            checkpoint_interval=checkpoint_interval,
             reset=reset,
             report=self._report,
         )
+
+    async def wait_for(
+        self, version: StoreResult | int, *, durable: str | None = None, timeout: float | None = None
+    ) -> None:
+        """Wait until readers are so far: then you find what you have just written in what they make of it.
+
+        Args:
+            version: A version, or what `store` returned.
+            durable: Name of a durable subscription, wherever it runs: wait until its position in the database is so
+                far. That is when it acknowledges, or within its `checkpoint_interval`. Default: wait until nothing can
+                come before this version any more, so that `load` and `subscribe` can go on after it. A
+                subscription of this process has a `wait_for` of its own.
+            timeout: Seconds to wait at most; None waits for ever, also for a version that nobody has stored yet.
+
+        Raises:
+            OperationTimeoutError: They are not so far. `blockers` names transactions that are in the way.
+            OptionsError: There is no durable subscription of this name.
+        """
+        wanted = check_version(version.version if isinstance(version, StoreResult) else version)
+
+        async def settled() -> int:
+            core = self._opened_core()
+            found: int = await run_operation(core.settled_version)
+            return found
+
+        async def acknowledged() -> int:
+            sql = f"SELECT min(position)::text FROM {self._core.table('_subscriptions')} WHERE name = $1"
+            (row,) = await self._query_durable(sql, durable)
+            if row[0] is None:
+                raise _no_durable(durable)
+            return int(row[0])
+
+        if durable is None:
+            await wait_until(settled, wanted, timeout, "what is settled")
+        else:
+            await wait_until(acknowledged, wanted, timeout, f"the durable subscription {durable!r}")
 
     async def _query_durable(self, sql: str, *texts: str | None) -> list[list[str | None]]:
         if not self._has_side_tables:
@@ -188,12 +225,7 @@ class AsyncEventFeed(AsyncEventLog):
         table = self._core.table("_subscriptions")
         sql = f"UPDATE {table} SET {change}, updated_at = now() WHERE name = $1 RETURNING name"
         if not await self._query_durable(sql, name, *texts):
-            raise OptionsError(
-                f"invalid name: there is no durable subscription {name!r}",
-                option="name",
-                value=repr(name),
-                reason="is not the name of a durable subscription",
-            )
+            raise _no_durable(name)
 
     async def delete_durable(self, name: str) -> None:
         """Forget a durable subscription, and what it parked; whoever has it is fenced off."""
@@ -210,3 +242,18 @@ class AsyncEventFeed(AsyncEventLog):
         self._warned_at = now
         for blocker in await self.blockers():
             self.options.logger.warning("events wait since %.0f s for a transaction to end: %s", seconds, blocker)
+
+
+def _no_durable(name: str | None) -> OptionsError:
+    return OptionsError(
+        f"invalid name: there is no durable subscription {name!r}",
+        option="name",
+        value=repr(name),
+        reason="is not the name of a durable subscription",
+    )
+
+
+def _check_seconds(name: str, value: float, low: float) -> None:
+    if not low <= value <= _SECONDS_MAX:
+        reason = f"must be a number of seconds from {low} to {_SECONDS_MAX}"
+        raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from socketio_postgres.event import Event, NotificationPayload, StoredEvent
 from socketio_postgres.exceptions import OperationTimeoutError
@@ -21,6 +22,7 @@ __all__ = [
     "chunks_of",
     "run_operation",
     "sleep",
+    "wait_until",
 ]
 
 EventSource: TypeAlias = "Iterable[Event] | AsyncIterable[Event]"
@@ -40,6 +42,28 @@ async def run_operation(operation: Operation, timeout: float | None = None) -> A
         return await asyncio.wait_for(AsyncCalls.of_running_loop().start(operation), timeout)
     except asyncio.TimeoutError:
         raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s") from None
+
+
+LOOK_FIRST: Final = 0.001
+"""Seconds after the first look of `wait_until`; they double."""
+LOOK_LAST: Final = 0.1
+"""Most seconds between two looks."""
+
+
+async def wait_until(look: Callable[[], Awaitable[int]], wanted: int, timeout: float | None, what: str) -> None:
+    """Look again and again, until the number found is at least the one wanted.
+
+    Raises:
+        OperationTimeoutError: It is not within `timeout` seconds.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    delay = LOOK_FIRST
+    while (found := await look()) < wanted:
+        left = delay if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            raise OperationTimeoutError(f"{what} is at version {max(found, 0)}, not at {wanted}, after {timeout} s")
+        await sleep(min(delay, left))
+        delay = min(delay * 2, LOOK_LAST)
 
 
 class AsyncBackground:

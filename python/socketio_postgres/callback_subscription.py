@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from socketio_postgres.event import NotificationPayload
+from socketio_postgres.event import NotificationPayload, StoreResult
 from socketio_postgres.exceptions import ClosedError
 from socketio_postgres.store_calls import Background, Handler, call_handler
 from socketio_postgres.subscription import Subscription
@@ -40,6 +40,10 @@ class CallbackSubscription:
     def is_active(self) -> bool:
         """Whether it is still being called."""
         return not self._is_cancelled and self._background.is_running
+
+    def wait_for(self, version: StoreResult | int, timeout: float | None = None) -> None:
+        """Wait until the handler has returned from everything up to a version; see `Subscription.wait_for`."""
+        self._subscription.wait_for(version, timeout)
 
     def _run(self) -> None:
         try:

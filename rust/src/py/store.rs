@@ -224,6 +224,12 @@ impl PyEventStore {
         Ok(self.store.spawn(inbox.completion(token), work)?)
     }
 
+    fn settled_version(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        let work = |store: Arc<EventStore>| async move { store.settled_version().await };
+        Ok(self.store.spawn(inbox.completion(token), work)?)
+    }
+
     fn migrate(&self, part: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
         check_process(self.pid)?;
         let part = match part {
@@ -311,6 +317,10 @@ impl PySubscription {
         let patience = seconds("timeout", patience_seconds)?;
         let question = Question::Next { position, limit, reports_progress, patience };
         Ok(self.subscription.ask(question, inbox.completion(token))?)
+    }
+
+    fn nudge(&self) {
+        self.subscription.nudge();
     }
 
     fn close(&self) {

@@ -154,6 +154,12 @@ impl EventStore {
         reader::latest_version(&self.pool, &opened.settler, &opened.table, is_settled).await.map(Outcome::Number)
     }
 
+    /// One look: all versions up to the one returned are final.
+    pub async fn settled_version(&self) -> Result<Outcome> {
+        let opened = self.open().await?;
+        Ok(Outcome::Number(opened.settler.step(&opened.table).await?.settled))
+    }
+
     /// A subscription; the store must have been opened.
     pub fn subscribe(&self, filter: Filter) -> Result<Arc<Subscription>> {
         match self.opened() {

@@ -218,6 +218,7 @@ impl Feed {
             feed: Arc::clone(self),
             filter,
             asking: Mutex::default(),
+            nudged: Notify::new(),
             is_closed: AtomicBool::new(false),
         }))
     }
@@ -385,6 +386,7 @@ pub struct Subscription {
     filter: Filter,
     /// The answer under way; a new question takes its place.
     asking: Mutex<Option<AbortHandle>>,
+    nudged: Notify,
     is_closed: AtomicBool,
 }
 
@@ -414,6 +416,11 @@ impl Subscription {
             given_up.abort();
         }
         Ok(())
+    }
+
+    /// Answer the question under way, or the next one, with what is known, even if it is nothing.
+    pub fn nudge(&self) {
+        self.nudged.notify_one();
     }
 
     /// End it; the feed ends with the last one.
@@ -471,10 +478,12 @@ impl Subscription {
             if settled.is_some() && reports_progress && position > begun {
                 return Ok(self.batch(Vec::new(), position, true));
             }
-            match tokio::time::timeout_at(deadline, progress.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(StoreError::Closed.into()),
-                Err(_) => return Ok(self.batch(Vec::new(), position, settled.is_some())),
+            tokio::select! {
+                changed = progress.changed() => changed.map_err(|_| StoreError::Closed)?,
+                () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, settled.is_some())),
+                () = tokio::time::sleep_until(deadline) => {
+                    return Ok(self.batch(Vec::new(), position, settled.is_some()));
+                }
             }
         }
     }
