@@ -13,7 +13,7 @@ from socketio_postgres.async_event_store import AsyncEventStore
 from socketio_postgres.async_manager import AsyncPostgresManager
 from socketio_postgres.async_server_operator import AsyncRemoteSocket
 from socketio_postgres.async_subscription import AsyncSubscription
-from socketio_postgres.blocker import Blocker
+from socketio_postgres.blocker import Blocker, Stall
 from socketio_postgres.client import PostgresClient
 from socketio_postgres.durable_state import DurableState
 from socketio_postgres.durable_subscription import DurableSubscription
@@ -64,6 +64,7 @@ from socketio_postgres.exceptions import (
     SocketIOPostgresError,
     StoreClosedError,
     StoreRewoundError,
+    StoreStalledError,
     SubscriptionFencedError,
     UnknownOptionError,
     WrongExpectedVersionError,
@@ -138,10 +139,12 @@ __all__ = [
     "SignatureError",
     "Skip",
     "SocketIOPostgresError",
+    "Stall",
     "Stop",
     "StoreClosedError",
     "StoreResult",
     "StoreRewoundError",
+    "StoreStalledError",
     "StoredEvent",
     "Subscription",
     "SubscriptionFencedError",

@@ -13,10 +13,12 @@ from socketio_postgres import _core
 from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.async_event_log import AsyncEventLog
 from socketio_postgres.async_store_calls import (
+    call_on_stall,
     run_operation,
     wait_until,
 )
 from socketio_postgres.async_subscription import PATIENCE, AsyncSubscription
+from socketio_postgres.blocker import Stall
 from socketio_postgres.durable_state import DurableState
 from socketio_postgres.event import (
     END,
@@ -29,6 +31,7 @@ from socketio_postgres.event import (
 from socketio_postgres.event_store_options import EventStoreKeywords
 from socketio_postgres.exceptions import (
     OptionsError,
+    StoreStalledError,
 )
 from socketio_postgres.filter import Filter, conditions_of
 
@@ -84,7 +87,11 @@ class AsyncEventFeed(AsyncEventLog):
             return core.subscribe(conditions)
 
         return AsyncSubscription(
-            opener, after=after, prefetch=prefetch, on_idle=self._warn_of_blockers, patience=patience
+            opener,
+            after=after,
+            prefetch=prefetch,
+            on_idle=self._look_for_stall,
+            patience=min(patience, self.options.stall_warning),
         )
 
     def durable(
@@ -233,15 +240,23 @@ class AsyncEventFeed(AsyncEventLog):
             sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
             await self._query_durable(sql, name)
 
-    async def _warn_of_blockers(self) -> None:
-        """Log who holds readers up, once in a while."""
-        limit, now = self.options.stall_warning, time.monotonic()
-        seconds = self._core.stats()["gap_seconds"]
+    async def _look_for_stall(self) -> None:
+        """Log who holds readers up, once in a while, and do what `on_stall` says."""
+        limit, now, stats = self.options.stall_warning, time.monotonic(), self._core.stats()
+        seconds = stats["gap_seconds"]
         if seconds is None or seconds < limit or now - self._warned_at < limit:
             return
         self._warned_at = now
-        for blocker in await self.blockers():
-            self.options.logger.warning("events wait since %.0f s for a transaction to end: %s", seconds, blocker)
+        stall = Stall(stats["settled_version"], seconds, await self.blockers())
+        if not stall.blockers:
+            return
+        self.options.logger.warning("%s", stall)
+        on_stall = self.options.on_stall
+        if on_stall == "error":
+            self._warned_at = 0.0  # every subscription is told
+            raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
+        if callable(on_stall):
+            await call_on_stall(on_stall, stall)
 
 
 def _no_durable(name: str | None) -> OptionsError:

@@ -413,6 +413,49 @@ class AsyncEventLog:
         rows = await self._query(BLOCKERS_SQL, str(self.layout()["sequence"]))
         return [Blocker.of(row[0] or "{}") for row in rows]
 
+    async def end_blocker(self, blocker: Blocker) -> bool:
+        """End the transaction that `blockers` has named: terminate its session, or roll the prepared one back.
+
+        What it would have committed is lost to it, as with any broken connection, and readers go on. There is no
+        way to let readers pass it while it is open: its events would be missed by whoever has passed.
+
+        Returns:
+            Whether it was still there.
+
+        Raises:
+            DatabaseError: The role may not do that; it must be a member of the session's role, or of
+                `pg_signal_backend`.
+        """
+        if blocker.prepared is not None:
+            name = blocker.prepared.replace("'", "''")
+            if not any(each.prepared == blocker.prepared for each in await self.blockers()):
+                return False
+            await self._query(f"ROLLBACK PREPARED '{name}'")
+            return True
+        # Another transaction of the same session, or another session of the same number, is not meant.
+        rows = await self._query(
+            "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE pid = $1::int"
+            " AND abs(extract(epoch FROM xact_start - $2::timestamptz)) < 0.001",
+            str(blocker.pid),
+            None if blocker.transaction_start is None else blocker.transaction_start.isoformat(),
+        )
+        return bool(rows) and rows[0][0] == "true"
+
+    async def enable_serial_order(self) -> None:
+        """Let all writers of the table take turns, whatever their language, by a trigger of our own.
+
+        Then versions are committed in their order, and readers need not look at the locks of writers: the fallback
+        for servers where those cannot be seen. In return a transaction that has stored events makes every other
+        writer wait until it ends. Waits for writers at work; a store that is open already goes on as before.
+        Rows with versions of their own making are not covered.
+
+        Raises:
+            DatabaseError: The role may not create it.
+        """
+        core = self._opened_core()
+        await run_operation(core.open)
+        await run_operation(lambda inbox, token: core.migrate("serial", inbox, token))
+
     async def enable_guard(self) -> None:
         """Make expected versions exact for writers of other languages, too, by a trigger of our own.
 

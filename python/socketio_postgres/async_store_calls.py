@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final, TypeAlias
 
+from socketio_postgres.blocker import Stall
 from socketio_postgres.event import Event, NotificationPayload, StoredEvent
 from socketio_postgres.exceptions import OperationTimeoutError
 from socketio_postgres.handover import AsyncCalls, Operation
@@ -19,6 +20,7 @@ __all__ = [
     "Handler",
     "call_event_handler",
     "call_handler",
+    "call_on_stall",
     "chunks_of",
     "run_operation",
     "sleep",
@@ -98,6 +100,13 @@ async def call_handler(handler: Handler, payload: NotificationPayload) -> None:
 async def call_event_handler(handler: EventHandler, event: StoredEvent) -> None:
     """Call a user's function, and await what it returns if that can be awaited."""
     result = handler(event)
+    if isinstance(result, Awaitable):
+        await result
+
+
+async def call_on_stall(on_stall: Callable[[Stall], object], stall: Stall) -> None:
+    """Call a user's function, and await what it returns if that can be awaited."""
+    result = on_stall(stall)
     if isinstance(result, Awaitable):
         await result
 

@@ -1,4 +1,4 @@
-"""`Blocker`: a session that readers wait for."""
+"""`Blocker`: a session that readers wait for; `Stall`: that they do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime as dt
 import json
 from typing import Final
 
-__all__ = ["BLOCKERS_SQL", "Blocker"]
+__all__ = ["BLOCKERS_SQL", "Blocker", "Stall"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,27 @@ class Blocker:
         return (
             f"{who} ({self.application_name or 'no application name'}, user {self.user}), {self.state}, "
             f"open since {self.transaction_start}, last statement {(self.query or '')[:200]!r}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stall:
+    """Readers wait for a transaction that has stored events and stays open.
+
+    Attributes:
+        position: Version up to which they got.
+        seconds: For how long they have been waiting.
+        blockers: Whom they wait for, the oldest transaction first; others may have begun since. Empty if it is over.
+    """
+
+    position: int
+    seconds: float
+    blockers: list[Blocker]
+
+    def __str__(self) -> str:
+        return (
+            f"events after version {self.position} wait since {self.seconds:.0f} s for a transaction to end: "
+            + "; ".join(str(blocker) for blocker in self.blockers)
         )
 
 

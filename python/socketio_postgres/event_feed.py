@@ -11,6 +11,7 @@ from typing import Any, Final
 from typing_extensions import Unpack
 
 from socketio_postgres import _core
+from socketio_postgres.blocker import Stall
 from socketio_postgres.durable_state import DurableState
 from socketio_postgres.durable_subscription import DurableSubscription
 from socketio_postgres.event import (
@@ -25,9 +26,11 @@ from socketio_postgres.event_log import EventLog
 from socketio_postgres.event_store_options import EventStoreKeywords
 from socketio_postgres.exceptions import (
     OptionsError,
+    StoreStalledError,
 )
 from socketio_postgres.filter import Filter, conditions_of
 from socketio_postgres.store_calls import (
+    call_on_stall,
     run_operation,
     wait_until,
 )
@@ -82,7 +85,13 @@ class EventFeed(EventLog):
             run_operation(core.open)
             return core.subscribe(conditions)
 
-        return Subscription(opener, after=after, prefetch=prefetch, on_idle=self._warn_of_blockers, patience=patience)
+        return Subscription(
+            opener,
+            after=after,
+            prefetch=prefetch,
+            on_idle=self._look_for_stall,
+            patience=min(patience, self.options.stall_warning),
+        )
 
     def durable(
         self,
@@ -228,15 +237,23 @@ class EventFeed(EventLog):
             sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
             self._query_durable(sql, name)
 
-    def _warn_of_blockers(self) -> None:
-        """Log who holds readers up, once in a while."""
-        limit, now = self.options.stall_warning, time.monotonic()
-        seconds = self._core.stats()["gap_seconds"]
+    def _look_for_stall(self) -> None:
+        """Log who holds readers up, once in a while, and do what `on_stall` says."""
+        limit, now, stats = self.options.stall_warning, time.monotonic(), self._core.stats()
+        seconds = stats["gap_seconds"]
         if seconds is None or seconds < limit or now - self._warned_at < limit:
             return
         self._warned_at = now
-        for blocker in self.blockers():
-            self.options.logger.warning("events wait since %.0f s for a transaction to end: %s", seconds, blocker)
+        stall = Stall(stats["settled_version"], seconds, self.blockers())
+        if not stall.blockers:
+            return
+        self.options.logger.warning("%s", stall)
+        on_stall = self.options.on_stall
+        if on_stall == "error":
+            self._warned_at = 0.0  # every subscription is told
+            raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
+        if callable(on_stall):
+            call_on_stall(on_stall, stall)
 
 
 def _no_durable(name: str | None) -> OptionsError:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
+from socketio_postgres.blocker import Stall
 from socketio_postgres.event import Event, NotificationPayload, StoredEvent
 from socketio_postgres.exceptions import OperationTimeoutError
 from socketio_postgres.handover import BlockingCalls, Operation
@@ -19,6 +20,7 @@ __all__ = [
     "Handler",
     "call_event_handler",
     "call_handler",
+    "call_on_stall",
     "chunks_of",
     "run_operation",
     "sleep",
@@ -81,6 +83,11 @@ def call_handler(handler: Handler, payload: NotificationPayload) -> None:
 def call_event_handler(handler: EventHandler, event: StoredEvent) -> None:
     """Call a user's function."""
     handler(event)
+
+
+def call_on_stall(on_stall: Callable[[Stall], object], stall: Stall) -> None:
+    """Call a user's function."""
+    on_stall(stall)
 
 
 def chunks_of(events: EventSource, size: int) -> Iterator[list[Event]]:
