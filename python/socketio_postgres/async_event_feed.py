@@ -10,6 +10,7 @@ from typing import Any, Final
 from typing_extensions import Unpack
 
 from socketio_postgres import _core
+from socketio_postgres.async_competing_subscription import AsyncCompetingSubscription
 from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.async_event_log import AsyncEventLog
 from socketio_postgres.async_store_calls import (
@@ -39,6 +40,8 @@ __all__ = ["AsyncEventFeed"]
 
 _LEASE_MIN: Final = 0.1
 _SECONDS_MAX: Final = 86_400
+
+PARTITIONS_MAX: Final = 1024
 
 
 class AsyncEventFeed(AsyncEventLog):
@@ -101,6 +104,7 @@ class AsyncEventFeed(AsyncEventLog):
         *,
         types: Iterable[str] | str | None = None,
         start: AfterVersion = START,
+        partitions: int = 1,
         lease: float = 30.0,
         checkpoint_interval: float = 1.0,
         prefetch: int = 100,
@@ -108,13 +112,16 @@ class AsyncEventFeed(AsyncEventLog):
     ) -> AsyncDurableSubscription:
         """A subscription whose position is kept in the database, under a name.
 
-        One consumer at a time has it; others with the same name wait until it ends or its lease runs out.
+        One consumer at a time has it; others with the same name wait until it ends or its lease runs out. With
+        `partitions`, so many consumers can share it: each aggregate is one consumer's at a time.
 
         Args:
             name: Under which it is kept.
             filters: Conditions, all of which must hold; the same each time.
             types: Shorthand for `Filter("type", …)`.
             start: Where to begin when the name is new: `START`, `END` or a version.
+            partitions: Into how many parts aggregates are divided, by a hash of their ids: 1 to 1024, the same each
+                time. A few times as many as there will be consumers lets them share evenly. Default 1: not divided.
             lease: Seconds without a sign of life after which another consumer takes over. Handling one event must not
                 take longer. Default 30.
             checkpoint_interval: Seconds after which what was acknowledged by the loop is written, at most a third of
@@ -131,6 +138,7 @@ class AsyncEventFeed(AsyncEventLog):
         """
         conditions = conditions_of(filters, types)
         after = start if start is END or start is START else check_version(start, "start")
+        _check_partitions(partitions)
         _check_seconds("lease", lease, _LEASE_MIN)
         _check_seconds("checkpoint_interval", checkpoint_interval, 0)
 
@@ -143,22 +151,24 @@ class AsyncEventFeed(AsyncEventLog):
             events, _ = await self._load(version - 1, [], 1, False, version)
             return events[0] if events else None
 
-        def subscribe(position: int, patience: float) -> AsyncSubscription:
-            return self._subscription(conditions, position, prefetch, patience)
+        def subscribe(position: int, patience: float, more: list[Any]) -> AsyncSubscription:
+            return self._subscription(conditions + more, position, prefetch, patience)
 
-        return AsyncDurableSubscription(
-            name,
-            query=self._query_durable,
-            subscribe=subscribe,
-            get=get,
-            tables=(self._core.table("_subscriptions"), self._core.table("_parked")),
-            start=begin,
-            filter_text=json.dumps(conditions),
-            lease=lease,
-            checkpoint_interval=checkpoint_interval,
-            reset=reset,
-            report=self._report,
-        )
+        arguments: dict[str, Any] = {
+            "query": self._query_durable,
+            "subscribe": subscribe,
+            "get": get,
+            "tables": tuple(self._core.table(suffix) for suffix in ("_subscriptions", "_parked", "_consumers")),
+            "start": begin,
+            "filter_text": json.dumps(conditions),
+            "lease": lease,
+            "checkpoint_interval": checkpoint_interval,
+            "reset": reset,
+            "report": self._report,
+        }
+        if partitions == 1:
+            return AsyncDurableSubscription(name, **arguments)
+        return AsyncCompetingSubscription(name, partitions=partitions, **arguments)
 
     async def wait_for(
         self, version: StoreResult | int, *, durable: str | None = None, timeout: float | None = None
@@ -208,12 +218,16 @@ class AsyncEventFeed(AsyncEventLog):
         """All durable subscriptions of the table, and how far behind each is."""
         latest = await self.latest_version(settled=False)
         rows = await self._query_durable(
-            "SELECT json_build_object('name', name, 'position', position, 'owner', owner, 'is_paused', is_paused,"
-            f" 'is_owned', coalesce(lease_until > clock_timestamp(), false), 'lag', greatest({latest} - position, 0),"
-            f" 'parked', (SELECT count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name))::text"
-            f" FROM {self._core.table('_subscriptions')} s ORDER BY name"
+            "SELECT json_build_object('name', name, 'position', min(position),"
+            " 'owner', string_agg(DISTINCT owner, ', '), 'is_paused', bool_or(is_paused),"
+            " 'is_owned', bool_and(coalesce(lease_until > clock_timestamp(), false)),"
+            f" 'lag', greatest({latest} - min(position), 0),"
+            f" 'parked', (SELECT count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name),"
+            " 'partitions', json_agg(json_build_object('partition', partition, 'position', position, 'owner', owner,"
+            " 'is_owned', coalesce(lease_until > clock_timestamp(), false)) ORDER BY partition))::text"
+            f" FROM {self._core.table('_subscriptions')} s GROUP BY name ORDER BY name"
         )
-        return [DurableState(**json.loads(row[0] or "{}")) for row in rows]
+        return [DurableState.of(row[0] or "{}") for row in rows]
 
     async def rewind_durable(self, name: str, position: int) -> None:
         """Let a durable subscription go on after another version; whoever has it is fenced off."""
@@ -234,9 +248,38 @@ class AsyncEventFeed(AsyncEventLog):
         if not await self._query_durable(sql, name, *texts):
             raise _no_durable(name)
 
+    async def repartition_durable(self, name: str, partitions: int) -> None:
+        """Divide a durable subscription into another number of partitions.
+
+        Nobody may have it (stop the consumers, or pause it), and all partitions must be at the same position, as they
+        are once everything is handled; `rewind_durable` sets them all to one position.
+
+        Raises:
+            OptionsError: There is none of this name, somebody has it, or the positions differ.
+        """
+        _check_partitions(partitions)
+        table = self._core.table("_subscriptions")
+        changed = await self._query_durable(
+            f"WITH old AS (DELETE FROM {table} WHERE name = $1 AND NOT EXISTS (SELECT FROM {table} o WHERE o.name = $1"
+            " AND (o.lease_until > clock_timestamp()"
+            f" OR o.position <> (SELECT min(position) FROM {table} m WHERE m.name = $1))) RETURNING *)"
+            f" INSERT INTO {table} (name, partition, partitions, position, epoch, filter, is_paused)"
+            " SELECT $1, number, $2::int, position, epoch + 1, filter, is_paused"
+            " FROM (SELECT max(position) AS position, max(epoch) AS epoch, max(filter) AS filter,"
+            " bool_or(is_paused) AS is_paused FROM old HAVING count(*) > 0) AS old,"
+            " generate_series(0, $2::int - 1) AS number RETURNING name",
+            name,
+            str(partitions),
+        )
+        if not changed:
+            if not await self._query_durable(f"SELECT name FROM {table} WHERE name = $1", name):
+                raise _no_durable(name)
+            reason = "somebody has it, or its partitions are at different positions"
+            raise OptionsError(f"invalid name: {name!r}: {reason}", option="name", value=repr(name), reason=reason)
+
     async def delete_durable(self, name: str) -> None:
         """Forget a durable subscription, and what it parked; whoever has it is fenced off."""
-        for suffix in ("_parked", "_subscriptions"):
+        for suffix in ("_parked", "_consumers", "_subscriptions"):
             sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
             await self._query_durable(sql, name)
 
@@ -272,3 +315,14 @@ def _check_seconds(name: str, value: float, low: float) -> None:
     if not low <= value <= _SECONDS_MAX:
         reason = f"must be a number of seconds from {low} to {_SECONDS_MAX}"
         raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)
+
+
+def _check_partitions(partitions: object) -> None:
+    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
+        reason = f"must be an integer from 1 to {PARTITIONS_MAX}"
+        raise OptionsError(
+            f"invalid partitions: {reason} (got {partitions!r})",
+            option="partitions",
+            value=repr(partitions),
+            reason=reason,
+        )

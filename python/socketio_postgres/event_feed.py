@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from socketio_postgres import _core
 from socketio_postgres.blocker import Stall
+from socketio_postgres.competing_subscription import CompetingSubscription
 from socketio_postgres.durable_state import DurableState
 from socketio_postgres.durable_subscription import DurableSubscription
 from socketio_postgres.event import (
@@ -40,6 +41,8 @@ __all__ = ["EventFeed"]
 
 _LEASE_MIN: Final = 0.1
 _SECONDS_MAX: Final = 86_400
+
+PARTITIONS_MAX: Final = 1024
 
 
 class EventFeed(EventLog):
@@ -100,6 +103,7 @@ class EventFeed(EventLog):
         *,
         types: Iterable[str] | str | None = None,
         start: AfterVersion = START,
+        partitions: int = 1,
         lease: float = 30.0,
         checkpoint_interval: float = 1.0,
         prefetch: int = 100,
@@ -107,13 +111,16 @@ class EventFeed(EventLog):
     ) -> DurableSubscription:
         """A subscription whose position is kept in the database, under a name.
 
-        One consumer at a time has it; others with the same name wait until it ends or its lease runs out.
+        One consumer at a time has it; others with the same name wait until it ends or its lease runs out. With
+        `partitions`, so many consumers can share it: each aggregate is one consumer's at a time.
 
         Args:
             name: Under which it is kept.
             filters: Conditions, all of which must hold; the same each time.
             types: Shorthand for `Filter("type", …)`.
             start: Where to begin when the name is new: `START`, `END` or a version.
+            partitions: Into how many parts aggregates are divided, by a hash of their ids: 1 to 1024, the same each
+                time. A few times as many as there will be consumers lets them share evenly. Default 1: not divided.
             lease: Seconds without a sign of life after which another consumer takes over. Handling one event must not
                 take longer. Default 30.
             checkpoint_interval: Seconds after which what was acknowledged by the loop is written, at most a third of
@@ -130,6 +137,7 @@ class EventFeed(EventLog):
         """
         conditions = conditions_of(filters, types)
         after = start if start is END or start is START else check_version(start, "start")
+        _check_partitions(partitions)
         _check_seconds("lease", lease, _LEASE_MIN)
         _check_seconds("checkpoint_interval", checkpoint_interval, 0)
 
@@ -142,22 +150,24 @@ class EventFeed(EventLog):
             events, _ = self._load(version - 1, [], 1, False, version)
             return events[0] if events else None
 
-        def subscribe(position: int, patience: float) -> Subscription:
-            return self._subscription(conditions, position, prefetch, patience)
+        def subscribe(position: int, patience: float, more: list[Any]) -> Subscription:
+            return self._subscription(conditions + more, position, prefetch, patience)
 
-        return DurableSubscription(
-            name,
-            query=self._query_durable,
-            subscribe=subscribe,
-            get=get,
-            tables=(self._core.table("_subscriptions"), self._core.table("_parked")),
-            start=begin,
-            filter_text=json.dumps(conditions),
-            lease=lease,
-            checkpoint_interval=checkpoint_interval,
-            reset=reset,
-            report=self._report,
-        )
+        arguments: dict[str, Any] = {
+            "query": self._query_durable,
+            "subscribe": subscribe,
+            "get": get,
+            "tables": tuple(self._core.table(suffix) for suffix in ("_subscriptions", "_parked", "_consumers")),
+            "start": begin,
+            "filter_text": json.dumps(conditions),
+            "lease": lease,
+            "checkpoint_interval": checkpoint_interval,
+            "reset": reset,
+            "report": self._report,
+        }
+        if partitions == 1:
+            return DurableSubscription(name, **arguments)
+        return CompetingSubscription(name, partitions=partitions, **arguments)
 
     def wait_for(self, version: StoreResult | int, *, durable: str | None = None, timeout: float | None = None) -> None:
         """Wait until readers are so far: then you find what you have just written in what they make of it.
@@ -205,12 +215,16 @@ class EventFeed(EventLog):
         """All durable subscriptions of the table, and how far behind each is."""
         latest = self.latest_version(settled=False)
         rows = self._query_durable(
-            "SELECT json_build_object('name', name, 'position', position, 'owner', owner, 'is_paused', is_paused,"
-            f" 'is_owned', coalesce(lease_until > clock_timestamp(), false), 'lag', greatest({latest} - position, 0),"
-            f" 'parked', (SELECT count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name))::text"
-            f" FROM {self._core.table('_subscriptions')} s ORDER BY name"
+            "SELECT json_build_object('name', name, 'position', min(position),"
+            " 'owner', string_agg(DISTINCT owner, ', '), 'is_paused', bool_or(is_paused),"
+            " 'is_owned', bool_and(coalesce(lease_until > clock_timestamp(), false)),"
+            f" 'lag', greatest({latest} - min(position), 0),"
+            f" 'parked', (SELECT count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name),"
+            " 'partitions', json_agg(json_build_object('partition', partition, 'position', position, 'owner', owner,"
+            " 'is_owned', coalesce(lease_until > clock_timestamp(), false)) ORDER BY partition))::text"
+            f" FROM {self._core.table('_subscriptions')} s GROUP BY name ORDER BY name"
         )
-        return [DurableState(**json.loads(row[0] or "{}")) for row in rows]
+        return [DurableState.of(row[0] or "{}") for row in rows]
 
     def rewind_durable(self, name: str, position: int) -> None:
         """Let a durable subscription go on after another version; whoever has it is fenced off."""
@@ -231,9 +245,38 @@ class EventFeed(EventLog):
         if not self._query_durable(sql, name, *texts):
             raise _no_durable(name)
 
+    def repartition_durable(self, name: str, partitions: int) -> None:
+        """Divide a durable subscription into another number of partitions.
+
+        Nobody may have it (stop the consumers, or pause it), and all partitions must be at the same position, as they
+        are once everything is handled; `rewind_durable` sets them all to one position.
+
+        Raises:
+            OptionsError: There is none of this name, somebody has it, or the positions differ.
+        """
+        _check_partitions(partitions)
+        table = self._core.table("_subscriptions")
+        changed = self._query_durable(
+            f"WITH old AS (DELETE FROM {table} WHERE name = $1 AND NOT EXISTS (SELECT FROM {table} o WHERE o.name = $1"
+            " AND (o.lease_until > clock_timestamp()"
+            f" OR o.position <> (SELECT min(position) FROM {table} m WHERE m.name = $1))) RETURNING *)"
+            f" INSERT INTO {table} (name, partition, partitions, position, epoch, filter, is_paused)"
+            " SELECT $1, number, $2::int, position, epoch + 1, filter, is_paused"
+            " FROM (SELECT max(position) AS position, max(epoch) AS epoch, max(filter) AS filter,"
+            " bool_or(is_paused) AS is_paused FROM old HAVING count(*) > 0) AS old,"
+            " generate_series(0, $2::int - 1) AS number RETURNING name",
+            name,
+            str(partitions),
+        )
+        if not changed:
+            if not self._query_durable(f"SELECT name FROM {table} WHERE name = $1", name):
+                raise _no_durable(name)
+            reason = "somebody has it, or its partitions are at different positions"
+            raise OptionsError(f"invalid name: {name!r}: {reason}", option="name", value=repr(name), reason=reason)
+
     def delete_durable(self, name: str) -> None:
         """Forget a durable subscription, and what it parked; whoever has it is fenced off."""
-        for suffix in ("_parked", "_subscriptions"):
+        for suffix in ("_parked", "_consumers", "_subscriptions"):
             sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
             self._query_durable(sql, name)
 
@@ -269,3 +312,14 @@ def _check_seconds(name: str, value: float, low: float) -> None:
     if not low <= value <= _SECONDS_MAX:
         reason = f"must be a number of seconds from {low} to {_SECONDS_MAX}"
         raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)
+
+
+def _check_partitions(partitions: object) -> None:
+    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
+        reason = f"must be an integer from 1 to {PARTITIONS_MAX}"
+        raise OptionsError(
+            f"invalid partitions: {reason} (got {partitions!r})",
+            option="partitions",
+            value=repr(partitions),
+            reason=reason,
+        )

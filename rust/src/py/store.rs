@@ -94,6 +94,11 @@ fn filter(given: Vec<GivenCondition>) -> Result<Filter> {
             "aggregate_prefixes" => Condition::AggregatePrefixes(texts),
             "metadata" => Condition::Metadata(key, texts),
             "data" => Condition::Data(texts.concat()),
+            "partitions" => {
+                let number =
+                    |text: &str| text.parse::<i32>().map_err(|error| Error::options("filter", text, error.to_string()));
+                Condition::Partitions(number(&key)?, texts.iter().map(|text| number(text)).collect::<Result<_>>()?)
+            }
             _ => return Err(Error::options("filter", kind, "is no kind of condition")),
         })
     };

@@ -26,6 +26,7 @@ const SUFFIX_BYTES: usize = 20;
 const MIGRATIONS: &[(Part, &str, &str)] = &[
     (Part::Events, "events", include_str!("sql/events.sql")),
     (Part::Subscriptions, "subscriptions", include_str!("sql/subscriptions.sql")),
+    (Part::Subscriptions, "consumers", include_str!("sql/consumers.sql")),
     (Part::Guard, "guard", include_str!("sql/guard.sql")),
     (Part::Serial, "serial", include_str!("sql/serial.sql")),
 ];
@@ -172,6 +173,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
             .replace("{turn}", &TURN_KEY.to_string())
             .replace("{buckets}", &(LOCK_BUCKETS - 1).to_string())
             .replace("{subscriptions}", &name.beside("_subscriptions"))
+            .replace("{consumers}", &name.beside("_consumers"))
             .replace("{parked}", &name.beside("_parked"));
         // Between the look and the lock another process may have applied it: the block looks again.
         let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
