@@ -62,7 +62,8 @@ class AsyncEventFeed(AsyncEventLog):
     ) -> AsyncSubscription:
         """All events after a position, then each new one as it is committed, for ever and without a gap.
 
-        All subscriptions of a store share one listening connection and one reader.
+        All subscriptions of a process share one listening connection and one reader, also those of several stores with
+        the same connection string and table.
 
         Args:
             after: `START`, `END` (what is stored from the first step on), or a version.

@@ -282,14 +282,15 @@ impl PyEventStore {
         out.set_item("store_groups", writer.groups)?;
         out.set_item("store_alone", writer.alone)?;
         out.set_item("store_waiting", writer.waiting)?;
-        let feed = opened.map(|opened| opened.feed.stats()).unwrap_or_default();
-        out.set_item("subscriptions", feed.subscriptions)?;
+        let feed = opened.map(|opened| opened.feed().stats()).unwrap_or_default();
+        let subscriptions = opened.map_or(0, |opened| opened.owner.subscriptions());
+        out.set_item("subscriptions", subscriptions)?;
         out.set_item("settled_version", feed.position)?;
         out.set_item("read", feed.read)?;
         out.set_item("reads", feed.reads)?;
         out.set_item("pages", feed.pages)?;
         out.set_item("lock_looks", feed.looks)?;
-        let wakeup = opened.map(|opened| Arc::clone(&opened.feed.wakeup));
+        let wakeup = opened.map(|opened| Arc::clone(&opened.feed().wakeup));
         out.set_item("is_listening", wakeup.as_ref().is_some_and(|wakeup| wakeup.is_connected()))?;
         let sessions = wakeup.as_ref().map_or(0, |wakeup| wakeup.sessions());
         out.set_item("listener_reconnects", sessions.saturating_sub(1))?;

@@ -10,6 +10,7 @@ pub mod filter;
 pub mod json;
 pub mod pool;
 pub mod reader;
+pub mod sharing;
 pub mod table;
 pub mod wakeup;
 pub mod watermark;
