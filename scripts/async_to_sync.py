@@ -18,6 +18,11 @@ TWINS = {
     "async_manager.py": "manager.py",
     "async_subscription.py": "subscription.py",
     "async_durable_subscription.py": "durable_subscription.py",
+    "async_competing_subscription.py": "competing_subscription.py",
+    "async_callback_subscription.py": "callback_subscription.py",
+    "async_store_in.py": "store_in.py",
+    "async_event_log.py": "event_log.py",
+    "async_event_feed.py": "event_feed.py",
     "async_event_store.py": "event_store.py",
 }
 

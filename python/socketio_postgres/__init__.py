@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from socketio_postgres import _core
 from socketio_postgres.async_client import AsyncPostgresClient, Notification
+from socketio_postgres.async_competing_subscription import AsyncCompetingSubscription
 from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.async_emitter import AsyncEmitter
-from socketio_postgres.async_event_store import AsyncEventStore, Blocker, DurableState
+from socketio_postgres.async_event_store import AsyncEventStore
 from socketio_postgres.async_manager import AsyncPostgresManager
 from socketio_postgres.async_server_operator import AsyncRemoteSocket
 from socketio_postgres.async_subscription import AsyncSubscription
+from socketio_postgres.blocker import Blocker, Stall
 from socketio_postgres.client import PostgresClient
+from socketio_postgres.competing_subscription import CompetingSubscription
+from socketio_postgres.durable_state import DurableState, PartitionState
 from socketio_postgres.durable_subscription import DurableSubscription
 from socketio_postgres.emitter import Emitter
 from socketio_postgres.event import (
@@ -62,6 +66,7 @@ from socketio_postgres.exceptions import (
     SocketIOPostgresError,
     StoreClosedError,
     StoreRewoundError,
+    StoreStalledError,
     SubscriptionFencedError,
     UnknownOptionError,
     WrongExpectedVersionError,
@@ -81,6 +86,7 @@ __all__ = [
     "NO_STREAM",
     "START",
     "AggregateIdTooLongError",
+    "AsyncCompetingSubscription",
     "AsyncDurableSubscription",
     "AsyncEmitter",
     "AsyncEventStore",
@@ -95,6 +101,7 @@ __all__ = [
     "Checkpoint",
     "ClosedError",
     "CommitInDoubtError",
+    "CompetingSubscription",
     "ConnectionLostError",
     "DatabaseError",
     "DecodeError",
@@ -124,6 +131,7 @@ __all__ = [
     "Page",
     "Park",
     "ParkedEvent",
+    "PartitionState",
     "PayloadTooLargeError",
     "PostgresClient",
     "PostgresManager",
@@ -136,10 +144,12 @@ __all__ = [
     "SignatureError",
     "Skip",
     "SocketIOPostgresError",
+    "Stall",
     "Stop",
     "StoreClosedError",
     "StoreResult",
     "StoreRewoundError",
+    "StoreStalledError",
     "StoredEvent",
     "Subscription",
     "SubscriptionFencedError",

@@ -333,6 +333,9 @@ class EventStore:
     def store(self, events: Iterable[Any], expected: dict[str, int], inbox: Inbox, token: int) -> None:
         """Store events; ends with a list of `(version, created_at, is_duplicate)`."""
 
+    def checked(self, events: Iterable[Any]) -> list[tuple[str, str, str, str | None, str | None]]:
+        """Id, aggregate id, type, data and metadata of events as they would be stored, once they were checked."""
+
     def importing(self) -> Import:
         """To store very many events by COPY."""
 
@@ -354,8 +357,11 @@ class EventStore:
         """Read events; ends with `(events, safe_since)`."""
 
     def latest_version(self, is_settled: bool, inbox: Inbox, token: int) -> None: ...
+    def settled_version(self, inbox: Inbox, token: int) -> None:
+        """One look; ends with the version up to which all are final."""
+
     def migrate(self, part: str, inbox: Inbox, token: int) -> None:
-        """Apply the migrations of `events`, `subscriptions` or `guard` that are not applied yet."""
+        """Apply the migrations of `events`, `subscriptions`, `guard` or `serial` that are not applied yet."""
 
     def query(self, sql: str, texts: list[str | None], inbox: Inbox, token: int) -> None:
         """Run a statement whose parameters and results are texts; ends with a list of rows."""
@@ -398,5 +404,8 @@ class Subscription:
 
         A new question takes the place of one under way, which then ends with `ClosedError`.
         """
+
+    def nudge(self) -> None:
+        """Answer the question under way, or the next one, with what is known, even if it is nothing."""
 
     def close(self) -> None: ...

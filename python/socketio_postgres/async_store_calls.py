@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from socketio_postgres.blocker import Stall
 from socketio_postgres.event import Event, NotificationPayload, StoredEvent
 from socketio_postgres.exceptions import OperationTimeoutError
 from socketio_postgres.handover import AsyncCalls, Operation
@@ -18,9 +20,11 @@ __all__ = [
     "Handler",
     "call_event_handler",
     "call_handler",
+    "call_on_stall",
     "chunks_of",
     "run_operation",
     "sleep",
+    "wait_until",
 ]
 
 EventSource: TypeAlias = "Iterable[Event] | AsyncIterable[Event]"
@@ -40,6 +44,28 @@ async def run_operation(operation: Operation, timeout: float | None = None) -> A
         return await asyncio.wait_for(AsyncCalls.of_running_loop().start(operation), timeout)
     except asyncio.TimeoutError:
         raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s") from None
+
+
+LOOK_FIRST: Final = 0.001
+"""Seconds after the first look of `wait_until`; they double."""
+LOOK_LAST: Final = 0.1
+"""Most seconds between two looks."""
+
+
+async def wait_until(look: Callable[[], Awaitable[int]], wanted: int, timeout: float | None, what: str) -> None:
+    """Look again and again, until the number found is at least the one wanted.
+
+    Raises:
+        OperationTimeoutError: It is not within `timeout` seconds.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    delay = LOOK_FIRST
+    while (found := await look()) < wanted:
+        left = delay if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            raise OperationTimeoutError(f"{what} is at version {max(found, 0)}, not at {wanted}, after {timeout} s")
+        await sleep(min(delay, left))
+        delay = min(delay * 2, LOOK_LAST)
 
 
 class AsyncBackground:
@@ -74,6 +100,13 @@ async def call_handler(handler: Handler, payload: NotificationPayload) -> None:
 async def call_event_handler(handler: EventHandler, event: StoredEvent) -> None:
     """Call a user's function, and await what it returns if that can be awaited."""
     result = handler(event)
+    if isinstance(result, Awaitable):
+        await result
+
+
+async def call_on_stall(on_stall: Callable[[Stall], object], stall: Stall) -> None:
+    """Call a user's function, and await what it returns if that can be awaited."""
+    result = on_stall(stall)
     if isinstance(result, Awaitable):
         await result
 

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from typing_extensions import Self
 
 from socketio_postgres import _core
-from socketio_postgres.async_store_calls import run_operation
+from socketio_postgres.async_store_calls import run_operation, wait_until
 from socketio_postgres.event import (
     END,
     START,
@@ -22,6 +22,7 @@ from socketio_postgres.event import (
     FellBehind,
     Reconnected,
     StoredEvent,
+    StoreResult,
     check_version,
 )
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, StoreClosedError
@@ -62,6 +63,7 @@ class AsyncSubscription:
         self._items: collections.deque[StoredEvent | ControlItem] = collections.deque()
         self._fetched = 0
         self._position: int | None = self._after
+        self._handled: int | None = None
         self._reconnects = 0
         self._is_caught_up = False
         self._is_closed = False
@@ -70,6 +72,35 @@ class AsyncSubscription:
     def position(self) -> int | None:
         """Version up to which everything was given out; None before the end of the table was looked up for `END`."""
         return self._position
+
+    @property
+    def handled(self) -> int | None:
+        """Version up to which the subscriber is done: what it was given, it has come back from; None at first."""
+        return self._handled
+
+    async def wait_for(self, version: StoreResult | int, timeout: float | None = None) -> None:
+        """Wait until the subscriber is done with everything up to a version: what it makes of events shows it by then.
+
+        For another task than the one that iterates. What does not match the filter needs no handling.
+
+        Args:
+            version: A version, or what `store` returned.
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Raises:
+            OperationTimeoutError: It is not so far.
+            ClosedError: The subscription was closed meanwhile.
+        """
+        wanted = check_version(version.version if isinstance(version, StoreResult) else version)
+
+        async def look() -> int:
+            if self._is_closed:
+                raise ClosedError("the subscription was closed before it came so far")
+            if self._core is not None:
+                self._core.nudge()  # so that progress without events is told at once
+            return -1 if self._handled is None else self._handled
+
+        await wait_until(look, wanted, timeout, "the subscription")
 
     @property
     def is_caught_up(self) -> bool:
@@ -101,10 +132,15 @@ class AsyncSubscription:
             if isinstance(item, StoredEvent):
                 return item
 
-    async def next_or_idle(self) -> StoredEvent | None:
-        """The next event, or None when there was none for a while; `position` may have moved all the same."""
+    async def next_or_idle(self, patience: float | None = None) -> StoredEvent | None:
+        """The next event, or None when there was none for a while; `position` may have moved all the same.
+
+        Args:
+            patience: Seconds that the while lasts at most. Default: that of the subscription.
+        """
+        self._handled = self._position
         if not self._items:
-            await self._fetch(reports_progress=False, patience=self._patience)
+            await self._fetch(False, self._patience if patience is None else min(patience, self._patience))
         while self._items:
             item = self._items.popleft()
             self._position = item.version if isinstance(item, StoredEvent) else item.position
@@ -125,6 +161,7 @@ class AsyncSubscription:
 
     async def _next_item(self, *, reports_progress: bool, timeout: float | None) -> StoredEvent | ControlItem:
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._handled = self._position
         while not self._items:
             if self._is_closed:
                 raise StopAsyncIteration

@@ -1,27 +1,41 @@
-"""A statement on a connection of the user's own: psycopg, asyncpg or SQLAlchemy."""
+"""Statements on a connection of the user's own: psycopg, asyncpg or SQLAlchemy."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from socketio_postgres.user_connection import library_of, sqlalchemy_text
+from socketio_postgres.user_connection import library_of, numbered, percent, psycopg_cursor, sqlalchemy_text
 
-__all__ = ["run_on"]
+__all__ = ["rows_on", "run_on"]
 
 
 async def run_on(connection: Any, sql: str, values: list[Any]) -> int:
     """Run a statement with parameters `%s`; returns how many rows it changed.
 
     Raises:
-        TypeError: It is no connection of psycopg, asyncpg or SQLAlchemy for asyncio.
+        OptionsError: It is no connection of psycopg, asyncpg or SQLAlchemy for asyncio.
     """
     library = library_of(connection)
     if library == "asyncpg":
-        places = iter(range(1, len(values) + 1))
-        status = await connection.execute(re.sub("%s", lambda _: f"${next(places)}", sql), *values)
+        status = await connection.execute(numbered(sql), *values)
         return int(str(status).rpartition(" ")[2])
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)
         return int((await connection.execute(text, named)).rowcount)
-    return int((await connection.execute(sql, values)).rowcount)
+    return int((await connection.execute(percent(sql), values)).rowcount)
+
+
+async def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
+    """Run a query with parameters `%s`; returns its rows.
+
+    Raises:
+        OptionsError: It is no connection of psycopg, asyncpg or SQLAlchemy for asyncio.
+    """
+    library = library_of(connection)
+    if library == "asyncpg":
+        return [tuple(row) for row in await connection.fetch(numbered(sql), *values)]
+    if library == "sqlalchemy":
+        text, named = sqlalchemy_text(sql, values)
+        return [tuple(row) for row in (await connection.execute(text, named)).all()]
+    async with psycopg_cursor(connection) as cursor:
+        return list(await (await cursor.execute(percent(sql), values)).fetchall())

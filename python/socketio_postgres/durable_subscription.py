@@ -30,8 +30,6 @@ __all__ = ["DurableSubscription"]
 
 CHECKPOINT_COUNT: Final = 100
 """Acknowledged events after which the position is written."""
-CHECKPOINT_SECONDS: Final = 1.0
-"""Seconds after which it is."""
 
 QueryFunction = Callable[..., list[list[str | None]]]
 
@@ -49,7 +47,7 @@ class DurableSubscription:
     In a loop an event is acknowledged when the next one is asked for, unless `ack`, `ack_in` or `park` did it before.
     With `ack_in` the position commits together with your own changes, so that they happen exactly once.
 
-    Made by `EventStore.durable`.
+    Made by `EventStore.durable`. With `partitions` several consumers share it: `CompetingSubscription`.
     """
 
     def __init__(
@@ -57,12 +55,13 @@ class DurableSubscription:
         name: str,
         *,
         query: QueryFunction,
-        subscribe: Callable[[int, float], Subscription],
+        subscribe: Callable[[int, float, list[Any]], Subscription],
         get: Callable[[int], StoredEvent | None],
-        tables: tuple[str, str],
+        tables: tuple[str, str, str],
         start: Callable[[], int],
         filter_text: str,
         lease: float,
+        checkpoint_interval: float,
         reset: bool,
         report: Callable[[Exception, str], None],
     ) -> None:
@@ -77,10 +76,11 @@ class DurableSubscription:
         self._query = query
         self._subscribe = subscribe
         self._get = get
-        self._table, self._parked_table = tables
+        self._table, self._parked_table, self._consumers = tables
         self._start = start
         self._filter_text = filter_text
         self._lease = lease
+        self._checkpoint_interval = min(checkpoint_interval, lease / 3)
         self._reset = reset
         self._report = report
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -95,6 +95,8 @@ class DurableSubscription:
         self._is_in_doubt = False
         self._written_at = 0.0
         self._renewed_at = 0.0
+        # Aggregates that have parked events; None before it was looked up.
+        self._held: set[str] | None = None
 
     @property
     def position(self) -> int:
@@ -115,7 +117,7 @@ class DurableSubscription:
             )
         while not self._acquire():
             sleep(min(self._lease / 4, 1.0))
-        self._live = self._subscribe(self._written, min(self._lease / 3, 5.0))
+        self._live = self._subscribe(self._written, min(self._lease / 3, 5.0), [])
         return self
 
     def _acquire(self) -> bool:
@@ -125,7 +127,7 @@ class DurableSubscription:
             " filter = CASE WHEN $4::boolean THEN $5 ELSE filter END"
             " WHERE name = $1 AND partition = 0 AND NOT is_paused"
             " AND (lease_until IS NULL OR lease_until < clock_timestamp())"
-            " RETURNING epoch::text, position::text, filter",
+            " RETURNING epoch::text, position::text, filter, partitions::text",
             self.name,
             self._owner,
             str(self._lease),
@@ -134,24 +136,40 @@ class DurableSubscription:
         )
         if not rows:
             return False
-        epoch, position, filter_text = rows[0]
+        epoch, position, filter_text, partitions = rows[0]
         self._epoch = int(epoch or 0)
         self._written = self._acknowledged = int(position or 0)
         self._renewed_at = self._written_at = time.monotonic()
-        if filter_text != self._filter_text:
+        wrong = self._mismatch(filter_text, partitions, 1)
+        if wrong is not None:
             self._release()
-            raise OptionsError(
+            raise wrong
+        return True
+
+    def _mismatch(self, filter_text: str | None, partitions: str | None, wanted: int) -> OptionsError | None:
+        """What differs from how the subscription was made."""
+        if partitions != str(wanted):
+            return OptionsError(
+                f"invalid partitions: the durable subscription {self.name!r} was made with {partitions}; give as many,"
+                " or change it with repartition_durable",
+                option="partitions",
+                value=str(wanted),
+                reason=f"the subscription was made with {partitions}",
+            )
+        if filter_text != self._filter_text:
+            return OptionsError(
                 f"invalid filters: the durable subscription {self.name!r} was made with {filter_text}; give the same,"
                 " another name, or reset=True to go on with the new ones",
                 option="filters",
                 value=self._filter_text,
                 reason="differ from those the subscription was made with",
             )
-        return True
+        return None
 
     def _release(self) -> None:
         self._rows(
-            f"UPDATE {self._table} SET lease_until = NULL, owner = NULL WHERE name = $1 AND epoch = $2::bigint",
+            f"UPDATE {self._table} SET lease_until = NULL, owner = NULL"
+            " WHERE name = $1 AND partition = 0 AND epoch = $2::bigint",
             self.name,
             str(self._epoch),
         )
@@ -184,7 +202,8 @@ class DurableSubscription:
         self._acknowledge_given()
         while True:
             self._write_in_time()
-            item = self._live.next_or_idle()
+            # Nothing to do must not keep what was done from being written.
+            item = self._live.next_or_idle(self._checkpoint_interval if self._unwritten else None)
             if item is not None:
                 self._given = item
                 return item
@@ -208,7 +227,7 @@ class DurableSubscription:
     def _write_in_time(self) -> None:
         now = time.monotonic()
         is_due = self._unwritten >= CHECKPOINT_COUNT or (
-            self._unwritten and now - self._written_at >= CHECKPOINT_SECONDS
+            self._unwritten and now - self._written_at >= self._checkpoint_interval
         )
         if is_due or now - self._renewed_at >= self._lease / 3:
             self._write()
@@ -219,7 +238,7 @@ class DurableSubscription:
             try:
                 rows = self._write_once()
             except ConnectionLostError:
-                # The commit may be in doubt: that is why the position written may also be found there already.
+                # The commit may be in doubt: that is why the position may be further already.
                 if time.monotonic() >= deadline:
                     raise
                 sleep(0.1)
@@ -234,7 +253,7 @@ class DurableSubscription:
         return self._rows(
             f"UPDATE {self._table} SET position = $1::bigint, updated_at = now(),"
             " lease_until = clock_timestamp() + make_interval(secs => $2::float8)"
-            " WHERE name = $3 AND partition = 0 AND epoch = $4::bigint AND position IN ($5::bigint, $1::bigint)"
+            " WHERE name = $3 AND partition = 0 AND epoch = $4::bigint AND position BETWEEN $5::bigint AND $1::bigint"
             " RETURNING 'written'",
             str(self._acknowledged),
             str(self._lease),
@@ -281,8 +300,8 @@ class DurableSubscription:
         changed = run_on(
             conn,
             f"UPDATE {self._table} SET position = %s, updated_at = now()"
-            " WHERE name = %s AND partition = 0 AND epoch = %s AND position = %s",
-            [event.version, self.name, self._epoch, self._written],
+            " WHERE name = %s AND partition = 0 AND epoch = %s AND position BETWEEN %s AND %s",
+            [event.version, self.name, self._epoch, self._written, event.version],
         )
         if changed != 1:
             raise self._refusal()
@@ -303,14 +322,16 @@ class DurableSubscription:
             SubscriptionFencedError: Another consumer has taken over.
         """
         policy = on_error or FailurePolicy()
-        held = {parked.aggregate_id for parked in self.parked()} if isinstance(policy, Park) else set()
         for event in self:
-            if isinstance(policy, Park) and policy.whole_aggregate and event.aggregate_id in held:
-                self.park(event, None, attempts=0)
-                continue
-            self._handle(event, handler, policy, held)
+            if isinstance(policy, Park) and policy.whole_aggregate:
+                if self._held is None:
+                    self._held = {parked.aggregate_id for parked in self.parked()}
+                if event.aggregate_id in self._held:
+                    self.park(event, None, attempts=0)
+                    continue
+            self._handle(event, handler, policy)
 
-    def _handle(self, event: StoredEvent, handler: EventHandler, policy: FailurePolicy, held: set[str]) -> None:
+    def _handle(self, event: StoredEvent, handler: EventHandler, policy: FailurePolicy) -> None:
         attempts = 0
         while True:
             attempts += 1
@@ -325,7 +346,8 @@ class DurableSubscription:
                     continue
                 if isinstance(policy, Park):
                     self.park(event, error, attempts=attempts)
-                    held.add(event.aggregate_id)
+                    if self._held is not None:
+                        self._held.add(event.aggregate_id)
                 elif not isinstance(policy, Skip):
                     self._given = None  # not acknowledged: it comes again
                     raise
@@ -340,7 +362,8 @@ class DurableSubscription:
         """
         rows = self._rows(
             f"WITH moved AS (UPDATE {self._table} SET position = $1::bigint, updated_at = now()"
-            " WHERE name = $2 AND partition = 0 AND epoch = $3::bigint AND position = $4::bigint RETURNING name)"
+            " WHERE name = $2 AND partition = 0 AND epoch = $3::bigint AND position BETWEEN $4::bigint AND $1::bigint"
+            " RETURNING name)"
             f" INSERT INTO {self._parked_table} (name, version, aggregate_id, attempts, last_error)"
             " SELECT name, $1::bigint, $5, $6::int, $7 FROM moved"
             " ON CONFLICT (name, version) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error"
@@ -367,6 +390,11 @@ class DurableSubscription:
         )
         return [ParkedEvent(**json.loads(row[0] or "{}")) for row in rows]
 
+    def _is_ours(self, aggregate_id: str) -> bool:
+        """Whether no other consumer handles this aggregate."""
+        del aggregate_id
+        return True
+
     def replay_parked(self, handler: EventHandler) -> int:
         """Call `handler` with each parked event, in order; those it returns from are parked no longer.
 
@@ -378,7 +406,7 @@ class DurableSubscription:
         handled, held = 0, set()
         for parked in self.parked():
             event = self._get(parked.version)
-            if parked.aggregate_id in held:
+            if parked.aggregate_id in held or not self._is_ours(parked.aggregate_id):
                 continue
             try:
                 if event is not None:
@@ -393,4 +421,5 @@ class DurableSubscription:
                 str(parked.version),
             )
             handled += 1
+        self._held = None
         return handled

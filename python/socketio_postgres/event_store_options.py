@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
+from socketio_postgres.blocker import Stall
 from socketio_postgres.options import Password, bad_option, check_names
 
-__all__ = ["EventStoreKeywords", "EventStoreOptions"]
+__all__ = ["EventStoreKeywords", "EventStoreOptions", "OnStall"]
+
+OnStall: TypeAlias = "Literal['wait', 'error'] | Callable[[Stall], object]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,11 @@ class EventStoreOptions:
         batch_size: Most events in one statement, written or read. Default 1000.
         enable_prepared_stmts: Keep statements prepared on the server. Default True; turn it off behind a transaction
             pooler that cannot.
-        stall_warning: Seconds after which an open transaction that holds readers up is logged, with its session.
-            Default 5.
+        stall_warning: Seconds after which an open transaction that holds readers up is logged, with its session, and
+            `on_stall` applies; and again each time as many have passed. Default 5.
+        on_stall: What else a subscription does then: `"wait"`, `"error"` (raise `StoreStalledError`), or a function
+            that is called with a `Stall`, and may be a coroutine function for `AsyncEventStore`. Events are skipped
+            in no case. Default `"wait"`.
         logger: Where to log. Default: the logger `socketio_postgres`.
         error_handler: Called with every background failure (an exception), after it was logged. Default None.
     """
@@ -59,6 +65,7 @@ class EventStoreOptions:
     batch_size: int = 1000
     enable_prepared_stmts: bool = True
     stall_warning: float = 5.0
+    on_stall: OnStall = "wait"
     logger: logging.Logger = dataclasses.field(default_factory=lambda: logging.getLogger("socketio_postgres"))
     error_handler: Callable[[Exception], object] | None = None
 
@@ -84,6 +91,8 @@ class EventStoreOptions:
         for name in ("password", "error_handler"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise bad_option(name, "", "must be a callable")
+        if self.on_stall not in {"wait", "error"} and not callable(self.on_stall):
+            raise bad_option("on_stall", self.on_stall, 'must be "wait", "error" or a callable')
         self._check_integer("max_open_conns", 1, 10_000)
         self._check_integer("max_idle_conns", 0, 10_000)
         self._check_integer("batch_size", 1, 10_000)
@@ -129,5 +138,6 @@ class EventStoreKeywords(TypedDict, total=False):
     batch_size: int
     enable_prepared_stmts: bool
     stall_warning: float
+    on_stall: OnStall
     logger: logging.Logger
     error_handler: Callable[[Exception], object] | None

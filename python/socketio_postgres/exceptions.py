@@ -6,6 +6,11 @@ pickled, so that they cross process boundaries as they are.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = [
     "AggregateIdTooLongError",
     "AttachmentMissingError",
@@ -325,6 +330,20 @@ class SchemaMismatchError(EventStoreError):
 
     table_name: str = ""
     reason: str = ""
+
+
+class StoreStalledError(EventStoreError):
+    """A transaction that has stored events stays open, and readers wait for it; raised with `on_stall="error"` only.
+
+    Attributes:
+        position: Version up to which readers got.
+        seconds: For how long they have been waiting.
+        blockers: Whom they wait for, as `AsyncEventStore.blockers` names them.
+    """
+
+    position: int = 0
+    seconds: float = 0.0
+    blockers: Sequence[object] = ()
 
 
 class StoreRewoundError(EventStoreError):

@@ -22,10 +22,11 @@ from socketio_postgres.event import (
     FellBehind,
     Reconnected,
     StoredEvent,
+    StoreResult,
     check_version,
 )
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, StoreClosedError
-from socketio_postgres.store_calls import run_operation
+from socketio_postgres.store_calls import run_operation, wait_until
 
 __all__ = ["Subscription"]
 
@@ -63,6 +64,7 @@ class Subscription:
         self._items: collections.deque[StoredEvent | ControlItem] = collections.deque()
         self._fetched = 0
         self._position: int | None = self._after
+        self._handled: int | None = None
         self._reconnects = 0
         self._is_caught_up = False
         self._is_closed = False
@@ -71,6 +73,35 @@ class Subscription:
     def position(self) -> int | None:
         """Version up to which everything was given out; None before the end of the table was looked up for `END`."""
         return self._position
+
+    @property
+    def handled(self) -> int | None:
+        """Version up to which the subscriber is done: what it was given, it has come back from; None at first."""
+        return self._handled
+
+    def wait_for(self, version: StoreResult | int, timeout: float | None = None) -> None:
+        """Wait until the subscriber is done with everything up to a version: what it makes of events shows it by then.
+
+        For another task than the one that iterates. What does not match the filter needs no handling.
+
+        Args:
+            version: A version, or what `store` returned.
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Raises:
+            OperationTimeoutError: It is not so far.
+            ClosedError: The subscription was closed meanwhile.
+        """
+        wanted = check_version(version.version if isinstance(version, StoreResult) else version)
+
+        def look() -> int:
+            if self._is_closed:
+                raise ClosedError("the subscription was closed before it came so far")
+            if self._core is not None:
+                self._core.nudge()  # so that progress without events is told at once
+            return -1 if self._handled is None else self._handled
+
+        wait_until(look, wanted, timeout, "the subscription")
 
     @property
     def is_caught_up(self) -> bool:
@@ -102,10 +133,15 @@ class Subscription:
             if isinstance(item, StoredEvent):
                 return item
 
-    def next_or_idle(self) -> StoredEvent | None:
-        """The next event, or None when there was none for a while; `position` may have moved all the same."""
+    def next_or_idle(self, patience: float | None = None) -> StoredEvent | None:
+        """The next event, or None when there was none for a while; `position` may have moved all the same.
+
+        Args:
+            patience: Seconds that the while lasts at most. Default: that of the subscription.
+        """
+        self._handled = self._position
         if not self._items:
-            self._fetch(reports_progress=False, patience=self._patience)
+            self._fetch(False, self._patience if patience is None else min(patience, self._patience))
         while self._items:
             item = self._items.popleft()
             self._position = item.version if isinstance(item, StoredEvent) else item.position
@@ -126,6 +162,7 @@ class Subscription:
 
     def _next_item(self, *, reports_progress: bool, timeout: float | None) -> StoredEvent | ControlItem:
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._handled = self._position
         while not self._items:
             if self._is_closed:
                 raise StopIteration

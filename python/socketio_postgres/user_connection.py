@@ -1,4 +1,7 @@
-"""A statement on a connection of the user's own: psycopg or SQLAlchemy."""
+"""Statements on a connection of the user's own: psycopg or SQLAlchemy.
+
+Statements have parameters `%s`, each of them a text or a number; what else looks like a parameter is escaped.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["library_of", "run_on", "sqlalchemy_text"]
+__all__ = ["library_of", "numbered", "percent", "psycopg_cursor", "rows_on", "run_on", "sqlalchemy_text"]
 
 
 def library_of(connection: object) -> str:
@@ -29,26 +32,61 @@ def library_of(connection: object) -> str:
     )
 
 
+def percent(sql: str) -> str:
+    """The statement as psycopg takes it: what is no parameter has its `%` doubled."""
+    return "%s".join(part.replace("%", "%%") for part in sql.split("%s"))
+
+
+def numbered(sql: str) -> str:
+    """The statement as asyncpg takes it: parameters `$1`, `$2`."""
+    first, *others = sql.split("%s")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
+
+
+def psycopg_cursor(connection: Any) -> Any:
+    """A cursor of psycopg whose rows are tuples, whatever the connection's are."""
+    from psycopg.rows import tuple_row  # noqa: PLC0415 - the user has it, we do not need it
+
+    # A cursor will do as well: then its connection is meant.
+    return getattr(connection, "connection", connection).cursor(row_factory=tuple_row)
+
+
 def sqlalchemy_text(sql: str, values: list[Any]) -> tuple[Any, dict[str, Any]]:
     """The statement with named parameters, which is what SQLAlchemy's `text` takes."""
     import sqlalchemy  # noqa: PLC0415 - the user has it, we do not need it
 
-    places = iter(range(len(values)))
-    text = re.sub("%s", lambda _: f":v{next(places)}", sql)
+    first, *others = (re.sub(r"(?<![:\\]):(?=\w)", r"\\:", part) for part in sql.split("%s"))
+    text = first + "".join(f":v{index}{part}" for index, part in enumerate(others))
     return sqlalchemy.text(text), {f"v{index}": value for index, value in enumerate(values)}
+
+
+def _refuse_asyncpg() -> OptionsError:
+    return OptionsError(
+        "invalid conn: asyncpg needs asyncio; use AsyncEventStore",
+        option="conn",
+        value="asyncpg",
+        reason="asyncpg needs asyncio",
+    )
 
 
 def run_on(connection: Any, sql: str, values: list[Any]) -> int:
     """Blocking form of `async_user_connection.run_on`."""
     library = library_of(connection)
     if library == "asyncpg":
-        raise OptionsError(
-            "invalid conn: asyncpg needs asyncio; use AsyncEventStore",
-            option="conn",
-            value="asyncpg",
-            reason="asyncpg needs asyncio",
-        )
+        raise _refuse_asyncpg()
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)
         return int(connection.execute(text, named).rowcount)
-    return int(connection.execute(sql, values).rowcount)
+    return int(connection.execute(percent(sql), values).rowcount)
+
+
+def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
+    """Blocking form of `async_user_connection.rows_on`."""
+    library = library_of(connection)
+    if library == "asyncpg":
+        raise _refuse_asyncpg()
+    if library == "sqlalchemy":
+        text, named = sqlalchemy_text(sql, values)
+        return [tuple(row) for row in connection.execute(text, named).all()]
+    with psycopg_cursor(connection) as cursor:
+        return list(cursor.execute(percent(sql), values).fetchall())

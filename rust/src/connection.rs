@@ -78,6 +78,16 @@ struct Credential {
 }
 
 impl Connector {
+    /// Whether both connect alike. Functions that give a password are alike when they are the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_same_password = match (&self.password, &other.password) {
+            (None, None) => true,
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            _ => false,
+        };
+        is_same_password && self.conninfo == other.conninfo && self.options == other.options
+    }
+
     /// `session_options` are settings such as `statement_timeout`, sent at start-up as `-c name=value`. Poolers
     /// refuse what they do not know, so pass none unless the user asked for it.
     pub fn new(

@@ -323,7 +323,7 @@ def test_from_threads(database: Database) -> None:
         assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("change", [{"name": ""}, {"name": "a\0"}, {"lease": 0.0}])
+@pytest.mark.parametrize("change", [{"name": ""}, {"name": "a\0"}, {"lease": 0.0}, {"checkpoint_interval": -1.0}])
 async def test_bad_arguments(store: AsyncEventStore, change: dict[str, Any]) -> None:
     with pytest.raises(OptionsError):
         store.durable(**{"name": "d", **change})

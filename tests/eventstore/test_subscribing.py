@@ -244,7 +244,7 @@ async def test_an_open_transaction_that_holds_readers_up_is_named(
             await eventually(lambda: (store.stats()["gap_seconds"] or 0) > 0.3, "the gap is seen")
             assert not waiting.done()
             with caplog.at_level(logging.WARNING, "socketio_postgres"):
-                await store._warn_of_blockers()
+                await store._look_for_stall()
             assert "the sleeper" in caplog.text
             assert str(writer.info.backend_pid) in caplog.text
             writer.execute("ROLLBACK")

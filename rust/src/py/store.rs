@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::inbox::Outcome;
 use crate::runtime::Lease;
 use crate::store::error::Expected;
-use crate::store::event::StoredEvent;
+use crate::store::event::{NewEvent, StoredEvent};
 use crate::store::event_store::{EventStore, Settings};
 use crate::store::feed::{Question, Start, Subscription};
 use crate::store::filter::{Condition, Filter};
@@ -24,9 +24,9 @@ use crate::store::import::Import;
 use crate::store::pool::Limits;
 use crate::store::reader::Query;
 use crate::store::reading::Reading;
-use crate::store::table::{Part, TableName};
+use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY, TableName};
 use crate::store::wakeup;
-use crate::store::writer::Request;
+use crate::store::writer::{self, Request};
 
 /// The complete settings, checked and defaulted by `event_store_options.py`.
 #[derive(FromPyObject)]
@@ -95,6 +95,9 @@ fn expected(number: i64) -> Expected {
     }
 }
 
+/// Id, aggregate id, type, data and metadata of an event to store.
+type Row = (String, String, String, Option<String>, Option<String>);
+
 /// A condition: its kind, a metadata key or nothing, and its texts.
 type GivenCondition = (String, String, Vec<String>);
 
@@ -107,6 +110,11 @@ fn filter(given: Vec<GivenCondition>) -> Result<Filter> {
             "aggregate_prefixes" => Condition::AggregatePrefixes(texts),
             "metadata" => Condition::Metadata(key, texts),
             "data" => Condition::Data(texts.concat()),
+            "partitions" => {
+                let number =
+                    |text: &str| text.parse::<i32>().map_err(|error| Error::options("filter", text, error.to_string()));
+                Condition::Partitions(number(&key)?, texts.iter().map(|text| number(text)).collect::<Result<_>>()?)
+            }
             _ => return Err(Error::options("filter", kind, "is no kind of condition")),
         })
     };
@@ -174,11 +182,15 @@ impl PyEventStore {
         out.set_item("table_name", &table.name)?;
         out.set_item("oid", table.oid)?;
         out.set_item("sequence", &table.sequence)?;
+        out.set_item("lock_class", table.lock_class())?;
+        out.set_item("lock_mask", LOCK_BUCKETS - 1)?;
+        out.set_item("turn_key", TURN_KEY)?;
         out.set_item("notifies_go", table.notifies_go)?;
         out.set_item("notifies_us", table.notifies_us)?;
         out.set_item("has_aggregate_index", table.has_aggregate_index)?;
         out.set_item("is_guarded", table.is_guarded)?;
         out.set_item("is_native", table.is_native)?;
+        out.set_item("is_serial", table.is_serial)?;
         Ok(Some(out))
     }
 
@@ -193,6 +205,15 @@ impl PyEventStore {
         let events = event::new_events(events)?;
         let expected = expected.into_iter().map(|(id, number)| (id, self::expected(number))).collect();
         Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) })?)
+    }
+
+    /// The columns of events as they would be stored, checked for this table.
+    fn checked(&self, events: &Bound<'_, PyAny>) -> PyResult<Vec<Row>> {
+        let opened = self.store.opened().ok_or(Error::Closed("event store"))?;
+        let events = event::new_events(events)?;
+        writer::check(&events, &opened.table)?;
+        let row = |event: NewEvent| (event.id, event.aggregate_id, event.event_type, event.data, event.metadata);
+        Ok(events.into_iter().map(row).collect())
     }
 
     fn importing(&self) -> PyResult<PyImport> {
@@ -235,11 +256,18 @@ impl PyEventStore {
         Ok(self.store.spawn(inbox.completion(token), work)?)
     }
 
+    fn settled_version(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        let work = |store: Arc<EventStore>| async move { store.settled_version().await };
+        Ok(self.store.spawn(inbox.completion(token), work)?)
+    }
+
     fn migrate(&self, part: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
         check_process(self.pid)?;
         let part = match part {
             "subscriptions" => Part::Subscriptions,
             "guard" => Part::Guard,
+            "serial" => Part::Serial,
             _ => Part::Events,
         };
         Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.migrate(part).await })?)
@@ -281,14 +309,15 @@ impl PyEventStore {
         out.set_item("store_groups", writer.groups)?;
         out.set_item("store_alone", writer.alone)?;
         out.set_item("store_waiting", writer.waiting)?;
-        let feed = opened.map(|opened| opened.feed.stats()).unwrap_or_default();
-        out.set_item("subscriptions", feed.subscriptions)?;
+        let feed = opened.map(|opened| opened.feed().stats()).unwrap_or_default();
+        let subscriptions = opened.map_or(0, |opened| opened.owner.subscriptions());
+        out.set_item("subscriptions", subscriptions)?;
         out.set_item("settled_version", feed.position)?;
         out.set_item("read", feed.read)?;
         out.set_item("reads", feed.reads)?;
         out.set_item("pages", feed.pages)?;
         out.set_item("lock_looks", feed.looks)?;
-        let wakeup = opened.map(|opened| Arc::clone(&opened.feed.wakeup));
+        let wakeup = opened.map(|opened| Arc::clone(&opened.feed().wakeup));
         out.set_item("is_listening", wakeup.as_ref().is_some_and(|wakeup| wakeup.is_connected()))?;
         let sessions = wakeup.as_ref().map_or(0, |wakeup| wakeup.sessions());
         out.set_item("listener_reconnects", sessions.saturating_sub(1))?;
@@ -337,6 +366,10 @@ impl PySubscription {
         let patience = seconds("timeout", patience_seconds)?;
         let question = Question::Next { position, limit, reports_progress, patience };
         Ok(self.subscription.ask(question, inbox.completion(token))?)
+    }
+
+    fn nudge(&self) {
+        self.subscription.nudge();
     }
 
     fn close(&self) {

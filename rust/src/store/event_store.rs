@@ -1,7 +1,7 @@
 //! One event store as one object sees it: opened on first use, closed once.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
@@ -14,12 +14,13 @@ use crate::inbox::{Completion, Outcome};
 use crate::runtime;
 use crate::store::error::StoreError;
 use crate::store::event::{NewEvent, get};
-use crate::store::feed::{Feed, Subscription};
+use crate::store::feed::{Feed, Owner, Subscription};
 use crate::store::filter::Filter;
 use crate::store::pool::{Bind, Limits, Pool, Pooled};
-use crate::store::reader::{self, Query, Settler};
+use crate::store::reader::{self, Query};
+use crate::store::sharing::{self, Member, Shared, Wanted};
 use crate::store::table::{self, Part, Table, TableName};
-use crate::store::wakeup::{self, Wakeup};
+use crate::store::wakeup;
 use crate::store::writer::{self, Request, Writer};
 
 /// Everything a store needs to know, decided by the Python layer.
@@ -48,9 +49,17 @@ pub struct Opened {
     pub table: Arc<Table>,
     /// Stores.
     pub writer: Writer,
-    /// Subscriptions.
-    pub feed: Arc<Feed>,
-    settler: Arc<Settler>,
+    /// What subscriptions need of this store.
+    pub owner: Arc<Owner>,
+    member: Mutex<Option<Member>>,
+    shared: Arc<Shared>,
+}
+
+impl Opened {
+    /// The feed of all stores on this table.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.shared.feed
+    }
 }
 
 /// See the module documentation.
@@ -58,8 +67,6 @@ pub struct EventStore {
     settings: Settings,
     /// For writing and for pages.
     pub pool: Arc<Pool>,
-    /// For the watermark, whose fence belongs to one connection.
-    settling: Arc<Pool>,
     opened: OnceCell<Opened>,
     is_closed: AtomicBool,
 }
@@ -68,9 +75,7 @@ impl EventStore {
     /// A store that connects on use.
     pub fn new(settings: Settings) -> Arc<Self> {
         let pool = Pool::new(Arc::clone(&settings.connector), settings.limits);
-        let single = Limits { max_open: 1, max_idle: 1, ..settings.limits };
-        let settling = Pool::new(Arc::clone(&settings.connector), single);
-        Arc::new(Self { settings, pool, settling, opened: OnceCell::new(), is_closed: AtomicBool::new(false) })
+        Arc::new(Self { settings, pool, opened: OnceCell::new(), is_closed: AtomicBool::new(false) })
     }
 
     /// What exists once the table was found; found, or made, now.
@@ -82,18 +87,19 @@ impl EventStore {
             let settings = &self.settings;
             let table = table::open(&self.pool, &settings.table_name, settings.may_create).await?;
             let table = Arc::new(table);
-            let settler = Arc::new(Settler::new(Arc::clone(&self.settling), &table));
-            let wakeup = Arc::new(Wakeup::new(Arc::clone(&settings.listen_connector), settings.listening));
+            let wanted = Wanted {
+                connector: &settings.connector,
+                listen_connector: &settings.listen_connector,
+                listening: settings.listening,
+                limits: settings.limits,
+                poll_interval: settings.poll_interval,
+            };
+            let member = sharing::join(&wanted, &table);
             Ok(Opened {
                 writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.batch_size),
-                feed: Feed::new(
-                    Arc::clone(&self.pool),
-                    Arc::clone(&settler),
-                    Arc::clone(&table),
-                    wakeup,
-                    settings.poll_interval,
-                ),
-                settler,
+                owner: Owner::new(Arc::clone(&self.pool)),
+                shared: Arc::clone(&member.shared),
+                member: Mutex::new(Some(member)),
                 table,
             })
         };
@@ -144,20 +150,26 @@ impl EventStore {
     /// Everything visible that a query asks for.
     pub async fn load(&self, query: Query) -> Result<Outcome> {
         let opened = self.open().await?;
-        let page = reader::load(&self.pool, &opened.settler, &opened.table, &query).await?;
+        let page = reader::load(&self.pool, &opened.shared.settler, &opened.table, &query).await?;
         Ok(Outcome::Page(Box::new(page)))
     }
 
     /// The version of the last event, or of the last settled one.
     pub async fn latest_version(&self, is_settled: bool) -> Result<Outcome> {
         let opened = self.open().await?;
-        reader::latest_version(&self.pool, &opened.settler, &opened.table, is_settled).await.map(Outcome::Number)
+        reader::latest_version(&self.pool, &opened.shared.settler, &opened.table, is_settled).await.map(Outcome::Number)
+    }
+
+    /// One look: all versions up to the one returned are final.
+    pub async fn settled_version(&self) -> Result<Outcome> {
+        let opened = self.open().await?;
+        Ok(Outcome::Number(opened.shared.settler.step(&opened.table).await?.settled))
     }
 
     /// A subscription; the store must have been opened.
     pub fn subscribe(&self, filter: Filter) -> Result<Arc<Subscription>> {
         match self.opened() {
-            Some(opened) if !self.is_closed.load(Ordering::Acquire) => opened.feed.subscribe(filter),
+            Some(opened) if !self.is_closed.load(Ordering::Acquire) => opened.feed().subscribe(filter, &opened.owner),
             _ => Err(StoreError::Closed.into()),
         }
     }
@@ -196,7 +208,7 @@ impl EventStore {
             return Ok(Outcome::Done);
         }
         if let Some(opened) = self.opened() {
-            opened.feed.close();
+            opened.owner.close();
             opened.writer.close();
             let idle = async {
                 while !opened.writer.is_idle() {
@@ -204,10 +216,13 @@ impl EventStore {
                 }
             };
             let _ = tokio::time::timeout(limit, idle).await;
-            opened.settler.close().await;
+            // The last store of the table ends what they share.
+            let member = opened.member.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(member) = member {
+                member.close().await;
+            }
         }
         self.pool.close();
-        self.settling.close();
         Ok(Outcome::Done)
     }
 }

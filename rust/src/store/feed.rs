@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -124,8 +124,6 @@ pub struct Gap {
 /// Counters.
 #[derive(Debug, Clone, Default)]
 pub struct FeedStats {
-    /// Subscriptions open.
-    pub subscriptions: usize,
     /// All events up to here are final and read; 0 before the first look.
     pub position: i64,
     /// Events the keeper has read.
@@ -140,6 +138,31 @@ pub struct FeedStats {
     pub gap: Option<Gap>,
 }
 
+/// What subscriptions need of the store that made them: they end with it, the feed may go on for others.
+pub struct Owner {
+    /// For pages.
+    pool: Arc<Pool>,
+    subscriptions: AtomicUsize,
+    is_closed: watch::Sender<bool>,
+}
+
+impl Owner {
+    /// Of a store that reads pages through a pool.
+    pub fn new(pool: Arc<Pool>) -> Arc<Self> {
+        Arc::new(Self { pool, subscriptions: AtomicUsize::new(0), is_closed: watch::Sender::new(false) })
+    }
+
+    /// Its subscriptions open.
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions.load(Ordering::Relaxed)
+    }
+
+    /// End its subscriptions.
+    pub fn close(&self) {
+        self.is_closed.send_replace(true);
+    }
+}
+
 #[derive(Default)]
 struct Life {
     subscriptions: usize,
@@ -149,6 +172,7 @@ struct Life {
 
 /// See the module documentation.
 pub struct Feed {
+    /// For the keeper's rows.
     pool: Arc<Pool>,
     settler: Arc<Settler>,
     table: Arc<Table>,
@@ -202,7 +226,7 @@ impl Feed {
     }
 
     /// A new subscription; the feed runs while there are any.
-    pub fn subscribe(self: &Arc<Self>, filter: Filter) -> Result<Arc<Subscription>> {
+    pub fn subscribe(self: &Arc<Self>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
         let mut life = self.life();
         if life.is_closed {
             return Err(StoreError::Closed.into());
@@ -213,10 +237,13 @@ impl Feed {
             life.is_running = true;
         }
         life.subscriptions += 1;
+        owner.subscriptions.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Subscription {
             feed: Arc::clone(self),
+            owner: Arc::clone(owner),
             filter,
             asking: Mutex::default(),
+            nudged: Notify::new(),
             is_closed: AtomicBool::new(false),
         }))
     }
@@ -231,7 +258,6 @@ impl Feed {
     /// Counters.
     pub fn stats(&self) -> FeedStats {
         FeedStats {
-            subscriptions: self.life().subscriptions,
             position: self.progress.borrow().position.unwrap_or(0),
             read: self.read.load(Ordering::Relaxed),
             reads: self.reads.load(Ordering::Relaxed),
@@ -380,9 +406,11 @@ async fn run(feed: Arc<Feed>) {
 /// See [`Feed::subscribe`].
 pub struct Subscription {
     feed: Arc<Feed>,
+    owner: Arc<Owner>,
     filter: Filter,
     /// The answer under way; a new question takes its place.
     asking: Mutex<Option<AbortHandle>>,
+    nudged: Notify,
     is_closed: AtomicBool,
 }
 
@@ -395,16 +423,11 @@ impl Subscription {
         }
         let subscription = Arc::clone(self);
         let answering = runtime::handle()?.spawn(async move {
-            let mut backoff = Backoff::default();
-            let result = loop {
-                // The keeper's failure is final; one of ours may be mended by trying again, as the keeper does.
-                if let Some(error) = subscription.feed.progress.borrow().failure.clone() {
-                    break Err(error);
-                }
-                match subscription.answer(question).await {
-                    Err(error) if error.is_transient() => sleep(backoff.next_delay()).await,
-                    result => break result,
-                }
+            let mut closed = subscription.owner.is_closed.subscribe();
+            let result = tokio::select! {
+                biased;
+                _ = closed.wait_for(|&is_closed| is_closed) => Err(StoreError::Closed.into()),
+                result = subscription.answer_until(question) => result,
             };
             completion.finish(result);
         });
@@ -412,6 +435,11 @@ impl Subscription {
             given_up.abort();
         }
         Ok(())
+    }
+
+    /// Answer the question under way, or the next one, with what is known, even if it is nothing.
+    pub fn nudge(&self) {
+        self.nudged.notify_one();
     }
 
     /// End it; the feed ends with the last one.
@@ -422,10 +450,26 @@ impl Subscription {
         if let Some(asking) = self.asking.lock().unwrap_or_else(PoisonError::into_inner).take() {
             asking.abort(); // its completion says "closed"
         }
+        self.owner.subscriptions.fetch_sub(1, Ordering::Relaxed);
         let mut life = self.feed.life();
         life.subscriptions -= 1;
         if life.subscriptions == 0 {
             self.feed.stop.notify_one();
+        }
+    }
+
+    /// Answer, trying again what time can mend.
+    async fn answer_until(&self, question: Question) -> Result<Outcome> {
+        let mut backoff = Backoff::default();
+        loop {
+            // The keeper's failure is final; one of ours may be mended by trying again, as the keeper does.
+            if let Some(error) = self.feed.progress.borrow().failure.clone() {
+                return Err(error);
+            }
+            match self.answer(question).await {
+                Err(error) if error.is_transient() => sleep(backoff.next_delay()).await,
+                result => return result,
+            }
         }
     }
 
@@ -443,7 +487,7 @@ impl Subscription {
         let feed = &self.feed;
         let Start::After(position) = start else {
             let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
-            return reader::latest_up_to(&feed.pool, &feed.table, settled).await;
+            return reader::latest_up_to(&self.owner.pool, &feed.table, settled).await;
         };
         let last = feed.settler.step(&feed.table).await?.last;
         if position > last { Err(reader::rewound(&feed.table, position, last)) } else { Ok(position) }
@@ -469,10 +513,12 @@ impl Subscription {
             if settled.is_some() && reports_progress && position > begun {
                 return Ok(self.batch(Vec::new(), position, true));
             }
-            match tokio::time::timeout_at(deadline, progress.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(StoreError::Closed.into()),
-                Err(_) => return Ok(self.batch(Vec::new(), position, settled.is_some())),
+            tokio::select! {
+                changed = progress.changed() => changed.map_err(|_| StoreError::Closed)?,
+                () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, settled.is_some())),
+                () = tokio::time::sleep_until(deadline) => {
+                    return Ok(self.batch(Vec::new(), position, settled.is_some()));
+                }
             }
         }
     }
@@ -492,7 +538,7 @@ impl Subscription {
         // What is not settled is cut off here and not by the statement; see `reader::sql`.
         let query = Query { since: position, until: i64::MAX, limit, is_backwards: false, filter: self.filter.clone() };
         let (sql, parameters) = reader::sql(&self.feed.table, &query);
-        let mut connection = self.feed.pool.get().await?;
+        let mut connection = self.owner.pool.get().await?;
         let rows = connection.query("read events", &sql, &reader::binds(&parameters), false).await?;
         let mut events = reader::events(&rows)?;
         events.retain(|event| event.version <= settled);

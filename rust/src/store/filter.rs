@@ -2,6 +2,8 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::error::{Error, Result};
 use crate::store::event::StoredEvent;
 use crate::store::json::Value;
@@ -21,6 +23,16 @@ pub enum Condition {
     Metadata(String, Vec<String>),
     /// The data contain this JSON document, as `jsonb @>` has it.
     Data(String),
+    /// The aggregate falls into one of these partitions, of so many.
+    Partitions(i32, Vec<i32>),
+}
+
+/// The partition that an aggregate falls into, of at least one. The same in every language and for all time: the first
+/// three bytes of the id's SHA-256, as a number, modulo the partitions.
+pub fn partition_of(aggregate_id: &str, partitions: i32) -> i32 {
+    let digest = Sha256::digest(aggregate_id.as_bytes());
+    let number = digest.iter().take(3).fold(0, |number, &byte| number << 8 | i32::from(byte));
+    number % partitions.max(1)
 }
 
 /// See the module documentation.
@@ -78,6 +90,12 @@ impl Filter {
                     format!("jsonb_typeof(metadata) = 'object' AND metadata -> ${key} = ANY(${texts}::text[]::jsonb[])")
                 }
                 Condition::Data(text) => format!("data @> ${}::text::jsonb", place(Box::new(text), Type::TEXT)),
+                Condition::Partitions(partitions, own) => format!(
+                    "('x' || encode(substr(sha256(convert_to(aggregate_id, 'UTF8')), 1, 3), 'hex'))::bit(24)::int \
+                     % {} = ANY(${})",
+                    partitions.max(1),
+                    place(Box::new(own), Type::INT4_ARRAY)
+                ),
             };
             sql.push_str(" AND ");
             sql.push_str(&test);
@@ -96,6 +114,7 @@ impl Filter {
                 Some(Value::Object(entries)) => entries.get(key).is_some_and(|value| values.contains(value)),
                 _ => false,
             },
+            Condition::Partitions(partitions, own) => own.contains(&partition_of(&event.aggregate_id, *partitions)),
             Condition::Data(_) => {
                 let document = event.data.as_deref().and_then(Value::parse);
                 document.is_some_and(|document| values.iter().all(|value| document.contains(value)))

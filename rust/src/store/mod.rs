@@ -12,6 +12,7 @@ pub mod json;
 pub mod pool;
 pub mod reader;
 pub mod reading;
+pub mod sharing;
 pub mod table;
 pub mod wakeup;
 pub mod watermark;

@@ -46,6 +46,7 @@ pub struct Settler {
     pool: Arc<Pool>,
     state: Mutex<(Option<Pooled>, Watermark)>,
     sql_last: String,
+    sql_holders: &'static str,
 }
 
 /// What a reader of the table may rely on at one moment.
@@ -63,11 +64,14 @@ pub struct Settled {
 const HOLDERS: &str = "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND relation = $1 \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
      AND mode = 'RowExclusiveLock' AND granted";
+/// The same where writers take turns: whoever has drawn a version comes after all that is visible.
+const NOBODY: &str = "SELECT ''::text WHERE $1::oid IS NULL";
 
 impl Settler {
     /// For one table; connects on use.
     pub fn new(pool: Arc<Pool>, table: &Table) -> Self {
-        Self { pool, state: Mutex::default(), sql_last: sql_last(table) }
+        let sql_holders = if table.is_serial { NOBODY } else { HOLDERS };
+        Self { pool, state: Mutex::default(), sql_last: sql_last(table), sql_holders }
     }
 
     /// One step. Rows read after it are complete up to [`Settled::settled`].
@@ -107,7 +111,7 @@ impl Settler {
         let [last, holders, rows] = pooled
             .pipeline(
                 "settle",
-                [(&self.sql_last, &[]), (HOLDERS, &[oid]), read.unwrap_or(("SELECT 1 WHERE false", &[]))],
+                [(&self.sql_last, &[]), (self.sql_holders, &[oid]), read.unwrap_or(("SELECT 1 WHERE false", &[]))],
                 false,
             )
             .await?;
@@ -184,7 +188,7 @@ pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Qu
         let mut connection = pool.get().await?;
         let oid: Bind<'_> = (&table.sequence_oid, Type::OID);
         let [last, holders, rows] = connection
-            .pipeline("load events", [(&settler.sql_last, &[]), (HOLDERS, &[oid]), (&sql, &binds)], false)
+            .pipeline("load events", [(&settler.sql_last, &[]), (settler.sql_holders, &[oid]), (&sql, &binds)], false)
             .await?;
         (events(&rows)?, last_of(&last)?, holders_of(&holders)?)
     };

@@ -15,6 +15,8 @@ use crate::store::pool::{Pool, Pooled};
 const MIGRATION_LOCK: i64 = 0x7369_6f2e_6573;
 /// Aggregates share this many advisory locks, so that a large batch cannot exhaust the server's lock table.
 pub const LOCK_BUCKETS: i32 = 1024;
+/// The advisory lock of the writers' turn, where they take turns; no aggregate has this key.
+pub const TURN_KEY: i32 = -1;
 /// go-sync-kit's channel for all events.
 pub const GO_CHANNEL: &str = "events_global";
 /// The longest name of a side table is this much longer than the table's.
@@ -24,7 +26,9 @@ const SUFFIX_BYTES: usize = 20;
 const MIGRATIONS: &[(Part, &str, &str)] = &[
     (Part::Events, "events", include_str!("sql/events.sql")),
     (Part::Subscriptions, "subscriptions", include_str!("sql/subscriptions.sql")),
+    (Part::Subscriptions, "consumers", include_str!("sql/consumers.sql")),
     (Part::Guard, "guard", include_str!("sql/guard.sql")),
+    (Part::Serial, "serial", include_str!("sql/serial.sql")),
 ];
 
 /// What can be asked for independently.
@@ -36,6 +40,8 @@ pub enum Part {
     Subscriptions,
     /// The trigger that makes expected versions exact for writers of other languages.
     Guard,
+    /// The trigger that lets writers take turns.
+    Serial,
 }
 
 /// A table name, as it was given and in its parts.
@@ -102,6 +108,8 @@ pub struct Table {
     pub is_guarded: bool,
     /// Made by us, not by go-sync-kit.
     pub is_native: bool,
+    /// Writers take turns, so versions are committed in their order.
+    pub is_serial: bool,
 }
 
 impl Table {
@@ -160,8 +168,12 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
             .replace("{wake_trigger}", &name.bare("_wake"))
             .replace("{guard}", &name.beside("_guard"))
             .replace("{guard_trigger}", &name.bare("_guard"))
+            .replace("{serial}", &name.beside("_serial"))
+            .replace("{serial_trigger}", &name.bare("_serial"))
+            .replace("{turn}", &TURN_KEY.to_string())
             .replace("{buckets}", &(LOCK_BUCKETS - 1).to_string())
             .replace("{subscriptions}", &name.beside("_subscriptions"))
+            .replace("{consumers}", &name.beside("_consumers"))
             .replace("{parked}", &name.beside("_parked"));
         // Between the look and the lock another process may have applied it: the block looks again.
         let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
@@ -261,7 +273,8 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
                 to_regclass($5) IS NOT NULL, \
                 EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $2 AND i.indisunique AND i.indpred IS NULL \
                     AND i.indnkeyatts = 1 AND i.indkey[0] = (SELECT attnum FROM pg_attribute \
-                        WHERE attrelid = $2 AND attname = 'id')) \
+                        WHERE attrelid = $2 AND attname = 'id')), \
+                EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $6 AND t.tgenabled IN ('O', 'A')) \
              FROM pg_sequence s WHERE s.seqrelid = pg_get_serial_sequence($1, 'version')::regclass",
             &[
                 (&quoted, Type::TEXT),
@@ -269,6 +282,7 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
                 (&format!("{}_wake", name.table), Type::TEXT),
                 (&format!("{}_guard", name.table), Type::TEXT),
                 (&name.beside("_migrations"), Type::TEXT),
+                (&format!("{}_serial", name.table), Type::TEXT),
             ],
             false,
         )
@@ -297,6 +311,7 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
         has_aggregate_index: get(row, 7)?,
         is_guarded: get(row, 8)?,
         is_native,
+        is_serial: get(row, 11)?,
     }))
 }
 

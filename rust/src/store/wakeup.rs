@@ -22,7 +22,7 @@ use crate::store::table::{GO_CHANNEL, Table};
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 
 /// How to listen.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// Silence after which the session is probed, and time it has to answer.
     pub notification_timeout: Duration,

@@ -22,7 +22,7 @@ use crate::runtime;
 use crate::store::error::{Expected, StoreError};
 use crate::store::event::{NewEvent, get, micros};
 use crate::store::pool::{Bind, Pool, Pooled};
-use crate::store::table::{LOCK_BUCKETS, Table};
+use crate::store::table::{LOCK_BUCKETS, TURN_KEY, Table};
 
 /// Most bytes of events in one statement.
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
@@ -149,7 +149,14 @@ impl Sql {
         let last = format!("coalesce((SELECT {last} FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0)");
         // In the order of the keys, each once: two writers never wait for one another in a circle.
         let keys = format!("SELECT DISTINCT hashtext(a) & {mask} AS key FROM unnest($1::text[]) AS a ORDER BY key");
-        let lock = |function: &str| format!("SELECT {function}($2::int4, key) FROM ({keys}) AS k");
+        // Where writers take turns, the turn comes before the aggregates: in the other order two writers could wait for
+        // each other. A subquery of its own runs once, before the function that takes its value.
+        let turn = if table.is_serial {
+            format!(" + (SELECT CASE WHEN pg_advisory_xact_lock($2::int4, {TURN_KEY})::text = '' THEN 0 END)")
+        } else {
+            String::new()
+        };
+        let lock = |function: &str| format!("SELECT {function}($2::int4, key{turn}) FROM ({keys}) AS k");
         let columns = "id, aggregate_id, event_type, data, metadata";
         let given = "unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int4[]) WITH ORDINALITY \
                      AS e(id, aggregate_id, event_type, data, metadata, call, n)";
@@ -177,7 +184,7 @@ impl Sql {
                 "SELECT set_config('socketio_postgres.busy', coalesce(string_agg(call::text, ','), ''), true) \
                  FROM (SELECT DISTINCT call, hashtext(a) & {mask} AS key \
                        FROM unnest($1::text[], $3::int4[]) AS l(a, call)) AS k \
-                 WHERE NOT pg_try_advisory_xact_lock($2::int4, key)"
+                 WHERE NOT pg_try_advisory_xact_lock($2::int4, key{turn})"
             ),
             // What most calls are; the lock is a condition, and the version is drawn for what passes the conditions.
             insert_one: format!(

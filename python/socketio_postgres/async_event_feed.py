@@ -1,0 +1,329 @@
+"""`AsyncEventFeed`: stored events as they come, to subscriptions that are durable or not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from typing_extensions import Unpack
+
+from socketio_postgres import _core
+from socketio_postgres.async_competing_subscription import AsyncCompetingSubscription
+from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
+from socketio_postgres.async_event_log import AsyncEventLog
+from socketio_postgres.async_store_calls import (
+    call_on_stall,
+    run_operation,
+    wait_until,
+)
+from socketio_postgres.async_subscription import PATIENCE, AsyncSubscription
+from socketio_postgres.blocker import Stall
+from socketio_postgres.durable_state import DurableState
+from socketio_postgres.event import (
+    END,
+    START,
+    AfterVersion,
+    StoredEvent,
+    StoreResult,
+    check_version,
+)
+from socketio_postgres.event_store_options import EventStoreKeywords
+from socketio_postgres.exceptions import (
+    OptionsError,
+    StoreStalledError,
+)
+from socketio_postgres.filter import Filter, conditions_of
+
+__all__ = ["AsyncEventFeed"]
+
+_LEASE_MIN: Final = 0.1
+_SECONDS_MAX: Final = 86_400
+
+PARTITIONS_MAX: Final = 1024
+
+
+class AsyncEventFeed(AsyncEventLog):
+    """Subscribing: the part of an `AsyncEventStore` that hears of new events."""
+
+    def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
+        super().__init__(dsn, **options)
+        self._warned_at = 0.0
+        self._has_side_tables = False
+
+    def subscribe(
+        self,
+        after: AfterVersion = START,
+        filters: Iterable[Filter] = (),
+        *,
+        types: Iterable[str] | str | None = None,
+        prefetch: int = 500,
+    ) -> AsyncSubscription:
+        """All events after a position, then each new one as it is committed, for ever and without a gap.
+
+        All subscriptions of a process share one listening connection and one reader, also those of several stores with
+        the same connection string and table.
+
+        Args:
+            after: `START`, `END` (what is stored from the first step on), or a version.
+            filters: Conditions, all of which must hold.
+            types: Shorthand for `Filter("type", …)`.
+            prefetch: Most events fetched ahead.
+
+        Returns:
+            An asynchronous iterator; also a context manager, which begins at once and closes it.
+
+        Raises:
+            FilterError: A filter is wrong.
+            IncompatibleVersionError: `after` is no version.
+            StoreRewoundError: While iterating: the table ends before the position.
+            StoreClosedError: While iterating: the store was closed.
+        """
+        return self._subscription(conditions_of(filters, types), after, prefetch, PATIENCE)
+
+    def _subscription(
+        self, conditions: list[Any], after: AfterVersion, prefetch: int, patience: float
+    ) -> AsyncSubscription:
+        async def opener() -> _core.Subscription:
+            core = self._opened_core()
+            await run_operation(core.open)
+            return core.subscribe(conditions)
+
+        return AsyncSubscription(
+            opener,
+            after=after,
+            prefetch=prefetch,
+            on_idle=self._look_for_stall,
+            patience=min(patience, self.options.stall_warning),
+        )
+
+    def durable(
+        self,
+        name: str,
+        filters: Iterable[Filter] = (),
+        *,
+        types: Iterable[str] | str | None = None,
+        start: AfterVersion = START,
+        partitions: int = 1,
+        lease: float = 30.0,
+        checkpoint_interval: float = 1.0,
+        prefetch: int = 100,
+        reset: bool = False,
+    ) -> AsyncDurableSubscription:
+        """A subscription whose position is kept in the database, under a name.
+
+        One consumer at a time has it; others with the same name wait until it ends or its lease runs out. With
+        `partitions`, so many consumers can share it: each aggregate is one consumer's at a time.
+
+        Args:
+            name: Under which it is kept.
+            filters: Conditions, all of which must hold; the same each time.
+            types: Shorthand for `Filter("type", …)`.
+            start: Where to begin when the name is new: `START`, `END` or a version.
+            partitions: Into how many parts aggregates are divided, by a hash of their ids: 1 to 1024, the same each
+                time. A few times as many as there will be consumers lets them share evenly. Default 1: not divided.
+            lease: Seconds without a sign of life after which another consumer takes over. Handling one event must not
+                take longer. Default 30.
+            checkpoint_interval: Seconds after which what was acknowledged by the loop is written, at most a third of
+                the lease. After a crash so much comes again; 0 writes after each event. Default 1.
+            prefetch: Most events fetched ahead.
+            reset: Go on with other filters than before, from the same position.
+
+        Returns:
+            To be entered with a with statement.
+
+        Raises:
+            FilterError: A filter is wrong.
+            OptionsError: Another argument is.
+        """
+        conditions = conditions_of(filters, types)
+        after = start if start is END or start is START else check_version(start, "start")
+        _check_partitions(partitions)
+        _check_seconds("lease", lease, _LEASE_MIN)
+        _check_seconds("checkpoint_interval", checkpoint_interval, 0)
+
+        async def begin() -> int:
+            if after is END:
+                return await self.latest_version()
+            return 0 if after is START else check_version(after, "start")
+
+        async def get(version: int) -> StoredEvent | None:
+            events, _ = await self._load(version - 1, [], 1, False, version)
+            return events[0] if events else None
+
+        def subscribe(position: int, patience: float, more: list[Any]) -> AsyncSubscription:
+            return self._subscription(conditions + more, position, prefetch, patience)
+
+        arguments: dict[str, Any] = {
+            "query": self._query_durable,
+            "subscribe": subscribe,
+            "get": get,
+            "tables": tuple(self._core.table(suffix) for suffix in ("_subscriptions", "_parked", "_consumers")),
+            "start": begin,
+            "filter_text": json.dumps(conditions),
+            "lease": lease,
+            "checkpoint_interval": checkpoint_interval,
+            "reset": reset,
+            "report": self._report,
+        }
+        if partitions == 1:
+            return AsyncDurableSubscription(name, **arguments)
+        return AsyncCompetingSubscription(name, partitions=partitions, **arguments)
+
+    async def wait_for(
+        self, version: StoreResult | int, *, durable: str | None = None, timeout: float | None = None
+    ) -> None:
+        """Wait until readers are so far: then you find what you have just written in what they make of it.
+
+        Args:
+            version: A version, or what `store` returned.
+            durable: Name of a durable subscription, wherever it runs: wait until its position in the database is so
+                far. That is when it acknowledges, or within its `checkpoint_interval`. Default: wait until nothing can
+                come before this version any more, so that `load` and `subscribe` can go on after it. A
+                subscription of this process has a `wait_for` of its own.
+            timeout: Seconds to wait at most; None waits for ever, also for a version that nobody has stored yet.
+
+        Raises:
+            OperationTimeoutError: They are not so far. `blockers` names transactions that are in the way.
+            OptionsError: There is no durable subscription of this name.
+        """
+        wanted = check_version(version.version if isinstance(version, StoreResult) else version)
+
+        async def settled() -> int:
+            core = self._opened_core()
+            found: int = await run_operation(core.settled_version)
+            return found
+
+        async def acknowledged() -> int:
+            sql = f"SELECT min(position)::text FROM {self._core.table('_subscriptions')} WHERE name = $1"
+            (row,) = await self._query_durable(sql, durable)
+            if row[0] is None:
+                raise _no_durable(durable)
+            return int(row[0])
+
+        if durable is None:
+            await wait_until(settled, wanted, timeout, "what is settled")
+        else:
+            await wait_until(acknowledged, wanted, timeout, f"the durable subscription {durable!r}")
+
+    async def _query_durable(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+        if not self._has_side_tables:
+            core = self._opened_core()
+            await run_operation(core.open)
+            await run_operation(lambda inbox, token: core.migrate("subscriptions", inbox, token))
+            self._has_side_tables = True
+        return await self._query(sql, *texts)
+
+    async def durable_subscriptions(self) -> list[DurableState]:
+        """All durable subscriptions of the table, and how far behind each is."""
+        latest = await self.latest_version(settled=False)
+        rows = await self._query_durable(
+            "SELECT json_build_object('name', name, 'position', min(position),"
+            " 'owner', string_agg(DISTINCT owner, ', '), 'is_paused', bool_or(is_paused),"
+            " 'is_owned', bool_and(coalesce(lease_until > clock_timestamp(), false)),"
+            f" 'lag', greatest({latest} - min(position), 0),"
+            f" 'parked', (SELECT count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name),"
+            " 'partitions', json_agg(json_build_object('partition', partition, 'position', position, 'owner', owner,"
+            " 'is_owned', coalesce(lease_until > clock_timestamp(), false)) ORDER BY partition))::text"
+            f" FROM {self._core.table('_subscriptions')} s GROUP BY name ORDER BY name"
+        )
+        return [DurableState.of(row[0] or "{}") for row in rows]
+
+    async def rewind_durable(self, name: str, position: int) -> None:
+        """Let a durable subscription go on after another version; whoever has it is fenced off."""
+        check_version(position, "position")
+        await self._change_durable(name, "position = $2::bigint, epoch = epoch + 1, lease_until = NULL", str(position))
+
+    async def pause_durable(self, name: str) -> None:
+        """Let nobody have a durable subscription until it is resumed; whoever has it is fenced off."""
+        await self._change_durable(name, "is_paused = true, epoch = epoch + 1, lease_until = NULL")
+
+    async def resume_durable(self, name: str) -> None:
+        """End a pause."""
+        await self._change_durable(name, "is_paused = false")
+
+    async def _change_durable(self, name: str, change: str, *texts: str) -> None:
+        table = self._core.table("_subscriptions")
+        sql = f"UPDATE {table} SET {change}, updated_at = now() WHERE name = $1 RETURNING name"
+        if not await self._query_durable(sql, name, *texts):
+            raise _no_durable(name)
+
+    async def repartition_durable(self, name: str, partitions: int) -> None:
+        """Divide a durable subscription into another number of partitions.
+
+        Nobody may have it (stop the consumers, or pause it), and all partitions must be at the same position, as they
+        are once everything is handled; `rewind_durable` sets them all to one position.
+
+        Raises:
+            OptionsError: There is none of this name, somebody has it, or the positions differ.
+        """
+        _check_partitions(partitions)
+        table = self._core.table("_subscriptions")
+        changed = await self._query_durable(
+            f"WITH old AS (DELETE FROM {table} WHERE name = $1 AND NOT EXISTS (SELECT FROM {table} o WHERE o.name = $1"
+            " AND (o.lease_until > clock_timestamp()"
+            f" OR o.position <> (SELECT min(position) FROM {table} m WHERE m.name = $1))) RETURNING *)"
+            f" INSERT INTO {table} (name, partition, partitions, position, epoch, filter, is_paused)"
+            " SELECT $1, number, $2::int, position, epoch + 1, filter, is_paused"
+            " FROM (SELECT max(position) AS position, max(epoch) AS epoch, max(filter) AS filter,"
+            " bool_or(is_paused) AS is_paused FROM old HAVING count(*) > 0) AS old,"
+            " generate_series(0, $2::int - 1) AS number RETURNING name",
+            name,
+            str(partitions),
+        )
+        if not changed:
+            if not await self._query_durable(f"SELECT name FROM {table} WHERE name = $1", name):
+                raise _no_durable(name)
+            reason = "somebody has it, or its partitions are at different positions"
+            raise OptionsError(f"invalid name: {name!r}: {reason}", option="name", value=repr(name), reason=reason)
+
+    async def delete_durable(self, name: str) -> None:
+        """Forget a durable subscription, and what it parked; whoever has it is fenced off."""
+        for suffix in ("_parked", "_consumers", "_subscriptions"):
+            sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
+            await self._query_durable(sql, name)
+
+    async def _look_for_stall(self) -> None:
+        """Log who holds readers up, once in a while, and do what `on_stall` says."""
+        limit, now, stats = self.options.stall_warning, time.monotonic(), self._core.stats()
+        seconds = stats["gap_seconds"]
+        if seconds is None or seconds < limit or now - self._warned_at < limit:
+            return
+        self._warned_at = now
+        stall = Stall(stats["settled_version"], seconds, await self.blockers())
+        if not stall.blockers:
+            return
+        self.options.logger.warning("%s", stall)
+        on_stall = self.options.on_stall
+        if on_stall == "error":
+            self._warned_at = 0.0  # every subscription is told
+            raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
+        if callable(on_stall):
+            await call_on_stall(on_stall, stall)
+
+
+def _no_durable(name: str | None) -> OptionsError:
+    return OptionsError(
+        f"invalid name: there is no durable subscription {name!r}",
+        option="name",
+        value=repr(name),
+        reason="is not the name of a durable subscription",
+    )
+
+
+def _check_seconds(name: str, value: float, low: float) -> None:
+    if not low <= value <= _SECONDS_MAX:
+        reason = f"must be a number of seconds from {low} to {_SECONDS_MAX}"
+        raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)
+
+
+def _check_partitions(partitions: object) -> None:
+    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
+        reason = f"must be an integer from 1 to {PARTITIONS_MAX}"
+        raise OptionsError(
+            f"invalid partitions: {reason} (got {partitions!r})",
+            option="partitions",
+            value=repr(partitions),
+            reason=reason,
+        )

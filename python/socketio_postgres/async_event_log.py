@@ -1,0 +1,505 @@
+"""`AsyncEventLog`: events stored in PostgreSQL and read in commit-safe order."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+from typing_extensions import Self, Unpack
+
+from socketio_postgres import _core
+from socketio_postgres.async_store_calls import (
+    EventSource,
+    chunks_of,
+    run_operation,
+)
+from socketio_postgres.async_store_in import store_in
+from socketio_postgres.blocker import BLOCKERS_SQL, Blocker
+from socketio_postgres.event import (
+    ANY,
+    VERSION_MAX,
+    Event,
+    ExpectedVersion,
+    Page,
+    StoredEvent,
+    StoreResult,
+    check_version,
+    expected_number,
+)
+from socketio_postgres.event_store_options import EventStoreKeywords, EventStoreOptions
+from socketio_postgres.exceptions import (
+    EventNotFoundError,
+    ForkedProcessError,
+    IncompatibleVersionError,
+    OptionsError,
+    StoreClosedError,
+)
+from socketio_postgres.filter import Filter, conditions_of
+
+__all__ = ["AsyncEventLog"]
+
+_VERSION: Final = re.compile("[0-9]{1,30}", re.ASCII)
+
+CLOSE_LIMIT: Final = 10.0
+"""Seconds that closing waits for what is being stored."""
+
+
+class AsyncEventLog:
+    """Writing and reading: the part of an `AsyncEventStore` that needs no subscription."""
+
+    def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
+        self.options = EventStoreOptions.of(dsn, options)
+        # What cannot work is told here, at the call that gave it.
+        self._core = _core.EventStore(self.options)
+        self._pid = os.getpid()
+        self._is_open = False
+        self._is_closed = False
+
+    @classmethod
+    def from_connection_string(cls, dsn: str) -> Self:
+        """A store with every option at its default; `NewWithConnectionString` in Go."""
+        return cls(dsn)
+
+    @classmethod
+    def from_options(cls, options: EventStoreOptions) -> Self:
+        """A store with these options; `New` with a `Config` in Go."""
+        values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+        return cls(values.pop("dsn"), **values)
+
+    def _opened_core(self) -> _core.EventStore:
+        if self._is_closed:
+            raise StoreClosedError("the event store is closed; create a new one")
+        if self._pid != os.getpid():
+            if self._is_open:
+                raise ForkedProcessError("the event store was started before a fork; create it in the child process")
+            self._core, self._pid = _core.EventStore(self.options), os.getpid()
+        self._is_open = True
+        return self._core
+
+    @property
+    def description(self) -> str:
+        """What it connects to, without secrets."""
+        return self._core.description
+
+    async def open(self) -> None:
+        """Connect, and find the table or make it, now instead of with the first call.
+
+        A table that is there is left as it is. A new one is made with go-sync-kit's columns, so that a Go process can
+        use it, too, but with one notification per statement and only the indexes that are needed.
+
+        Raises:
+            SchemaMismatchError: The table is missing and may not be created, or is no event table.
+            ConnectionLostError: The server cannot be reached.
+            DatabaseError: It refuses.
+        """
+        core = self._opened_core()
+        await run_operation(core.open)
+
+    def layout(self) -> dict[str, Any]:
+        """What was found out about the table when it was opened; empty before."""
+        return dict(self._core.layout() or {})
+
+    # ------------------------------------------------------------------------------------------------- writing
+
+    async def store(self, event: Event | Sequence[Event], *, expected: ExpectedVersion = ANY) -> StoreResult:
+        """Store an event, or several of one aggregate: all or none.
+
+        Calls made at the same time are committed together; each succeeds or fails for itself.
+
+        Args:
+            event: What to store.
+            expected: What the aggregate must be like before: `ANY`, `NO_STREAM`, `EXISTS`, or the version of its last
+                event. Exact among the writers of this package; for others it is with the guard (`enable_guard`).
+
+        Returns:
+            Where the (last) event was stored. If all were stored before, under the same ids and with the same content,
+            then where that was.
+
+        Raises:
+            WrongExpectedVersionError: The aggregate is not as expected.
+            DuplicateEventError: An id is taken by another event.
+            AggregateIdTooLongError: More than 56 bytes, where go-sync-kit's trigger is.
+            PayloadTooLargeError: go-sync-kit's trigger could not notify of it.
+            EncodeError: Something that JSON or PostgreSQL cannot hold.
+            ConnectionLostError: `may_be_sent` says whether the commit is in doubt; it is after half a minute of asking.
+            StoreClosedError: The store was closed.
+        """
+        events, checks = self._checked_call(event, expected)
+        results = await self._store(events, checks)
+        return results[-1]
+
+    @staticmethod
+    def _checked_call(event: Event | Sequence[Event], expected: ExpectedVersion) -> tuple[list[Event], dict[str, int]]:
+        events = [event] if isinstance(event, Event) else list(event)
+        if not events:
+            raise OptionsError("invalid event: give at least one", option="event", value="[]", reason="is empty")
+        number = expected_number(expected)
+        aggregates = {item.aggregate_id for item in events}
+        if number is not None and len(aggregates) != 1:
+            raise OptionsError(
+                f"invalid expected: the events belong to {len(aggregates)} aggregates; use store_batch",
+                option="expected",
+                value=repr(expected),
+                reason="the events belong to several aggregates",
+            )
+        checks = {} if number is None else dict.fromkeys(aggregates, number)
+        return events, checks
+
+    async def store_batch(
+        self, events: Iterable[Event], *, expected: Mapping[str, ExpectedVersion] | None = None
+    ) -> list[StoreResult]:
+        """Store events of any aggregates, in this order, all or none.
+
+        Args:
+            events: What to store.
+            expected: What must be true of aggregates before, by aggregate id; those not named may be as they like.
+
+        Returns:
+            Where each event was stored, in the order given.
+
+        Raises:
+            WrongExpectedVersionError: An aggregate is not as expected.
+            DuplicateEventError: An id is taken by another event.
+        """
+        checks = {
+            aggregate_id: number
+            for aggregate_id, wanted in (expected or {}).items()
+            if (number := expected_number(wanted)) is not None
+        }
+        return await self._store(list(events), checks)
+
+    async def _store(self, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
+        core = self._opened_core()
+        positions = await run_operation(lambda inbox, token: core.store(events, checks, inbox, token))
+        return [
+            StoreResult(version, event.id, at, old) for event, (version, at, old) in zip(events, positions, strict=True)
+        ]
+
+    async def store_in(
+        self, conn: Any, event: Event | Sequence[Event], *, expected: ExpectedVersion = ANY
+    ) -> StoreResult:
+        """Store an event, or several of one aggregate, in your own transaction: it commits with your changes, or not.
+
+        See `store_batch_in`.
+
+        Args:
+            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
+                transaction open.
+            event: What to store.
+            expected: What the aggregate must be like before, as in `store`.
+
+        Returns:
+            Where the (last) event will be once you commit.
+        """
+        events, checks = self._checked_call(event, expected)
+        return (await self._store_in(conn, events, checks))[-1]
+
+    async def store_batch_in(
+        self, conn: Any, events: Iterable[Event], *, expected: Mapping[str, ExpectedVersion] | None = None
+    ) -> list[StoreResult]:
+        """Store events of any aggregates in your own transaction.
+
+        They become visible, and are notified, when you commit; a rollback leaves nothing but a gap in the versions.
+        They come where their versions are, which are drawn now: from now on until the end of your transaction readers
+        of the table wait before these versions, and writers that expect something of these aggregates wait for you
+        (all writers do that add to an aggregate you expect something of). So do it late, and end soon.
+
+        Args:
+            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
+                transaction open.
+            events: What to store.
+            expected: What must be true of aggregates before, as in `store_batch`; needs READ COMMITTED.
+
+        Returns:
+            Where each event will be once you commit.
+
+        Raises:
+            WrongExpectedVersionError: An aggregate is not as expected. Your transaction goes on without the events.
+            DuplicateEventError: An id is taken by another event. Likewise; but if `version` is 0, another transaction
+                was storing the same id at this moment, and yours can only be rolled back.
+            OptionsError: It is no such connection, has no transaction open, or not the isolation level.
+            SchemaMismatchError: The connection sees another table of this name, or none.
+        """
+        checks = {
+            aggregate_id: number
+            for aggregate_id, wanted in (expected or {}).items()
+            if (number := expected_number(wanted)) is not None
+        }
+        return await self._store_in(conn, list(events), checks)
+
+    async def _store_in(self, conn: Any, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
+        await self.open()
+        rows = self._opened_core().checked(events)
+        return await store_in(conn, self.layout(), rows, checks)
+
+    async def import_events(
+        self,
+        events: EventSource,
+        *,
+        chunk_size: int = 10_000,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """Store very many events by COPY, in memory for two chunks: one is made while the other is stored.
+
+        Each chunk is a transaction of its own, so an error leaves the earlier ones stored. There are no expected
+        versions, and an id that exists is an error.
+
+        Args:
+            events: Any iterable.
+            chunk_size: Events in one transaction.
+            progress: Called with the number stored so far, after each chunk.
+
+        Returns:
+            How many were stored.
+
+        Raises:
+            DatabaseError: An id exists; `sqlstate` is 23505.
+        """
+        importing = self._opened_core().importing()
+        total = 0
+
+        async def add(chunk: list[Event]) -> None:
+            nonlocal total
+            stored = await run_operation(functools.partial(importing.add, chunk))
+            total += stored
+            if stored and progress is not None:
+                progress(total)
+
+        try:
+            async for chunk in chunks_of(events, chunk_size):
+                await add(chunk)
+        finally:
+            await add([])  # what is under way ends before an error of the source is told
+        return total
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    async def load(
+        self,
+        since: int = 0,
+        filters: Iterable[Filter] = (),
+        *,
+        types: Iterable[str] | str | None = None,
+        limit: int | None = None,
+        backwards: bool = False,
+    ) -> Page:
+        """The events there are, your own included.
+
+        Args:
+            since: Only later versions. Pass the page's `safe_since` next time, not the last version: a transaction
+                that is open may still add a lower one.
+            filters: Conditions, all of which must hold.
+            types: Shorthand for `Filter("type", …)`.
+            limit: At most so many. Default: all, in memory; see `read`.
+            backwards: The last event first.
+
+        Raises:
+            IncompatibleVersionError: `since` is no version.
+            FilterError: A filter is wrong.
+            StoreRewoundError: The table ends before `since`.
+        """
+        events, safe_since = await self._load(since, conditions_of(filters, types), limit, backwards)
+        return Page(events, safe_since)
+
+    async def load_by_aggregate(
+        self, aggregate_id: str, since: int = 0, *, limit: int | None = None, backwards: bool = False
+    ) -> Page:
+        """The events of one aggregate, in order.
+
+        Args:
+            aggregate_id: The aggregate.
+            since: Only later versions.
+            limit: At most so many. Default: all.
+            backwards: The last event first.
+        """
+        conditions = conditions_of([Filter("aggregate_id", aggregate_id)])
+        events, safe_since = await self._load(since, conditions, limit, backwards)
+        return Page(events, safe_since)
+
+    async def _load(
+        self, since: int, conditions: list[Any], limit: int | None, backwards: bool, until: int = VERSION_MAX
+    ) -> tuple[list[StoredEvent], int]:
+        check_version(since, "since")
+        most = VERSION_MAX if limit is None else check_version(limit, "limit")
+        core = self._opened_core()
+        page: tuple[list[StoredEvent], int] = await run_operation(
+            lambda inbox, token: core.load(since, until, most, backwards, conditions, inbox, token)
+        )
+        return page
+
+    async def read(
+        self,
+        since: int = 0,
+        filters: Iterable[Filter] = (),
+        *,
+        types: Iterable[str] | str | None = None,
+        backwards: bool = False,
+    ) -> AsyncIterator[StoredEvent]:
+        """The events there are, one by one, with the memory of a few pages; ends at the end.
+
+        While one page is iterated the next ones are read.
+
+        To go on later, use `subscribe`: where this ended is no safe place to continue.
+
+        Args:
+            since: Only later versions.
+            filters: Conditions, all of which must hold.
+            types: Shorthand for `Filter("type", …)`.
+            backwards: The last event first.
+        """
+        check_version(since, "since")
+        reading = self._opened_core().read(since, self.options.batch_size, backwards, conditions_of(filters, types))
+        while True:
+            events, _ = await run_operation(reading.next)
+            if not events:
+                return
+            # Each is let go of as soon as the caller does: kept to the end of its page, what was decoded would be
+            # looked through by the garbage collector again and again.
+            events.reverse()
+            while events:
+                yield events.pop()
+
+    async def get(self, event_id: str) -> StoredEvent:
+        """The event with this id.
+
+        Raises:
+            EventNotFoundError: There is none.
+        """
+        core = self._opened_core()
+        sql = f"SELECT version::text FROM {core.table('')} WHERE id = $1"
+        rows = await self._query(sql, event_id)
+        if not rows:
+            raise EventNotFoundError(f"there is no event with id {event_id!r}", event_id=event_id)
+        version = int(rows[0][0] or 0)
+        events, _ = await self._load(version - 1, [], 1, False, version)
+        return events[0]
+
+    async def latest_version(self, *, settled: bool = True, timeout: float | None = None) -> int:
+        """The version of the last event; 0 when there is none.
+
+        Args:
+            settled: Wait until all versions given out by now are final: safe to continue from. That takes as long as
+                the transactions that have stored events and are still open. False: the last version there is, as in Go.
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Raises:
+            OperationTimeoutError: A transaction was open for longer; `blockers` names it.
+        """
+        core = self._opened_core()
+        version: int = await run_operation(lambda inbox, token: core.latest_version(settled, inbox, token), timeout)
+        return version
+
+    @staticmethod
+    def parse_version(text: str) -> int:
+        """A version from its text; an empty one is 0.
+
+        Raises:
+            IncompatibleVersionError: It is no integer from 0 to 2**63 - 1.
+        """
+        if text == "":
+            return 0
+        if not _VERSION.fullmatch(text):
+            raise IncompatibleVersionError(f"a version is an integer from 0 to 2**63 - 1, not {text!r}", value=text)
+        return check_version(int(text))
+
+    async def _query(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+        core = self._opened_core()
+        rows: list[list[str | None]] = await run_operation(
+            lambda inbox, token: core.query(sql, list(texts), inbox, token)
+        )
+        return rows
+
+    # -------------------------------------------------------------------------------------------- maintenance
+
+    async def blockers(self) -> list[Blocker]:
+        """Sessions that have drawn a version and not ended their transaction: whoever reads waits for them."""
+        await self.open()
+        rows = await self._query(BLOCKERS_SQL, str(self.layout()["sequence"]))
+        return [Blocker.of(row[0] or "{}") for row in rows]
+
+    async def end_blocker(self, blocker: Blocker) -> bool:
+        """End the transaction that `blockers` has named: terminate its session, or roll the prepared one back.
+
+        What it would have committed is lost to it, as with any broken connection, and readers go on. There is no
+        way to let readers pass it while it is open: its events would be missed by whoever has passed.
+
+        Returns:
+            Whether it was still there.
+
+        Raises:
+            DatabaseError: The role may not do that; it must be a member of the session's role, or of
+                `pg_signal_backend`.
+        """
+        if blocker.prepared is not None:
+            name = blocker.prepared.replace("'", "''")
+            if not any(each.prepared == blocker.prepared for each in await self.blockers()):
+                return False
+            await self._query(f"ROLLBACK PREPARED '{name}'")
+            return True
+        # Another transaction of the same session, or another session of the same number, is not meant.
+        rows = await self._query(
+            "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE pid = $1::int"
+            " AND abs(extract(epoch FROM xact_start - $2::timestamptz)) < 0.001",
+            str(blocker.pid),
+            None if blocker.transaction_start is None else blocker.transaction_start.isoformat(),
+        )
+        return bool(rows) and rows[0][0] == "true"
+
+    async def enable_serial_order(self) -> None:
+        """Let all writers of the table take turns, whatever their language, by a trigger of our own.
+
+        Then versions are committed in their order, and readers need not look at the locks of writers: the fallback
+        for servers where those cannot be seen. In return a transaction that has stored events makes every other
+        writer wait until it ends. Waits for writers at work; a store that is open already goes on as before.
+        Rows with versions of their own making are not covered.
+
+        Raises:
+            DatabaseError: The role may not create it.
+        """
+        core = self._opened_core()
+        await run_operation(core.open)
+        await run_operation(lambda inbox, token: core.migrate("serial", inbox, token))
+
+    async def enable_guard(self) -> None:
+        """Make expected versions exact for writers of other languages, too, by a trigger of our own.
+
+        Their inserts then wait for one another per aggregate and may deadlock when one transaction touches several
+        aggregates; so it is not on by default.
+
+        Raises:
+            DatabaseError: The role may not create it.
+        """
+        core = self._opened_core()
+        await run_operation(lambda inbox, token: core.migrate("guard", inbox, token))
+
+    def stats(self) -> dict[str, Any]:
+        """Counters: those of Go's `Stats` for the pool, and of writing, reading and listening."""
+        return dict(self._core.stats())
+
+    async def close(self) -> None:
+        """Finish what is being stored, end the subscriptions, disconnect."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._is_open and self._pid == os.getpid():
+            core = self._core
+            await run_operation(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _report(self, error: Exception, what: str) -> None:
+        self.options.logger.error("%s: %s", what, error, exc_info=error)
+        if self.options.error_handler is not None:
+            self.options.error_handler(error)

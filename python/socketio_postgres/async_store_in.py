@@ -1,0 +1,157 @@
+"""Storing events on a connection of the user's own, in their transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from socketio_postgres.async_user_connection import rows_on
+from socketio_postgres.event import StoreResult
+from socketio_postgres.exceptions import (
+    DuplicateEventError,
+    OptionsError,
+    SchemaMismatchError,
+    WrongExpectedVersionError,
+)
+
+__all__ = ["store_in"]
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+EXPECTED_EXISTS: Final = -1
+_UNIQUE_VIOLATION: Final = "23505"
+
+_MARK: Final = "socketio_postgres.store_in"
+"""A setting of the transaction: where the next statement does not find it, no transaction is open."""
+
+# One parameter, a JSON text, carries all events: every library and driver can send it.
+_GIVEN: Final = """json_to_recordset(CAST(CAST(%s AS text) AS json))
+    AS e(n int, id text, aggregate_id text, event_type text, data text, metadata text)"""
+
+_TURN: Final = "SELECT CAST(pg_advisory_xact_lock({lock_class}, {turn_key}) AS text)"
+
+# In the order of the keys, so that two writers never wait for one another in a circle.
+_LOCK: Final = f"""
+SELECT set_config('{_MARK}', CAST(%s AS text), true), current_setting('transaction_isolation'),
+    CAST(CAST(to_regclass(CAST(%s AS text)) AS oid) AS bigint),
+    (SELECT count(CAST(locked AS text)) FROM (SELECT {{function}}({{lock_class}}, key) AS locked
+        FROM (SELECT DISTINCT hashtext(a) & {{lock_mask}} AS key
+            FROM json_array_elements_text(CAST(CAST(%s AS text) AS json)) AS a ORDER BY key) AS keys) AS locks)
+"""
+
+_LOOK: Final = f"""
+SELECT 'known', e.n, t.version, CAST(extract(epoch FROM t.created_at) * 1000000 AS bigint),
+    CASE WHEN t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type
+        AND coalesce(t.data, 'null') = coalesce(CAST(e.data AS jsonb), 'null')
+        AND coalesce(t.metadata, 'null') = coalesce(CAST(e.metadata AS jsonb), 'null') THEN 'same' ELSE 'other' END
+FROM {_GIVEN} JOIN {{table}} t ON t.id = e.id
+UNION ALL
+SELECT 'last', 0, coalesce((SELECT {{last}} FROM {{table}} t WHERE t.aggregate_id = a), 0), NULL, a
+FROM json_array_elements_text(CAST(CAST(%s AS text) AS json)) AS a
+UNION ALL
+SELECT 'mark', 0, 0, NULL, current_setting('{_MARK}', true)
+"""
+
+_INSERT: Final = f"""
+INSERT INTO {{table}} (id, aggregate_id, event_type, data, metadata)
+SELECT id, aggregate_id, event_type, CAST(data AS jsonb), CAST(metadata AS jsonb) FROM {_GIVEN} ORDER BY n
+RETURNING id, version, CAST(extract(epoch FROM created_at) * 1000000 AS bigint)
+"""
+
+
+async def store_in(
+    conn: Any,
+    layout: Mapping[str, Any],
+    events: Sequence[tuple[str, str, str, str | None, str | None]],
+    checks: Mapping[str, int],
+) -> list[StoreResult]:
+    """Store events in the transaction that is open on a connection; see `AsyncEventStore.store_batch_in`.
+
+    Args:
+        conn: A connection of psycopg, asyncpg or SQLAlchemy.
+        layout: What was found out about the table.
+        events: Id, aggregate id, type, data and metadata of each.
+        checks: What is expected of aggregates: a version, 0 for no events, -1 for any number of them.
+    """
+    table = str(layout["table_name"])
+    mark = uuid.uuid4().hex
+    aggregates = json.dumps(sorted({event[1] for event in events} | set(checks)))
+    if layout["is_serial"]:
+        await rows_on(conn, _TURN.format(**layout), [])
+    function = "pg_advisory_xact_lock" if checks else "pg_advisory_xact_lock_shared"
+    ((_, isolation, oid, _),) = await rows_on(
+        conn, _LOCK.format(function=function, **layout), [mark, table, aggregates]
+    )
+    if oid != layout["oid"]:
+        raise SchemaMismatchError(
+            f"table {table} is another one on this connection, or none: it leads to another database, or has another"
+            " search_path; give table_name with its schema",
+            table_name=table,
+            reason="it is another one on this connection",
+        )
+    if checks and isolation not in {"read committed", "read uncommitted"}:
+        raise _bad_conn(f"an expected version needs the isolation level READ COMMITTED, not {isolation.upper()}")
+    names = ("n", "id", "aggregate_id", "event_type", "data", "metadata")
+    given: list[dict[str, Any]] = [dict(zip(names, (n, *event), strict=True)) for n, event in enumerate(events)]
+    last = "max(t.version)" if layout["has_aggregate_index"] else "max(t.version + 0)"
+    found = await rows_on(conn, _LOOK.format(table=table, last=last), [json.dumps(given), json.dumps(sorted(checks))])
+    positions = _known(found, given, mark)
+    missing = [event for event in given if event["id"] not in positions]
+    if missing:
+        _check(found, checks)
+        positions.update(await _insert(conn, table, missing))
+    return [positions[event["id"]] for event in given]
+
+
+def _known(found: list[tuple[Any, ...]], given: list[dict[str, Any]], mark: str) -> dict[str, StoreResult]:
+    """Where events are that were stored before."""
+    if not any(kind == "mark" and text == mark for kind, _, _, _, text in found):
+        raise _bad_conn("open a transaction on it first")
+    positions = {}
+    for _, n, version, created_at, text in (row for row in found if row[0] == "known"):
+        event_id = given[n]["id"]
+        if text != "same":
+            raise DuplicateEventError(
+                f"event id {event_id!r} is taken by the event of version {version}, which is another one",
+                event_id=event_id,
+                version=version,
+            )
+        positions[event_id] = StoreResult(version, event_id, _time(created_at), is_duplicate=True)
+    return positions
+
+
+def _check(found: list[tuple[Any, ...]], checks: Mapping[str, int]) -> None:
+    """Whether aggregates are as expected."""
+    for _, _, actual, _, aggregate_id in (row for row in found if row[0] == "last"):
+        expected = checks[aggregate_id]
+        if actual == 0 if expected == EXPECTED_EXISTS else actual != expected:
+            raise WrongExpectedVersionError(
+                f"aggregate {aggregate_id!r} is at version {actual}, expected was {expected}"
+                " (0: no events, -1: at least one); nothing was stored",
+                aggregate_id=aggregate_id,
+                expected=expected,
+                actual=actual,
+            )
+
+
+async def _insert(conn: Any, table: str, missing: list[dict[str, Any]]) -> dict[str, StoreResult]:
+    try:
+        rows = await rows_on(conn, _INSERT.format(table=table), [json.dumps(missing)])
+    except Exception as error:
+        # SQLAlchemy wraps the driver's error.
+        if getattr(getattr(error, "orig", error), "sqlstate", None) != _UNIQUE_VIOLATION:
+            raise
+        raise DuplicateEventError(
+            "another transaction has stored an event with the same id meanwhile; roll back and try again"
+        ) from error
+    return {event_id: StoreResult(version, event_id, _time(at), is_duplicate=False) for event_id, version, at in rows}
+
+
+def _time(micros: int | None) -> dt.datetime | None:
+    return None if micros is None else _EPOCH + dt.timedelta(microseconds=micros)
+
+
+def _bad_conn(reason: str) -> OptionsError:
+    return OptionsError(f"invalid conn: {reason}", option="conn", value="", reason=reason)

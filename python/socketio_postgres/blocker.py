@@ -1,0 +1,84 @@
+"""`Blocker`: a session that readers wait for; `Stall`: that they do."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+from typing import Final
+
+__all__ = ["BLOCKERS_SQL", "Blocker", "Stall"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocker:
+    """A session whose open transaction may still commit a version that others wait for.
+
+    Attributes:
+        pid: Its server process; None for a prepared transaction, which has no session.
+        application_name: What it calls itself.
+        user: Its role.
+        state: What it does, for example `idle in transaction`.
+        transaction_start: Since when its transaction is open.
+        query: Its last statement; hidden from roles that may not see it.
+        prepared: Name of the prepared transaction, or None.
+    """
+
+    pid: int | None
+    application_name: str | None
+    user: str | None
+    state: str | None
+    transaction_start: dt.datetime | None
+    query: str | None
+    prepared: str | None = None
+
+    @classmethod
+    def of(cls, row: str) -> Blocker:
+        """From a row of `BLOCKERS_SQL`."""
+        fields = json.loads(row)
+        start = fields["transaction_start"]
+        return cls(**{**fields, "transaction_start": None if start is None else dt.datetime.fromisoformat(start)})
+
+    def __str__(self) -> str:
+        who = f"prepared transaction {self.prepared!r}" if self.prepared else f"session {self.pid}"
+        return (
+            f"{who} ({self.application_name or 'no application name'}, user {self.user}), {self.state}, "
+            f"open since {self.transaction_start}, last statement {(self.query or '')[:200]!r}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stall:
+    """Readers wait for a transaction that has stored events and stays open.
+
+    Attributes:
+        position: Version up to which they got.
+        seconds: For how long they have been waiting.
+        blockers: Whom they wait for, the oldest transaction first; others may have begun since. Empty if it is over.
+    """
+
+    position: int
+    seconds: float
+    blockers: list[Blocker]
+
+    def __str__(self) -> str:
+        return (
+            f"events after version {self.position} wait since {self.seconds:.0f} s for a transaction to end: "
+            + "; ".join(str(blocker) for blocker in self.blockers)
+        )
+
+
+BLOCKERS_SQL: Final = """
+SELECT json_build_object('pid', l.pid, 'application_name', a.application_name, 'user', coalesce(a.usename, p.owner),
+    'state', CASE WHEN p.gid IS NULL THEN a.state ELSE 'prepared' END, 'query', a.query, 'prepared', p.gid,
+    'transaction_start',
+    to_char(coalesce(a.xact_start, p.prepared) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'))::text
+FROM pg_locks l
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+LEFT JOIN pg_locks x ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid'
+    AND x.pid IS NULL AND x.mode = 'ExclusiveLock'
+LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+WHERE l.locktype = 'relation' AND l.relation = $1::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY coalesce(a.xact_start, p.prepared)
+"""

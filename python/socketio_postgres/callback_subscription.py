@@ -1,0 +1,66 @@
+# Generated from async_callback_subscription.py by scripts/async_to_sync.py; edit that file.
+"""`CallbackSubscription`: a function called with each event, in the manner of go-sync-kit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from socketio_postgres.event import NotificationPayload, StoreResult
+from socketio_postgres.exceptions import ClosedError
+from socketio_postgres.store_calls import Background, Handler, call_handler
+from socketio_postgres.subscription import Subscription
+
+__all__ = ["CallbackSubscription"]
+
+
+class CallbackSubscription:
+    """A handler that is being called with events.
+
+    Attributes:
+        channel: The channel that go-sync-kit would listen on for it.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        handler: Handler,
+        channel: str,
+        report: Callable[[Exception, str], None],
+        forget: Callable[[CallbackSubscription], None],
+    ) -> None:
+        self.channel = channel
+        self._subscription = subscription
+        self._handler = handler
+        self._report = report
+        self._forget = forget
+        self._is_cancelled = False
+        self._background = Background(self._run, f"event-store {channel}")
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is still being called."""
+        return not self._is_cancelled and self._background.is_running
+
+    def wait_for(self, version: StoreResult | int, timeout: float | None = None) -> None:
+        """Wait until the handler has returned from everything up to a version; see `Subscription.wait_for`."""
+        self._subscription.wait_for(version, timeout)
+
+    def _run(self) -> None:
+        try:
+            for event in self._subscription:
+                try:
+                    call_handler(self._handler, NotificationPayload.of(event))
+                except Exception as error:  # noqa: BLE001 - the user's; one failure must not end the subscription
+                    self._report(error, f"the handler of {self.channel} failed for event {event.id!r}")
+        except ClosedError:
+            return
+        except Exception as error:  # noqa: BLE001 - nobody else would hear of it
+            self._report(error, f"the subscription to {self.channel} ended")
+
+    def cancel(self) -> None:
+        """Stop calling the handler; other subscriptions go on. After it returns no call is under way."""
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            self._subscription.close()
+            self._forget(self)
+        self._background.stop()

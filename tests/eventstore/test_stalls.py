@@ -1,0 +1,123 @@
+"""A transaction that stays open: it is named, can be ended, and nothing is ever skipped because of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import psycopg
+import pytest
+
+from socketio_postgres import AsyncEventStore, Event, EventStore, OptionsError, Stall, StoreStalledError
+from tests.fixtures.database import Database
+from tests.fixtures.event_schedule import drop_notify_triggers
+from tests.fixtures.waiting import eventually
+
+INSERT = "INSERT INTO events (id, aggregate_id, event_type, data) VALUES ('e', 'a', 'T', '\"late\"')"
+
+
+async def test_a_function_is_told_and_may_end_it(
+    store: AsyncEventStore, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    stalls: list[Stall] = []
+
+    async def end(stall: Stall) -> None:
+        stalls.append(stall)
+        for blocker in stall.blockers:
+            assert await strict.end_blocker(blocker)
+
+    caplog.set_level(logging.WARNING, "socketio_postgres")
+    await store.store(Event("T", "a", "before"))
+    async with AsyncEventStore(database.dsn, stall_warning=0.1, on_stall=end) as strict, strict.subscribe() as live:
+        assert (await live.next(20)).data == "before"
+        with database.connect() as writer:
+            writer.execute("SET application_name = 'the sleeper'")
+            writer.execute("BEGIN")
+            writer.execute(INSERT)
+            await store.store(Event("T", "a", "waits"))
+            assert (await live.next(20)).data == "waits"
+            with pytest.raises(psycopg.OperationalError):
+                writer.execute("COMMIT")
+        (stall,) = stalls
+        assert (stall.position, stall.blockers[0].application_name) == (1, "the sleeper")
+        assert stall.seconds >= 0.1
+        assert "the sleeper" in caplog.text
+        assert "after version 1" in caplog.text
+        assert not await strict.end_blocker(stall.blockers[0]), "it is gone, and nobody else is meant"
+
+
+async def test_an_error_instead(store: AsyncEventStore, database: Database) -> None:
+    async with AsyncEventStore(database.dsn, stall_warning=0.1, on_stall="error") as strict:
+        lives = [strict.subscribe(), strict.subscribe()]
+        for live in lives:
+            await live.__aenter__()
+        with database.connect() as writer:
+            writer.execute("BEGIN")
+            writer.execute(INSERT)
+            await store.store(Event("T", "a", "waits"))
+            for live in lives:
+                with pytest.raises(StoreStalledError, match=str(writer.info.backend_pid)) as stalled:
+                    await live.next(20)
+                assert stalled.value.seconds >= 0.1
+                assert len(stalled.value.blockers) == 1
+            writer.execute("COMMIT")
+        for live in lives:  # the error has ended nothing, and nothing was skipped
+            assert [(await live.next(20)).data for _ in range(2)] == ["late", "waits"]
+            live.close()
+
+
+async def test_a_prepared_transaction_is_rolled_back(store: AsyncEventStore, database: Database) -> None:
+    drop_notify_triggers(database)
+    with database.connect() as writer:
+        writer.execute("BEGIN")
+        writer.execute(INSERT)
+        writer.execute("PREPARE TRANSACTION 'it''s open'")
+    (blocker,) = await store.blockers()
+    assert blocker.prepared == "it's open"
+    assert await store.end_blocker(blocker)
+    assert not await store.end_blocker(blocker)
+    assert await store.blockers() == []
+
+
+async def test_a_number_that_belongs_to_somebody_else_now(store: AsyncEventStore, database: Database) -> None:
+    with database.connect() as writer:
+        writer.execute("BEGIN")
+        writer.execute(INSERT)
+        (blocker,) = await store.blockers()
+        writer.execute("ROLLBACK")
+        writer.execute("BEGIN")
+        writer.execute("SELECT 1")
+        assert not await store.end_blocker(blocker)
+        writer.execute("COMMIT")
+
+
+def test_from_threads(database: Database) -> None:
+    stalls: list[Stall] = []
+    with EventStore(database.dsn, stall_warning=0.05, on_stall=stalls.append) as store, store.subscribe() as live:
+        with database.connect() as writer:
+            writer.execute("BEGIN")
+            writer.execute(INSERT)
+            store.store(Event("T", "a", "waits"))
+            while not stalls:
+                with pytest.raises(TimeoutError):
+                    live.next(0.1)
+        assert [live.next(20).data for _ in range(2)] == ["late", "waits"]
+
+
+def test_no_such_policy() -> None:
+    with pytest.raises(OptionsError, match="on_stall"):
+        AsyncEventStore("", on_stall="skip")  # type: ignore[arg-type]
+
+
+async def test_the_warning_is_not_repeated_at_once(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    async with AsyncEventStore(database.dsn, stall_warning=0.3) as store, store.subscribe() as live:
+        with database.connect() as writer:
+            writer.execute("BEGIN")
+            writer.execute(INSERT)
+            await store.store(Event("T", "a"))
+            waiting = asyncio.create_task(live.next(20))
+            await eventually(lambda: "events after version 0 wait" in caplog.text, "it is logged")
+            count = caplog.text.count("events after version")
+            await store._look_for_stall()
+            assert caplog.text.count("events after version") == count
+        await waiting
