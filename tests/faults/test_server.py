@@ -111,8 +111,8 @@ async def test_nobody_is_there() -> None:
     with pytest.raises(ConnectionLostError):
         await asyncio.wait_for(manager.start(), 5)
     await manager.close()
-    with pytest.raises(ConnectionLostError):
-        await asyncio.to_thread(Emitter(dsn).start)
+    with contextlib.closing(Emitter(dsn)) as io, pytest.raises(ConnectionLostError):
+        await asyncio.to_thread(io.start)
 
 
 async def test_it_comes_later(postgres: OwnPostgres) -> None:
