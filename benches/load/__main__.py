@@ -8,11 +8,15 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benches.load import spreading
+from benches.load import emitting, receiving, spreading
 from benches.load.stage import CHECK, FULL, POSTGRES, SHORT, Scale, Stage, open_stage
 from benches.results import Section, Table, save
 
 SCENARIOS: dict[str, Callable[[Stage], Awaitable[Table | list[Table]]]] = {
+    "emitter": emitting.rates,
+    "awaited": emitting.times,
+    "received": receiving.somebody_here,
+    "nobody": receiving.nobody_here,
     "across": spreading.bursts,
     "latency": spreading.latencies,
     "large": spreading.large_events,

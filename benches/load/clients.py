@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 RECEIVE_BYTES = 1 << 18
-BINARY = 2
+BINARY, WEBSOCKET_PING = 2, 9
 LIMIT_S = 120.0
 PING, PONG = b"2", b"3"
 
@@ -54,10 +54,10 @@ class Client:
             raise ConnectionError("the server closed the connection")
         return data
 
-    def _send(self, text: bytes) -> None:
+    def _send(self, text: bytes, kind: bytes = b"\x81") -> None:
         mask = b"\0\0\0\0"
         length = bytes([0x80 | len(text)]) if len(text) < 126 else bytes([0xFE, *len(text).to_bytes(2, "big")])
-        self.socket.sendall(b"\x81" + length + mask + text)
+        self.socket.sendall(kind + length + mask + text)
 
     def _frames(self, data: bytes) -> list[tuple[int, bytes]]:
         """Complete frames: type and content."""
@@ -83,7 +83,9 @@ class Client:
         now = time.monotonic_ns()
         before = len(self.arrivals)
         for kind, frame in frames:
-            if kind == BINARY:
+            if kind == WEBSOCKET_PING:
+                self._send(frame, b"\x8a")
+            elif kind == BINARY:
                 self.arrivals.append((now, self._header))
                 self.binary_bytes += len(frame)
             elif frame.startswith(b"42"):

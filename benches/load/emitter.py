@@ -14,6 +14,7 @@ import socketio
 
 from benches.load.commands import answer_commands, event, now_us
 from socketio_postgres import AsyncEmitter, Emitter
+from tests.fixtures.database import Database
 
 CHANNEL = "socket.io#/"
 Run = Callable[[str, int], Awaitable[None]]
@@ -68,7 +69,7 @@ async def _redis_awaited(address: str, tasks: int) -> Run:
 
 
 async def _asyncpg(address: str) -> Run:
-    connection = await asyncpg.connect(address)
+    connection = await asyncpg.connect(Database(address).url)
 
     async def emit(room: str, number: int) -> None:
         packet = {"type": 2, "data": ["chat", event(number)], "nsp": "/"}

@@ -74,7 +74,7 @@ def percentile(values: list[int], part: float) -> float:
 
 
 RATE = 200.0
-PACED_S = 5.0
+PACED_S = 2.0
 
 
 async def latencies(stage: Stage) -> list[Table]:

@@ -153,7 +153,8 @@ class Stage:
         """Where servers of a kind meet that have nothing to do with any others."""
         match kind:
             case "node":
-                return self.database().node
+                database = self.database()
+                return {**database.node, "dsn": database.dsn}
             case "redis":
                 return self._redis_url
             case "stock":

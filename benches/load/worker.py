@@ -76,6 +76,8 @@ class Worker:
         """Send a command now; the future has its answer."""
         assert self._process is not None
         assert self._process.stdin is not None
+        if self._reader is None or self._reader.done():
+            raise WorkerError(f"{self.module} has ended")
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         line = json.dumps({"id": number, "command": command, "arguments": arguments})
