@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benches.load import emitting, receiving, spreading
+from benches.load import disturbance, emitting, fan_out, growth, receiving, spreading
 from benches.load.stage import CHECK, FULL, POSTGRES, SHORT, Scale, Stage, open_stage
 from benches.results import Section, Table, save
 
@@ -19,7 +19,11 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Table | list[Table]]]] = {
     "nobody": receiving.nobody_here,
     "across": spreading.bursts,
     "latency": spreading.latencies,
+    "fan-out": fan_out.fan_out,
     "large": spreading.large_events,
+    "growth": growth.servers,
+    "memory": growth.memory,
+    "disturbance": disturbance.disturbance,
 }
 
 

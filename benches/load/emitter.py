@@ -104,10 +104,21 @@ class Process:
         await self._run(room, count)
         return {"seconds": (now_us() - began) / 1e6, "cpu_s": time.process_time() - cpu}
 
+    async def pace(self, room: str, rate: float, seconds: float) -> None:
+        """Emit at a steady rate, a hundredth of a second's worth at a time."""
+        loop = asyncio.get_running_loop()
+        start, sent = loop.time(), 0
+        while (elapsed := loop.time() - start) < seconds:
+            due = int(elapsed * rate)
+            if due > sent:
+                await self._run(room, due - sent)
+                sent = due
+            await asyncio.sleep(0.01)
+
 
 async def _main() -> None:
     process = Process()
-    await answer_commands({"open": process.open, "emit": process.emit})
+    await answer_commands({"open": process.open, "emit": process.emit, "pace": process.pace})
     os._exit(0)  # the bench is over: nobody waits for goodbyes
 
 

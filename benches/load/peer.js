@@ -79,6 +79,8 @@ const commands = {
     return { began, ended: nowUs() };
   },
 
+  flush: () => pool.settled(),
+
   enter_rooms({ count }) {
     const socket = io.of("/").sockets.values().next().value;
     for (let number = 0; number < count; number++) socket.join(`room ${number}`);
