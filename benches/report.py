@@ -12,21 +12,24 @@ from benches.results import Row, Section, Table, Target, load
 REPORT = Path(__file__).parent / "REPORT.md"
 FINDINGS = Path(__file__).parent / "findings"
 """What was found out about a table, by hand: `<table id>.md`."""
+HUNDRED = 100
+TIE = 0.98
+"""Ratios above it are no losses."""
 
 HEAD = """# What was measured
 
 Written by `python -m benches.report`; do not edit. `make bench` measures anew in some ten minutes, `make bench-full`
 takes longer. What each program does, and what it leaves out, is said in [README.md](README.md).
 
-Values are medians of the repetitions; the smallest and the largest stand beside them. "Ours ÷ theirs" is how many times as
-good as that row the first row of ours is, whichever direction is good: above 1 is ours. Compare ratios, not the values of
+Values are medians of the repetitions; the smallest and the largest stand beside them. "Ours ÷ theirs" is how many times
+as good as that row ours is, whichever direction is good: above 1 ours is better. Compare ratios, not the values of
 different machines: rivals took turns in one run, so what disturbed one disturbed all.
 """
 
 
 def number(value: float) -> str:
     """Three digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= HUNDRED else f"{value:.3g}"
 
 
 def times_as_good(table: Table, ours: Row, theirs: Row) -> float:
@@ -48,7 +51,7 @@ def _base(table: Table, row: Row) -> Row | None:
         if target.than == row.who:
             return table.row(target.who)
     same = [each for each in ours if each.who.rpartition(", ")[2] == row.who.rpartition(", ")[2]]
-    return (same or ours or [None])[0]
+    return next(iter(same or ours), None)
 
 
 def results(table: Table) -> list[str]:
@@ -76,12 +79,12 @@ def verdict(table: Table, target: Target) -> tuple[str, str, bool | None]:
             return text, "not measured", None
         is_kept = ours.median >= limit if table.is_more_better else ours.median <= limit
         return text, f"{number(ours.median)} {table.unit}", is_kept
-    text = f"≥ {target.factor:.3g}× {target.than}"
+    text = f"≥ {target.factor:.3g} times as good as {target.than}"
     theirs = table.row(target.than)
     if ours is None or theirs is None:
         return text, "not measured", None
     ratio = times_as_good(table, ours, theirs)
-    return text, f"{ratio:.2f}×", ratio >= target.factor
+    return text, f"{ratio:.2f}", ratio >= target.factor
 
 
 WORDS = {True: "reached", False: "**not reached**", None: "not measured"}
@@ -116,9 +119,9 @@ def _section(section: Section) -> list[str]:
     lines = [
         f"## {section.title}",
         "",
-        f"`{section.command}` on {machine.day}, commit {machine.commit}. {machine.processor}, {machine.cores} cores, "
-        f"{machine.memory_gb} GB; {machine.system}; Python {machine.python}; load average {machine.load} when it began. "
-        f"Settings: {settings}. Versions: {packages}.",
+        f"`{section.command}` on {machine.day}, commit {machine.commit}.",
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_gb} GB; {machine.system}; Python {machine.python}.",
+        f"Load average when it began: {machine.load}. Settings: {settings}. Versions: {packages}.",
         "",
     ]
     for table in section.tables:
@@ -145,7 +148,7 @@ def _losses(sections: list[Section]) -> list[str]:
                 if row.is_ours or not row.values or base is None:
                     continue
                 ratio = times_as_good(table, base, row)
-                if ratio < 1:
+                if ratio < TIE:
                     lines.append(f"- {table.title}: {row.who} is {1 / ratio:.2f} times as good as {base.who}.")
     return [*lines, ""]
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from benches.load import disturbance, emitting, fan_out, growth, receiving, spreading
 from benches.load.stage import CHECK, FULL, POSTGRES, SHORT, Scale, Stage, open_stage
+from benches.machine import read_machine
 from benches.results import Section, Table, save
 
 SCENARIOS: dict[str, Callable[[Stage], Awaitable[Table | list[Table]]]] = {
@@ -30,6 +31,7 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Table | list[Table]]]] = {
 async def measure(scale: Scale, names: list[str]) -> Section:
     """Run scenarios one after the other."""
     tables: list[Table] = []
+    machine = read_machine()  # before we are what it is busy with
     with open_stage(scale) as stage:
         for name in names:
             sys.stderr.write(f"{name}\n")
@@ -45,6 +47,7 @@ async def measure(scale: Scale, names: list[str]) -> Section:
         command="python -m benches.load" + (" --full" if scale is FULL else ""),
         settings=settings,
         tables=tables,
+        machine=machine,
     )
 
 

@@ -125,9 +125,7 @@ class Clients:
                 *lines, partial = (partial + data).split(b"\n")
                 for line in lines:
                     self._obey(json.loads(line))
-            if self._collecting is not None and (
-                self._arrived >= self._expected or time.monotonic() > self._deadline
-            ):
+            if self._collecting is not None and (self._arrived >= self._expected or time.monotonic() > self._deadline):
                 request, self._collecting = self._collecting, None
                 self._answer(request, ok=self._result())
 

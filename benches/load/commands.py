@@ -26,11 +26,16 @@ def event(number: int, size: int = 60) -> dict[str, Any]:
     return {"number": number, "sent": now_us(), "user": "ada", "text": "x" * size}
 
 
-async def usage() -> dict[str, float]:
-    """CPU seconds of this process so far, all threads, and its resident memory now."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
+def resident_bytes() -> int:
+    """Memory of this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {"cpu_s": used.ru_utime + used.ru_stime, "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE")}
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def usage() -> dict[str, float]:
+    """CPU seconds of this process so far, all threads, and its memory now."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {"cpu_s": used.ru_utime + used.ru_stime, "rss_bytes": resident_bytes()}
 
 
 async def answer_commands(commands: dict[str, Command]) -> None:

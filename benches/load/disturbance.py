@@ -43,7 +43,7 @@ def find_pgbench() -> str | None:
 
 @contextmanager
 def scripts() -> Iterator[dict[str, str]]:
-    """pgbench's transaction, with a notification inside and without."""
+    """Pgbench's transaction, with a notification inside and without."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for name, notify in ((ALONE, ""), (INSIDE, NOTIFY)):
@@ -63,19 +63,33 @@ async def disturbance(stage: Stage) -> Table:
         rows=[Row(name, [], note="not measured: no pgbench") for name in (ALONE, BESIDE, INSIDE)],
         targets=[Target(BESIDE, INSIDE, 1.0)],
         notes=[
-            f"{CLIENTS} connections of pgbench update one row in each transaction, fsync on. Beside it an `Emitter` "
-            "sends as many messages a second as pgbench commits alone, and one of our servers listens; inside, "
-            "every transaction calls `pg_notify` with a message of that size, and a session listens.",
+            (
+                f"{CLIENTS} connections of pgbench update one row in each transaction, fsync on. Beside it an `Emitter` "
+                "sends as many messages a second as pgbench commits alone, and one of our servers listens; inside, "
+                "every transaction calls `pg_notify` with a message of that size, and a session listens."
+            ),
         ],
     )
     if program is None:
         return table
     with EmbeddedPostgres(settings=SETTINGS) as postgres, scripts() as paths:
         dsn = postgres.dsn("postgres")
-        subprocess.run([program, "-i", "-q", "-s", "1", dsn], check=True, capture_output=True)
+        await asyncio.to_thread(subprocess.run, [program, "-i", "-q", "-s", "1", dsn], check=True, capture_output=True)
 
         async def pgbench(script: str) -> float:
-            command = [program, "-n", "-c", str(CLIENTS), "-j", "1", "-T", str(stage.scale.pgbench_s), "-f", script, dsn]
+            command = [
+                program,
+                "-n",
+                "-c",
+                str(CLIENTS),
+                "-j",
+                "1",
+                "-T",
+                str(stage.scale.pgbench_s),
+                "-f",
+                script,
+                dsn,
+            ]
             process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
             output, _ = await process.communicate()
             found = re.search(r"tps = ([\d.]+)", output.decode())

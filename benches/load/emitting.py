@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+
 from benches.load.rounds import Turn, alternate
 from benches.load.spreading import missing_rows
 from benches.load.stage import NAMES, ROOM, Stage, WrongResultError
@@ -82,10 +83,14 @@ async def rates(stage: Stage) -> Table:
             Target(OURS_TASKS, REDIS_TASKS, 10.0),
         ],
         notes=[
-            "From the first call to the last commit, for Redis to its last answer. Another process listens and reads "
-            "everything; a round counts only when all of it arrived there.",
-            "`Emitter` emits in a loop and flushes once. The Node.js emitter cannot be awaited: all in one turn of its "
-            "event loop, through its pool of ten connections, until the pool has nothing under way.",
+            (
+                "From the first call to the last commit, for Redis to its last answer. Another process listens and reads "
+                "everything; a round counts only when all of it arrived there."
+            ),
+            (
+                "`Emitter` emits in a loop and flushes once. The Node.js emitter cannot be awaited: all in one turn of its "
+                "event loop, through its pool of ten connections, until the pool has nothing under way."
+            ),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""What others send, all at once, without a sender that could be too slow: the frames are made before the clock starts."""
+"""What others send, all at once. No sender can be too slow: the frames are made before the clock starts."""
 
 from __future__ import annotations
 
@@ -92,8 +92,7 @@ class PublishFlood:
     def __init__(self, url: str, channel: str, frames: list[str]) -> None:
         parts = [("PUBLISH", channel, frame) for frame in frames]
         self._commands = b"".join(
-            f"*{len(part)}\r\n".encode()
-            + b"".join(f"${len(word.encode())}\r\n{word}\r\n".encode() for word in part)
+            f"*{len(part)}\r\n".encode() + b"".join(f"${len(word.encode())}\r\n{word}\r\n".encode() for word in part)
             for part in parts
         )
         self._replies = len(parts)

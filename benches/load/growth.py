@@ -108,7 +108,11 @@ async def servers(stage: Stage) -> list[Table]:
             "Every server hears every message. Two cores are shared by all servers, so this is CPU and not time.",
         ),
         table("postgres", "Growth: CPU of PostgreSQL for a message", "All its processes, for all servers together."),
-        table("publisher", "Growth: CPU of the publisher for a message", "A server without clients that emits; the receiving ones come on top of it."),
+        table(
+            "publisher",
+            "Growth: CPU of the publisher for a message",
+            "A server without clients that emits; the receiving ones come on top of it.",
+        ),
     ]
 
 

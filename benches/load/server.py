@@ -60,7 +60,7 @@ class Server:
         app = socketio.ASGIApp(self.sio)
         server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="warning", backlog=4096))
         self._serving = asyncio.create_task(server.serve())
-        while not server.started:
+        while not server.started:  # noqa: ASYNC110  (uvicorn tells nobody)
             await asyncio.sleep(0.01)
         return int(server.servers[0].sockets[0].getsockname()[1])
 

@@ -48,9 +48,11 @@ async def bursts(stage: Stage) -> Table:
         values = await alternate(stage.scale, turns)
     ours = NAMES["ours"]
     notes = [
-        "From the first call of `emit` to the last arrival. Python awaits every emit, which for this package means "
-        "that it stands in the buffer, and for Redis and socketio-pg-manager that the server has answered; the "
-        "Node.js adapter cannot be awaited and emits 100 in a turn of its event loop.",
+        (
+            "From the first call of `emit` to the last arrival. Python awaits every emit, which for this package means "
+            "that it stands in the buffer, and for Redis and socketio-pg-manager that the server has answered; the "
+            "Node.js adapter cannot be awaited and emits 100 in a turn of its event loop."
+        ),
         "python-socketio without a cluster is one server with one client: what is left when there is no bus at all.",
     ]
     notes += [f"{name} did not deliver in the order of the calls." for name in sorted(disorder)]

@@ -110,9 +110,7 @@ class Cluster:
         sent = await self.servers[0].call(command, room=ROOM, count=count, **arguments)
         arrived = await self.clients.wait(arriving)
         check(self.kind, arrived)
-        return Delivered(
-            (arrived["last_us"] - sent["began"]) / 1e6, arrived["latencies_us"], arrived["is_in_order"]
-        )
+        return Delivered((arrived["last_us"] - sent["began"]) / 1e6, arrived["latencies_us"], arrived["is_in_order"])
 
 
 def check(kind: str, arrived: dict[str, Any]) -> None:

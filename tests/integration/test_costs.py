@@ -115,9 +115,7 @@ async def test_an_attachment_and_its_notification_are_one_round_trip(
     assert cost.wal_bytes <= 2 * COMMIT_RECORD_BYTES, "the table is unlogged; its sequence may not be"
 
 
-def test_what_waits_for_a_commit_shares_the_next_one(
-    quiet: Database, proxy: Proxy, tally: Tally, meter: Meter
-) -> None:
+def test_what_waits_for_a_commit_shares_the_next_one(quiet: Database, proxy: Proxy, tally: Tally, meter: Meter) -> None:
     with Emitter(tally.dsn) as io, psycopg.connect(quiet.dsn, autocommit=True) as listener:
         listener.execute(f'LISTEN "{CHANNEL}"')
         io.emit("first")
