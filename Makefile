@@ -9,7 +9,7 @@ RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install build build-debug fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
-        bench bench-check fuzz soak demo clean all
+        bench bench-full bench-load bench-micro bench-rust bench-check fuzz soak demo clean all
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -66,12 +66,34 @@ test-rust:  ## Rust tests; they need no interpreter
 test-py: build  ## Python tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: build  ## Measure; ratios to rivals in the same run
-	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only \
-		--benchmark-columns=median,iqr,rounds --benchmark-sort=fullname
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group bench
+	touch $@
 
-bench-check: build  ## Run every bench once, unmeasured, so that none rots
+bench: build $(VENV)/.bench  ## Measure beside the published rivals and write benches/REPORT.md, in about ten minutes
+	$(MAKE) bench-load bench-micro
+	$(BIN)/python -m benches.report
+
+bench-full: build $(VENV)/.bench  ## The same with more of everything, about an hour
+	$(MAKE) bench-load LOAD_ARGS=--full
+	$(MAKE) bench-micro
+	$(BIN)/python -m benches.report
+
+bench-load: build $(VENV)/.bench  ## Only the load bench; LOAD_ARGS="--only across" for some rows
+	$(BIN)/python -m benches.load $(LOAD_ARGS)
+
+bench-micro: build $(VENV)/.bench  ## Only the small pieces, by pytest-benchmark
+	$(BIN)/python -m pytest benches -p no:randomly --benchmark-enable --benchmark-only --quiet \
+		--benchmark-columns=median,iqr,rounds --benchmark-sort=fullname --benchmark-json=.cache/micro.json
+	$(BIN)/python -m benches.micro .cache/micro.json
+
+bench-rust:  ## Only the Rust pieces, by criterion
+	cargo bench --no-default-features --quiet
+
+bench-check: build $(VENV)/.bench  ## Run every bench once, unmeasured, so that none rots
 	$(BIN)/python -m pytest benches
+	$(BIN)/python -m benches.load --check
+	cargo bench --no-default-features --quiet -- --test
 
 FUZZ_SECONDS ?= 20
 

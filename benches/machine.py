@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import re
@@ -65,7 +65,7 @@ def read_machine() -> Machine:
     names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
     changed = _output("git", "status", "--porcelain", "--untracked-files=no", "python", "rust", "Cargo.toml")
     return Machine(
-        day=datetime.datetime.now(datetime.timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
+        day=dt.datetime.now(dt.timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
         commit=(_output("git", "rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else ""),
         processor=names[0] if names else platform.processor(),
         cores=os.cpu_count() or 0,
