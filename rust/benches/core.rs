@@ -7,7 +7,7 @@ use _core::codec::{self, Encoded, Limits, Seal, msgpack};
 use _core::echo::Echo;
 use _core::protocol::{Body, Data, Flags, Message, Opts};
 use _core::rooms::Rooms;
-use _core::sequence::Sequences;
+use _core::sequence::{Sender, Sequences};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const CHANNEL: &str = "socket.io#/";
@@ -100,7 +100,7 @@ fn order_benches(criterion: &mut Criterion) {
     group.bench_function("observe the next number", |bencher| {
         bencher.iter(|| {
             number += 1;
-            sequences.observe(black_box(CHANNEL), black_box(UID), number, now)
+            sequences.observe(black_box(CHANNEL), Sender::Emitter(black_box(UID)), number, now)
         });
     });
     let echo = Echo::default();

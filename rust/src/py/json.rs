@@ -17,8 +17,10 @@ const KEYS: usize = 512;
 /// Longest key that is remembered.
 const KEY_BYTES: usize = 64;
 
+type Key = (Box<str>, Py<PyString>);
+
 /// Keys come again and again: one object for all of them spares making it and hashing it.
-static SEEN: Mutex<[Option<(Box<str>, Py<PyString>)>; KEYS]> = Mutex::new([const { None }; KEYS]);
+static SEEN: Mutex<[Option<Key>; KEYS]> = Mutex::new([const { None }; KEYS]);
 
 /// The value of a JSON text; `None` for what `json.loads` has to judge.
 pub fn parse<'py>(py: Python<'py>, text: &str) -> Option<Bound<'py, PyAny>> {

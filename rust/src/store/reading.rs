@@ -15,9 +15,11 @@ use crate::store::reader::{self, Page, Query};
 /// Pages that wait for the consumer, beside the one it has and the one being read.
 const AHEAD: usize = 1;
 
+type Events = Result<Vec<Arc<StoredEvent>>>;
+
 /// Pages of a query, one after the other. Dropped, it stops.
 pub struct Reading {
-    pages: Arc<Mutex<mpsc::Receiver<Result<Vec<Arc<StoredEvent>>>>>>,
+    pages: Arc<Mutex<mpsc::Receiver<Events>>>,
 }
 
 impl Reading {
@@ -39,7 +41,7 @@ impl Reading {
     }
 }
 
-async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Result<Vec<Arc<StoredEvent>>>>) {
+async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) {
     let reading = async {
         // The first one notices, too, that the table ends before the position given.
         let page = match store.load(query.clone()).await {
