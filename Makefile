@@ -9,7 +9,7 @@ RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install build build-debug fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
-        bench bench-full bench-load bench-micro bench-rust bench-check fuzz soak demo clean all
+        bench bench-full bench-load bench-store bench-micro bench-rust bench-check fuzz soak demo clean all
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -70,17 +70,20 @@ $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --group bench
 	touch $@
 
-bench: build $(VENV)/.bench  ## Measure beside the published rivals and write benches/REPORT.md, in about ten minutes
-	$(MAKE) bench-load bench-micro
+bench: build $(VENV)/.bench  ## Measure beside the published rivals and write benches/REPORT.md, in about 15 minutes
+	$(MAKE) bench-load bench-store bench-micro
 	$(BIN)/python -m benches.report
 
 bench-full: build $(VENV)/.bench  ## The same with more of everything, about an hour
 	$(MAKE) bench-load LOAD_ARGS=--full
-	$(MAKE) bench-micro
+	$(MAKE) bench-store bench-micro
 	$(BIN)/python -m benches.report
 
 bench-load: build $(VENV)/.bench  ## Only the load bench; LOAD_ARGS="--only across" for some rows
 	$(BIN)/python -m benches.load $(LOAD_ARGS)
+
+bench-store: build  ## Only the event store, about three minutes
+	$(BIN)/python -m benches.event_store
 
 bench-micro: build $(VENV)/.bench  ## Only the small pieces, by pytest-benchmark
 	$(BIN)/python -m pytest benches -p no:randomly --benchmark-enable --benchmark-only --quiet \
@@ -93,6 +96,7 @@ bench-rust:  ## Only the Rust pieces, by criterion
 bench-check: build $(VENV)/.bench  ## Run every bench once, unmeasured, so that none rots
 	$(BIN)/python -m pytest benches
 	$(BIN)/python -m benches.load --check
+	$(BIN)/python -m benches.event_store --check
 	cargo bench --no-default-features --quiet -- --test
 
 FUZZ_SECONDS ?= 20
