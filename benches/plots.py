@@ -23,9 +23,10 @@ def _ends(rows: list[Row]) -> list[list[float]]:
 def _bars(table: Table, rows: list[Row]) -> Figure:
     figure = Figure(figsize=(7.5, 0.7 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    rows = list(reversed(rows))  # the first one on top
-    colours = [OURS if row.is_ours else OTHERS for row in rows]
-    axes.barh([row.who for row in rows], [row.median for row in rows], xerr=_ends(rows), color=colours, capsize=2)
+    upwards = rows[::-1]  # the first one on top
+    colours = [OURS if row.is_ours else OTHERS for row in upwards]
+    medians = [row.median for row in upwards]
+    axes.barh([row.who for row in upwards], medians, xerr=_ends(upwards), color=colours, capsize=2)
     axes.set_xlabel(f"{table.unit}, {'more' if table.is_more_better else 'less'} is better")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

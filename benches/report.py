@@ -120,7 +120,8 @@ def _section(section: Section) -> list[str]:
         f"## {section.title}",
         "",
         f"`{section.command}` on {machine.day}, commit {machine.commit}.",
-        f"{machine.processor}, {machine.cores} cores, {machine.memory_gb} GB; {machine.system}; Python {machine.python}.",
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_gb} GB; {machine.system}.",
+        f"Python {machine.python}.",
         f"Load average when it began: {machine.load}. Settings: {settings}. Versions: {packages}.",
         "",
     ]

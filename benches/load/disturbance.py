@@ -64,7 +64,7 @@ async def disturbance(stage: Stage) -> Table:
         targets=[Target(BESIDE, INSIDE, 1.0)],
         notes=[
             (
-                f"{CLIENTS} connections of pgbench update one row in each transaction, fsync on. Beside it an `Emitter` "
+                f"{CLIENTS} connections of pgbench update one row in each transaction, fsync on. Beside it `Emitter` "
                 "sends as many messages a second as pgbench commits alone, and one of our servers listens; inside, "
                 "every transaction calls `pg_notify` with a message of that size, and a session listens."
             ),

@@ -70,8 +70,8 @@ async def somebody_here(stage: Stage) -> Table:
         targets=[Target(ours, NAMES["redis"], 5.0), Target(ours, NAMES["node"], 1.0)],
         notes=[
             (
-                "From the commit of one transaction (Redis: from the first byte of one pipeline) to the last packet at the "
-                "client. The frames are made before the clock starts, and PostgreSQL's sender is no Python."
+                "From the commit of one transaction (Redis: from the first byte of one pipeline) to the last packet at "
+                "the client. The frames are made before the clock starts, and PostgreSQL's sender is no Python."
             ),
         ],
     )
@@ -116,8 +116,8 @@ async def nobody_here(stage: Stage) -> Table:
         ],
         notes=[
             (
-                "User and system time of the server's process, all threads, from before the flood until the one message "
-                "behind it that is for a client has arrived."
+                "User and system time of the server's process, all threads, from before the flood until the one "
+                "message behind it that is for a client has arrived."
             ),
         ],
     )

@@ -230,7 +230,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     async def _deliver(self, delivery: Delivery) -> None:
         if delivery.packets is not None:
             eio_sids = self._eio_sids(delivery.namespace, delivery.room, delivery.skip_sid)
-            await self._send_packets(delivery.packets, eio_sids)
+            # The reader lets others run after each batch that it takes from the core.
+            await self._send_packets(delivery.packets, eio_sids, is_in_batch=True)
             return
         await AsyncManager.emit(
             self,

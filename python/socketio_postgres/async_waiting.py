@@ -149,8 +149,8 @@ class AsyncWaiting(ClusterMember):
     async def _flush(self) -> None:
         await self._bus.flush()
 
-    async def _send_packets(self, packets: list[Any], eio_sids: list[str]) -> None:
-        await queue_for(self.server, eio_sids, packets)
+    async def _send_packets(self, packets: list[Any], eio_sids: list[str], *, is_in_batch: bool = False) -> None:
+        await queue_for(self.server, eio_sids, packets, is_in_batch=is_in_batch)
 
     async def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:  # noqa: ARG002
         # The tasks just started run up to the application's handler now.

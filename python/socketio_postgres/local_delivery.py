@@ -53,6 +53,9 @@ ORIGINALS: Final[tuple[tuple[type, str, Callable[..., Any]], ...]] = tuple(
 
 SHORTENED: Final = 5
 
+FEW: Final = 16
+"""Clients that are served within a batch of messages without a turn for others; a batch takes milliseconds then."""
+
 
 def event_packets(server: Any, message: Message) -> list[EnginePacket] | None:
     """The packets that carry a message's event to any client; None when python-socketio has to make them."""
@@ -84,8 +87,12 @@ def _is_original(server: Any) -> bool:
     return all(getattr(owner, name) is function for owner, name, function in ORIGINALS)
 
 
-async def queue_for(server: Any, eio_sids: Iterable[str], packets: Sequence[EnginePacket]) -> None:
+async def queue_for(
+    server: Any, eio_sids: Iterable[str], packets: Sequence[EnginePacket], *, is_in_batch: bool = False
+) -> None:
     """Queue packets for clients, each client's in order. Returns after one turn of the event loop.
+
+    In a batch of few clients it returns at once; who delivers the batch gives up the turn at its end.
 
     python-socketio makes a task for every client and packet, which costs more than all else it does for them. What the
     tasks would do is done here for all clients that are well; the others get theirs.
@@ -110,8 +117,10 @@ async def queue_for(server: Any, eio_sids: Iterable[str], packets: Sequence[Engi
         task = asyncio.create_task(_send_to(server, unwell, packets))
         _background.add(task)  # the loop alone would not keep it
         task.add_done_callback(_background.discard)
-    # As with python-socketio's tasks, whoever emits in a loop lets others run.
-    await asyncio.sleep(0)
+    # As with python-socketio's tasks, whoever emits in a loop lets others run. In a batch a client's writer wakes up
+    # once for all its packets and not for each: a message of a flood costs the server 21 µs of CPU instead of 34 µs.
+    if not is_in_batch or len(eio_sids) > FEW:
+        await asyncio.sleep(0)
 
 
 _background: Final[set[asyncio.Task[None]]] = set()

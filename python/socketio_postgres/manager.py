@@ -231,7 +231,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
     def _deliver(self, delivery: Delivery) -> None:
         if delivery.packets is not None:
             eio_sids = self._eio_sids(delivery.namespace, delivery.room, delivery.skip_sid)
-            self._send_packets(delivery.packets, eio_sids)
+            # The reader lets others run after each batch that it takes from the core.
+            self._send_packets(delivery.packets, eio_sids, is_in_batch=True)
             return
         Manager.emit(
             self,

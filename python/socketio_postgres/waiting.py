@@ -197,7 +197,7 @@ class Waiting(ClusterMember):
     def _flush(self) -> None:
         self._bus.flush_blocking()
 
-    def _send_packets(self, packets: list[Any], eio_sids: list[str]) -> None:
+    def _send_packets(self, packets: list[Any], eio_sids: list[str], *, is_in_batch: bool = False) -> None:  # noqa: ARG002
         for eio_sid in eio_sids:
             for packet in packets:
                 self.server._send_eio_packet(eio_sid, packet)  # noqa: SLF001  (as Manager.emit does)

@@ -1,5 +1,8 @@
 //! The pieces of the core that every message passes, without Python: `cargo bench --no-default-features`.
 
+#![allow(missing_docs, reason = "criterion's macros make public functions")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a bench that fails is to stop")]
+
 use std::hint::black_box;
 use std::time::{Instant, SystemTime};
 
@@ -100,7 +103,7 @@ fn order_benches(criterion: &mut Criterion) {
     group.bench_function("observe the next number", |bencher| {
         bencher.iter(|| {
             number += 1;
-            sequences.observe(black_box(CHANNEL), Sender::Emitter(black_box(UID)), number, now)
+            sequences.observe(black_box(CHANNEL), black_box(Sender::Server(UID)), number, now)
         });
     });
     let echo = Echo::default();

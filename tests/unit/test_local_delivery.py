@@ -194,8 +194,15 @@ async def test_a_subclass_is_used(sent: list[str]) -> None:
     assert sent == ["a"]
 
 
-async def test_others_run_between_two_emits(sent: list[str]) -> None:
-    one, _ = with_sockets("a")
+@pytest.mark.parametrize(
+    ("clients", "is_in_batch", "is_turn_given"),
+    [(1, False, True), (1, True, False), (local_delivery.FEW, True, False), (local_delivery.FEW + 1, True, True)],
+)
+async def test_others_run_between_two_emits_but_not_within_a_batch_for_few(
+    *, clients: int, is_in_batch: bool, is_turn_given: bool, sent: list[str]
+) -> None:
+    names = [f"client{number}" for number in range(clients)]
+    one, _ = with_sockets(*names)
     turns = 0
 
     async def other() -> None:
@@ -206,9 +213,10 @@ async def test_others_run_between_two_emits(sent: list[str]) -> None:
 
     task = asyncio.create_task(other())
     for _ in range(10):
-        await queue_for(one, ["a"], PACKETS)
+        await queue_for(one, names, PACKETS, is_in_batch=is_in_batch)
     task.cancel()
-    assert turns >= 9
+    assert turns >= 9 if is_turn_given else turns == 0
+    assert sent == []
 
 
 def test_the_installed_releases_are_known() -> None:
