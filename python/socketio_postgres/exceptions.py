@@ -39,6 +39,7 @@ __all__ = [
     "SocketIOPostgresError",
     "StoreClosedError",
     "StoreRewoundError",
+    "StoreStalledError",
     "SubscriptionFencedError",
     "UnknownOptionError",
     "WrongExpectedVersionError",
