@@ -361,7 +361,7 @@ class EventStore:
         """One look; ends with the version up to which all are final."""
 
     def migrate(self, part: str, inbox: Inbox, token: int) -> None:
-        """Apply the migrations of `events`, `subscriptions`, `guard` or `serial` that are not applied yet."""
+        """Apply migrations, unless they are: of `events`, `subscriptions`, `guard`, `serial` or `go_notify`."""
 
     def query(self, sql: str, texts: list[str | None], inbox: Inbox, token: int) -> None:
         """Run a statement whose parameters and results are texts; ends with a list of rows."""

@@ -244,6 +244,11 @@ class AsyncDurableSubscription:
             else:
                 break
         if not rows:
+            # An ack_in in a transaction that is still open: the loop cannot wait for itself. The row is locked, so
+            # nobody takes it over either.
+            if self._is_in_doubt and await self._is_locked():
+                self._renewed_at = time.monotonic()
+                return
             raise await self._refusal()
         self._written, self._unwritten, self._is_in_doubt = self._acknowledged, 0, False
         self._written_at = self._renewed_at = time.monotonic()
@@ -253,6 +258,7 @@ class AsyncDurableSubscription:
             f"UPDATE {self._table} SET position = $1::bigint, updated_at = now(),"
             " lease_until = clock_timestamp() + make_interval(secs => $2::float8)"
             " WHERE name = $3 AND partition = 0 AND epoch = $4::bigint AND position BETWEEN $5::bigint AND $1::bigint"
+            f" AND name IN (SELECT name FROM {self._table} WHERE name = $3 AND partition = 0 FOR UPDATE SKIP LOCKED)"
             " RETURNING 'written'",
             str(self._acknowledged),
             str(self._lease),
@@ -260,6 +266,12 @@ class AsyncDurableSubscription:
             str(self._epoch),
             str(self._written),
         )
+
+    async def _is_locked(self) -> bool:
+        free = await self._rows(
+            f"SELECT name FROM {self._table} WHERE name = $1 AND partition = 0 FOR UPDATE SKIP LOCKED", self.name
+        )
+        return not free
 
     async def _refusal(self) -> EventStoreError:
         rows = await self._rows(

@@ -307,17 +307,26 @@ class AsyncEventLog:
         return Page(events, safe_since)
 
     async def load_by_aggregate(
-        self, aggregate_id: str, since: int = 0, *, limit: int | None = None, backwards: bool = False
+        self,
+        aggregate_id: str,
+        since: int = 0,
+        filters: Iterable[Filter] = (),
+        *,
+        types: Iterable[str] | str | None = None,
+        limit: int | None = None,
+        backwards: bool = False,
     ) -> Page:
         """The events of one aggregate, in order.
 
         Args:
             aggregate_id: The aggregate.
             since: Only later versions.
+            filters: Further conditions, all of which must hold.
+            types: Shorthand for `Filter("type", …)`.
             limit: At most so many. Default: all.
             backwards: The last event first.
         """
-        conditions = conditions_of([Filter("aggregate_id", aggregate_id)])
+        conditions = conditions_of([Filter("aggregate_id", aggregate_id), *filters], types)
         events, safe_since = await self._load(since, conditions, limit, backwards)
         return Page(events, safe_since)
 
@@ -464,6 +473,21 @@ class AsyncEventLog:
         core = self._opened_core()
         await run_operation(core.open)
         await run_operation(lambda inbox, token: core.migrate("serial", inbox, token))
+
+    async def enable_go_notifications(self) -> None:
+        """Notify Go processes of what is stored in a table that we have made.
+
+        go-sync-kit adds its trigger itself when it starts; this is for processes that may not. From then on two
+        notifications go out for each event, and its limits apply: aggregate ids of at most 56 bytes. A store that is
+        open already does not check them. On go-sync-kit's own table there is nothing to add.
+
+        Raises:
+            DatabaseError: The role may not create it.
+        """
+        core = self._opened_core()
+        await run_operation(core.open)
+        if not self.layout()["notifies_go"]:
+            await run_operation(lambda inbox, token: core.migrate("go_notify", inbox, token))
 
     async def enable_guard(self) -> None:
         """Make expected versions exact for writers of other languages, too, by a trigger of our own.

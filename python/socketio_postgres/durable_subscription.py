@@ -245,6 +245,11 @@ class DurableSubscription:
             else:
                 break
         if not rows:
+            # An ack_in in a transaction that is still open: the loop cannot wait for itself. The row is locked, so
+            # nobody takes it over either.
+            if self._is_in_doubt and self._is_locked():
+                self._renewed_at = time.monotonic()
+                return
             raise self._refusal()
         self._written, self._unwritten, self._is_in_doubt = self._acknowledged, 0, False
         self._written_at = self._renewed_at = time.monotonic()
@@ -254,6 +259,7 @@ class DurableSubscription:
             f"UPDATE {self._table} SET position = $1::bigint, updated_at = now(),"
             " lease_until = clock_timestamp() + make_interval(secs => $2::float8)"
             " WHERE name = $3 AND partition = 0 AND epoch = $4::bigint AND position BETWEEN $5::bigint AND $1::bigint"
+            f" AND name IN (SELECT name FROM {self._table} WHERE name = $3 AND partition = 0 FOR UPDATE SKIP LOCKED)"
             " RETURNING 'written'",
             str(self._acknowledged),
             str(self._lease),
@@ -261,6 +267,12 @@ class DurableSubscription:
             str(self._epoch),
             str(self._written),
         )
+
+    def _is_locked(self) -> bool:
+        free = self._rows(
+            f"SELECT name FROM {self._table} WHERE name = $1 AND partition = 0 FOR UPDATE SKIP LOCKED", self.name
+        )
+        return not free
 
     def _refusal(self) -> EventStoreError:
         rows = self._rows(f"SELECT epoch::text, owner, position::text FROM {self._table} WHERE name = $1", self.name)

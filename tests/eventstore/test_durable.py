@@ -179,6 +179,18 @@ async def test_a_rollback_that_the_loop_ignores_is_told(store: AsyncEventStore, 
             await other.ack_in(object(), event)
 
 
+async def test_effects_of_several_events_in_one_transaction(store: AsyncEventStore, database: Database) -> None:
+    """The loop does not wait for the row that its own transaction has locked, whenever its lease is due."""
+    await fill(store, 8)
+    async with store.durable("d", lease=0.3) as durable:
+        async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
+            for _ in range(6):
+                await durable.ack_in(connection, await asyncio.wait_for(anext(durable), 20))
+                await asyncio.sleep(0.11)
+        assert (await anext(durable)).data == 6
+    assert (await store.durable_subscriptions())[0].position == 7
+
+
 async def test_stop_skip_and_park(store: AsyncEventStore) -> None:
     await fill(store, 9)
     calls: list[int] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -153,6 +154,47 @@ async def test_our_table_is_one_that_go_can_use(our_store: AsyncEventStore, data
     assert next(event.id for event in await our_store.load()) == GIVEN[0]["id"]
     async with our_store.subscribe() as live:
         assert [(await live.next(10)).version for _ in range(2)] == [1, 2]
+
+
+async def test_go_hears_of_our_table_without_a_start_of_its_own(our_store: AsyncEventStore, database: Database) -> None:
+    """The notifications are Go's own, byte for byte but for time and version; its start later adds no others."""
+    await our_store.enable_go_notifications()
+    await our_store.enable_go_notifications()
+    async with AsyncEventStore(database.dsn) as store:
+        assert store.layout()["notifies_go"]
+        with pytest.raises(AggregateIdTooLongError):
+            await store.store(Event("T", "x" * 57))
+        for what in STORED:
+            await _notified_as_recorded(store, database, what)
+        create_table(database)
+        with database.connect() as admin:
+            admin.execute("DELETE FROM events")
+        for what in STORED:
+            await _notified_as_recorded(store, database, what)
+        await store.enable_go_notifications()
+
+
+async def _notified_as_recorded(store: AsyncEventStore, database: Database, what: str) -> None:
+    record = RECORDED[what]
+    with database.connect() as listener:
+        for channel in {notification["channel"] for notification in record["notifications"]}:
+            quoted = channel.replace('"', '""')
+            listener.execute(f'LISTEN "{quoted}"'.encode())
+        await store.store_batch(event_of(given) for given in record["given"])
+        listener.execute("NOTIFY events_global, 'end'")
+        heard = [
+            {"channel": notification.channel, "payload": notification.payload}
+            for notification in listener.notifies(timeout=5, stop_after=len(record["notifications"]) + 1)
+        ]
+    assert heard.pop()["payload"] == "end"
+    assert [shape(notification) for notification in heard] == [shape(each) for each in record["notifications"]]
+    for ours, theirs in zip(heard, record["notifications"], strict=True):
+        assert without_values(ours["payload"]) == without_values(theirs["payload"])
+
+
+def without_values(payload: str) -> str:
+    """The spelling of a notification, without the version and time in it."""
+    return re.sub(r'"version" : \d+|"created_at" : "[^"]*"', "…", payload)
 
 
 async def test_the_guard_makes_expectations_exact_for_go_too(go_store: AsyncEventStore, database: Database) -> None:

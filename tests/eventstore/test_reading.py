@@ -36,6 +36,8 @@ async def test_pages(store: AsyncEventStore) -> None:
     assert [event.version for event in await store.load(backwards=True, limit=3)] == [10, 9, 8]
     assert [event.data for event in await store.load_by_aggregate("a1", since=4)] == [5, 7, 9]
     assert [event.data for event in await store.load_by_aggregate("a1", limit=1, backwards=True)] == [9]
+    assert [event.data for event in await store.load_by_aggregate("a1", filters=[Filter("data", 7)])] == [7]
+    assert len(await store.load_by_aggregate("a1", types="other")) == 0
     empty = await store.load(10)
     assert (len(empty), empty.safe_since) == (0, 10)
 

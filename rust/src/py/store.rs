@@ -268,6 +268,7 @@ impl PyEventStore {
             "subscriptions" => Part::Subscriptions,
             "guard" => Part::Guard,
             "serial" => Part::Serial,
+            "go_notify" => Part::GoNotify,
             _ => Part::Events,
         };
         Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.migrate(part).await })?)

@@ -489,8 +489,14 @@ impl Subscription {
             let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
             return reader::latest_up_to(&self.owner.pool, &feed.table, settled).await;
         };
-        let last = feed.settler.step(&feed.table).await?.last;
-        if position > last { Err(reader::rewound(&feed.table, position, last)) } else { Ok(position) }
+        self.check_position(position).await?;
+        Ok(position)
+    }
+
+    /// Whether a position has been given out. The keeper watches its own; a subscription may be ahead of it.
+    async fn check_position(&self, position: i64) -> Result<()> {
+        let last = self.feed.settler.step(&self.feed.table).await?.last;
+        if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
     }
 
     async fn take(&self, begun: i64, limit: usize, reports_progress: bool, patience: Duration) -> Result<Batch> {
@@ -517,6 +523,9 @@ impl Subscription {
                 changed = progress.changed() => changed.map_err(|_| StoreError::Closed)?,
                 () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, settled.is_some())),
                 () = tokio::time::sleep_until(deadline) => {
+                    if settled.is_some_and(|settled| settled < position) {
+                        self.check_position(position).await?;
+                    }
                     return Ok(self.batch(Vec::new(), position, settled.is_some()));
                 }
             }

@@ -29,6 +29,7 @@ const MIGRATIONS: &[(Part, &str, &str)] = &[
     (Part::Subscriptions, "consumers", include_str!("sql/consumers.sql")),
     (Part::Guard, "guard", include_str!("sql/guard.sql")),
     (Part::Serial, "serial", include_str!("sql/serial.sql")),
+    (Part::GoNotify, "go_notify", include_str!("sql/go_notify.sql")),
 ];
 
 /// What can be asked for independently.
@@ -42,6 +43,8 @@ pub enum Part {
     Guard,
     /// The trigger that lets writers take turns.
     Serial,
+    /// go-sync-kit's trigger, where it cannot make it itself.
+    GoNotify,
 }
 
 /// A table name, as it was given and in its parts.
@@ -72,6 +75,14 @@ impl TableName {
         match &self.schema {
             Some(schema) => format!("{}.{table}", quote_identifier(schema)),
             None => table,
+        }
+    }
+
+    /// Something of a fixed name in the table's schema, quoted.
+    fn in_schema(&self, name: &str) -> String {
+        match &self.schema {
+            Some(schema) => format!("{}.{name}", quote_identifier(schema)),
+            None => name.to_owned(),
         }
     }
 
@@ -170,6 +181,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
             .replace("{guard_trigger}", &name.bare("_guard"))
             .replace("{serial}", &name.beside("_serial"))
             .replace("{serial_trigger}", &name.bare("_serial"))
+            .replace("{go_notify}", &name.in_schema("notify_event_inserted"))
             .replace("{turn}", &TURN_KEY.to_string())
             .replace("{buckets}", &(LOCK_BUCKETS - 1).to_string())
             .replace("{subscriptions}", &name.beside("_subscriptions"))

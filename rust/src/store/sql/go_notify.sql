@@ -1,0 +1,15 @@
+-- go-sync-kit's notifications, for Go processes that may not add them themselves. Under the names it gives them, so that
+-- its own start replaces these and adds no others.
+IF to_regprocedure('{go_notify}()') IS NULL THEN
+    CREATE FUNCTION {go_notify}() RETURNS trigger LANGUAGE plpgsql AS $go$
+    DECLARE
+        head text := '{"version" : ' || NEW.version || ', "id" : ' || to_json(NEW.id) || ', "aggregate_id" : '
+            || to_json(NEW.aggregate_id) || ', "event_type" : ' || to_json(NEW.event_type);
+        tail text := ', "created_at" : ' || to_json(NEW.created_at) || '}';
+    BEGIN
+        PERFORM pg_notify(NEW.stream_name, head || tail);
+        PERFORM pg_notify('events_global', head || ', "stream_name" : ' || to_json(NEW.stream_name) || tail);
+        RETURN NEW;
+    END $go$;
+END IF;
+CREATE TRIGGER events_notify_trigger AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {go_notify}();
