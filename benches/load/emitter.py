@@ -34,6 +34,17 @@ async def _ours(address: str) -> Run:
     return run
 
 
+async def _ours_many(address: str) -> Run:
+    io = Emitter(address)
+    io.start()
+
+    async def run(room: str, count: int) -> None:
+        io.to(room).emit_many(("chat", event(number)) for number in range(count))
+        io.flush()
+
+    return run
+
+
 async def _redis(address: str) -> Run:
     manager = socketio.RedisManager(address, write_only=True)
 
@@ -82,6 +93,7 @@ async def _asyncpg(address: str) -> Run:
 
 KINDS: dict[str, Callable[[str], Awaitable[Run]]] = {
     "ours": _ours,
+    "ours, many": _ours_many,
     "ours, 100 tasks": lambda address: _ours_awaited(address, 100),
     "ours, 1 task": lambda address: _ours_awaited(address, 1),
     "redis": _redis,

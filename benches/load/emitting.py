@@ -11,12 +11,14 @@ from benches.load.worker import Worker
 from benches.results import Row, Table, Target
 
 OURS, NODE, REDIS = "this package: Emitter", "Node.js emitter 0.1.1", "python-socketio: RedisManager"
+OURS_MANY = "this package: Emitter.emit_many"
 OURS_TASKS, REDIS_TASKS = "this package: AsyncEmitter, 100 tasks", "python-socketio: AsyncRedisManager, 100 tasks"
 OURS_AWAITED, ASYNCPG = "this package: AsyncEmitter, 1 task", "asyncpg: SELECT pg_notify"
 REDIS_AWAITED = "python-socketio: AsyncRedisManager, 1 task"
 
 RATES = {
     OURS: ("ours", 200_000),
+    OURS_MANY: ("ours, many", 200_000),
     OURS_TASKS: ("ours, 100 tasks", 40_000),
     NODE: ("node", 10_000),
     REDIS: ("redis", 8_000),
@@ -80,6 +82,7 @@ async def rates(stage: Stage) -> Table:
         targets=[
             Target(OURS, NODE, 20.0),
             Target(OURS, REDIS, 25.0),
+            Target(OURS_MANY, OURS, 1.0),
             Target(OURS_TASKS, REDIS_TASKS, 10.0),
         ],
         notes=[
@@ -88,8 +91,9 @@ async def rates(stage: Stage) -> Table:
                 "reads everything; a round counts only when all of it arrived there."
             ),
             (
-                "`Emitter` emits in a loop and flushes once. The Node.js emitter cannot be awaited: all in one turn of "
-                "its event loop, through its pool of ten connections, until the pool has nothing under way."
+                "`Emitter` emits in a loop, or by one call of `emit_many`, and flushes once. The Node.js emitter "
+                "cannot be awaited: all in one turn of its event loop, through its pool of ten connections, until "
+                "the pool has nothing under way."
             ),
         ],
     )

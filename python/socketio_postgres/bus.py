@@ -244,7 +244,7 @@ class Bus:
     def take_failures(self) -> list[SocketIOPostgresError]:
         """Background failures since the last call, for objects that have no loop or thread to wait for them."""
         opened = self._open_core
-        if opened is None or self._pid != os.getpid():
+        if opened is None or opened[1].is_empty or self._pid != os.getpid():
             return []
         return [value for _, kind, value in opened[1].drain(1000) if kind == _core.FAILURE]
 

@@ -167,6 +167,11 @@ impl Inbox {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().items.is_empty()
+    }
+
     /// Bytes of messages waiting.
     pub fn bytes(&self) -> usize {
         self.lock().bytes

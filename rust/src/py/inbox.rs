@@ -43,6 +43,11 @@ impl PyInbox {
     }
 
     #[getter]
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    #[getter]
     fn dropped(&self) -> u64 {
         self.0.dropped()
     }
