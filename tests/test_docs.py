@@ -26,6 +26,7 @@ from socketio_postgres import (
     AsyncPostgresManager,
     DatabaseError,
     Emitter,
+    EventStore,
     MessageType,
     SocketIOPostgresError,
 )
@@ -141,6 +142,11 @@ def test_statistics_table(database: Database) -> None:
             await manager.close()
 
     assert rows("docs/operations.md", "Statistics").keys() == asyncio.run(keys())
+
+
+def test_statistics_of_the_store(database: Database) -> None:
+    with EventStore(database.dsn) as store:
+        assert rows("docs/event-store.md", "Statistics").keys() == store.stats().keys()
 
 
 def test_compatibility_table() -> None:

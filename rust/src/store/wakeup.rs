@@ -166,7 +166,13 @@ impl Wakeup {
             .await
             .map_err(|_| Error::Timeout { context: context(), seconds: limit.as_secs_f64().into() })?
             .map_err(|error| Error::from_postgres("listen for events", &error, false))?;
-        timeout(limit.min(Duration::from_secs(5)), tested.notified()).await.map_err(|_| {
+        if timeout(limit.min(Duration::from_secs(5)), tested.notified()).await.is_ok() {
+            return Ok(());
+        }
+        // When this process was stopped, or the link is slow, the time is over first. What was on its way comes before
+        // the probe's answer; only what is not there even then does not come.
+        self.probe(table, client).await?;
+        timeout(Duration::ZERO, tested.notified()).await.map_err(|_| {
             StoreError::InvalidConnection(
                 "LISTEN does not work over this connection: a notification to ourselves did not arrive; it needs a \
                  direct connection or a pooler in session mode, see listen_dsn"
