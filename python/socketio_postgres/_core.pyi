@@ -90,6 +90,14 @@ class Message:
             ValueError: No such type.
         """
 
+    def with_packet(self, packet: list[Any]) -> Message:
+        """The same broadcast with another packet.
+
+        Raises:
+            EncodeError: User data cannot travel; the path says which.
+            TypeError: This is no broadcast.
+        """
+
     @property
     def type(self) -> int: ...
     @property

@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres.exceptions import ClosedError, SocketIOPostgresError
+from socketio_postgres.exceptions import ClosedError, ForkedProcessError, SocketIOPostgresError
 from socketio_postgres.handover import AsyncCalls, BlockingCalls, Operation
 from socketio_postgres.options import BusOptions, BusSettings
 
@@ -223,7 +223,14 @@ class Bus:
         Raises:
             BufferFullError: There is no room, and `on_full` is `raise`.
         """
-        return self.core.publish(message)
+        opened = self._open_core
+        if opened is None or self._is_closed:
+            opened = self._opened()
+        try:
+            return opened[0].publish(message)
+        except ForkedProcessError:
+            # The core looks for a fork anyway, so that we need no system call for each message.
+            return self.core.publish(message)
 
     def __del__(self) -> None:
         # The core goes on until what it has buffered is committed, or too old, and disconnects.

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from socketio_postgres import Message, MessageType, _core, messages
+from socketio_postgres import EncodeError, Message, MessageType, _core, messages
 
 
 def test_message_types_are_those_of_the_core() -> None:
@@ -108,3 +108,23 @@ def test_channel_names() -> None:
     assert _core.channel_name("socket.io", "/chat") == "socket.io#/chat"
     with pytest.raises(ValueError, match="63"):
         _core.channel_name("socket.io", "/" + "x" * 53)
+
+
+def test_a_broadcast_is_given_another_packet() -> None:
+    first = Message(MessageType.BROADCAST, "/a", to=["r"], except_=["x"], volatile=True, compress=False, packet=["e"])
+    other = first.with_packet(["f", {"n": 1}, b"x"])
+    assert other.packet() == ["f", {"n": 1}, b"x"]
+    assert first.packet() == ["e"]
+    assert other == Message(
+        MessageType.BROADCAST,
+        "/a",
+        to=["r"],
+        except_=["x"],
+        volatile=True,
+        compress=False,
+        packet=["f", {"n": 1}, b"x"],
+    )
+    with pytest.raises(EncodeError, match=r"args\[0\]"):
+        first.with_packet(["e", object()])
+    with pytest.raises(TypeError, match="only a broadcast"):
+        Message(MessageType.HEARTBEAT, "/").with_packet(["e"])

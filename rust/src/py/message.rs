@@ -91,6 +91,15 @@ impl PyMessage {
         Ok(Self(Message { uid: uid.to_owned(), nsp: nsp.to_owned(), body, is_from_go: false }))
     }
 
+    fn with_packet(&self, packet: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let Body::Broadcast { opts, request_id, .. } = &self.0.body else {
+            return Err(PyTypeError::new_err("only a broadcast can be given another packet"));
+        };
+        let packet = convert::encode(packet, Root::Packet)?;
+        let body = Body::Broadcast { opts: opts.clone(), packet, request_id: request_id.clone() };
+        Ok(Self(Message { body, uid: self.0.uid.clone(), nsp: self.0.nsp.clone(), is_from_go: false }))
+    }
+
     #[getter]
     fn r#type(&self) -> u8 {
         self.0.body.message_type().number()
