@@ -63,13 +63,23 @@ impl Sequences {
     ///
     /// The first one of a sender is its beginning: what it sent before we listened was not meant for us.
     pub fn observe(&mut self, channel: &str, sender: Sender<'_>, number: u64, now: SystemTime) -> Arrival {
-        if !self.channels.contains_key(channel) {
-            self.channels.insert(channel.to_owned(), Senders::default());
+        match self.channels.get_mut(channel) {
+            Some(senders) => senders.observe(sender, number, now),
+            None => self.channels.entry(channel.to_owned()).or_default().observe(sender, number, now),
         }
-        let Some(channel) = self.channels.get_mut(channel) else { return Arrival::InOrder };
+    }
+
+    /// The channel is no longer listened to, so what comes on it will be missed.
+    pub fn forget(&mut self, channel: &str) {
+        self.channels.remove(channel);
+    }
+}
+
+impl Senders {
+    fn observe(&mut self, sender: Sender<'_>, number: u64, now: SystemTime) -> Arrival {
         let (senders, sender) = match sender {
-            Sender::Server(uid) => (&mut channel.servers, uid),
-            Sender::Emitter(process) => (&mut channel.emitters, process),
+            Sender::Server(uid) => (&mut self.servers, uid),
+            Sender::Emitter(process) => (&mut self.emitters, process),
         };
         let Some(seen) = senders.get_mut(sender) else {
             if senders.len() >= SENDERS {
@@ -87,11 +97,6 @@ impl Sequences {
         };
         *seen = Seen { number, at: now };
         arrival
-    }
-
-    /// The channel is no longer listened to, so what comes on it will be missed.
-    pub fn forget(&mut self, channel: &str) {
-        self.channels.remove(channel);
     }
 }
 
