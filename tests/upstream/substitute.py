@@ -94,8 +94,11 @@ class Substitution:
         if name == "_listen":
             raise AssertionError(f"{name} belongs to the stock manager; ours has no need of it")
         if name == "_publish":
-            value = Seam(value, self)
-            self._try_publish = lambda _: False  # the way through `_publish` is the only one
+            seam = value = Seam(value, self)
+            emitted: list[Message] = []
+            # What is emitted finds no room, so that the way through `_publish` is the only one.
+            super().__setattr__("_append", emitted.append)
+            super().__setattr__("_wait_for_room", lambda: seam(emitted.pop()))
         super().__setattr__(name, value)
 
     def __getattribute__(self, name: str) -> Any:
