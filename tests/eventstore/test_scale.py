@@ -20,6 +20,8 @@ GROWTH_BYTES = 48 * 1024 * 1024
 SUBSCRIPTIONS = 1000
 CYCLES = 1500
 LEAK_BYTES = 8 * 1024 * 1024
+ADVISORY_LOCKS = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
@@ -110,5 +112,5 @@ async def test_subscriptions_leave_nothing_behind(our_store: AsyncEventStore, da
     assert memory_bytes() - memory < LEAK_BYTES
     assert open_files() <= files
     assert int(str(database.value(SESSIONS))) <= int(str(sessions))
-    assert database.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    assert database.value(ADVISORY_LOCKS) == 0
     other.close()
