@@ -294,7 +294,9 @@ class CompetingSubscription(DurableSubscription):
             " WHERE s.name = $2 AND s.partition = x.partition AND s.epoch = x.epoch"
             " AND s.position BETWEEN x.written AND x.position"
             # One with an ack_in in a transaction that is still open is left alone: the loop cannot wait for itself.
-            f" AND s.partition IN (SELECT l.partition FROM {self._table} l WHERE l.name = $2 FOR UPDATE SKIP LOCKED)"
+            # Those of other consumers are not locked: they would take it for such a transaction.
+            f" AND s.partition IN (SELECT l.partition FROM {self._table} l WHERE l.name = $2"
+            f" AND l.partition IN (SELECT x.partition FROM {_OF_OURS}) FOR UPDATE SKIP LOCKED)"
             " RETURNING s.partition::text"
         )
         deadline = time.monotonic() + self._lease
@@ -332,7 +334,8 @@ class CompetingSubscription(DurableSubscription):
         )
         ours = self._own.get(number)
         if ours is not None and rows and rows[0][0] == str(ours.epoch):
-            if not self._rows(
+            # What is written is in the database: it was locked at that moment only, and is written the next time.
+            if int(rows[0][2] or 0) >= ours.written or not self._rows(
                 f"SELECT epoch::text FROM {self._table} WHERE name = $1 AND partition = $2::int FOR UPDATE SKIP LOCKED",
                 self.name,
                 str(number),

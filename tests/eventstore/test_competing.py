@@ -343,3 +343,17 @@ async def test_processes_come_die_and_sleep(
 def effects_of(database: Database, pid: int, begin: int) -> int:
     """How many effects a process has of events from a number on."""
     return int(str(database.value(f"SELECT count(*) FROM effects WHERE n >= {begin} AND pid = {pid}")))
+
+
+async def test_a_row_that_was_locked_for_a_moment_is_no_rollback(store: AsyncEventStore) -> None:
+    """Consumers write at the same time; who found a row locked goes on, and writes it the next time."""
+    async with store.durable("d", partitions=PARTITIONS) as durable:
+        subscription = competing(durable)
+        await store.store(Event("T", "a0", 0))
+        event = await asyncio.wait_for(anext(subscription), 20)
+        number = partition_of("a0", PARTITIONS)
+        assert "is locked" in str(await subscription._lose(number))
+        await subscription.ack(event)
+        assert subscription.partitions == list(range(PARTITIONS))
+        (state,) = await store.durable_subscriptions()
+        assert {each.position for each in state.partitions} == {event.version}
