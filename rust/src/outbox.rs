@@ -169,20 +169,23 @@ impl Outbox {
     pub fn settle(&self, group: Vec<Outgoing>, result: &Result<()>) {
         let mut unobserved = false;
         let mut contents = self.lock();
+        let stats = &mut contents.stats;
+        match result {
+            Ok(()) => {
+                stats.groups += 1;
+                stats.published += group.len() as u64;
+                stats.attachments += group.iter().filter(|each| each.is_attachment()).count() as u64;
+            }
+            Err(error) => {
+                stats.failed += group.len() as u64;
+                stats.in_doubt += if error.is_in_doubt() { group.len() as u64 } else { 0 };
+            }
+        }
+        let mut completions = Vec::new();
         for outgoing in group {
             contents.buffer.release(&outgoing);
-            match result {
-                Ok(()) => {
-                    contents.stats.published += 1;
-                    contents.stats.attachments += u64::from(outgoing.is_attachment());
-                }
-                Err(error) => {
-                    contents.stats.failed += 1;
-                    contents.stats.in_doubt += u64::from(error.is_in_doubt());
-                }
-            }
             match (outgoing.completion, result) {
-                (Some(completion), result) => completion.finish(result.clone().map(|()| Outcome::Done)),
+                (Some(completion), _) => completions.push(completion),
                 (None, Ok(())) => {}
                 (None, Err(error)) => {
                     unobserved = true;
@@ -190,13 +193,11 @@ impl Outbox {
                 }
             }
         }
-        contents.stats.groups += u64::from(result.is_ok());
-        if !contents.buffer.is_full() {
-            for waiter in contents.space_waiters.drain(..) {
-                waiter.finish(Ok(Outcome::Done));
-            }
-        }
+        let waiters = if contents.buffer.is_full() { Vec::new() } else { contents.take_space_waiters() };
+        // Whoever is told goes on at once, often with the next message: not into our lock.
         drop(contents);
+        Completion::finish_all(completions, &result.clone().map(|()| Outcome::Done));
+        Completion::finish_all(waiters, &Ok(Outcome::Done));
         if let (true, Err(error)) = (unobserved, result) {
             self.report(error);
         }
