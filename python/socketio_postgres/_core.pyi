@@ -1,6 +1,6 @@
 """The compiled core. Private: use the classes of `socketio_postgres`, which document it for users."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, final
 
@@ -90,7 +90,7 @@ class Message:
             ValueError: No such type.
         """
 
-    def with_packet(self, packet: list[Any]) -> Message:
+    def with_packet(self, packet: Sequence[Any]) -> Message:
         """The same broadcast with another packet.
 
         Raises:
