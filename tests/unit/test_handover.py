@@ -8,6 +8,7 @@ import select
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,24 @@ async def test_an_operation_that_fails_to_start_leaves_nothing_behind() -> None:
         calls.start(lambda inbox, token: bus.core.listen("x" * 64, inbox, token))
     assert await asyncio.wait_for(calls.start(finish), 20) is None
     await bus.close(0.0)
+
+
+def test_loops_of_threads_do_not_mix() -> None:
+    """Each thread asks for its own in turn with the other, so that what was asked for last is the wrong one."""
+    turn = threading.Barrier(2)
+
+    async def use() -> set[AsyncCalls]:
+        found = set()
+        for _ in range(20):
+            turn.wait(20)
+            found.add(AsyncCalls.of_running_loop())
+            await asyncio.wait_for(AsyncCalls.of_running_loop().start(finish), 20)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: asyncio.run(use()), range(2))
+    assert len(one) == len(other) == 1
+    assert one != other
 
 
 def test_every_loop_has_its_own() -> None:
