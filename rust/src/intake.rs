@@ -130,11 +130,11 @@ struct Wanted {
 
 #[derive(Default)]
 struct State {
-    lanes: HashMap<String, VecDeque<Slot>>,
+    lanes: foldhash::HashMap<String, VecDeque<Slot>>,
     wanted: VecDeque<Wanted>,
     sequences: Sequences,
     /// When Python was told last that a server, in a namespace, is alive.
-    seen: HashMap<String, HashMap<String, SystemTime>>,
+    seen: foldhash::HashMap<String, foldhash::HashMap<String, SystemTime>>,
     stats: IntakeStats,
     is_fetching: bool,
 }
@@ -446,7 +446,7 @@ impl Shared {
         if silence.is_some_and(|silence| silence < self.settings.seen_interval) {
             return;
         }
-        if state.seen.values().map(HashMap::len).sum::<usize>() >= SEEN_LIMIT {
+        if state.seen.values().map(foldhash::HashMap::len).sum::<usize>() >= SEEN_LIMIT {
             state.seen.clear();
         }
         self.outlet.push(Item::Seen { nsp: nsp.to_owned(), uid: uid.to_owned() });

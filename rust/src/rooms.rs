@@ -3,8 +3,9 @@
 //! Python owns the rooms and mirrors them here: names only, entered when a room gets its first member and left with its
 //! last. When in doubt a room counts as occupied: then Python finds that nobody is meant, as it would without this.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use foldhash::{HashMap, HashSet};
 
 use crate::protocol::{Body, Message};
 
