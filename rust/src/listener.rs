@@ -34,11 +34,15 @@ const IDLE_INTERVALS: u32 = 3;
 const QUEUE_USAGE_INTERVAL: Duration = Duration::from_secs(30);
 /// During a long outage every so many failed attempts are reported again, that is about once a minute.
 const REPORT_EVERY: u32 = 15;
+/// Notifications that come without a pause look at the clocks once for so many: two calls and a lock each are a tenth of
+/// what a message costs that is for nobody here.
+const TOGETHER: u32 = 64;
 
 /// Takes notifications, in the order of their commits. Called on the background thread; must not block.
 pub trait Sink: Send + Sync + 'static {
-    /// One notification arrived: its channel, its payload, and the process id of the session that sent it.
-    fn take(&self, channel: &str, payload: &str, pid: i32);
+    /// One notification arrived: its channel, its payload, the process id of the session that sent it, and when. What
+    /// came a little later may give the same time.
+    fn take(&self, channel: &str, payload: &str, pid: i32, arrived: SystemTime);
     /// The session was lost and another is active now; what came after `since` may be missing.
     fn lost(&self, since: SystemTime);
     /// A channel is no longer listened to.
@@ -52,7 +56,7 @@ pub struct RawSink {
 }
 
 impl Sink for RawSink {
-    fn take(&self, channel: &str, payload: &str, pid: i32) {
+    fn take(&self, channel: &str, payload: &str, pid: i32, _: SystemTime) {
         let notification = Notification { channel: channel.to_owned(), payload: payload.to_owned(), pid };
         if !self.outlet.push(Item::Notification(notification)) {
             self.outlet.inbox.push_overflow(self.outlet.token, Overflow::of(None, None));
@@ -242,9 +246,9 @@ impl Listener {
 }
 
 impl State {
-    fn is_alive(&mut self) {
-        self.alive_at = Some(SystemTime::now());
+    fn is_alive(&mut self) -> SystemTime {
         self.heard_at = Some(Instant::now());
+        *self.alive_at.insert(SystemTime::now())
     }
 }
 
@@ -324,11 +328,22 @@ async fn session(
 ) -> Error {
     let lost = |reason: String| Error::ConnectionLost { context: "listen".to_owned(), reason, may_be_sent: false };
     let reading = async {
+        let (mut arrived, mut together) = (SystemTime::UNIX_EPOCH, 0);
         loop {
-            match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            let message = std::future::poll_fn(|cx| {
+                let message = connection.poll_message(cx);
+                if message.is_pending() {
+                    together = 0;
+                }
+                message
+            });
+            match message.await {
                 Some(Ok(AsyncMessage::Notification(n))) => {
-                    shared.lock().is_alive();
-                    shared.sink.take(n.channel(), n.payload(), n.process_id());
+                    if together == 0 {
+                        arrived = shared.lock().is_alive();
+                    }
+                    together = (together + 1) % TOGETHER;
+                    shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived);
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Error::from_postgres("listen", &error, false),

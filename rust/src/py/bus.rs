@@ -439,6 +439,7 @@ impl PyBus {
         out.set_item("undecodable", intake.undecodable)?;
         out.set_item("bad_signatures", intake.bad_signatures)?;
         out.set_item("attachments", intake.attachments)?;
+        out.set_item("attachments_skipped", intake.attachments_skipped)?;
         out.set_item("attachments_missing", intake.attachments_missing)?;
         out.set_item("overflowed", intake.overflowed)?;
         out.set_item("gaps", intake.gaps)?;
