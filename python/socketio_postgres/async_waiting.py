@@ -10,9 +10,10 @@ from typing import Any
 
 from socketio_postgres import _core
 from socketio_postgres.adapter import ClusterAdapter, Request
+from socketio_postgres.batch import Batch
 from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
-from socketio_postgres.handover import Operation, items_of
+from socketio_postgres.handover import Operation, batches_of
 from socketio_postgres.local_delivery import queue_for
 from socketio_postgres.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.messages import Message
@@ -111,11 +112,17 @@ class AsyncWaiting(ClusterMember):
             self._warn_not_joined(namespace, error)
 
     async def _read(self, inbox: _core.Inbox) -> None:
-        async for _, kind, value in items_of(inbox):
-            if kind == _core.MESSAGE:
-                await self._receive(value)
-            else:
-                self._take_item(kind, value)
+        message = _core.MESSAGE
+        async for items in batches_of(inbox):
+            batch = Batch(self)
+            for _, kind, value in items:
+                if kind == message and batch.pass_on(value):
+                    continue
+                if kind == message:
+                    await self._receive(value)
+                else:
+                    self._take_item(kind, value)
+                batch = Batch(self)  # what it knew may no longer be so
 
     async def _receive(self, message: Message) -> None:
         raise NotImplementedError

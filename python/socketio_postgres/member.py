@@ -246,6 +246,10 @@ class ClusterMember(LocalSockets):
         adapter = self._adapters.get(namespace)
         return 1 if adapter is None else adapter.server_count
 
+    def is_serving(self, namespace: str) -> bool:
+        """Whether this server is a member of the cluster in a namespace, and hears what is sent there."""
+        return namespace in self._adapters
+
     def _served_namespaces(self) -> list[str]:
         """Namespaces that clients may connect to, as far as they are known beforehand."""
         namespaces = {"/"}

@@ -182,11 +182,11 @@ async def test_an_attachment_for_nobody_here_is_not_fetched(quiet: Database, tal
         await io.to(["x" * 5000]).emit("large", b"x" * 50_000)
         with quiet.connect() as connection:
             connection.execute(
-                "SELECT pg_notify(%s, format('{\"uid\":\"emitter\",\"type\":3,\"attachmentId\":\"%%s\"}', max(id)))"
+                'SELECT pg_notify(%s, format(\'{"uid":"emitter","type":3,"attachmentId":"%%s"}\', max(id)))'
                 " FROM socket_io_attachments",
                 (CHANNEL,),
             )
-        await eventually(lambda: reader.stats["attachments"] == 4, "both are read")
+        await eventually(lambda: reader.stats["attachments"] == 4, "so is the second")
         assert tally.now - spoken == Spoken(round_trips=3, statements=3)
         assert (reader.stats["irrelevant"], reader.stats["attachments_skipped"]) == (4, 2)
 
