@@ -138,7 +138,7 @@ class Message:
 
     @property
     def plain_event(self) -> tuple[tuple[str, tuple[str, ...]], str, str] | None:
-        """What passing a broadcast on takes, if it holds JSON, leaves nobody out and wants no answer; None for all else.
+        """What passing a broadcast on takes, if it holds JSON, leaves nobody out and wants no answer; else None.
 
         Namespace and rooms, the sender, and the packet as it goes to clients: `2["event"]` or `2/nsp,["event"]`.
         """

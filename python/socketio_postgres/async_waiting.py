@@ -14,7 +14,7 @@ from socketio_postgres.batch import Batch
 from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
 from socketio_postgres.handover import Operation, batches_of
-from socketio_postgres.local_delivery import queue_for
+from socketio_postgres.local_delivery import Parcel, queue_for
 from socketio_postgres.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.messages import Message
 
@@ -156,8 +156,8 @@ class AsyncWaiting(ClusterMember):
     async def _flush(self) -> None:
         await self._bus.flush()
 
-    async def _send_packets(self, packets: list[Any], eio_sids: list[str], *, is_in_batch: bool = False) -> None:
-        await queue_for(self.server, eio_sids, packets, is_in_batch=is_in_batch)
+    async def _send_packets(self, parcels: list[Parcel], *, is_in_batch: bool = False) -> None:
+        await queue_for(self.server, parcels, is_in_batch=is_in_batch)
 
     async def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:  # noqa: ARG002
         # The tasks just started run up to the application's handler now.

@@ -11,7 +11,7 @@ import importlib.metadata
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import engineio.json
 import socketio.packet
@@ -20,13 +20,14 @@ from engineio.async_socket import AsyncSocket
 from engineio.packet import MESSAGE
 from engineio.packet import Packet as EnginePacket
 from socketio.async_server import AsyncServer
+from socketio.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from socketio_postgres.messages import Message
 
-__all__ = ["event_packets", "has_stock_packets", "queue_for", "queues_of"]
+__all__ = ["Parcel", "event_maker", "event_packets", "has_stock_packets", "queue_for", "queues_of"]
 
 KNOWN: Final = {"python-engineio": (4, 15), "python-socketio": (5, 18)}
 """Newest releases whose sending was read, and is tested, line by line."""
@@ -53,6 +54,16 @@ ORIGINALS: Final[tuple[tuple[type, str, Callable[..., Any]], ...]] = tuple(
 
 SHORTENED: Final = 5
 
+SENDERS: Final = [
+    function
+    for function in (getattr(owner, "_send_packet", None) for owner in (AsyncServer, Server))
+    if getattr(function, "__module__", "").partition(".")[0] == "socketio"
+]
+"""Likewise for `event_maker`."""
+
+Parcel: TypeAlias = "tuple[str, Sequence[EnginePacket]]"
+"""An Engine.IO connection, and what it is to be sent."""
+
 FEW: Final = 16
 """Clients that are served within a batch of messages without a turn for others; a batch takes milliseconds then."""
 
@@ -62,20 +73,37 @@ def has_stock_packets(server: Any) -> bool:
     return server.packet_class is socketio.packet.Packet and server.packet_class.json is engineio.json
 
 
+def _head(namespace: str) -> str:
+    """How the packet of an event begins."""
+    return f"{socketio.packet.EVENT}" if namespace == "/" else f"{socketio.packet.EVENT}{namespace},"
+
+
 def event_packets(server: Any, message: Message) -> list[EnginePacket] | None:
     """The packets that carry a message's event to any client; None when python-socketio has to make them."""
     if not has_stock_packets(server):
         return None
     text = message.packet_json
     if text is not None and text.startswith('["'):
-        namespace = "" if message.nsp == "/" else f"{message.nsp},"
-        return [EnginePacket(MESSAGE, f"{socketio.packet.EVENT}{namespace}{text}")]
+        return [EnginePacket(MESSAGE, f"{_head(message.nsp)}{text}")]
     data = message.packet()
     if not isinstance(data, list) or not data or not isinstance(data[0], str):
         return None  # no event, which is for others to tell
     # Binary goes the same way as JSON, or one would overtake the other.
     encoded = server.packet_class(socketio.packet.EVENT, data, namespace=message.nsp).encode()
     return [EnginePacket(MESSAGE, part) for part in (encoded if isinstance(encoded, list) else [encoded])]
+
+
+def event_maker(server: Any, message: Message) -> Callable[[int], EnginePacket] | None:
+    """Makes the packet of an event that a client is to acknowledge under an id; None when python-socketio has to.
+
+    What comes before and after the id is the same for all clients.
+    """
+    text = message.packet_json
+    is_plain = IS_KNOWN and has_stock_packets(server) and text is not None and text.startswith('["')
+    if not is_plain or "_send_packet" in vars(server) or getattr(type(server), "_send_packet", None) not in SENDERS:
+        return None
+    head = _head(message.nsp)
+    return lambda id_: EnginePacket(MESSAGE, f"{head}{id_}{text}")
 
 
 def _is_original(server: Any) -> bool:
@@ -113,9 +141,7 @@ def queues_of(server: Any, eio_sids: Sequence[str]) -> list[asyncio.Queue[Any]] 
     return None if None in queues else queues  # type: ignore[return-value]
 
 
-async def queue_for(
-    server: Any, eio_sids: Iterable[str], packets: Sequence[EnginePacket], *, is_in_batch: bool = False
-) -> None:
+async def queue_for(server: Any, parcels: Sequence[Parcel], *, is_in_batch: bool = False) -> None:
     """Queue packets for clients, each client's in order. Returns after one turn of the event loop.
 
     In a batch of few clients it returns at once; who delivers the batch gives up the turn at its end.
@@ -123,38 +149,38 @@ async def queue_for(
     python-socketio makes a task for every client and packet, which costs more than all else it does for them. What the
     tasks would do is done here for all clients that are well; the others get theirs.
     """
-    eio_sids = list(eio_sids)
     if not _is_short_way(server):
-        await _send_to(server, eio_sids, packets)
+        await _send_to(server, parcels)
         return
     engine = server.eio
     now = time.time()
     unwell = []
-    for eio_sid in eio_sids:
+    for parcel in parcels:
+        eio_sid, packets = parcel
         queue = _queue_of(engine, eio_sid, now)
         if queue is None:
-            unwell.append(eio_sid)
+            unwell.append(parcel)
             continue
         for packet in packets:
             queue.put_nowait(packet)
     if unwell:
         # Not waited for: what they are in for may end in the application's disconnect handler.
-        task = asyncio.create_task(_send_to(server, unwell, packets))
+        task = asyncio.create_task(_send_to(server, unwell))
         _background.add(task)  # the loop alone would not keep it
         task.add_done_callback(_background.discard)
     # As with python-socketio's tasks, whoever emits in a loop lets others run. In a batch a client's writer wakes up
     # once for all its packets and not for each.
-    if not is_in_batch or len(eio_sids) > FEW:
+    if not is_in_batch or len(parcels) > FEW:
         await asyncio.sleep(0)
 
 
 _background: Final[set[asyncio.Task[None]]] = set()
 
 
-async def _send_to(server: Any, eio_sids: Sequence[str], packets: Sequence[EnginePacket]) -> None:
+async def _send_to(server: Any, parcels: Sequence[Parcel]) -> None:
     sending = [
         asyncio.create_task(server._send_eio_packet(eio_sid, packet))  # noqa: SLF001  (as AsyncManager.emit does)
-        for eio_sid in eio_sids
+        for eio_sid, packets in parcels
         for packet in packets
     ]
     if sending:

@@ -32,7 +32,7 @@ from socketio_postgres.exceptions import (
 )
 from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.handshake import handshake
-from socketio_postgres.local_delivery import event_packets
+from socketio_postgres.local_delivery import Parcel, event_maker, event_packets
 from socketio_postgres.local_sockets import LocalSockets
 from socketio_postgres.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
 from socketio_postgres.options import BusOptions, HeartbeatOptions
@@ -79,7 +79,7 @@ class Delivery:
         room: None for everyone, or a list of rooms.
         skip_sid: Sids left out.
         callback: Called with each client's acknowledgement.
-        packets: What reaches each client, where it is known already; then event and args are not.
+        parcels: What reaches each client, where it is known already; then event and args need not be.
     """
 
     event: str
@@ -88,7 +88,7 @@ class Delivery:
     room: Any
     skip_sid: list[str]
     callback: Callable[..., Any] | None
-    packets: list[Any] | None = None
+    parcels: list[Parcel] | None = None
 
 
 def _is_passing(error: Exception) -> bool:
@@ -606,14 +606,25 @@ class ClusterMember(LocalSockets):
             skip = list(self.sids_in(namespace, message.except_))
         if room == [] or namespace not in self.rooms:
             return None
-        packets = None if callback else event_packets(self.server, message)
-        event, *args = self._packet(message) if packets is None else ("",)
-        return Delivery(event, tuple(args), namespace, room, skip, callback, packets)
+        parcels = self._parcels(message, room, skip, callback)
+        event, *args = self._packet(message) if parcels is None else ("",)
+        return Delivery(event, tuple(args), namespace, room, skip, callback, parcels)
 
-    def _eio_sids(self, namespace: str, room: Any, skip_sid: Any) -> list[str]:
-        """The connections that an emit to local clients reaches, as in `AsyncManager.emit`."""
+    def _parcels(
+        self, message: Message, room: Any, skip_sid: Any, callback: Callable[..., Any] | None
+    ) -> list[Parcel] | None:
+        """What an emit sends to which local clients, as in `AsyncManager.emit`; None when that has to do it."""
+        if message.nsp not in self.rooms:
+            return None
         skipped = set(skip_sid) if isinstance(skip_sid, list) else {skip_sid}
-        return [eio_sid for sid, eio_sid in self.get_participants(namespace, room) if sid not in skipped]
+        chosen = (pair for pair in self.get_participants(message.nsp, room) if pair[0] not in skipped)
+        if callback is None:
+            packets = event_packets(self.server, message)
+            return None if packets is None else [(eio_sid, packets) for _, eio_sid in chosen]
+        make = event_maker(self.server, message)
+        if make is None:
+            return None
+        return [(eio_sid, (make(self._generate_ack_id(sid, callback)),)) for sid, eio_sid in chosen]
 
     def _alive_sids(self, namespace: str, to: list[str], except_: list[str]) -> list[str]:
         return [sid for sid in self.local_sids(namespace, to, except_) if self.is_alive(sid, namespace)]
