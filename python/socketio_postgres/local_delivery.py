@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from socketio_postgres.messages import Message
 
-__all__ = ["Parcel", "event_maker", "event_packets", "has_stock_packets", "queue_for", "queues_of"]
+__all__ = ["FEW", "Parcel", "event_maker", "event_packets", "has_stock_packets", "queue_for", "queues_of"]
 
 KNOWN: Final = {"python-engineio": (4, 15), "python-socketio": (5, 18)}
 """Newest releases whose sending was read, and is tested, line by line."""
@@ -141,10 +141,8 @@ def queues_of(server: Any, eio_sids: Sequence[str]) -> list[asyncio.Queue[Any]] 
     return None if None in queues else queues  # type: ignore[return-value]
 
 
-async def queue_for(server: Any, parcels: Sequence[Parcel], *, is_in_batch: bool = False) -> None:
-    """Queue packets for clients, each client's in order. Returns after one turn of the event loop.
-
-    In a batch of few clients it returns at once; who delivers the batch gives up the turn at its end.
+async def queue_for(server: Any, parcels: Sequence[Parcel]) -> None:
+    """Queue packets for clients, each client's in order. Others have no turn meanwhile; the caller is to give them one.
 
     python-socketio makes a task for every client and packet, which costs more than all else it does for them. What the
     tasks would do is done here for all clients that are well; the others get theirs.
@@ -168,10 +166,6 @@ async def queue_for(server: Any, parcels: Sequence[Parcel], *, is_in_batch: bool
         task = asyncio.create_task(_send_to(server, unwell))
         _background.add(task)  # the loop alone would not keep it
         task.add_done_callback(_background.discard)
-    # As with python-socketio's tasks, whoever emits in a loop lets others run. In a batch a client's writer wakes up
-    # once for all its packets and not for each.
-    if not is_in_batch or len(parcels) > FEW:
-        await asyncio.sleep(0)
 
 
 _background: Final[set[asyncio.Task[None]]] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +12,10 @@ import pytest
 import socketio
 import socketio.packet
 
-from socketio_postgres import AsyncPostgresManager, Message, MessageType
+from socketio_postgres import AsyncPostgresManager, Message, MessageType, async_waiting
 from socketio_postgres.adapter import ClusterAdapter
 from socketio_postgres.batch import Batch
-from socketio_postgres.local_delivery import FEW
+from socketio_postgres.local_delivery import FEW, Parcel
 from tests.unit.test_local_delivery import FakeSocket
 
 
@@ -157,3 +159,37 @@ async def test_another_batch_sees_who_came_and_left(server: Server) -> None:
     await server.connect("b", "red")
     assert Batch(server.manager).pass_on(event(to=["red"]))
     assert list(server.arrived()) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("clients", "is_in_batch", "interval", "turns"),
+    [
+        (1, False, 0.0, 10),
+        (1, True, 0.0, 0),
+        (FEW, True, 0.0, 0),
+        (FEW + 1, True, 0.0, 10),
+        (FEW + 1, True, math.inf, 1),
+        (1, False, math.inf, 1),  # the first, which comes after a pause
+    ],
+)
+async def test_others_have_a_turn_between_emits_now_and_then_but_not_within_a_batch_for_few(
+    *, server: Server, monkeypatch: pytest.MonkeyPatch, clients: int, is_in_batch: bool, interval: float, turns: int
+) -> None:
+    for number in range(clients):
+        await server.connect(str(number))
+    parcels: list[Parcel] = [(name, ()) for name in server.sockets]
+    monkeypatch.setattr(async_waiting, "TURN_INTERVAL", interval)
+    count = 0
+
+    async def other() -> None:
+        nonlocal count
+        while True:
+            await asyncio.sleep(0)
+            count += 1
+
+    task = asyncio.create_task(other())
+    await asyncio.sleep(0)
+    for _ in range(10):
+        await server.manager._send_packets(parcels, is_in_batch=is_in_batch)
+    task.cancel()
+    assert count == turns

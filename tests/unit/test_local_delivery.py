@@ -233,31 +233,6 @@ async def test_a_subclass_is_used(sent: list[str]) -> None:
     assert sent == ["a"]
 
 
-@pytest.mark.parametrize(
-    ("clients", "is_in_batch", "is_turn_given"),
-    [(1, False, True), (1, True, False), (local_delivery.FEW, True, False), (local_delivery.FEW + 1, True, True)],
-)
-async def test_others_run_between_two_emits_but_not_within_a_batch_for_few(
-    *, clients: int, is_in_batch: bool, is_turn_given: bool, sent: list[str]
-) -> None:
-    names = [f"client{number}" for number in range(clients)]
-    one, _ = with_sockets(*names)
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(other())
-    for _ in range(10):
-        await queue_for(one, parcels(*names), is_in_batch=is_in_batch)
-    task.cancel()
-    assert turns >= 9 if is_turn_given else turns == 0
-    assert sent == []
-
-
 def test_the_installed_releases_are_known() -> None:
     """If this fails: read how the new release sends, then raise the numbers."""
     assert local_delivery.IS_KNOWN
