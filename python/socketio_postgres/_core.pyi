@@ -166,6 +166,9 @@ def channel_name(prefix: str, nsp: str) -> str: ...
 def member_lock(uid: str) -> int:
     """Id of the advisory lock that the server with this id holds while its listening session lives."""
 
+def new_event_id() -> str:
+    """A UUID of version 7: unique, and later than the ones before in this process."""
+
 def wait_for_dropped(seconds: float) -> int:
     """Block until no bus that was dropped without `close` has messages to commit; returns how many still have some."""
 

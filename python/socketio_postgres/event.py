@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, overload
 
-from socketio_postgres._core import StoredEvent
+from socketio_postgres._core import StoredEvent, new_event_id
 from socketio_postgres.exceptions import IncompatibleVersionError
 
 __all__ = [
@@ -39,10 +38,6 @@ __all__ = [
 VERSION_MAX: Final = 2**63 - 1
 
 
-def _new_id() -> str:
-    return str(uuid.uuid4())
-
-
 @dataclasses.dataclass(frozen=True)
 class Event:
     """An event to store.
@@ -53,14 +48,15 @@ class Event:
         data: Anything JSON can hold; None becomes SQL `NULL`.
         metadata: A dict, or None.
         id: Unique in the table. Storing the same id and content again is no error and stores nothing; so keep the
-            event, and with it the id, for another attempt. Default: a random UUID.
+            event, and with it the id, for another attempt. Default: a UUID that begins with the time (version 7),
+            which PostgreSQL's index takes faster than a random one.
     """
 
     event_type: str
     aggregate_id: str
     data: Any = None
     metadata: Mapping[str, Any] | None = None
-    id: str = dataclasses.field(default_factory=_new_id)
+    id: str = dataclasses.field(default_factory=new_event_id)
 
 
 class Expected(enum.Enum):

@@ -30,6 +30,12 @@ fn member_lock(uid: &str) -> u32 {
 
 /// See `_core.pyi`.
 #[pyfunction]
+fn new_event_id() -> Result<String> {
+    crate::store::event_id::new()
+}
+
+/// See `_core.pyi`.
+#[pyfunction]
 fn wait_for_dropped(py: Python<'_>, seconds: f64) -> usize {
     let limit = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     py.detach(|| runtime::wait_for_leftovers(limit))
@@ -42,6 +48,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("IS_DEBUG_BUILD", cfg!(debug_assertions))?;
     module.add_function(wrap_pyfunction!(channel_name, module)?)?;
     module.add_function(wrap_pyfunction!(member_lock, module)?)?;
+    module.add_function(wrap_pyfunction!(new_event_id, module)?)?;
     module.add_function(wrap_pyfunction!(wait_for_dropped, module)?)?;
     module.add_class::<bus::PyBus>()?;
     inbox::register(module)?;

@@ -399,9 +399,13 @@ pub fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_,
     Ok(match outcome {
         Outcome::Positions(positions) => {
             let list = PyList::empty(py);
+            // Events of one transaction have one time: one object for all of them.
+            let mut time = (None, event::datetime(py, None)?);
             for position in positions {
-                let created_at = event::datetime(py, position.created_at)?;
-                list.append((position.version, created_at, position.is_duplicate))?;
+                if position.created_at != time.0 {
+                    time = (position.created_at, event::datetime(py, position.created_at)?);
+                }
+                list.append((position.version, &time.1, position.is_duplicate))?;
             }
             list.into_any()
         }

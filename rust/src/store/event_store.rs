@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
-use tokio_postgres::binary_copy::BinaryCopyInWriter;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::Type;
 
 use crate::connection::Connector;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::inbox::{Completion, Outcome};
 use crate::runtime;
+use crate::store::copy;
 use crate::store::error::StoreError;
 use crate::store::event::{NewEvent, get};
 use crate::store::feed::{Feed, Owner, Subscription};
 use crate::store::filter::Filter;
-use crate::store::pool::{Bind, Limits, Pool, Pooled};
+use crate::store::pool::{Bind, Limits, Pool};
 use crate::store::reader::{self, Query};
 use crate::store::sharing::{self, Member, Shared, Wanted};
 use crate::store::table::{self, Part, Table, TableName};
@@ -197,7 +197,7 @@ impl EventStore {
         writer::check(&events, &opened.table)?;
         let mut connection = self.pool.get().await?;
         connection.set_dirty(true);
-        let count = copy(&mut connection, &opened.table, &events).await?;
+        let count = copy::copy(&mut connection, &opened.table, &events).await?;
         connection.set_dirty(false);
         Ok(Outcome::Number(count))
     }
@@ -225,42 +225,4 @@ impl EventStore {
         self.pool.close();
         Ok(Outcome::Done)
     }
-}
-
-async fn copy(connection: &mut Pooled, table: &Table, events: &[NewEvent]) -> Result<i64> {
-    let failed = |error: tokio_postgres::Error| Error::from_postgres("import events", &error, true);
-    let sql = format!("COPY {} (id, aggregate_id, event_type, data, metadata) FROM STDIN BINARY", table.name);
-    let sink = connection.client()?.copy_in::<_, bytes::Bytes>(&sql).await.map_err(failed)?;
-    let kinds = [Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB, Type::JSONB];
-    let writer = BinaryCopyInWriter::new(sink, &kinds);
-    let mut writer = std::pin::pin!(writer);
-    for event in events {
-        let (data, metadata) = (event.data.as_deref().map(Jsonb), event.metadata.as_deref().map(Jsonb));
-        let row: [&(dyn ToSql + Sync); 5] = [&event.id, &event.aggregate_id, &event.event_type, &data, &metadata];
-        writer.as_mut().write(&row).await.map_err(failed)?;
-    }
-    let count = writer.finish().await.map_err(failed)?;
-    Ok(i64::try_from(count).unwrap_or(i64::MAX))
-}
-
-/// JSON text as binary `jsonb`: a version byte and the text.
-#[derive(Debug)]
-struct Jsonb<'a>(&'a str);
-
-impl ToSql for Jsonb<'_> {
-    fn to_sql(
-        &self,
-        _: &Type,
-        out: &mut bytes::BytesMut,
-    ) -> std::result::Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.extend_from_slice(&[1]);
-        out.extend_from_slice(self.0.as_bytes());
-        Ok(IsNull::No)
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::JSONB
-    }
-
-    to_sql_checked!();
 }

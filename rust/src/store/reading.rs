@@ -67,7 +67,11 @@ async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) 
                     Err(error) => Some(Err(error)),
                 }
             };
-            let handing_over = async { pages.send(rows.and_then(|rows| reader::events(&rows))).await };
+            let handing_over = async {
+                // The runtime has one thread: the request leaves when this task lets the connection's have it.
+                tokio::task::yield_now().await;
+                pages.send(rows.and_then(|rows| reader::events(&rows))).await
+            };
             match tokio::join!(next, handing_over) {
                 (Some(next), Ok(())) => rows = next,
                 _ => return,

@@ -22,7 +22,8 @@ use crate::runtime;
 use crate::store::error::{Expected, StoreError};
 use crate::store::event::{NewEvent, get, micros};
 use crate::store::pool::{Bind, Pool, Pooled};
-use crate::store::table::{LOCK_BUCKETS, TURN_KEY, Table};
+use crate::store::statements::{Checks, Columns, Sql};
+use crate::store::table::Table;
 
 /// Most bytes of events in one statement.
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
@@ -127,141 +128,6 @@ impl Writer {
     }
 }
 
-/// The statements, made once.
-struct Sql {
-    lock_shared: String,
-    lock_exclusive: String,
-    try_exclusive: String,
-    insert_one: String,
-    insert_batch: String,
-    insert_any: String,
-    insert_expected: String,
-    actual: String,
-    known: String,
-}
-
-impl Sql {
-    fn new(table: &Table) -> Self {
-        let (name, mask) = (&table.name, LOCK_BUCKETS - 1);
-        // Without the composite index PostgreSQL might walk the whole primary key backwards to find an aggregate's
-        // maximum; with something added it cannot.
-        let last = if table.has_aggregate_index { "max(t.version)" } else { "max(t.version + 0)" };
-        let last = format!("coalesce((SELECT {last} FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0)");
-        // In the order of the keys, each once: two writers never wait for one another in a circle.
-        let keys = format!("SELECT DISTINCT hashtext(a) & {mask} AS key FROM unnest($1::text[]) AS a ORDER BY key");
-        // Where writers take turns, the turn comes before the aggregates: in the other order two writers could wait for
-        // each other. A subquery of its own runs once, before the function that takes its value.
-        let turn = if table.is_serial {
-            format!(" + (SELECT CASE WHEN pg_advisory_xact_lock($2::int4, {TURN_KEY})::text = '' THEN 0 END)")
-        } else {
-            String::new()
-        };
-        let lock = |function: &str| format!("SELECT {function}($2::int4, key{turn}) FROM ({keys}) AS k");
-        let columns = "id, aggregate_id, event_type, data, metadata";
-        let given = "unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int4[]) WITH ORDINALITY \
-                     AS e(id, aggregate_id, event_type, data, metadata, call, n)";
-        let busy = format!(
-            "busy AS MATERIALIZED (SELECT DISTINCT call FROM (SELECT DISTINCT call, hashtext(aggregate_id) & {mask} AS \
-             key FROM unnest($2::text[], $6::int4[]) AS l(aggregate_id, call)) AS k \
-             WHERE NOT pg_try_advisory_xact_lock_shared($7::int4, key))"
-        );
-        let known = format!(
-            "known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1::text[], $6::int4[]) AS e(id, call) \
-             WHERE EXISTS (SELECT FROM {name} t WHERE t.id = e.id))"
-        );
-        let insert = |left_out: &str| {
-            format!(
-                "INSERT INTO {name} ({columns}) SELECT id, aggregate_id, event_type, data::jsonb, metadata::jsonb \
-                 FROM {given} WHERE call NOT IN (SELECT call FROM known) AND call NOT IN ({left_out}) ORDER BY n \
-                 RETURNING id, version, created_at"
-            )
-        };
-        Self {
-            lock_shared: lock("pg_advisory_xact_lock_shared"),
-            lock_exclusive: lock("pg_advisory_xact_lock"),
-            // A setting of the transaction hands the calls without their locks over to the next statement.
-            try_exclusive: format!(
-                "SELECT set_config('socketio_postgres.busy', coalesce(string_agg(call::text, ','), ''), true) \
-                 FROM (SELECT DISTINCT call, hashtext(a) & {mask} AS key \
-                       FROM unnest($1::text[], $3::int4[]) AS l(a, call)) AS k \
-                 WHERE NOT pg_try_advisory_xact_lock($2::int4, key{turn})"
-            ),
-            // What most calls are; the lock is a condition, and the version is drawn for what passes the conditions.
-            insert_one: format!(
-                "INSERT INTO {name} ({columns}) SELECT $1, $2, $3, $4::text::jsonb, $5::text::jsonb \
-                 WHERE NOT EXISTS (SELECT FROM {name} t WHERE t.id = $1) \
-                 AND pg_try_advisory_xact_lock_shared($6::int4, hashtext($2) & {mask}) \
-                 RETURNING id, version, created_at"
-            ),
-            // The locks come first: a materialised query that the rows depend on, and versions are drawn for rows.
-            insert_any: format!("WITH {busy}, {known} {}", insert("SELECT call FROM busy")),
-            // A call alone needs no look at which ids are known: if one is, the statement fails, and the call goes on
-            // alone. Rows come back in the order in which they went in.
-            insert_batch: format!(
-                "WITH {busy} INSERT INTO {name} ({columns}) \
-                 SELECT id, aggregate_id, event_type, data::jsonb, metadata::jsonb FROM {given} \
-                 WHERE NOT EXISTS (SELECT FROM busy) ORDER BY n RETURNING version, created_at"
-            ),
-            insert_expected: format!(
-                "WITH failed AS MATERIALIZED (SELECT DISTINCT x.call \
-                 FROM (SELECT x.call, x.expected, {last} AS last \
-                       FROM unnest($7::int4[], $8::text[], $9::int8[]) AS x(call, aggregate_id, expected)) AS x \
-                 WHERE CASE WHEN x.expected = -1 THEN x.last = 0 ELSE x.last <> x.expected END), {known} {}",
-                insert(
-                    "SELECT call FROM failed UNION ALL SELECT busy::int4 FROM \
-                     regexp_split_to_table(current_setting('socketio_postgres.busy'), ',') AS busy WHERE busy <> ''"
-                )
-            ),
-            actual: format!("SELECT x.aggregate_id, {last} FROM unnest($1::text[]) AS x(aggregate_id)"),
-            known: format!(
-                "SELECT e.n, t.version, t.created_at, t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
-                    AND coalesce(t.data, 'null') = coalesce(e.data::jsonb, 'null') \
-                    AND coalesce(t.metadata, 'null') = coalesce(e.metadata::jsonb, 'null') \
-                 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY \
-                    AS e(id, aggregate_id, event_type, data, metadata, n) JOIN {name} t ON t.id = e.id"
-            ),
-        }
-    }
-}
-
-/// The events of several calls as the columns that statements take.
-#[derive(Default)]
-struct Columns<'a> {
-    ids: Vec<&'a str>,
-    aggregates: Vec<&'a str>,
-    types: Vec<&'a str>,
-    data: Vec<Option<&'a str>>,
-    metadata: Vec<Option<&'a str>>,
-    calls: Vec<i32>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(requests: impl IntoIterator<Item = &'a [NewEvent]>) -> Self {
-        let mut columns = Self::default();
-        for (call, events) in (0..).zip(requests) {
-            for event in events {
-                columns.ids.push(&event.id);
-                columns.aggregates.push(&event.aggregate_id);
-                columns.types.push(&event.event_type);
-                columns.data.push(event.data.as_deref());
-                columns.metadata.push(event.metadata.as_deref());
-                columns.calls.push(call);
-            }
-        }
-        columns
-    }
-
-    fn binds(&self) -> Vec<Bind<'_>> {
-        vec![
-            (&self.ids, Type::TEXT_ARRAY),
-            (&self.aggregates, Type::TEXT_ARRAY),
-            (&self.types, Type::TEXT_ARRAY),
-            (&self.data, Type::TEXT_ARRAY),
-            (&self.metadata, Type::TEXT_ARRAY),
-        ]
-    }
-}
-
 impl Request {
     fn is_conditional(&self) -> bool {
         !self.expected.is_empty()
@@ -287,6 +153,13 @@ impl Shared {
         let (mut count, mut bytes) = (0, 0);
         let (mut ids, mut aggregates) = (HashSet::new(), HashSet::new());
         while let Some(next) = state.queue.front() {
+            if let Some(before) = group.last() {
+                for event in &before.events {
+                    ids.insert(event.id.clone());
+                    aggregates.insert(event.aggregate_id.clone());
+                }
+                aggregates.extend(before.expected.keys().cloned());
+            }
             count += next.events.len();
             bytes += next.size_bytes();
             let is_over = count > self.batch_size || bytes > GROUP_BYTES;
@@ -296,11 +169,6 @@ impl Shared {
             if !group.is_empty() && (is_over || is_other || meets) {
                 break;
             }
-            for event in &next.events {
-                ids.insert(event.id.clone());
-                aggregates.insert(event.aggregate_id.clone());
-            }
-            aggregates.extend(next.expected.keys().cloned());
             group.extend(state.queue.pop_front());
         }
         state.is_running = !group.is_empty();
@@ -334,8 +202,8 @@ async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
         [Request { events, .. }] => insert_batch(shared, events).await,
         group => insert_any(shared, group).await,
     };
-    let mut positions = match stored {
-        Ok(positions) => positions,
+    let found = match stored {
+        Ok(found) => found,
         Err(error) => {
             let is_final = group.len() == 1 && !is_conflict(&error) && !error.is_connection_lost();
             let doubt = is_in_doubt(&error).then(Instant::now);
@@ -350,8 +218,7 @@ async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
         }
     };
     shared.lock().stats.groups += 1;
-    for request in group {
-        let found: Option<Vec<Position>> = request.events.iter().map(|event| positions.remove(&event.id)).collect();
+    for (request, found) in group.into_iter().zip(found) {
         match found {
             Some(found) => shared.settle(request, Ok(found)),
             None => spawn_alone(shared, request, None),
@@ -380,18 +247,35 @@ fn is_conflict(error: &Error) -> bool {
         if matches!(report.sqlstate.as_str(), "23505" | "40001" | "40P01" | "55P03" | "0A000" | "26000"))
 }
 
-type Stored = HashMap<String, Position>;
+/// For each call of a group where its events are; `None`: left out.
+type Found = Vec<Option<Vec<Position>>>;
 
-fn stored(rows: &[Row]) -> Result<Stored> {
-    let position = |row| -> Result<(String, Position)> {
-        Ok((get(row, 0)?, Position { version: get(row, 1)?, created_at: micros(row, 2)?, is_duplicate: false }))
-    };
-    rows.iter().map(position).collect()
+/// From two columns of a row on.
+fn position(row: &Row, column: usize) -> Result<Position> {
+    Ok(Position { version: get(row, column)?, created_at: micros(row, column + 1)?, is_duplicate: false })
+}
+
+/// Positions by id.
+fn stored(rows: &[Row]) -> Result<HashMap<&str, Position>> {
+    rows.iter().map(|row| Ok((get(row, 0)?, position(row, 1)?))).collect()
+}
+
+fn found(rows: &[Row], group: &[Request]) -> Result<Found> {
+    let stored = stored(rows)?;
+    let of_call =
+        |request: &Request| request.events.iter().map(|event| stored.get(event.id.as_str()).copied()).collect();
+    Ok(group.iter().map(of_call).collect())
+}
+
+/// Of a group that is one call, whose rows come back in the order of its events.
+fn found_alone(rows: &[Row], events: &[NewEvent]) -> Result<Found> {
+    let positions = rows.iter().map(|row| position(row, 0)).collect::<Result<Vec<_>>>()?;
+    Ok(vec![(positions.len() == events.len()).then_some(positions)])
 }
 
 /// Store the one event of an unconditional call.
-async fn insert_one(shared: &Shared, events: &[NewEvent]) -> Result<Stored> {
-    let Some(event) = events.first() else { return Ok(Stored::new()) };
+async fn insert_one(shared: &Shared, events: &[NewEvent]) -> Result<Found> {
+    let Some(event) = events.first() else { return Ok(vec![Some(Vec::new())]) };
     let class = shared.table.lock_class();
     let binds: [Bind<'_>; 6] = [
         (&event.id, Type::TEXT),
@@ -402,64 +286,36 @@ async fn insert_one(shared: &Shared, events: &[NewEvent]) -> Result<Stored> {
         (&class, Type::INT4),
     ];
     let mut connection = shared.pool.get().await?;
-    stored(&connection.query("store events", &shared.sql.insert_one, &binds, true).await?)
+    found_alone(&connection.query("store events", &shared.sql.insert_one, &binds, true).await?, events)
 }
 
 /// Store the events of one unconditional call.
-async fn insert_batch(shared: &Shared, events: &[NewEvent]) -> Result<Stored> {
+async fn insert_batch(shared: &Shared, events: &[NewEvent]) -> Result<Found> {
     let columns = Columns::of([events]);
     let class = shared.table.lock_class();
     let mut binds = columns.binds();
     binds.push((&columns.calls, Type::INT4_ARRAY));
     binds.push((&class, Type::INT4));
     let mut connection = shared.pool.get().await?;
-    let rows = connection.query("store events", &shared.sql.insert_batch, &binds, true).await?;
-    let position = |(row, event): (&Row, &NewEvent)| -> Result<(String, Position)> {
-        Ok((event.id.clone(), Position { version: get(row, 0)?, created_at: micros(row, 1)?, is_duplicate: false }))
-    };
-    rows.iter().zip(events).map(position).collect()
+    found_alone(&connection.query("store events", &shared.sql.insert_batch, &binds, true).await?, events)
 }
 
 /// Store a group of unconditional calls: one statement, one round trip, one commit.
-async fn insert_any(shared: &Shared, group: &[Request]) -> Result<Stored> {
+async fn insert_any(shared: &Shared, group: &[Request]) -> Result<Found> {
     let columns = Columns::of(group.iter().map(|request| &*request.events));
     let class = shared.table.lock_class();
     let mut binds = columns.binds();
     binds.push((&columns.calls, Type::INT4_ARRAY));
     binds.push((&class, Type::INT4));
     let mut connection = shared.pool.get().await?;
-    stored(&connection.query("store events", &shared.sql.insert_any, &binds, true).await?)
-}
-
-/// What conditional calls expect, as columns.
-#[derive(Default)]
-struct Checks<'a> {
-    calls: Vec<i32>,
-    aggregates: Vec<&'a str>,
-    expected: Vec<i64>,
-}
-
-impl<'a> Checks<'a> {
-    fn of(requests: impl IntoIterator<Item = &'a Request>) -> Self {
-        let mut checks = Self::default();
-        for (call, request) in (0..).zip(requests) {
-            for (aggregate, expected) in &request.expected {
-                if let Some(number) = expected.number() {
-                    checks.calls.push(call);
-                    checks.aggregates.push(aggregate);
-                    checks.expected.push(number);
-                }
-            }
-        }
-        checks
-    }
+    found(&connection.query("store events", &shared.sql.insert_any, &binds, true).await?, group)
 }
 
 /// Store a group of conditional calls: the statements of one transaction, sent together. The locks are a statement of
 /// their own, because within one statement the check would see the table as it was before waiting for them.
-async fn insert_expected(shared: &Shared, group: &[Request]) -> Result<Stored> {
+async fn insert_expected(shared: &Shared, group: &[Request]) -> Result<Found> {
     let columns = Columns::of(group.iter().map(|request| &*request.events));
-    let checks = Checks::of(group);
+    let checks = Checks::of(group.iter().map(|request| &request.expected));
     let class = shared.table.lock_class();
     // Everything that is written or checked is locked, by the call that does it.
     let mut locked = columns.aggregates.clone();
@@ -480,7 +336,7 @@ async fn insert_expected(shared: &Shared, group: &[Request]) -> Result<Stored> {
     let result = connection.pipeline("store events", requests, true).await;
     connection.set_dirty(result.as_ref().is_err_and(Error::is_connection_lost));
     let [_, _, rows, _] = result?;
-    stored(&rows)
+    found(&rows, group)
 }
 
 /// Store one call, waiting for whatever it needs: locks, other writers of the same ids, a server that restarts.
@@ -582,10 +438,11 @@ async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled)
     binds.push((&columns.calls, Type::INT4_ARRAY));
     binds.push((&class, Type::INT4));
     // The locks are ours already; asking for them again succeeds at once.
-    let mut inserted = stored(&connection.query("store events", &sql.insert_any, &binds, false).await?)?;
+    let rows = connection.query("store events", &sql.insert_any, &binds, false).await?;
+    let inserted = stored(&rows)?;
     for (event, slot) in request.events.iter().zip(&mut positions) {
         if slot.is_none() {
-            *slot = inserted.remove(&event.id);
+            *slot = inserted.get(event.id.as_str()).copied();
         }
     }
     // Another writer took an id between the look and the insert: look again.

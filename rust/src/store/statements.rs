@@ -1,0 +1,187 @@
+//! The statements that store events, and events as the columns that these take.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+
+use crate::store::error::Expected;
+use crate::store::event::NewEvent;
+use crate::store::pool::Bind;
+use crate::store::table::{LOCK_BUCKETS, TURN_KEY, Table};
+
+/// The statements, made once.
+pub struct Sql {
+    /// Waits for the locks of aggregates.
+    pub lock_shared: String,
+    /// The same for those that something is expected of.
+    pub lock_exclusive: String,
+    /// Takes them for calls whose locks are free, and tells `insert_expected` which those are.
+    pub try_exclusive: String,
+    /// One event of an unconditional call.
+    pub insert_one: String,
+    /// Several events of one unconditional call.
+    pub insert_batch: String,
+    /// Several unconditional calls.
+    pub insert_any: String,
+    /// Several conditional calls.
+    pub insert_expected: String,
+    /// The last versions of aggregates.
+    pub actual: String,
+    /// Which ids are taken, and whether by the same content.
+    pub known: String,
+}
+
+impl Sql {
+    /// For one table.
+    pub fn new(table: &Table) -> Self {
+        let (name, mask) = (&table.name, LOCK_BUCKETS - 1);
+        // Without the composite index PostgreSQL might walk the whole primary key backwards to find an aggregate's
+        // maximum; with something added it cannot.
+        let last = if table.has_aggregate_index { "max(t.version)" } else { "max(t.version + 0)" };
+        let last = format!("coalesce((SELECT {last} FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0)");
+        // In the order of the keys, each once: two writers never wait for one another in a circle.
+        let keys = format!("SELECT DISTINCT hashtext(a) & {mask} AS key FROM unnest($1::text[]) AS a ORDER BY key");
+        // Where writers take turns, the turn comes before the aggregates: in the other order two writers could wait for
+        // each other. A subquery of its own runs once, before the function that takes its value.
+        let turn = if table.is_serial {
+            format!(" + (SELECT CASE WHEN pg_advisory_xact_lock($2::int4, {TURN_KEY})::text = '' THEN 0 END)")
+        } else {
+            String::new()
+        };
+        let lock = |function: &str| format!("SELECT {function}($2::int4, key{turn}) FROM ({keys}) AS k");
+        let columns = "id, aggregate_id, event_type, data, metadata";
+        let given = "unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int4[]) WITH ORDINALITY \
+                     AS e(id, aggregate_id, event_type, data, metadata, call, n)";
+        let busy = format!(
+            "busy AS MATERIALIZED (SELECT DISTINCT call FROM (SELECT DISTINCT call, hashtext(aggregate_id) & {mask} AS \
+             key FROM unnest($2::text[], $6::int4[]) AS l(aggregate_id, call)) AS k \
+             WHERE NOT pg_try_advisory_xact_lock_shared($7::int4, key))"
+        );
+        let known = format!(
+            "known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1::text[], $6::int4[]) AS e(id, call) \
+             WHERE EXISTS (SELECT FROM {name} t WHERE t.id = e.id))"
+        );
+        let insert = |left_out: &str| {
+            format!(
+                "INSERT INTO {name} ({columns}) SELECT id, aggregate_id, event_type, data::jsonb, metadata::jsonb \
+                 FROM {given} WHERE call NOT IN (SELECT call FROM known) AND call NOT IN ({left_out}) ORDER BY n \
+                 RETURNING id, version, created_at"
+            )
+        };
+        Self {
+            lock_shared: lock("pg_advisory_xact_lock_shared"),
+            lock_exclusive: lock("pg_advisory_xact_lock"),
+            // A setting of the transaction hands the calls without their locks over to the next statement.
+            try_exclusive: format!(
+                "SELECT set_config('socketio_postgres.busy', coalesce(string_agg(call::text, ','), ''), true) \
+                 FROM (SELECT DISTINCT call, hashtext(a) & {mask} AS key \
+                       FROM unnest($1::text[], $3::int4[]) AS l(a, call)) AS k \
+                 WHERE NOT pg_try_advisory_xact_lock($2::int4, key{turn})"
+            ),
+            // What most calls are; the lock is a condition, and the version is drawn for what passes the conditions.
+            insert_one: format!(
+                "INSERT INTO {name} ({columns}) SELECT $1, $2, $3, $4::text::jsonb, $5::text::jsonb \
+                 WHERE NOT EXISTS (SELECT FROM {name} t WHERE t.id = $1) \
+                 AND pg_try_advisory_xact_lock_shared($6::int4, hashtext($2) & {mask}) \
+                 RETURNING version, created_at"
+            ),
+            // The locks come first: a materialised query that the rows depend on, and versions are drawn for rows.
+            insert_any: format!("WITH {busy}, {known} {}", insert("SELECT call FROM busy")),
+            // A call alone needs no look at which ids are known: if one is, the statement fails, and the call goes on
+            // alone. Rows come back in the order in which they went in.
+            insert_batch: format!(
+                "WITH {busy} INSERT INTO {name} ({columns}) \
+                 SELECT id, aggregate_id, event_type, data::jsonb, metadata::jsonb FROM {given} \
+                 WHERE NOT EXISTS (SELECT FROM busy) ORDER BY n RETURNING version, created_at"
+            ),
+            insert_expected: format!(
+                "WITH failed AS MATERIALIZED (SELECT DISTINCT x.call \
+                 FROM (SELECT x.call, x.expected, {last} AS last \
+                       FROM unnest($7::int4[], $8::text[], $9::int8[]) AS x(call, aggregate_id, expected)) AS x \
+                 WHERE CASE WHEN x.expected = -1 THEN x.last = 0 ELSE x.last <> x.expected END), {known} {}",
+                insert(
+                    "SELECT call FROM failed UNION ALL SELECT busy::int4 FROM \
+                     regexp_split_to_table(current_setting('socketio_postgres.busy'), ',') AS busy WHERE busy <> ''"
+                )
+            ),
+            actual: format!("SELECT x.aggregate_id, {last} FROM unnest($1::text[]) AS x(aggregate_id)"),
+            known: format!(
+                "SELECT e.n, t.version, t.created_at, t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
+                    AND coalesce(t.data, 'null') = coalesce(e.data::jsonb, 'null') \
+                    AND coalesce(t.metadata, 'null') = coalesce(e.metadata::jsonb, 'null') \
+                 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY \
+                    AS e(id, aggregate_id, event_type, data, metadata, n) JOIN {name} t ON t.id = e.id"
+            ),
+        }
+    }
+}
+
+/// The events of several calls as the columns that statements take.
+#[derive(Default)]
+pub struct Columns<'a> {
+    ids: Vec<&'a str>,
+    /// Their aggregates.
+    pub aggregates: Vec<&'a str>,
+    types: Vec<&'a str>,
+    data: Vec<Option<&'a str>>,
+    metadata: Vec<Option<&'a str>>,
+    /// Which call each belongs to.
+    pub calls: Vec<i32>,
+}
+
+impl<'a> Columns<'a> {
+    /// Of the events of each call.
+    pub fn of(calls: impl IntoIterator<Item = &'a [NewEvent]>) -> Self {
+        let mut columns = Self::default();
+        for (call, events) in (0..).zip(calls) {
+            for event in events {
+                columns.ids.push(&event.id);
+                columns.aggregates.push(&event.aggregate_id);
+                columns.types.push(&event.event_type);
+                columns.data.push(event.data.as_deref());
+                columns.metadata.push(event.metadata.as_deref());
+                columns.calls.push(call);
+            }
+        }
+        columns
+    }
+
+    /// The parameters that these statements begin with.
+    pub fn binds(&self) -> Vec<Bind<'_>> {
+        vec![
+            (&self.ids, Type::TEXT_ARRAY),
+            (&self.aggregates, Type::TEXT_ARRAY),
+            (&self.types, Type::TEXT_ARRAY),
+            (&self.data, Type::TEXT_ARRAY),
+            (&self.metadata, Type::TEXT_ARRAY),
+        ]
+    }
+}
+
+/// What conditional calls expect, as columns.
+#[derive(Default)]
+pub struct Checks<'a> {
+    /// Which call expects it.
+    pub calls: Vec<i32>,
+    /// Of which aggregate.
+    pub aggregates: Vec<&'a str>,
+    /// As [`Expected::number`] has it.
+    pub expected: Vec<i64>,
+}
+
+impl<'a> Checks<'a> {
+    /// Of what each call expects.
+    pub fn of(calls: impl IntoIterator<Item = &'a BTreeMap<String, Expected>>) -> Self {
+        let mut checks = Self::default();
+        for (call, expected) in (0..).zip(calls) {
+            for (aggregate, expected) in expected {
+                if let Some(number) = expected.number() {
+                    checks.calls.push(call);
+                    checks.aggregates.push(aggregate);
+                    checks.expected.push(number);
+                }
+            }
+        }
+        checks
+    }
+}
