@@ -415,7 +415,7 @@ class ClusterMember(LocalSockets):
     def _must_clean_up(self) -> bool:
         """Whether to delete old attachments; to be asked every `cleanup_interval`.
 
-        Whoever has seen attachments, written or read, deletes, but leaves it to a server of this package that has a
+        Whoever has seen attachments, written, read or skipped, deletes, but leaves it to a server of this package that has a
         smaller lock and serves all namespaces that we serve: it sees whatever we see. So of servers that serve the
         same namespaces one deletes. If it crashes first, we do so one interval later. Others may find nothing left to
         delete, which writes nothing. What was new at the last call is old enough only now, so calls are compared with
