@@ -70,7 +70,6 @@ pub struct PyBus {
     rooms: Arc<Rooms>,
     outlet: Outlet,
     buffer_age: Duration,
-    probe_interval: Duration,
 }
 
 /// Ask the user's callable for a password, on a thread of its own; a coroutine is run there to its end.
@@ -241,7 +240,6 @@ impl PyBus {
             rooms,
             outlet,
             buffer_age,
-            probe_interval,
         })
     }
 
@@ -310,7 +308,7 @@ impl PyBus {
 
     fn self_test(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
-        Ok(self.listener.self_test(2 * self.probe_interval, inbox.completion(token))?)
+        Ok(self.listener.self_test(inbox.completion(token))?)
     }
 
     fn mirror_rooms(&self) {
