@@ -216,10 +216,10 @@ class Membership(LocalSockets):
         """Whether to delete old attachments; to be asked every `cleanup_interval`.
 
         Whoever has seen attachments, written, read or skipped, deletes, but leaves it to a server of this package that
-        has a smaller lock and serves all namespaces that we serve: it sees whatever we see. So of servers that serve the
-        same namespaces one deletes. If it crashes first, we do so one interval later. Others may find nothing left to
-        delete, which writes nothing. What was new at the last call is old enough only now, so calls are compared with
-        the call before the last.
+        has a smaller lock and serves all namespaces that we serve: it sees whatever we see. So of servers that serve
+        the same namespaces one deletes. If it crashes first, we do so one interval later. Others may find nothing left
+        to delete, which writes nothing. What was new at the last call is old enough only now, so calls are compared
+        with the call before the last.
         """
         stats = self._bus.stats()
         before_last, last = self._seen_attachments
