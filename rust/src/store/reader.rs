@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
-use tokio_postgres::Row;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Row, SimpleQueryMessage};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::error::StoreError;
 use crate::store::event::{COLUMNS, StoredEvent, get};
 use crate::store::filter::{Filter, Parameter};
@@ -66,6 +66,35 @@ const HOLDERS: &str = "SELECT virtualtransaction FROM pg_locks WHERE locktype = 
      AND mode = 'RowExclusiveLock' AND granted";
 /// The same where writers take turns: whoever has drawn a version comes after all that is visible.
 const NOBODY: &str = "SELECT ''::text WHERE $1::oid IS NULL";
+
+/// Whether [`HOLDERS`] shows who has a version: PostgreSQL's documentation does not promise that, and a server of another
+/// make need not do it. Readers would then pass open transactions and miss their events.
+///
+/// One round trip and one transaction, because both statements are in one message. The first takes the lock by the
+/// function that `nextval` takes it by (`init_sequence` in sequence.c), but draws nothing.
+pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
+    if table.is_serial {
+        return Ok(());
+    }
+    let oid = table.sequence_oid;
+    let own = HOLDERS.replace("$1", &oid.to_string());
+    let sql = format!("SELECT pg_sequence_last_value({oid}); SELECT EXISTS ({own} AND pid = pg_backend_pid())");
+    let mut connection = pool.get().await?;
+    let messages = match connection.client()?.simple_query(&sql).await {
+        Ok(messages) => messages,
+        // Without a right to the sequence nothing can be told here, and nothing can be read on from.
+        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => return Ok(()),
+        Err(error) => return Err(Error::from_postgres("look at the sequence's lock", &error, false)),
+    };
+    let answers = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0)),
+        _ => None,
+    });
+    match answers.last() {
+        Some(Some("t")) => Ok(()),
+        _ => Err(StoreError::LocksNotVisible { table: table.name.clone(), sequence: table.sequence.clone() }.into()),
+    }
+}
 
 impl Settler {
     /// For one table; connects on use.
