@@ -177,9 +177,10 @@ fn holders_of(rows: &[Row]) -> Result<Holders> {
 }
 
 /// Statement and parameters of a query. It has the bounds that bound something and no others: for two of them, on a table
-/// without statistics, PostgreSQL assumes so few rows that it sorts the rest of the table for every page.
+/// without statistics, PostgreSQL assumes so few rows that it sorts the rest of the table for every page; and for a limit
+/// that it does not know yet, so few that it walks all versions to find those of an aggregate.
 pub fn sql(table: &Table, query: &Query) -> (String, Vec<Parameter>) {
-    let mut parameters: Vec<Parameter> = vec![(Box::new(query.limit), Type::INT8)];
+    let mut parameters: Vec<Parameter> = Vec::new();
     let mut conditions = Vec::new();
     for (operator, bound, is_wanted) in
         [(">", query.since, query.since > 0 || !query.is_backwards), ("<=", query.until, query.until < i64::MAX)]
@@ -190,8 +191,13 @@ pub fn sql(table: &Table, query: &Query) -> (String, Vec<Parameter>) {
         }
     }
     let filter = query.filter.sql(&mut parameters);
+    let mut limit = String::new();
+    if query.limit < i64::MAX {
+        parameters.push((Box::new(query.limit), Type::INT8));
+        limit = format!(" LIMIT ${}", parameters.len());
+    }
     let sql = format!(
-        "SELECT {COLUMNS} FROM {table} WHERE {conditions}{filter} ORDER BY version{order} LIMIT $1",
+        "SELECT {COLUMNS} FROM {table} WHERE {conditions}{filter} ORDER BY version{order}{limit}",
         table = table.name,
         conditions = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") },
         order = if query.is_backwards { " DESC" } else { "" },
