@@ -23,6 +23,8 @@ READ = """
 SELECT (SELECT coalesce(seq_tup_read, 0) FROM pg_stat_user_tables WHERE relid = 'events'::regclass)
     + (SELECT coalesce(sum(idx_tup_read), 0) FROM pg_stat_user_indexes WHERE relid = 'events'::regclass)
 """
+# Before PostgreSQL 15 a process of its own counts, and tells now and then.
+IS_COUNTED = "SELECT coalesce(pg_stat_get_snapshot_timestamp(), 'infinity') > %s"
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
@@ -133,6 +135,8 @@ JOBS = {
 async def rows_read(database: Database) -> int:
     """How many rows of the table the server has read; it tells at the latest when a session ends."""
     await eventually(lambda: database.value(SESSIONS) == 0, "the store's sessions have ended")
+    ended = database.value("SELECT clock_timestamp()")
+    await eventually(lambda: database.value(IS_COUNTED, ended), "what they had read is counted")
     return int(str(database.value(READ)))
 
 
