@@ -70,11 +70,11 @@ $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --group bench
 	touch $@
 
-bench: build $(VENV)/.bench  ## Measure beside the published rivals and write benches/REPORT.md, in about 15 minutes
+bench: build $(VENV)/.bench  ## Measure beside the published rivals and write benches/REPORT.md, in about ten minutes
 	$(MAKE) bench-load bench-store bench-micro
 	$(BIN)/python -m benches.report
 
-bench-full: build $(VENV)/.bench  ## The same with more of everything, about an hour
+bench-full: build $(VENV)/.bench  ## The same with more repetitions and messages, about an hour
 	$(MAKE) bench-load LOAD_ARGS=--full
 	$(MAKE) bench-store bench-micro
 	$(BIN)/python -m benches.report

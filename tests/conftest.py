@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Generator
 
 import engineio.packet
 import pytest
 import socketio.packet
+import uvloop
 
 pytest_plugins = ["tests.fixtures.database", "tests.fixtures.node"]
 
 REQUIRE_ALL = os.environ.get("SIO_PG_REQUIRE_ALL") == "1"
+
+
+UVLOOP = os.environ.get("SIO_PG_TEST_UVLOOP") == "1"
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loop of the tests: asyncio's own, or the one that `uvicorn[standard]` takes."""
+    return {"uvloop": uvloop.new_event_loop} if UVLOOP else {"asyncio": asyncio.new_event_loop}
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -15,7 +15,7 @@ PACKETS = 30_000
 
 
 async def fan_out(stage: Stage) -> list[Table]:
-    """300 clients, and in a long run 3,000."""
+    """300 clients and 3,000."""
     return [table for count in stage.scale.clients for table in await _fan_out(stage, count)]
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from benches.load.rounds import alternate
 from benches.load.spreading import missing_rows
 from benches.load.stage import FENCE, NAMES, ROOM, Cluster, Stage, check
-from benches.results import Row, Table
+from benches.results import Row, Table, Target
 
 KINDS = {kind: NAMES[kind] for kind in ("ours", "node")}
 MESSAGES = {"ours": 20_000, "node": 4_000}
 TICKS_PER_S = 100
 """`/proc` counts CPU time in hundredths of a second, everywhere that Linux runs."""
+NOT_SUPERLINEAR = 0.67
+"""How good the most servers must be beside the fewest, each for itself: no more than half as expensive again."""
 
 
 def postgres_cpu_s(pid: int) -> float:
@@ -61,7 +63,7 @@ class _Round:
         used = [(after - earlier) / count * 1e6 for after, earlier in zip(await self._used(), before, strict=True)]
         self.publisher.append(used[0])
         self.servers.append(statistics.mean(used[1:-1]))
-        self.postgres.append(used[-1])
+        self.postgres.append(used[-1] / (len(used) - 2))
         return self.servers[-1]
 
 
@@ -85,6 +87,8 @@ async def servers(stage: Stage) -> list[Table]:
                 turns[who] = rounds[who].run
             await alternate(stage.scale, turns)
 
+    fewest, most = (f"{NAMES['ours']}, {number}" for number in (stage.scale.servers[0], stage.scale.servers[-1]))
+
     def table(part: str, title: str, note: str) -> Table:
         rows = [
             Row(who, getattr(found, part)[1:], is_ours=NAMES["ours"] in who)  # the first round was the unmeasured one
@@ -96,6 +100,7 @@ async def servers(stage: Stage) -> list[Table]:
             unit="µs",
             rows=rows + missing_rows(stage, KINDS),
             is_more_better=False,
+            targets=[Target(most, fewest, NOT_SUPERLINEAR)],
             notes=[note],
             x=x,
             x_label="servers",
@@ -107,7 +112,11 @@ async def servers(stage: Stage) -> list[Table]:
             "Growth: CPU of each server for a message that concerns nobody there",
             "Every server hears every message. Two cores are shared by all servers, so this is CPU and not time.",
         ),
-        table("postgres", "Growth: CPU of PostgreSQL for a message", "All its processes, for all servers together."),
+        table(
+            "postgres",
+            "Growth: CPU of PostgreSQL for a message and each server that hears it",
+            "All its processes, publishing included, divided by the number of receiving servers.",
+        ),
         table(
             "publisher",
             "Growth: CPU of the publisher for a message",

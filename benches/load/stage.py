@@ -58,7 +58,7 @@ class Scale:
 
 
 CHECK = Scale("check", 1, 0.01, (5,), (1, 2), 1)
-SHORT = Scale("short", 3, 1.0, (300,), (1, 4, 8), 4)
+SHORT = Scale("short", 3, 1.0, (300, 3000), (1, 8, 32), 4)
 FULL = Scale("full", 7, 2.0, (300, 3000), (1, 2, 4, 8, 16, 32), 15)
 
 

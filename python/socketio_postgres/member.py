@@ -419,7 +419,8 @@ class ClusterMember(LocalSockets):
         """
         stats = self._bus.stats()
         before_last, last = self._seen_attachments
-        now = (stats.get("publish_attachments", 0) + stats.get("attachments", 0), self._sent_elsewhere)
+        seen = sum(stats.get(key, 0) for key in ("publish_attachments", "attachments", "attachments_skipped"))
+        now = (seen, self._sent_elsewhere)
         self._seen_attachments = (last, now)
         has_new = now[0] != before_last[0]
         is_left = now[1] == before_last[1] and self._has_deputy()

@@ -63,6 +63,7 @@ _CLUSTER: Final = (
     Metric("undecodable", "counter", "{message}", "Notifications and attachments that are no messages, dropped."),
     Metric("bad_signatures", "counter", "{message}", "Messages without a valid signature, dropped."),
     Metric("attachments", "counter", "{message}", "Attachments read."),
+    Metric("attachments_skipped", "counter", "{message}", "Attachments for rooms without a client here, not read."),
     Metric("attachments_missing", "counter", "{message}", "Messages lost because their attachment was gone."),
     Metric("overflowed", "counter", "{message}", "Messages dropped because the process did not keep up."),
     Metric("gaps", "counter", "{gap}", "Times that messages were found missing."),

@@ -81,9 +81,10 @@ fn filter_benches(criterion: &mut Criterion) {
         for number in 0..count {
             rooms.enter("/", Some(&format!("room{number}")));
         }
-        assert!(rooms.are_empty("/", &["elsewhere"]) && !rooms.are_empty("/", &["room1"]));
+        let is_empty = |room| rooms.are_empty(black_box("/"), std::iter::once(black_box(room)));
+        assert!(is_empty("elsewhere") && !is_empty("room1"));
         group.bench_function(BenchmarkId::new("nobody here", count), |bencher| {
-            bencher.iter(|| rooms.are_empty(black_box("/"), black_box(&["elsewhere"])));
+            bencher.iter(|| is_empty("elsewhere"));
         });
         group.bench_function(BenchmarkId::new("enter and leave", count), |bencher| {
             bencher.iter(|| {

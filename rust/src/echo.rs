@@ -55,6 +55,7 @@ impl Echo {
     /// There is no session: nothing can come back.
     pub fn lost(&self) {
         self.lock().channels.clear();
+        self.changed.notify_one();
     }
 
     /// Our message with this number was committed; its transaction began at `began`.
@@ -91,13 +92,12 @@ impl Echo {
         state.channels.iter().find(|(_, channel)| is_overdue(channel)).map(|(name, _)| name.clone())
     }
 
-    /// A channel on which something of ours is awaited.
-    pub fn waiting_for(&self) -> Option<String> {
-        let state = self.lock();
-        state.channels.iter().find(|(_, channel)| channel.committed > channel.arrived).map(|(name, _)| name.clone())
+    /// Whether something of ours is awaited.
+    pub fn is_waiting(&self) -> bool {
+        self.lock().channels.values().any(|channel| channel.committed > channel.arrived)
     }
 
-    /// Wait until something of ours came back, for `limit` at most.
+    /// Wait until something of ours came back or can come no more, for `limit` at most.
     pub async fn changed(&self, limit: Duration) {
         let _ = timeout(limit, self.changed.notified()).await;
     }
@@ -129,12 +129,12 @@ mod tests {
         let start = Instant::now();
         let echo = echo(start);
         echo.committed("c", 1, second(start, 1), second(start, 2));
-        assert_eq!(echo.waiting_for().as_deref(), Some("c"));
+        assert!(echo.is_waiting());
         assert_eq!(echo.overdue(LIMIT, second(start, 6)), None);
         assert_eq!(echo.overdue(LIMIT, second(start, 8)).as_deref(), Some("c"));
         echo.arrived("c", 1, second(start, 8));
         assert_eq!(echo.overdue(LIMIT, second(start, 99)), None);
-        assert_eq!(echo.waiting_for(), None);
+        assert!(!echo.is_waiting());
     }
 
     #[test]
@@ -164,11 +164,11 @@ mod tests {
         let echo = echo(second(start, 10));
         echo.committed("c", 1, second(start, 9), second(start, 11));
         echo.committed("other", 1, second(start, 12), second(start, 12));
-        assert_eq!(echo.waiting_for(), None);
+        assert!(!echo.is_waiting());
         echo.committed("c", 2, second(start, 12), second(start, 13));
-        assert_eq!(echo.waiting_for().as_deref(), Some("c"));
+        assert!(echo.is_waiting());
         echo.lost();
-        assert_eq!(echo.waiting_for(), None);
+        assert!(!echo.is_waiting());
     }
 
     #[test]

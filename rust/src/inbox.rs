@@ -106,9 +106,29 @@ struct Queue {
     bytes: usize,
     failures: usize,
     is_signalled: bool,
+    /// Threads in [`Inbox::wait`].
+    waiters: usize,
     drained_at: Instant,
     /// Since when something waits and Python has taken nothing.
     stalled_since: Option<Instant>,
+}
+
+impl Queue {
+    fn append(&mut self, token: u64, item: Item) {
+        self.items.push_back((token, item));
+        self.stalled_since.get_or_insert_with(Instant::now);
+    }
+
+    fn append_overflow(&mut self, token: u64, overflow: Overflow) -> bool {
+        if let Some((last, Item::Overflow(before))) = self.items.back_mut()
+            && *last == token
+        {
+            before.merge(overflow);
+            return false;
+        }
+        self.append(token, Item::Overflow(overflow));
+        true
+    }
 }
 
 /// See the module documentation.
@@ -142,6 +162,7 @@ impl Inbox {
                 bytes: 0,
                 failures: 0,
                 is_signalled: false,
+                waiters: 0,
                 drained_at: Instant::now(),
                 stalled_since: None,
             }),
@@ -194,7 +215,8 @@ impl Inbox {
         let mut queue = self.lock();
         if size > 0 && queue.bytes + size > self.limit_bytes && queue.bytes > 0 {
             if let Item::Gap(gap) = item {
-                self.append_overflow(&mut queue, token, Overflow::from_gap(gap));
+                queue.append_overflow(token, Overflow::from_gap(gap));
+                self.release(queue);
                 return true;
             }
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -208,34 +230,39 @@ impl Inbox {
             queue.failures += 1;
         }
         queue.bytes += size;
-        self.append(&mut queue, token, item);
+        queue.append(token, item);
+        self.release(queue);
         true
+    }
+
+    /// Say to several receivers at once how their operations ended.
+    fn push_finished(&self, tokens: impl Iterator<Item = u64>, result: &Result<Outcome>) {
+        let mut queue = self.lock();
+        for token in tokens {
+            queue.append(token, Item::Finished(result.clone()));
+        }
+        self.release(queue);
     }
 
     /// Say that messages were dropped here. What is dropped one after the other is one item, however many it is; true
     /// for the first.
     pub fn push_overflow(&self, token: u64, overflow: Overflow) -> bool {
-        self.append_overflow(&mut self.lock(), token, overflow)
+        let mut queue = self.lock();
+        let is_first = queue.append_overflow(token, overflow);
+        self.release(queue);
+        is_first
     }
 
-    fn append_overflow(&self, queue: &mut Queue, token: u64, overflow: Overflow) -> bool {
-        if let Some((last, Item::Overflow(before))) = queue.items.back_mut()
-            && *last == token
-        {
-            before.merge(overflow);
-            return false;
+    /// Let go of the queue, and then wake who waits for it: the other way round they would run into its lock.
+    fn release(&self, mut queue: MutexGuard<'_, Queue>) {
+        if queue.items.is_empty() || std::mem::replace(&mut queue.is_signalled, true) {
+            return;
         }
-        self.append(queue, token, Item::Overflow(overflow));
-        true
-    }
-
-    fn append(&self, queue: &mut Queue, token: u64, item: Item) {
-        queue.items.push_back((token, item));
-        queue.stalled_since.get_or_insert_with(Instant::now);
-        if !queue.is_signalled {
-            queue.is_signalled = true;
-            // A full socket buffer means that the descriptor is readable already.
-            let _ = (&self.waker).write(&[1]);
+        let has_waiters = queue.waiters > 0;
+        drop(queue);
+        // A full socket buffer means that the descriptor is readable already.
+        let _ = (&self.waker).write(&[1]);
+        if has_waiters {
             self.ready.notify_all();
         }
     }
@@ -249,7 +276,8 @@ impl Inbox {
         queue.bytes -= taken.iter().map(|(_, item)| item.size_bytes()).sum::<usize>();
         queue.failures -= taken.iter().filter(|(_, item)| matches!(item, Item::Failure(_))).count();
         queue.stalled_since = (!queue.items.is_empty()).then_some(queue.drained_at);
-        if queue.items.is_empty() && queue.is_signalled {
+        // Nothing to take: the wake-up of what was taken meanwhile came late.
+        if queue.items.is_empty() && (queue.is_signalled || taken.is_empty()) {
             queue.is_signalled = false;
             let mut sink = [0u8; 16];
             let _ = (&self.watched).read(&mut sink);
@@ -259,9 +287,11 @@ impl Inbox {
 
     /// Block until an item waits or the time is over; true when one waits.
     pub fn wait(&self, limit: Duration) -> bool {
-        let queue = self.lock();
+        let mut queue = self.lock();
+        queue.waiters += 1;
         let waited = self.ready.wait_timeout_while(queue, limit, |queue| queue.items.is_empty());
-        let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        queue.waiters -= 1;
         !queue.items.is_empty()
     }
 }
@@ -287,6 +317,16 @@ impl Completion {
     pub fn cancel(mut self) {
         self.target = None;
         self.leftover = None;
+    }
+
+    /// Keep promises that end alike. Those to one inbox share its lock and its wake-up.
+    pub fn finish_all(completions: Vec<Self>, result: &Result<Outcome>) {
+        let targets: Vec<_> = completions.into_iter().filter_map(|mut each| each.target.take()).collect();
+        for run in targets.chunk_by(|(one, _), (next, _)| Arc::ptr_eq(one, next)) {
+            if let Some((inbox, _)) = run.first() {
+                inbox.push_finished(run.iter().map(|(_, token)| *token), result);
+            }
+        }
     }
 
     /// Keep the promise.

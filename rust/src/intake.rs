@@ -72,6 +72,8 @@ pub struct IntakeStats {
     pub attachments_missing: u64,
     /// Attachments fetched.
     pub attachments: u64,
+    /// Attachments for nobody on this server, by their headers, not fetched; also counted as irrelevant.
+    pub attachments_skipped: u64,
     /// Messages dropped because Python did not keep up.
     pub overflowed: u64,
     /// Times that messages were found missing.
@@ -128,11 +130,11 @@ struct Wanted {
 
 #[derive(Default)]
 struct State {
-    lanes: HashMap<String, VecDeque<Slot>>,
+    lanes: foldhash::HashMap<String, VecDeque<Slot>>,
     wanted: VecDeque<Wanted>,
     sequences: Sequences,
     /// When Python was told last that a server, in a namespace, is alive.
-    seen: HashMap<String, HashMap<String, Instant>>,
+    seen: foldhash::HashMap<String, foldhash::HashMap<String, SystemTime>>,
     stats: IntakeStats,
     is_fetching: bool,
 }
@@ -195,8 +197,8 @@ impl Intake {
 }
 
 impl Sink for Intake {
-    fn take(&self, channel: &str, payload: &str, _: i32) {
-        if let Err(error) = self.shared.take(channel, payload) {
+    fn take(&self, channel: &str, payload: &str, _: i32, arrived: SystemTime) {
+        if let Err(error) = self.shared.take(channel, payload, arrived) {
             {
                 let stats = &mut self.shared.lock().stats;
                 match error {
@@ -273,7 +275,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, channel: &str, payload: &str) -> Result<()> {
+    fn take(&self, channel: &str, payload: &str, arrived: SystemTime) -> Result<()> {
         let settings = &self.settings;
         let bad = |reason| Error::Signature { channel: channel.to_owned(), reason };
         let signed = match &settings.signing_key {
@@ -281,7 +283,6 @@ impl Shared {
             None => None,
         };
         let nsp = channel.strip_prefix(&settings.prefix).and_then(|rest| rest.strip_prefix('#')).unwrap_or("/");
-        let arrived = SystemTime::now();
         if self.drop_irrelevant(channel, payload, nsp, arrived) {
             return Ok(());
         }
@@ -316,7 +317,7 @@ impl Shared {
     }
 
     /// Drop a message that is for nobody here, if a glance tells: one pass without a copy, where decoding takes several of
-    /// both. A server with few clients on a busy cluster sees little else.
+    /// both, and nothing is fetched. A server with few clients on a busy cluster sees little else.
     fn drop_irrelevant(&self, channel: &str, payload: &str, channel_nsp: &str, arrived: SystemTime) -> bool {
         let Some(glance) = codec::glance(payload) else { return false };
         let nsp = glance.nsp.unwrap_or(channel_nsp);
@@ -327,9 +328,16 @@ impl Shared {
         if state.lanes.contains_key(channel) {
             return false; // sockets may enter the rooms by a message that still waits there
         }
-        if self.observe(&mut state, channel, Origin { nsp, uid: glance.uid, process: glance.p }, glance.n, arrived) {
+        if self.observe(
+            &mut state,
+            channel,
+            Origin { nsp, uid: glance.uid, process: glance.process },
+            glance.sequence,
+            arrived,
+        ) {
             state.stats.irrelevant += 1;
-            self.pass_sign_of_life(&mut state, nsp, glance.uid);
+            state.stats.attachments_skipped += u64::from(glance.is_attachment);
+            self.pass_sign_of_life(&mut state, nsp, glance.uid, arrived);
         }
         true
     }
@@ -412,7 +420,7 @@ impl Shared {
         }
         if !self.rooms.admit(&message) {
             state.stats.irrelevant += 1;
-            self.pass_sign_of_life(state, &message.nsp, &message.uid);
+            self.pass_sign_of_life(state, &message.nsp, &message.uid, SystemTime::now());
             return;
         }
         let nsp = message.nsp.clone();
@@ -428,16 +436,17 @@ impl Shared {
     }
 
     /// Peers that only ever send what concerns nobody here are alive all the same.
-    fn pass_sign_of_life(&self, state: &mut State, nsp: &str, uid: &str) {
+    fn pass_sign_of_life(&self, state: &mut State, nsp: &str, uid: &str, now: SystemTime) {
         if uid == EMITTER_UID {
             return;
         }
-        let now = Instant::now();
         let last = state.seen.get(nsp).and_then(|uids| uids.get(uid));
-        if last.is_some_and(|at| now.duration_since(*at) < self.settings.seen_interval) {
+        // A clock that was put back says nothing about the silence.
+        let silence = last.and_then(|at| now.duration_since(*at).ok());
+        if silence.is_some_and(|silence| silence < self.settings.seen_interval) {
             return;
         }
-        if state.seen.values().map(HashMap::len).sum::<usize>() >= SEEN_LIMIT {
+        if state.seen.values().map(foldhash::HashMap::len).sum::<usize>() >= SEEN_LIMIT {
             state.seen.clear();
         }
         self.outlet.push(Item::Seen { nsp: nsp.to_owned(), uid: uid.to_owned() });

@@ -182,6 +182,18 @@ impl Body {
         first.into_iter().chain(second)
     }
 
+    /// Which sockets it is for, if it is for sockets and wants no answer: then a server without any of them has nothing to
+    /// do.
+    pub const fn opts_for_sockets(&self) -> Option<&Opts> {
+        match self {
+            Self::Broadcast { opts, request_id: None, .. }
+            | Self::SocketsJoin { opts, .. }
+            | Self::SocketsLeave { opts, .. }
+            | Self::DisconnectSockets { opts, .. } => Some(opts),
+            _ => None,
+        }
+    }
+
     /// The names of rooms, and the request id.
     fn names(&self) -> impl Iterator<Item = &String> {
         let (opts, rooms, request_id) = match self {

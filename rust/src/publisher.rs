@@ -4,12 +4,10 @@
 //! transaction and one round trip; when nothing is in flight a message leaves at once. There is no timer. One
 //! connection makes commit order the call order.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio_postgres::Client;
 
 use crate::attachment::AttachmentTable;
 use crate::backoff::Backoff;
@@ -17,12 +15,13 @@ use crate::buffer::{Buffer, Outgoing};
 use crate::codec::{self, Encoded, Limits, Seal};
 use crate::echo::Echo;
 use crate::error::{Error, Result};
-use crate::inbox::{Completion, Item, Outcome, Outlet};
+use crate::flight::Flight;
+use crate::inbox::{Completion, Outcome, Outlet};
+use crate::outbox::{Contents, Outbox, PublisherStats, Unreported};
 use crate::protocol::{EMITTER_UID, Message, NOTIFY_LIMIT_BYTES, channel_name, check_channel};
 use crate::runtime;
 use crate::session::Session;
 use crate::signature::SigningKey;
-use crate::statement;
 
 /// Letters of an emitter's process id on the wire: 48 bits.
 const PROCESS_LENGTH: usize = 8;
@@ -60,60 +59,6 @@ pub struct PublisherSettings {
     pub signing_key: Option<SigningKey>,
 }
 
-/// Counters since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PublisherStats {
-    /// Messages committed.
-    pub published: u64,
-    /// Messages that failed, in doubt or not.
-    pub failed: u64,
-    /// Of the failed ones, those whose commit may have happened.
-    pub in_doubt: u64,
-    /// Of the failed ones, those dropped because the buffer was full.
-    pub dropped: u64,
-    /// Transactions committed.
-    pub groups: u64,
-    /// Of the published messages, those that travelled as attachments.
-    pub attachments: u64,
-    /// Connections opened after the first one.
-    pub reconnects: u64,
-    /// Messages waiting now.
-    pub waiting_count: usize,
-    /// Bytes waiting now.
-    pub waiting_bytes: usize,
-}
-
-/// Failures of messages that nobody waits for, until a flush asks.
-#[derive(Debug, Default)]
-pub struct Unreported {
-    /// How many.
-    pub failed: u64,
-    /// Of these, in doubt.
-    pub in_doubt: u64,
-    /// Why the first one failed.
-    pub first: Option<Error>,
-}
-
-impl Unreported {
-    fn add(&mut self, error: &Error) {
-        self.failed += 1;
-        self.in_doubt += u64::from(error.is_in_doubt());
-        self.first.get_or_insert_with(|| error.clone());
-    }
-}
-
-struct State {
-    buffer: Buffer,
-    sequences: HashMap<String, u64>,
-    space_waiters: Vec<Completion>,
-    unreported: Unreported,
-    stats: PublisherStats,
-    is_dropping: bool,
-    is_running: bool,
-    is_closed: bool,
-    closing: Option<(Completion, Instant)>,
-}
-
 struct Shared {
     settings: PublisherSettings,
     /// Which of the emitters we are; servers have an id of their own.
@@ -121,8 +66,7 @@ struct Shared {
     session: Session,
     table: Arc<AttachmentTable>,
     echo: Arc<Echo>,
-    outlet: Outlet,
-    state: Mutex<State>,
+    outbox: Outbox,
     changed: Notify,
     closed: Notify,
 }
@@ -141,29 +85,11 @@ impl Publisher {
         echo: Arc<Echo>,
         outlet: Outlet,
     ) -> Result<Self> {
-        let state = State {
-            buffer: Buffer::new(settings.buffer_count, settings.buffer_bytes),
-            sequences: HashMap::new(),
-            space_waiters: Vec::new(),
-            unreported: Unreported::default(),
-            stats: PublisherStats::default(),
-            is_dropping: false,
-            is_running: false,
-            is_closed: false,
-            closing: None,
-        };
+        let buffer = Buffer::new(settings.buffer_count, settings.buffer_bytes);
+        let outbox = Outbox::new(buffer, outlet);
         let process = if settings.uid == EMITTER_UID { Some(new_process_id()?) } else { None };
-        let shared = Shared {
-            settings,
-            process,
-            session,
-            table,
-            echo,
-            outlet,
-            state: Mutex::new(state),
-            changed: Notify::new(),
-            closed: Notify::new(),
-        };
+        let shared =
+            Shared { settings, process, session, table, echo, outbox, changed: Notify::new(), closed: Notify::new() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -188,53 +114,43 @@ impl Publisher {
     /// next one.
     pub fn publish(&self, message: &Message, completion: Option<Completion>) -> Result<bool> {
         let (channel, encoded) = self.encode(message)?;
-        let mut state = self.open_state()?;
-        let had_room = !state.buffer.is_full();
+        let mut contents = self.shared.outbox.open()?;
+        let had_room = !contents.buffer.is_full();
         if !had_room && self.shared.settings.on_full == OnFull::Drop && completion.is_none() {
-            self.drop_message(state, &channel);
+            let news = contents.give_up(&channel);
+            drop(contents);
+            if let Some(error) = news {
+                self.shared.outbox.report(&error);
+            }
             return Ok(true);
         }
-        let completion = self.admit(&state, completion)?;
-        self.append(&mut state, message, channel, encoded, completion)?;
-        self.wake(state)?;
+        let completion = self.admit(&contents, completion)?;
+        self.append(&mut contents, message, channel, encoded, completion)?;
+        self.wake(contents)?;
         Ok(had_room)
     }
 
     /// Append messages so that they share a transaction, as far as there is room; returns how many were appended.
     pub fn publish_many(&self, messages: &[&Message]) -> Result<usize> {
         let encoded = messages.iter().map(|message| self.encode(message)).collect::<Result<Vec<_>>>()?;
-        let mut state = self.open_state()?;
+        let mut contents = self.shared.outbox.open()?;
         let mut count = 0;
         for (message, (channel, encoded)) in messages.iter().zip(encoded) {
-            if state.buffer.is_full() {
+            if contents.buffer.is_full() {
                 break;
             }
-            self.append(&mut state, message, channel, encoded, None)?;
+            self.append(&mut contents, message, channel, encoded, None)?;
             count += 1;
         }
-        self.wake(state)?;
+        self.wake(contents)?;
         Ok(count)
     }
 
-    /// Give a message up for lack of room. It keeps its number, so that receivers notice.
-    fn drop_message(&self, mut state: MutexGuard<'_, State>, channel: &str) {
-        state.next_sequence(channel);
-        let error = state.buffer.full_error();
-        state.stats.failed += 1;
-        state.stats.dropped += 1;
-        state.unreported.add(&error);
-        let is_first = !std::mem::replace(&mut state.is_dropping, true);
-        drop(state);
-        if is_first {
-            self.shared.outlet.push(Item::Failure(error));
-        }
-    }
-
     /// Refuse a message if the buffer is full and nobody is to wait for room; then nothing is reported to `completion`.
-    fn admit(&self, state: &State, completion: Option<Completion>) -> Result<Option<Completion>> {
-        if state.buffer.is_full() && self.shared.settings.on_full != OnFull::Wait {
+    fn admit(&self, contents: &Contents, completion: Option<Completion>) -> Result<Option<Completion>> {
+        if contents.buffer.is_full() && self.shared.settings.on_full != OnFull::Wait {
             forget(completion);
-            return Err(state.buffer.full_error());
+            return Err(contents.buffer.full_error());
         }
         Ok(completion)
     }
@@ -252,47 +168,41 @@ impl Publisher {
                 reason: "PostgreSQL text holds no NUL character".into(),
             });
         }
-        let mut state = self.open_state()?;
-        let completion = self.admit(&state, Some(completion))?;
+        let mut contents = self.shared.outbox.open()?;
+        let completion = self.admit(&contents, Some(completion))?;
         let (channel, wire) = (channel.to_owned(), Encoded::Inline(payload.to_owned()));
-        state.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
-        self.wake(state)
+        contents.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
+        self.wake(contents)
     }
 
     /// Messages that failed, with nobody told of each, since this was asked last.
     pub fn take_unreported(&self) -> Unreported {
-        std::mem::take(&mut self.shared.lock().unreported)
+        std::mem::take(&mut self.shared.outbox.lock().unreported)
     }
 
     /// Keep `completion` until everything appended before is committed or failed.
     pub fn flush(&self, completion: Completion) -> Result<()> {
-        let mut state = self.shared.lock();
-        state.buffer.append_flush(completion);
-        self.wake(state)
+        let mut contents = self.shared.outbox.lock();
+        contents.buffer.append_flush(completion);
+        self.wake(contents)
     }
 
     /// Keep `completion` until there is room in the buffer.
     pub fn when_space(&self, completion: Completion) {
-        let mut state = self.shared.lock();
-        if state.is_closed || !state.buffer.is_full() {
-            drop(state);
-            completion.finish(Ok(Outcome::Done));
-        } else {
-            state.space_waiters.push(completion);
-        }
+        self.shared.outbox.when_space(completion);
     }
 
     /// Accept nothing more, commit what is buffered within `limit`, disconnect.
     pub fn close(&self, limit: Duration, completion: Completion) -> Result<()> {
-        let mut state = self.shared.lock();
-        if state.is_closed {
-            drop(state);
+        let mut contents = self.shared.outbox.lock();
+        if contents.is_closed {
+            drop(contents);
             completion.finish(Ok(Outcome::Done));
             return Ok(());
         }
-        state.is_closed = true;
-        if !state.is_running && state.buffer.is_empty() {
-            drop(state);
+        contents.is_closed = true;
+        if !contents.is_running && contents.buffer.is_empty() {
+            drop(contents);
             let session = self.shared.session.clone();
             runtime::handle()?.spawn(async move {
                 session.close().await;
@@ -300,17 +210,17 @@ impl Publisher {
             });
             return Ok(());
         }
-        state.closing = Some((completion, Instant::now() + limit));
-        self.wake(state)?;
+        contents.closing = Some((completion, Instant::now() + limit));
+        self.wake(contents)?;
         self.shared.closed.notify_one();
         Ok(())
     }
 
     /// Counters and queue depths.
     pub fn stats(&self) -> PublisherStats {
-        let state = self.shared.lock();
-        let (waiting_count, waiting_bytes) = (state.buffer.count(), state.buffer.bytes());
-        PublisherStats { waiting_count, waiting_bytes, reconnects: self.shared.session.reconnects(), ..state.stats }
+        let contents = self.shared.outbox.lock();
+        let (waiting_count, waiting_bytes) = (contents.buffer.count(), contents.buffer.bytes());
+        PublisherStats { waiting_count, waiting_bytes, reconnects: self.shared.session.reconnects(), ..contents.stats }
     }
 
     fn encode(&self, message: &Message) -> Result<(String, Encoded)> {
@@ -321,33 +231,27 @@ impl Publisher {
 
     fn append(
         &self,
-        state: &mut State,
+        contents: &mut Contents,
         message: &Message,
         channel: String,
         encoded: Encoded,
         completion: Option<Completion>,
     ) -> Result<()> {
         let settings = &self.shared.settings;
-        let sequence = state.sequences.get(&channel).map_or(1, |last| last + 1);
+        let sequence = contents.next_sequence(&channel);
         let (process, key) = (self.shared.process.as_deref(), settings.signing_key.as_ref());
         let seal = Seal { sequence, process, key, channel: &channel };
         let wire = codec::finish(encoded, seal, message, &settings.uid, settings.limits)?;
-        state.next_sequence(&channel);
-        state.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: Some(sequence) });
+        contents.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: Some(sequence) });
         Ok(())
     }
 
-    fn open_state(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.shared.lock();
-        if state.is_closed { Err(Error::Closed("publisher")) } else { Ok(state) }
-    }
-
-    fn wake(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
-        if !state.is_running {
+    fn wake(&self, mut contents: MutexGuard<'_, Contents>) -> Result<()> {
+        if !contents.is_running {
             runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
-            state.is_running = true;
+            contents.is_running = true;
         }
-        drop(state);
+        drop(contents);
         self.shared.changed.notify_one();
         Ok(())
     }
@@ -373,98 +277,24 @@ fn forget(completion: Option<Completion>) {
     }
 }
 
-impl State {
-    /// Numbers are used up in call order, and only by messages that could be encoded.
-    fn next_sequence(&mut self, channel: &str) {
-        match self.sequences.get_mut(channel) {
-            Some(last) => *last += 1,
-            None => drop(self.sequences.insert(channel.to_owned(), 1)),
-        }
-    }
-
-    fn append(&mut self, outgoing: Outgoing) {
-        self.is_dropping = false;
-        self.buffer.append(outgoing);
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn put_back(&self, group: Vec<Outgoing>) {
-        self.lock().buffer.put_back(group);
-    }
-
-    /// Report the fate of messages and release their space.
-    fn settle(&self, group: Vec<Outgoing>, result: &Result<()>) {
-        let mut unobserved = false;
-        let mut state = self.lock();
-        for outgoing in group {
-            state.buffer.release(&outgoing);
-            match result {
-                Ok(()) => {
-                    state.stats.published += 1;
-                    state.stats.attachments += u64::from(outgoing.is_attachment());
-                }
-                Err(error) => {
-                    state.stats.failed += 1;
-                    state.stats.in_doubt += u64::from(error.is_in_doubt());
-                }
-            }
-            match (outgoing.completion, result) {
-                (Some(completion), result) => completion.finish(result.clone().map(|()| Outcome::Done)),
-                (None, Ok(())) => {}
-                (None, Err(error)) => {
-                    unobserved = true;
-                    state.unreported.add(error);
-                }
-            }
-        }
-        state.stats.groups += u64::from(result.is_ok());
-        if !state.buffer.is_full() {
-            for waiter in state.space_waiters.drain(..) {
-                waiter.finish(Ok(Outcome::Done));
-            }
-        }
-        drop(state);
-        if let (true, Err(error)) = (unobserved, result) {
-            self.outlet.push(Item::Failure(error.clone()));
-        }
-    }
-
-    /// Fail the messages in front that `is_hit` selects.
-    fn fail_while(&self, error: &Error, is_hit: impl Fn(&Outgoing) -> bool) {
-        let failed = self.lock().buffer.take_while(is_hit);
-        if !failed.is_empty() {
-            self.settle(failed, &Err(error.clone()));
-        }
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        self.lock().closing.as_ref().map(|(_, deadline)| *deadline)
-    }
-}
-
 /// The publisher's task: work until closed, but not past the deadline of [`Publisher::close`].
 async fn run(shared: Arc<Shared>) {
     let overtime = async {
         shared.closed.notified().await;
-        let deadline = shared.deadline().unwrap_or_else(Instant::now);
+        let deadline = shared.outbox.lock().closing.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
         tokio::time::sleep_until(deadline.into()).await;
     };
     tokio::select! {
         () = work(&shared) => {}
         () = overtime => {}
     }
-    shared.fail_while(&Error::Closed("publisher"), |_| true);
-    shared.lock().buffer.take_group(); // answers the flushes that are left
+    shared.outbox.fail_while(&Error::Closed("publisher"), |_| true);
+    shared.outbox.lock().buffer.take_group(); // answers the flushes that are left
     shared.session.close().await;
     let (closing, waiters) = {
-        let mut state = shared.lock();
-        state.is_running = false;
-        (state.closing.take(), std::mem::take(&mut state.space_waiters))
+        let mut contents = shared.outbox.lock();
+        contents.is_running = false;
+        (contents.closing.take(), contents.take_space_waiters())
     };
     for completion in waiters.into_iter().chain(closing.map(|(completion, _)| completion)) {
         completion.finish(Ok(Outcome::Done));
@@ -476,8 +306,8 @@ async fn work(shared: &Shared) {
     let mut backoff = Backoff::default();
     loop {
         let (is_idle, has_messages, is_closed) = {
-            let state = shared.lock();
-            (state.buffer.is_empty(), state.buffer.count() > 0, state.is_closed)
+            let contents = shared.outbox.lock();
+            (contents.buffer.is_empty(), contents.buffer.count() > 0, contents.is_closed)
         };
         if is_idle {
             if is_closed {
@@ -487,7 +317,7 @@ async fn work(shared: &Shared) {
             continue;
         }
         if !has_messages {
-            shared.lock().buffer.take_group(); // only flushes wait
+            shared.outbox.lock().buffer.take_group(); // only flushes wait
             continue;
         }
         let client = match shared.session.client().await {
@@ -497,8 +327,8 @@ async fn work(shared: &Shared) {
                 continue;
             }
         };
-        let group = InFlight::take(shared);
-        match commit(shared, &client, group).await {
+        let group = Flight::take(&shared.outbox, &shared.session, &shared.table, &shared.echo);
+        match group.commit(&client).await {
             Ok(()) => backoff.reset(),
             Err(error) => {
                 shared.session.discard().await;
@@ -512,129 +342,16 @@ async fn work(shared: &Shared) {
 async fn wait_after(shared: &Shared, error: &Error, backoff: &mut Backoff) {
     if !error.is_transient() {
         // Waiting cannot mend a wrong password, database or right: the caller must hear of it now.
-        shared.fail_while(error, |_| true);
-        shared.lock().buffer.answer_flushes();
+        shared.outbox.fail_while(error, |_| true);
+        shared.outbox.lock().buffer.answer_flushes();
         return;
     }
     let age = shared.settings.buffer_age;
-    shared.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
+    shared.outbox.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
     // Nothing is in flight here, so a flush need not wait for what was published after it.
-    shared.lock().buffer.answer_flushes();
+    shared.outbox.lock().buffer.answer_flushes();
     if backoff.attempts() == 0 {
-        shared.outlet.push(Item::Failure(error.clone()));
+        shared.outbox.report(error);
     }
     tokio::time::sleep(backoff.next_delay()).await;
-}
-
-/// A group on its way: a stack of parts still to be sent, the first one last. However this ends, by an error, or by the
-/// deadline of [`Publisher::close`], every message is settled or back in the buffer afterwards.
-struct InFlight<'a> {
-    shared: &'a Shared,
-    parts: Vec<Vec<Outgoing>>,
-    /// Whether the last part may have reached the server.
-    is_sending: bool,
-}
-
-impl<'a> InFlight<'a> {
-    fn take(shared: &'a Shared) -> Self {
-        let group = shared.lock().buffer.take_group();
-        Self { shared, parts: vec![group], is_sending: false }
-    }
-
-    /// Settle the last part.
-    fn settle(&mut self, result: &Result<()>) {
-        self.is_sending = false;
-        if let Some(group) = self.parts.pop() {
-            self.shared.settle(group, result);
-        }
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        if self.is_sending {
-            self.settle(&Err(in_doubt("the publisher was closed while a commit was under way")));
-        }
-        self.shared.put_back(std::mem::take(&mut self.parts).into_iter().rev().flatten().collect());
-    }
-}
-
-/// Commit a group. `Err` means that the connection is of no use any more.
-async fn commit(shared: &Shared, client: &Client, mut flight: InFlight<'_>) -> Result<()> {
-    if flight.parts.iter().flatten().any(Outgoing::is_attachment)
-        && let Err(error) = shared.session.answer("look up the attachment table", shared.table.ensure(client)).await
-    {
-        if error.is_transient() {
-            return Err(error);
-        }
-        let group: Vec<Outgoing> = flight.parts.drain(..).flatten().collect();
-        let (refused, rest) = group.into_iter().partition(Outgoing::is_attachment);
-        shared.settle(refused, &Err(error));
-        flight.parts.push(rest);
-    }
-    let mut has_tidied = false;
-    while let Some(group) = flight.parts.last() {
-        if group.is_empty() {
-            flight.parts.pop();
-            continue;
-        }
-        let began = Instant::now();
-        flight.is_sending = true;
-        let sent_bytes = group.iter().map(Outgoing::size_bytes).sum();
-        let work = statement::commit(client, &shared.table, group);
-        let sent = shared.session.answer_to_commit("commit messages", sent_bytes, work).await;
-        flight.is_sending = sent.as_ref().is_err_and(Error::is_connection_lost);
-        match sent {
-            Ok(()) => {
-                expect_echo(shared, group, began);
-                flight.settle(&Ok(()));
-            }
-            Err(error) if error.is_connection_lost() => {
-                flight.settle(&Err(in_doubt(&reason_of(&error))));
-                return Err(error);
-            }
-            // Nothing was sent. Begin anew: the table is made again where that is allowed, or its absence reported.
-            Err(error) if shared.table.forget_if_gone(&error).await => return Ok(()),
-            Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
-                shared.session.answer("tidy the notification queue", statement::tidy_queue(client)).await?;
-            }
-            // The server refused before committing: nothing was sent, and another attempt may succeed.
-            Err(error) if error.is_transient() => return Err(error),
-            Err(error) if group.len() > 1 && (statement::is_about_one_message(&error) || is_mixed(group)) => {
-                let mut first = flight.parts.pop().unwrap_or_default();
-                let second = first.split_off(first.len() / 2);
-                flight.parts.extend([second, first]);
-            }
-            Err(error) => flight.settle(&Err(error)),
-        }
-    }
-    Ok(())
-}
-
-/// Our own listener will hear of this group, if it is not deaf.
-fn expect_echo(shared: &Shared, group: &[Outgoing], began: Instant) {
-    let mut last: HashMap<&str, u64> = HashMap::new();
-    for (channel, number) in group.iter().filter_map(|each| Some((each.channel.as_str(), each.sequence?))) {
-        last.insert(channel, number);
-    }
-    for (channel, number) in last {
-        shared.echo.committed(channel, number, began, Instant::now());
-    }
-}
-
-/// Whether what is wrong with the attachment table would fail messages that do not need it.
-fn is_mixed(group: &[Outgoing]) -> bool {
-    group.iter().any(Outgoing::is_attachment) && !group.iter().all(Outgoing::is_attachment)
-}
-
-/// What happened, without what was being done: a commit, always.
-fn reason_of(error: &Error) -> String {
-    match error {
-        Error::ConnectionLost { reason, .. } => reason.clone(),
-        other => other.to_string(),
-    }
-}
-
-fn in_doubt(reason: &str) -> Error {
-    Error::ConnectionLost { context: "commit messages".to_owned(), reason: reason.to_owned(), may_be_sent: true }
 }

@@ -3,10 +3,11 @@
 //! Python owns the rooms and mirrors them here: names only, entered when a room gets its first member and left with its
 //! last. When in doubt a room counts as occupied: then Python finds that nobody is meant, as it would without this.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::protocol::{Body, Message, Opts};
+use foldhash::{HashMap, HashSet};
+
+use crate::protocol::{Body, Message};
 
 #[derive(Default)]
 struct Namespace {
@@ -18,11 +19,12 @@ struct Namespace {
 
 impl Namespace {
     /// Whether any of these rooms, all clients if there are none, has members.
-    fn is_meant(&self, rooms: &[impl AsRef<str>]) -> bool {
-        if rooms.is_empty() {
+    fn is_meant<'a>(&self, rooms: impl Iterator<Item = &'a str>) -> bool {
+        let mut rooms = rooms.peekable();
+        if rooms.peek().is_none() {
             return self.has_clients || !self.expected.is_empty();
         }
-        rooms.iter().map(AsRef::as_ref).any(|room| self.rooms.contains(room) || self.expected.contains_key(room))
+        rooms.any(|room| self.rooms.contains(room) || self.expected.contains_key(room))
     }
 }
 
@@ -91,7 +93,7 @@ impl Rooms {
     }
 
     /// Whether a message for sockets in these rooms reaches nobody here, and nobody who is about to enter them.
-    pub fn are_empty(&self, nsp: &str, rooms: &[&str]) -> bool {
+    pub fn are_empty<'a>(&self, nsp: &str, rooms: impl Iterator<Item = &'a str>) -> bool {
         let namespaces = self.lock();
         let Some(namespaces) = namespaces.as_ref() else { return false };
         namespaces.get(nsp).is_none_or(|namespace| !namespace.is_meant(rooms))
@@ -100,18 +102,13 @@ impl Rooms {
     /// Whether a message says anything to this server. One that makes sockets join rooms counts as applied from here on,
     /// because what follows it may be for those rooms; Python says [`Rooms::settled`] once that is so.
     pub fn admit(&self, message: &Message) -> bool {
-        let (opts, joined): (&Opts, &[String]) = match &message.body {
-            Body::Broadcast { opts, request_id: None, .. }
-            | Body::SocketsLeave { opts, .. }
-            | Body::DisconnectSockets { opts, .. } => (opts, &[]),
-            Body::SocketsJoin { opts, rooms } => (opts, rooms),
-            // Heartbeats and whatever wants an answer.
-            _ => return true,
-        };
+        // Heartbeats, and whatever wants an answer, always do.
+        let Some(opts) = message.body.opts_for_sockets() else { return true };
+        let joined: &[String] = if let Body::SocketsJoin { rooms, .. } = &message.body { rooms } else { &[] };
         let mut namespaces = self.lock();
         let Some(namespaces) = namespaces.as_mut() else { return true };
         let Some(namespace) = namespaces.get_mut(&message.nsp) else { return false };
-        let is_for_us = namespace.is_meant(&opts.rooms);
+        let is_for_us = namespace.is_meant(opts.rooms.iter().map(String::as_str));
         if is_for_us {
             for room in joined {
                 match namespace.expected.get_mut(room) {
@@ -127,7 +124,7 @@ impl Rooms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Data;
+    use crate::protocol::{Data, Opts};
 
     fn opts(rooms: &[&str]) -> Opts {
         Opts { rooms: rooms.iter().map(ToString::to_string).collect(), ..Opts::default() }

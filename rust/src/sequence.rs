@@ -3,8 +3,9 @@
 //! A sender numbers what it publishes on a channel 1, 2, 3, … and commits in that order, and PostgreSQL delivers in the
 //! order of the commits. So a number that was skipped belongs to a message that will never come.
 
-use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
+
+use foldhash::HashMap;
 
 /// Most senders of each kind remembered for each channel; of the one heard least recently a loss would go unnoticed.
 const SENDERS: usize = 4096;

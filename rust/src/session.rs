@@ -1,14 +1,14 @@
 //! One lazily opened connection for requests, opened again when it broke.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_postgres::Client;
 
 use crate::connection::Connector;
@@ -58,6 +58,7 @@ pub struct Session {
     /// Longest silence before an answer: a server that is frozen, or a link that is half open, never gives one.
     answer_limit: Duration,
     pulse: Arc<Pulse>,
+    alarm: Arc<SyncMutex<Option<Pin<Box<Sleep>>>>>,
     open: Arc<Mutex<Option<Open>>>,
     closed: Arc<watch::Sender<bool>>,
     connects: Arc<AtomicU64>,
@@ -67,8 +68,8 @@ impl Session {
     /// A session that connects on first use.
     pub fn new(connector: Arc<Connector>, answer_limit: Duration) -> Self {
         let closed = Arc::new(watch::Sender::new(false));
-        let (pulse, open, connects) = (Arc::default(), Arc::default(), Arc::default());
-        Self { connector, answer_limit, pulse, open, closed, connects }
+        let (pulse, alarm, open, connects) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        Self { connector, answer_limit, pulse, alarm, open, closed, connects }
     }
 
     /// The open connection, made now if there is none. One attempt; the caller decides about another.
@@ -136,9 +137,12 @@ impl Session {
         self.pulse.asked();
         let mut work = pin!(work);
         let mut deadline = Instant::now() + limit;
-        loop {
-            if let Ok(result) = timeout_at(deadline, &mut work).await {
-                return result;
+        let mut alarm = self.alarm(deadline);
+        let result = loop {
+            tokio::select! {
+                biased;
+                result = &mut work => break result,
+                () = &mut alarm => {}
             }
             match self.pulse.moved_at().map(|at| at + limit).filter(|later| *later > deadline) {
                 Some(later) => deadline = later,
@@ -150,6 +154,21 @@ impl Session {
                     });
                 }
             }
+            alarm.as_mut().reset(deadline);
+        };
+        *self.alarm.lock().unwrap_or_else(PoisonError::into_inner) = Some(alarm);
+        result
+    }
+
+    /// One that was set before, if nobody else waits by it: to put an alarm off is next to nothing, and to set another
+    /// wakes the thread that would have slept until then, two system calls for each request.
+    fn alarm(&self, deadline: Instant) -> Pin<Box<Sleep>> {
+        match self.alarm.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(mut alarm) => {
+                alarm.as_mut().reset(deadline);
+                alarm
+            }
+            None => Box::pin(sleep_until(deadline)),
         }
     }
 

@@ -31,6 +31,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival
 from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, sessions
 from tests.fixtures.proxy import Direction, Link, Proxy, Shape
+from tests.fixtures.swallowing_proxy import swallowing_proxy
 from tests.fixtures.waiting import eventually
 from tests.fixtures.worker import EVENT, checksum_of
 from tests.fixtures.workload import CHANNEL, PROBE_INTERVAL_S, Receiver, Workload, at_rest
@@ -208,6 +209,37 @@ async def test_a_backlog_on_a_slow_link_is_no_silence(postgres: OwnPostgres, pro
         assert receiver.stream == [Arrival("one", number) for number in range(70)]
         assert sessions(database, LISTENS) == before
     await at_rest(database)
+
+
+async def test_a_server_starts_behind_a_backlog_on_a_slow_link(postgres: OwnPostgres, proxy: Proxy) -> None:
+    """Its own first message comes back several limits later, and that is no deafness."""
+    database = postgres.database
+    timing: dict[str, Any] = {"heartbeat_interval": 2.0, "heartbeat_timeout": 4.0}
+    with Proxy(database) as publishing:
+        server = serving(Database(publishing.dsn), listen_dsn=proxy.dsn, **timing)
+        async with server as one, AsyncEmitter(database.dsn) as io:
+            proxy.shape = Shape(bytes_per_second=2000)  # so that LISTEN takes a moment
+            starting = asyncio.create_task(one.manager.start())
+            await eventually(lambda: proxy.links, "the publisher is there, the listener comes")
+            [link] = publishing.links
+            link.freeze("to_server")  # its first message waits
+            await eventually(lambda: sessions(database, "query ~ '^LISTEN'"), "it listens")
+            proxy.shape = Shape(bytes_per_second=40_000, slice_bytes=1000)
+            await asyncio.gather(*(io.emit("backlog", number, "x" * 7000) for number in range(70)))
+            link.thaw()
+            began = time.monotonic()
+            await starting
+            assert time.monotonic() - began > timing["heartbeat_timeout"], "the backlog was long enough"
+            assert one.errors == []
+
+
+async def test_a_server_that_cannot_hear_does_not_start(database: Database) -> None:
+    """Whatever is in between answers every question and lets no notification through."""
+    async with swallowing_proxy(database) as deaf:
+        timing: dict[str, Any] = {"heartbeat_interval": 0.5, "heartbeat_timeout": 1.0}
+        async with serving(database, listen_dsn=deaf, **timing) as one:
+            with pytest.raises(SelfTestError):
+                await asyncio.wait_for(one.manager.start(), 15)
 
 
 SLOW = Shape(bytes_per_second=300_000, slice_bytes=3000)

@@ -23,6 +23,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.tally import Spoken, Tally
+from tests.fixtures.waiting import eventually
 
 CHANNEL = "socket.io#/"
 # Nothing but what the tests do writes WAL or takes transaction ids.
@@ -156,6 +157,38 @@ async def test_an_attachment_is_fetched_in_one_round_trip(quiet: Database, tally
         await io.emit("large", b"x" * 50_000)
         await reader.wait_for(2)
         assert tally.now - spoken == Spoken(round_trips=1, statements=1)
+
+
+async def test_an_attachment_for_nobody_here_is_not_fetched(quiet: Database, tally: Tally) -> None:
+    async with BusReader(quiet, dsn=tally.dsn, heartbeat_timeout=3600.0) as reader, AsyncEmitter(quiet.dsn) as io:
+        core = reader.bus.core
+        core.mirror_rooms()
+        core.enter_room("/", None)
+        core.enter_room("/", "here")
+        await io.emit("first", b"binary")
+        await reader.wait_for(1)
+        spoken = tally.now
+        await io.to("elsewhere").emit("large", b"x" * 50_000)
+        await io.in_("elsewhere").sockets_join(["x" * 9000])
+        await io.to("here").emit("small")
+        await reader.wait_for(2)
+        assert tally.now - spoken == Spoken(round_trips=0, statements=0)
+        stats = reader.stats
+        assert (stats["attachments_skipped"], stats["irrelevant"], stats["gaps"]) == (2, 2, 0)
+        await io.to(["elsewhere", "here"]).emit("large", b"x" * 50_000)
+        await reader.wait_for(3)
+        assert tally.now - spoken == Spoken(round_trips=1, statements=1)
+        # Names too long for the header, and a header of another package, that names none.
+        await io.to(["x" * 5000]).emit("large", b"x" * 50_000)
+        with quiet.connect() as connection:
+            connection.execute(
+                "SELECT pg_notify(%s, format('{\"uid\":\"emitter\",\"type\":3,\"attachmentId\":\"%%s\"}', max(id)))"
+                " FROM socket_io_attachments",
+                (CHANNEL,),
+            )
+        await eventually(lambda: reader.stats["attachments"] == 4, "both are read")
+        assert tally.now - spoken == Spoken(round_trips=3, statements=3)
+        assert (reader.stats["irrelevant"], reader.stats["attachments_skipped"]) == (4, 2)
 
 
 # ------------------------------------------------------------------------------------------------ encodings

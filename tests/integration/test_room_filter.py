@@ -113,6 +113,24 @@ async def test_a_join_behind_an_attachment_and_what_follows_it(database: Databas
         await client.disconnect()
 
 
+async def test_an_attachment_reaches_whom_it_is_for(database: Database) -> None:
+    """Its header names the rooms; who is left out of them is for the message itself to say."""
+    async with serving(database, **QUIET) as one, AsyncEmitter(database.dsn) as io:
+        await one.manager.start()
+        red = await PythonClient.connect(one.url, auth={"rooms": ["red"]})
+        both = await PythonClient.connect(one.url, auth={"rooms": ["red", "blue"]})
+        await io.to("green").emit("event", b"nobody")
+        await io.to("red").except_("blue").emit("event", b"red")
+        await io.to(["green", "blue"]).emit("event", b"blue")
+        await io.emit("event", b"all")
+        assert await red.wait_for("event", 2) == [(b"red",), (b"all",)]
+        assert await both.wait_for("event", 2) == [(b"blue",), (b"all",)]
+        stats = one.manager.stats()
+        assert (stats["attachments"], stats["attachments_skipped"]) == (3, 1)
+        await red.disconnect()
+        await both.disconnect()
+
+
 async def test_clients_that_were_there_before_the_cluster(database: Database) -> None:
     """The first client is let in before LISTEN is active when PostgreSQL is late; its rooms are mirrored then."""
     async with serving(database, **QUIET) as one, AsyncEmitter(database.dsn) as io:

@@ -178,6 +178,19 @@ async def test_payloads_around_the_limit(mixed: Mixed, kind: SenderKind, letter:
                     assert (await mixed.client(side, role).wait_for("size", count))[-1] == (text,)
 
 
+@pytest.mark.parametrize("kind", [OUR_SERVER, OUR_ASYNC_EMITTER], ids=lambda kind: kind.name)
+async def test_headers_that_name_rooms(mixed: Mixed, kind: SenderKind) -> None:
+    """Node.js takes no notice of them, and reads the row as ever."""
+    sender = await mixed.sender(kind)
+    async with spying(mixed.database) as spy:
+        await sender.send(Broadcast("upload", (b"binary",), to=("red",)), Broadcast("upload", (b"to all",)))
+        red, everybody = await spy.wait_for_broadcast("upload", 2)
+    assert (red.header["rooms"], everybody.header["rooms"]) == (["red"], [])
+    for side in kind.sides:
+        assert await mixed.client(side, "blue").wait_for("upload") == [(b"to all",)]
+        assert sorted(await mixed.client(side, "red").wait_for("upload", 2)) == [(b"binary",), (b"to all",)]
+
+
 @SENDER
 async def test_a_burst_of_equal_events_arrives_whole(mixed: Mixed, kind: SenderKind) -> None:
     """PostgreSQL drops equal notifications within a transaction, so whoever groups must tell them apart."""

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
 use super::fields::{Fields, Slice};
-use super::{ORIGIN_LIMIT_BYTES, Received, Stamp, undecodable};
+use super::{HINT_KEY, HINT_LIMIT_BYTES, Received, Stamp, undecodable};
 use crate::error::Result;
 use crate::protocol::{Body, Data, Flags, MAX_DEPTH, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
 
@@ -78,10 +78,19 @@ pub fn write(message: &Message, uid: &str) -> String {
 
 /// The header that announces an attachment, without the attachment id and the closing brace.
 ///
-/// Node's own header lacks `nsp` and `source`; with them a Node server recognises and a cluster worker accepts it.
+/// Node's own header lacks `nsp` and `source`; with them a Node server recognises and a cluster worker accepts it. The rooms
+/// are ours, for whatever [`super::glance`] may answer.
 pub fn write_header(message: &Message, uid: &str) -> String {
     let mut out = String::with_capacity(128);
     push_envelope(&mut out, message, uid);
+    if let Some(opts) = message.body.opts_for_sockets() {
+        let length = out.len();
+        let _ = write!(out, ",\"{HINT_KEY}\":");
+        push_strings(&mut out, &opts.rooms);
+        if out.len() - length > HINT_LIMIT_BYTES {
+            out.truncate(length);
+        }
+    }
     out
 }
 
@@ -186,7 +195,7 @@ impl Envelope<'_> {
 }
 
 /// Longest name of an emitter's process that is remembered.
-const PROCESS_LIMIT_BYTES: usize = 32;
+pub(super) const PROCESS_LIMIT_BYTES: usize = 32;
 
 #[derive(Deserialize)]
 struct RawData<'a> {
@@ -277,61 +286,6 @@ pub fn read(payload: &str, channel_nsp: &str) -> Result<(Received, Stamp)> {
     let body = fields.into_body(kind, size)?;
     let nsp = nsp.or(inner_nsp).unwrap_or_else(|| channel_nsp.to_owned());
     Ok((Received::Message(Message { uid, nsp, body, is_from_go }), stamp))
-}
-
-/// As much of a message as says whom it is for, read in one pass and without a copy.
-#[derive(Debug, Deserialize)]
-pub struct Glance<'a> {
-    #[serde(rename = "type")]
-    kind: u64,
-    /// Server id of the sender.
-    pub uid: &'a str,
-    /// Namespace, if it is named.
-    #[serde(default)]
-    pub nsp: Option<&'a str>,
-    /// The [`Stamp`]'s number.
-    #[serde(default)]
-    pub n: Option<u64>,
-    /// The [`Stamp`]'s process.
-    #[serde(default)]
-    pub p: Option<&'a str>,
-    #[serde(borrow)]
-    data: GlanceData<'a>,
-    #[serde(rename = "attachmentId", default)]
-    attachment_id: Option<de::IgnoredAny>,
-}
-
-#[derive(Debug, Deserialize)]
-struct GlanceData<'a> {
-    #[serde(borrow)]
-    opts: GlanceOpts<'a>,
-    #[serde(rename = "requestId", default)]
-    request_id: Option<de::IgnoredAny>,
-}
-
-#[derive(Debug, Deserialize)]
-struct GlanceOpts<'a> {
-    #[serde(borrow)]
-    rooms: Vec<&'a str>,
-}
-
-impl Glance<'_> {
-    /// Names of the rooms that the message is for.
-    pub fn rooms(&self) -> &[&str] {
-        &self.data.opts.rooms
-    }
-}
-
-/// Look at a message that is for sockets and wants no answer. `None` for any other, and whenever a closer look is needed;
-/// then [`read`] tells.
-pub fn glance(payload: &str) -> Option<Glance<'_>> {
-    let glance: Glance<'_> = payload.starts_with('{').then(|| serde_json::from_str(payload).ok()).flatten()?;
-    let is_for_sockets = matches!(glance.kind, 3..=6); // broadcast, join, leave, disconnect
-    let is_plain = is_for_sockets && glance.attachment_id.is_none() && glance.data.request_id.is_none();
-    let is_short = glance.uid.len() <= ORIGIN_LIMIT_BYTES
-        && glance.nsp.is_none_or(|nsp| nsp.len() <= ORIGIN_LIMIT_BYTES)
-        && glance.p.is_none_or(|process| process.len() <= PROCESS_LIMIT_BYTES);
-    (is_plain && is_short).then_some(glance)
 }
 
 /// Parse one object; serde alone would also take an array, its items being the fields in order.

@@ -5,6 +5,7 @@
 //! sends): see `json` and `msgpack` for the two formats, `fields` for the meaning they share.
 
 mod fields;
+mod glance;
 pub mod json;
 pub mod msgpack;
 
@@ -13,7 +14,7 @@ use crate::protocol::{Data, Message, NOTIFY_LIMIT_BYTES};
 use crate::signature::SigningKey;
 
 pub use fields::{Fields, Slice};
-pub use json::{Glance, glance};
+pub use glance::{Glance, glance};
 
 /// A message ready for the publisher, still without its sequence number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +104,11 @@ impl Limits {
 const SEQUENCE_KEY: &str = ",\"n\":";
 /// The key that carries the emitter's process; peers ignore it.
 const PROCESS_KEY: &str = ",\"p\":\"";
+
+/// The key of a header that says for which rooms the attachment is: who has nobody there need not fetch it. Peers ignore it.
+const HINT_KEY: &str = "rooms";
+/// Longest hint, so that the header stays far below what a notification may hold.
+const HINT_LIMIT_BYTES: usize = 4000;
 
 /// Longest server id and namespace that are read. Known servers have ids of 32 letters, and channels carry less.
 const ORIGIN_LIMIT_BYTES: usize = 255;

@@ -294,7 +294,10 @@ fn the_header_of_an_attachment_routes_it() {
         panic!()
     };
     let payload = header + "42\"}"; // the rest is put there by PostgreSQL, which knows the id
-    assert_eq!(payload, r#"{"type":3,"uid":"a1","nsp":"/x\"","source":"_sio_adapter","n":7,"attachmentId":"42"}"#);
+    assert_eq!(
+        payload,
+        r#"{"type":3,"uid":"a1","nsp":"/x\"","source":"_sio_adapter","rooms":[],"n":7,"attachmentId":"42"}"#
+    );
     let received = Received::Attachment { uid: "a1".into(), nsp: "/x\"".into(), id: 42 };
     assert_eq!(decode_notification(&payload, "/channel").unwrap(), received);
 }
@@ -514,6 +517,180 @@ fn peers_are_read_leniently() {
         assert_eq!(plain(&read_json(text).unwrap()), plain(&expected), "{text}");
         let packed = decode_attachment(&pack(text), "", "/channel").unwrap();
         assert_eq!(plain(&packed), plain(&expected), "as MessagePack: {text}");
+    }
+}
+
+/// Whether a glance tells whom a message is for. If it does, the decoder must read the same.
+fn glances(text: &str) -> bool {
+    let Some(glance) = glance(text) else { return false };
+    let (received, stamp) = decode_stamped(text, "/channel").expect("a glance took it");
+    let (Received::Message(Message { uid, nsp, .. }) | Received::Attachment { uid, nsp, .. }) = &received;
+    assert_eq!((uid.as_str(), nsp.as_str()), (glance.uid, glance.nsp.unwrap_or("/channel")), "{text}");
+    assert_eq!((stamp.sequence, stamp.process.as_deref()), (glance.sequence, glance.process), "{text}");
+    assert_eq!(matches!(received, Received::Attachment { .. }), glance.is_attachment, "{text}");
+    if let Received::Message(message) = received {
+        let opts = message.body.opts_for_sockets().expect("a closer look is needed");
+        assert_eq!(opts.rooms, glance.rooms().collect::<Vec<_>>(), "{text}");
+    }
+    true
+}
+
+#[test]
+fn a_glance_suffices_for_what_is_for_sockets() {
+    for (body, text, _) in canonical() {
+        let is_for_sockets = (3..=6).contains(&body.message_type().number()) && !text.contains("requestId");
+        assert_eq!(glances(text), is_for_sockets && !text.contains('\\'), "{text}");
+    }
+    // Node's order of keys, Go's, white space, and whatever a packet may hold.
+    for text in [
+        r#"{"type":3,"data":{"packet":{"type":2,"data":["e"],"nsp":"/"},"opts":{"rooms":["a"],"except":[],"flags":{}}},"uid":"x","nsp":"/"}"#,
+        r#"{"uid":"x","nsp":"/","type":3,"data":{"opts":{"rooms":["a","é"],"flags":{"volatile":false,"local":true}},"packet":{"nsp":"","data":["e"]}}}"#,
+        "{ \"type\" : 4 ,\t\"uid\":\"x\",\n\"data\":{\"opts\":{\"rooms\":[ \"a\" , \"b\" ]},\"rooms\":[ ]}\r} ",
+        r#"{"type":3,"uid":"x","data":{"opts":{"rooms":[]},"packet":{"data":["e",-0.5e+7,0,[[],{}],{"a":{"b":[null,true,false]}},"\"\\\u00e9\n"]}},"n":7,"p":"q"}"#,
+        r#"{"type":6,"uid":"x","n":"7","p":7,"data":{"opts":{"rooms":["a"]},"close":true},"h":"abc","later":{"x":[1]}}"#,
+    ] {
+        assert!(glances(text), "{text}");
+    }
+}
+
+#[test]
+fn a_glance_knows_what_we_write() {
+    let sealed = |opts: Opts, seal| {
+        let message = from("", "/chat", Body::Broadcast { opts, packet: json("[\"e\",1]"), request_id: None });
+        match finish(encode(&message, "a1", LIMITS).unwrap(), seal, &message, "a1", LIMITS).unwrap() {
+            Encoded::Inline(text) => text,
+            Encoded::Attachment { .. } => panic!("it fits"),
+        }
+    };
+    let key = SigningKey::new(b"secret").unwrap();
+    let to = |rooms: &[&str]| Opts { rooms: rooms.iter().map(ToString::to_string).collect(), ..Opts::default() };
+    for rooms in [&[][..], &["a"], &["a", "b c"]] {
+        for seal in [seal(7), Seal { process: Some("q1"), ..seal(7) }, Seal { key: Some(&key), ..seal(7) }] {
+            let text = sealed(to(rooms), seal);
+            assert!(glance::as_written(&text).is_some() && glances(&text), "{text}");
+        }
+    }
+    let text = sealed(Opts { except: vec!["b".into()], ..to(&["a"]) }, seal(7));
+    assert!(glance::as_written(&text).is_none() && glances(&text), "{text}");
+}
+
+#[test]
+fn the_header_of_an_attachment_says_whom_it_is_for() {
+    let header = |body: Body| {
+        let message = from("", "/", body);
+        let encoded = Encoded::Attachment { header: json::write_header(&message, "a1"), body: vec![] };
+        match finish(encoded, seal(7), &message, "a1", LIMITS).unwrap() {
+            Encoded::Attachment { header, .. } => header + "42\"}",
+            Encoded::Inline(text) => panic!("{text}"),
+        }
+    };
+    let to = |rooms: Vec<String>| Opts { rooms, ..Opts::default() };
+    let join = |rooms| Body::SocketsJoin { opts: to(rooms), rooms: vec!["elsewhere".into()] };
+    let text = header(join(vec!["a".into(), "é".into()]));
+    assert!(glances(&text), "{text}");
+    assert_eq!(glance(&text).unwrap().rooms().collect::<Vec<_>>(), ["a", "é"]);
+    assert!(glances(&header(join(vec![]))), "for everybody");
+    // One by one too many, or too long.
+    assert!(glances(&header(join(vec!["x".repeat(HINT_LIMIT_BYTES - 14)]))));
+    let text = header(join(vec!["x".repeat(HINT_LIMIT_BYTES)]));
+    assert!(!glances(&text) && text.len() < 200, "{text}");
+    // What wants an answer concerns everybody.
+    let fetch = Body::FetchSockets { opts: to(vec!["a".into()]), request_id: "q".into() };
+    assert!(!header(fetch).contains("rooms"));
+    // Others write none, and other things may have that name.
+    for hint in ["", r#","rooms":null"#, r#","rooms":["a",1]"#, r#","rooms":["\u0061"]"#, r#","rooms":["a"],"data":{}"#]
+    {
+        let text = format!(r#"{{"type":3,"uid":"x"{hint},"attachmentId":"7"}}"#);
+        assert!(glance(&text).is_none(), "{text}");
+        assert!(decode_notification(&text, "/").is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_json_is_never_taken_by_a_glance() {
+    let frame = |value: &str| {
+        format!(r#"{{"type":3,"uid":"x","data":{{"opts":{{"rooms":["a"]}},"packet":{{"data":["e",{value}]}}}}}}"#)
+    };
+    assert!(glances(&frame("1")));
+    let control = "\"\u{1}\"";
+    for bad in [
+        "",
+        "01",
+        "-",
+        "1.",
+        ".5",
+        "1e",
+        "1e+",
+        "+1",
+        "tru",
+        "nulll",
+        "NaN",
+        "[",
+        "[1,]",
+        "[,1]",
+        "{",
+        "{1:2}",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{\"a\":1,}",
+        "[1}",
+        "{\"a\":1]",
+        "\"",
+        "\"\\x\"",
+        "\"\\u12g4\"",
+        "\"\\u123",
+        "1 2",
+        "'a'",
+        control,
+    ] {
+        let text = frame(bad);
+        assert!(glance(&text).is_none(), "{text}");
+        assert!(decode_notification(&text, "/").is_err(), "{text}");
+    }
+    for text in [frame("1") + "x", frame("1") + "{}", frame("1")[1..].to_owned(), format!("\u{a0}{}", frame("1"))] {
+        assert!(glance(&text).is_none(), "{text}");
+    }
+    let whole = frame("[1,{\"a\":\"b\"}]");
+    for end in 0..whole.len() {
+        assert!(glance(&whole[..end]).is_none(), "{}", &whole[..end]);
+    }
+}
+
+#[test]
+fn a_glance_gives_way_to_a_closer_look() {
+    let frame = |rest: &str| {
+        format!(r#"{{"type":3,"uid":"x",{rest}"data":{{"opts":{{"rooms":["a"]}},"packet":{{"data":[]}}}}}}"#)
+    };
+    assert!(glances(&frame("")));
+    let long = "x".repeat(ORIGIN_LIMIT_BYTES + 1);
+    for rest in [
+        r#""type":3,"#, // twice
+        r#""data":{},"#,
+        r#""uid":"x","#,
+        r#""attachmentId":"1","#,
+        r#""nsp":"\u002f","#,
+        r#""\u006esp":"/x","#,
+        r#""nsp":null,"#,
+        &format!(r#""nsp":"{long}","#),
+    ] {
+        assert!(glance(&frame(rest)).is_none(), "{rest}");
+    }
+    let data = |data: &str| format!(r#"{{"type":3,"uid":"x","data":{data}}}"#);
+    for rest in [
+        r#"{"packet":{"data":[]}}"#,
+        r#"{"opts":{},"packet":{"data":[]}}"#,
+        r#"{"opts":{"rooms":null},"packet":{"data":[]}}"#,
+        r#"{"opts":{"rooms":[1]},"packet":{"data":[]}}"#,
+        r#"{"opts":{"rooms":["\u0061"]},"packet":{"data":[]}}"#,
+        r#"{"opts":{"rooms":[],"rooms":[]},"packet":{"data":[]}}"#,
+        r#"{"opts":{"rooms":[]},"packet":{"data":[]},"requestId":"q"}"#,
+        r#"{"opts":{"rooms":[],"flags":{"volatile":1}},"packet":{"data":[]}}"#,
+        r#"{"opts":{"rooms":[]},"packet":{"data":{}}}"#,
+        r#"{"opts":{"rooms":[]},"packet":[]}"#,
+        r#"{"opts":{"rooms":[]}}"#,
+        &format!(r#"{{"opts":{{"rooms":[]}},"packet":{{"data":{}1{}}}}}"#, "[".repeat(64), "]".repeat(64)),
+    ] {
+        assert!(glance(&data(rest)).is_none(), "{rest}");
     }
 }
 
@@ -842,6 +1019,7 @@ proptest! {
         prop_assert!(MessageType::from_number(u64::from(body.message_type().number())).is_some());
         let message = from(&uid, &nsp, body);
         prop_assert_eq!(&read_json(&(json::write(&message, &uid) + "}")).unwrap(), &message);
+        glances(&(json::write(&message, &uid) + "}"));
         let packed = msgpack::write(&message, &uid).unwrap();
         prop_assert_eq!(plain(&decode_attachment(&packed, "", "").unwrap()), plain(&message));
         // and each message the publisher would send, with its number
@@ -885,6 +1063,63 @@ proptest! {
         let mut bytes = text.as_bytes().to_vec();
         let place = at.index(bytes.len());
         bytes[place] = byte;
-        let _ = decode_notification(&String::from_utf8_lossy(&bytes), "/");
+        let text = String::from_utf8_lossy(&bytes);
+        glances(&text);
+        let _ = decode_notification(&text, "/");
+    }
+
+    #[test]
+    fn a_glance_at_a_patchwork_of_messages_is_right(
+        pieces in prop::collection::vec((0..canonical().len(), any::<[prop::sample::Index; 2]>()), 1..4),
+        tokens in prop::collection::vec(prop::sample::select(TOKENS), 0..4), at in any::<prop::sample::Index>(),
+    ) {
+        // Pieces of messages, cut between any two characters, and JSON's tokens somewhere in between.
+        let mut text = String::new();
+        for (case, cuts) in pieces {
+            let (_, whole, _) = canonical().swap_remove(case);
+            let chars: Vec<char> = whole.chars().collect();
+            let [one, two] = cuts.map(|cut| cut.index(chars.len() + 1));
+            text.extend(&chars[..one.min(two)]);
+            text.extend(&chars[one.max(two)..]);
+        }
+        let places: Vec<usize> = text.char_indices().map(|(place, _)| place).chain([text.len()]).collect();
+        text.insert_str(places[at.index(places.len())], &tokens.concat());
+        glances(&text);
     }
 }
+
+const TOKENS: &[&str] = &[
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    "\"",
+    "\\",
+    "\\u00e9",
+    "\\ud800",
+    "\u{1}",
+    " ",
+    "null",
+    "true",
+    "0",
+    "-1",
+    "1e9",
+    "3",
+    "4",
+    "\"type\":",
+    "\"uid\":\"x\"",
+    "\"nsp\":\"/y\"",
+    "\"n\":12",
+    "\"p\":\"q\"",
+    "\"rooms\":[\"a\"]",
+    "\"opts\":{",
+    "\"packet\":{",
+    "\"data\":[",
+    "\"requestId\":\"q\"",
+    "\"attachmentId\":\"1\"",
+    "\"close\":true",
+    "\"except\":[]",
+    "é",
+];

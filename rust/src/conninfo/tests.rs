@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 

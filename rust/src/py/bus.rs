@@ -70,7 +70,6 @@ pub struct PyBus {
     rooms: Arc<Rooms>,
     outlet: Outlet,
     buffer_age: Duration,
-    probe_interval: Duration,
 }
 
 /// Ask the user's callable for a password, on a thread of its own; a coroutine is run there to its end.
@@ -241,7 +240,6 @@ impl PyBus {
             rooms,
             outlet,
             buffer_age,
-            probe_interval,
         })
     }
 
@@ -310,7 +308,7 @@ impl PyBus {
 
     fn self_test(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
-        Ok(self.listener.self_test(2 * self.probe_interval, inbox.completion(token))?)
+        Ok(self.listener.self_test(inbox.completion(token))?)
     }
 
     fn mirror_rooms(&self) {
@@ -439,6 +437,7 @@ impl PyBus {
         out.set_item("undecodable", intake.undecodable)?;
         out.set_item("bad_signatures", intake.bad_signatures)?;
         out.set_item("attachments", intake.attachments)?;
+        out.set_item("attachments_skipped", intake.attachments_skipped)?;
         out.set_item("attachments_missing", intake.attachments_missing)?;
         out.set_item("overflowed", intake.overflowed)?;
         out.set_item("gaps", intake.gaps)?;

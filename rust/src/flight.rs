@@ -1,0 +1,137 @@
+//! A group of messages on its way into PostgreSQL, until each of them is committed, refused, or back in the buffer.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use tokio_postgres::Client;
+
+use crate::attachment::AttachmentTable;
+use crate::buffer::Outgoing;
+use crate::echo::Echo;
+use crate::error::{Error, Result};
+use crate::outbox::Outbox;
+use crate::session::Session;
+use crate::statement;
+
+/// A stack of parts still to be sent, the first one last. However this ends, by an error, or by the deadline of
+/// [`Publisher::close`](crate::publisher::Publisher::close), every message is settled or back in the buffer afterwards.
+pub struct Flight<'a> {
+    outbox: &'a Outbox,
+    session: &'a Session,
+    table: &'a AttachmentTable,
+    echo: &'a Echo,
+    parts: Vec<Vec<Outgoing>>,
+    /// Whether the last part may have reached the server.
+    is_sending: bool,
+}
+
+impl<'a> Flight<'a> {
+    /// Take the next group out of the buffer. The session is the one it will be sent through.
+    pub fn take(outbox: &'a Outbox, session: &'a Session, table: &'a AttachmentTable, echo: &'a Echo) -> Self {
+        let group = outbox.lock().buffer.take_group();
+        Self { outbox, session, table, echo, parts: vec![group], is_sending: false }
+    }
+
+    /// Commit it. `Err` means that the connection is of no use any more.
+    pub async fn commit(mut self, client: &Client) -> Result<()> {
+        self.prepare(client).await?;
+        let mut has_tidied = false;
+        while let Some(group) = self.parts.last() {
+            if group.is_empty() {
+                self.parts.pop();
+                continue;
+            }
+            let began = Instant::now();
+            self.is_sending = true;
+            let sent_bytes = group.iter().map(Outgoing::size_bytes).sum();
+            let work = statement::commit(client, self.table, group);
+            let sent = self.session.answer_to_commit("commit messages", sent_bytes, work).await;
+            self.is_sending = sent.as_ref().is_err_and(Error::is_connection_lost);
+            match sent {
+                Ok(()) => {
+                    expect_echo(self.echo, group, began);
+                    self.settle(&Ok(()));
+                }
+                Err(error) if error.is_connection_lost() => {
+                    self.settle(&Err(in_doubt(&reason_of(&error))));
+                    return Err(error);
+                }
+                // Nothing was sent. Begin anew: the table is made again where that is allowed, or its absence reported.
+                Err(error) if self.table.forget_if_gone(&error).await => return Ok(()),
+                Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
+                    self.session.answer("tidy the notification queue", statement::tidy_queue(client)).await?;
+                }
+                // The server refused before committing: nothing was sent, and another attempt may succeed.
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) if group.len() > 1 && (statement::is_about_one_message(&error) || is_mixed(group)) => {
+                    let mut first = self.parts.pop().unwrap_or_default();
+                    let second = first.split_off(first.len() / 2);
+                    self.parts.extend([second, first]);
+                }
+                Err(error) => self.settle(&Err(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Look for the attachment table if a message needs it. Without it those messages fail, and the others go.
+    async fn prepare(&mut self, client: &Client) -> Result<()> {
+        if self.parts.iter().flatten().any(Outgoing::is_attachment)
+            && let Err(error) = self.session.answer("look up the attachment table", self.table.ensure(client)).await
+        {
+            if error.is_transient() {
+                return Err(error);
+            }
+            let group: Vec<Outgoing> = self.parts.drain(..).flatten().collect();
+            let (refused, rest) = group.into_iter().partition(Outgoing::is_attachment);
+            self.outbox.settle(refused, &Err(error));
+            self.parts.push(rest);
+        }
+        Ok(())
+    }
+
+    /// Settle the last part.
+    fn settle(&mut self, result: &Result<()>) {
+        self.is_sending = false;
+        if let Some(group) = self.parts.pop() {
+            self.outbox.settle(group, result);
+        }
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if self.is_sending {
+            self.settle(&Err(in_doubt("the publisher was closed while a commit was under way")));
+        }
+        self.outbox.put_back(std::mem::take(&mut self.parts).into_iter().rev().flatten().collect());
+    }
+}
+
+/// Our own listener will hear of this group, if it is not deaf.
+fn expect_echo(echo: &Echo, group: &[Outgoing], began: Instant) {
+    let mut last: HashMap<&str, u64> = HashMap::new();
+    for (channel, number) in group.iter().filter_map(|each| Some((each.channel.as_str(), each.sequence?))) {
+        last.insert(channel, number);
+    }
+    for (channel, number) in last {
+        echo.committed(channel, number, began, Instant::now());
+    }
+}
+
+/// Whether what is wrong with the attachment table would fail messages that do not need it.
+fn is_mixed(group: &[Outgoing]) -> bool {
+    group.iter().any(Outgoing::is_attachment) && !group.iter().all(Outgoing::is_attachment)
+}
+
+/// What happened, without what was being done: a commit, always.
+fn reason_of(error: &Error) -> String {
+    match error {
+        Error::ConnectionLost { reason, .. } => reason.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn in_doubt(reason: &str) -> Error {
+    Error::ConnectionLost { context: "commit messages".to_owned(), reason: reason.to_owned(), may_be_sent: true }
+}
