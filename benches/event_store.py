@@ -480,7 +480,13 @@ def measure(scale: Scale, names: list[str]) -> Section:
         for name in names:
             sys.stderr.write(f"{name}\n")
             tables += JOBS[name](stage)
-        settings = {"PostgreSQL": stage.version, "repetitions": str(scale.repetitions), **SETTINGS}
+        locale = str(stage.database().value("SELECT datcollate FROM pg_database WHERE datname = current_database()"))
+        settings = {
+            "PostgreSQL": stage.version,
+            "locale": locale,
+            "repetitions": str(scale.repetitions),
+            **SETTINGS,
+        }
     return Section(
         name="event_store",
         title="Event store",

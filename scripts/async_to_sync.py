@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "python" / "socketio_postgres"
 TWINS = {
     "async_server_operator.py": "server_operator.py",
     "async_manager.py": "manager.py",
+    "async_wait_until.py": "wait_until.py",
     "async_subscription.py": "subscription.py",
     "async_durable_subscription.py": "durable_subscription.py",
     "async_competing_subscription.py": "competing_subscription.py",

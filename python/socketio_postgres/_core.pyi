@@ -136,6 +136,13 @@ class Message:
     def packet_json(self) -> str | None:
         """JSON text of the packet of a broadcast, as it came or will go; None when it holds binary."""
 
+    @property
+    def plain_event(self) -> tuple[tuple[str, tuple[str, ...]], str, str] | None:
+        """What passing a broadcast on takes, if it holds JSON, leaves nobody out and wants no answer; else None.
+
+        Namespace and rooms, the sender, and the packet as it goes to clients: `2["event"]` or `2/nsp,["event"]`.
+        """
+
     def packet(self, loads: Callable[[str], Any] | None = None) -> Any:
         """The decoded packet, None when there is none.
 

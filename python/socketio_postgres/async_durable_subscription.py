@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from typing_extensions import Self
 
-from socketio_postgres.async_store_calls import EventHandler, call_event_handler, sleep
+from socketio_postgres.async_store_calls import EventHandler, call, sleep
 from socketio_postgres.async_subscription import AsyncSubscription
 from socketio_postgres.async_user_connection import run_on
 from socketio_postgres.event import StoredEvent
@@ -349,7 +349,7 @@ class AsyncDurableSubscription:
         while True:
             attempts += 1
             try:
-                await call_event_handler(handler, event)
+                await call(handler, event)
             except SubscriptionFencedError:
                 raise
             except Exception as error:
@@ -423,7 +423,7 @@ class AsyncDurableSubscription:
                 continue
             try:
                 if event is not None:
-                    await call_event_handler(handler, event)
+                    await call(handler, event)
             except Exception as error:  # noqa: BLE001 - the user's; it stays where it is
                 held.add(parked.aggregate_id)
                 self._report(error, f"{self.name}: parked event {parked.version} failed again")

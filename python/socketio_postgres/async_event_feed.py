@@ -14,11 +14,11 @@ from socketio_postgres.async_competing_subscription import AsyncCompetingSubscri
 from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.async_event_log import AsyncEventLog
 from socketio_postgres.async_store_calls import (
-    call_on_stall,
+    call,
     run_operation,
-    wait_until,
 )
 from socketio_postgres.async_subscription import PATIENCE, AsyncSubscription
+from socketio_postgres.async_wait_until import wait_until
 from socketio_postgres.blocker import Stall
 from socketio_postgres.durable_state import DurableState
 from socketio_postgres.event import (
@@ -300,7 +300,7 @@ class AsyncEventFeed(AsyncEventLog):
             self._warned_at = 0.0  # every subscription is told
             raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
         if callable(on_stall):
-            await call_on_stall(on_stall, stall)
+            await call(on_stall, stall)
 
 
 def _no_durable(name: str | None) -> OptionsError:

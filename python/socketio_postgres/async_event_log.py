@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -36,6 +37,7 @@ from socketio_postgres.exceptions import (
     EventNotFoundError,
     ForkedProcessError,
     IncompatibleVersionError,
+    LocksNotVisibleError,
     OptionsError,
     StoreClosedError,
 )
@@ -94,6 +96,7 @@ class AsyncEventLog:
 
         Raises:
             SchemaMismatchError: The table is missing and may not be created, or is no event table.
+            LocksNotVisibleError: The server does not show who is writing; see `enable_serial_order`.
             ConnectionLostError: The server cannot be reached.
             DatabaseError: It refuses.
         """
@@ -471,7 +474,8 @@ class AsyncEventLog:
             DatabaseError: The role may not create it.
         """
         core = self._opened_core()
-        await run_operation(core.open)
+        with contextlib.suppress(LocksNotVisibleError):  # the table was found, or made, and this is the remedy
+            await run_operation(core.open)
         await run_operation(lambda inbox, token: core.migrate("serial", inbox, token))
 
     async def enable_go_notifications(self) -> None:

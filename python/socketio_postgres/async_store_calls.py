@@ -1,14 +1,16 @@
-"""How an `AsyncEventStore` waits. `store_calls.py` is the blocking counterpart, written by hand."""
+"""How an `AsyncEventStore` waits, calls and goes on beside its caller.
+
+`store_calls.py` is the blocking counterpart, written by hand: here is what differs between tasks and threads, so that
+all that builds on it can be generated.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from socketio_postgres.blocker import Stall
 from socketio_postgres.event import Event, NotificationPayload, StoredEvent
 from socketio_postgres.exceptions import OperationTimeoutError
 from socketio_postgres.handover import AsyncCalls, Operation
@@ -18,15 +20,13 @@ __all__ = [
     "EventHandler",
     "EventSource",
     "Handler",
-    "call_event_handler",
-    "call_handler",
-    "call_on_stall",
+    "call",
     "chunks_of",
     "run_operation",
     "sleep",
-    "wait_until",
 ]
 
+T = TypeVar("T")
 EventSource: TypeAlias = "Iterable[Event] | AsyncIterable[Event]"
 Handler: TypeAlias = "Callable[[NotificationPayload], Awaitable[object] | object]"
 EventHandler: TypeAlias = "Callable[[StoredEvent], Awaitable[object] | object]"
@@ -44,28 +44,6 @@ async def run_operation(operation: Operation, timeout: float | None = None) -> A
         return await asyncio.wait_for(AsyncCalls.of_running_loop().start(operation), timeout)
     except asyncio.TimeoutError:
         raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s") from None
-
-
-LOOK_FIRST: Final = 0.001
-"""Seconds after the first look of `wait_until`; they double."""
-LOOK_LAST: Final = 0.1
-"""Most seconds between two looks."""
-
-
-async def wait_until(look: Callable[[], Awaitable[int]], wanted: int, timeout: float | None, what: str) -> None:
-    """Look again and again, until the number found is at least the one wanted.
-
-    Raises:
-        OperationTimeoutError: It is not within `timeout` seconds.
-    """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    delay = LOOK_FIRST
-    while (found := await look()) < wanted:
-        left = delay if deadline is None else deadline - time.monotonic()
-        if left <= 0:
-            raise OperationTimeoutError(f"{what} is at version {max(found, 0)}, not at {wanted}, after {timeout} s")
-        await sleep(min(delay, left))
-        delay = min(delay * 2, LOOK_LAST)
 
 
 class AsyncBackground:
@@ -90,23 +68,9 @@ class AsyncBackground:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-async def call_handler(handler: Handler, payload: NotificationPayload) -> None:
+async def call(function: Callable[[T], Awaitable[object] | object], argument: T) -> None:
     """Call a user's function, and await what it returns if that can be awaited."""
-    result = handler(payload)
-    if isinstance(result, Awaitable):
-        await result
-
-
-async def call_event_handler(handler: EventHandler, event: StoredEvent) -> None:
-    """Call a user's function, and await what it returns if that can be awaited."""
-    result = handler(event)
-    if isinstance(result, Awaitable):
-        await result
-
-
-async def call_on_stall(on_stall: Callable[[Stall], object], stall: Stall) -> None:
-    """Call a user's function, and await what it returns if that can be awaited."""
-    result = on_stall(stall)
+    result = function(argument)
     if isinstance(result, Awaitable):
         await result
 

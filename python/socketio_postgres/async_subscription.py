@@ -11,7 +11,8 @@ from typing import Final, TypeAlias
 from typing_extensions import Self
 
 from socketio_postgres import _core
-from socketio_postgres.async_store_calls import run_operation, wait_until
+from socketio_postgres.async_store_calls import run_operation
+from socketio_postgres.async_wait_until import wait_until
 from socketio_postgres.event import (
     END,
     START,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from socketio_postgres.event import NotificationPayload, StoreResult
 from socketio_postgres.exceptions import ClosedError
-from socketio_postgres.store_calls import Background, Handler, call_handler
+from socketio_postgres.store_calls import Background, Handler, call
 from socketio_postgres.subscription import Subscription
 
 __all__ = ["CallbackSubscription"]
@@ -49,7 +49,7 @@ class CallbackSubscription:
         try:
             for event in self._subscription:
                 try:
-                    call_handler(self._handler, NotificationPayload.of(event))
+                    call(self._handler, NotificationPayload.of(event))
                 except Exception as error:  # noqa: BLE001 - the user's; one failure must not end the subscription
                     self._report(error, f"the handler of {self.channel} failed for event {event.id!r}")
         except ClosedError:

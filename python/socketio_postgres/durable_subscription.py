@@ -22,7 +22,7 @@ from socketio_postgres.exceptions import (
     SubscriptionFencedError,
 )
 from socketio_postgres.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
-from socketio_postgres.store_calls import EventHandler, call_event_handler, sleep
+from socketio_postgres.store_calls import EventHandler, call, sleep
 from socketio_postgres.subscription import Subscription
 from socketio_postgres.user_connection import run_on
 
@@ -348,7 +348,7 @@ class DurableSubscription:
         while True:
             attempts += 1
             try:
-                call_event_handler(handler, event)
+                call(handler, event)
             except SubscriptionFencedError:
                 raise
             except Exception as error:
@@ -422,7 +422,7 @@ class DurableSubscription:
                 continue
             try:
                 if event is not None:
-                    call_event_handler(handler, event)
+                    call(handler, event)
             except Exception as error:  # noqa: BLE001 - the user's; it stays where it is
                 held.add(parked.aggregate_id)
                 self._report(error, f"{self.name}: parked event {parked.version} failed again")

@@ -31,11 +31,11 @@ from socketio_postgres.exceptions import (
 )
 from socketio_postgres.filter import Filter, conditions_of
 from socketio_postgres.store_calls import (
-    call_on_stall,
+    call,
     run_operation,
-    wait_until,
 )
 from socketio_postgres.subscription import PATIENCE, Subscription
+from socketio_postgres.wait_until import wait_until
 
 __all__ = ["EventFeed"]
 
@@ -297,7 +297,7 @@ class EventFeed(EventLog):
             self._warned_at = 0.0  # every subscription is told
             raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
         if callable(on_stall):
-            call_on_stall(on_stall, stall)
+            call(on_stall, stall)
 
 
 def _no_durable(name: str | None) -> OptionsError:

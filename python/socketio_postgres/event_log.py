@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -31,6 +32,7 @@ from socketio_postgres.exceptions import (
     EventNotFoundError,
     ForkedProcessError,
     IncompatibleVersionError,
+    LocksNotVisibleError,
     OptionsError,
     StoreClosedError,
 )
@@ -95,6 +97,7 @@ class EventLog:
 
         Raises:
             SchemaMismatchError: The table is missing and may not be created, or is no event table.
+            LocksNotVisibleError: The server does not show who is writing; see `enable_serial_order`.
             ConnectionLostError: The server cannot be reached.
             DatabaseError: It refuses.
         """
@@ -468,7 +471,8 @@ class EventLog:
             DatabaseError: The role may not create it.
         """
         core = self._opened_core()
-        run_operation(core.open)
+        with contextlib.suppress(LocksNotVisibleError):  # the table was found, or made, and this is the remedy
+            run_operation(core.open)
         run_operation(lambda inbox, token: core.migrate("serial", inbox, token))
 
     def enable_go_notifications(self) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "ForkedProcessError",
     "IncompatibleVersionError",
     "InvalidConnectionError",
+    "LocksNotVisibleError",
     "OperationTimeoutError",
     "OptionsError",
     "PayloadTooLargeError",
@@ -331,6 +332,20 @@ class SchemaMismatchError(EventStoreError):
 
     table_name: str = ""
     reason: str = ""
+
+
+class LocksNotVisibleError(EventStoreError):
+    """The server does not show the locks that the order of events is told from, so reading could miss events.
+
+    PostgreSQL does; a server of another make may not. `enable_serial_order` lets a table do without.
+
+    Attributes:
+        table_name: The table, quoted.
+        sequence: The sequence of its versions, quoted.
+    """
+
+    table_name: str = ""
+    sequence: str = ""
 
 
 class StoreStalledError(EventStoreError):

@@ -19,7 +19,7 @@ from socketio_postgres import _core
 from socketio_postgres.exceptions import ForkedProcessError, OperationTimeoutError
 from socketio_postgres.green import wait_for_mode
 
-__all__ = ["AsyncCalls", "BlockingCalls", "Operation", "items_of", "readable"]
+__all__ = ["AsyncCalls", "BlockingCalls", "Operation", "batches_of", "readable"]
 
 Operation: TypeAlias = Callable[[_core.Inbox, int], object]
 """Starts something in the core, which reports its end to the inbox under the token, or raises if it cannot."""
@@ -88,8 +88,8 @@ class AsyncCalls:
                 future.set_result(value)
 
 
-async def items_of(inbox: _core.Inbox) -> AsyncIterator[tuple[int, int, Any]]:
-    """Yield the items of an inbox as they come, in order, for ever.
+async def batches_of(inbox: _core.Inbox) -> AsyncIterator[list[tuple[int, int, Any]]]:
+    """Yield the items of an inbox as they come, in order, for ever: those that are there together.
 
     The next batch is not taken before the consumer has dealt with this one, so that a backlog stays in the bounded
     inbox. The consumer runs on the loop that iterates.
@@ -99,8 +99,7 @@ async def items_of(inbox: _core.Inbox) -> AsyncIterator[tuple[int, int, Any]]:
         if not items:
             await readable(inbox)
             continue
-        for item in items:
-            yield item
+        yield items
         await asyncio.sleep(0)
 
 

@@ -10,7 +10,7 @@ __all__ = ["METRICS", "Metric", "Source", "Sources", "read", "samples"]
 
 
 class Source(Protocol):
-    """A manager, an emitter or a client."""
+    """A manager, an emitter, a client or an event store."""
 
     def stats(self) -> Mapping[str, Any]:
         """Its counters; none before its first use."""
@@ -38,7 +38,7 @@ class Metric:
     description: str
 
 
-METRICS: Final = (
+_CLUSTER: Final = (
     Metric("published", "counter", "{message}", "Messages committed."),
     Metric("publish_failed", "counter", "{message}", "Messages not committed, or perhaps not."),
     Metric("publish_in_doubt", "counter", "{message}", "Of the failed messages, those that may be committed."),
@@ -72,6 +72,32 @@ METRICS: Final = (
     Metric("inbox_age", "gauge", "s", "Time that messages have waited without the application taking any."),
     Metric("held_bytes", "gauge", "By", "Size of the messages waiting behind attachments."),
 )
+# Beside `is_listening` and `listener_reconnects`, which stand above. The process ids in `gap_holders` are no number.
+_EVENT_STORE: Final = (
+    Metric("max_open_connections", "gauge", "{connection}", "Most connections for writing and reading."),
+    Metric("open_connections", "gauge", "{connection}", "Connections for writing and reading."),
+    Metric("in_use", "gauge", "{connection}", "Of the open connections, those at work."),
+    Metric("idle", "gauge", "{connection}", "Of the open connections, those not at work."),
+    Metric("wait_count", "counter", "{operation}", "Operations that waited for a connection."),
+    Metric("wait_duration", "counter", "s", "Time that operations waited for connections, together."),
+    Metric("max_idle_closed", "counter", "{connection}", "Connections closed because enough were idle."),
+    Metric("max_idle_time_closed", "counter", "{connection}", "Connections closed because they were idle for long."),
+    Metric("max_lifetime_closed", "counter", "{connection}", "Connections closed for their age."),
+    Metric("stored", "counter", "{event}", "Events stored."),
+    Metric("store_failed", "counter", "{call}", "Calls to store that failed."),
+    Metric("store_groups", "counter", "{transaction}", "Transactions that stored events."),
+    Metric("store_alone", "counter", "{call}", "Calls to store tried again alone."),
+    Metric("store_waiting", "gauge", "{call}", "Calls to store that wait."),
+    Metric("subscriptions", "gauge", "{subscription}", "Subscriptions."),
+    Metric("settled_version", "gauge", "", "Version up to which subscriptions were given everything."),
+    Metric("read", "counter", "{event}", "Events read for subscriptions."),
+    Metric("reads", "counter", "{query}", "Queries that read them."),
+    Metric("pages", "counter", "{query}", "Queries of subscriptions that catch up by themselves."),
+    Metric("lock_looks", "counter", "{query}", "Looks at the lock of the sequence."),
+    Metric("notifications", "counter", "{notification}", "Notifications of events received."),
+    Metric("gap_seconds", "gauge", "s", "Time that readers have waited for an open transaction."),
+)
+METRICS: Final = _CLUSTER + _EVENT_STORE
 
 
 def samples(metric: Metric, stats: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[dict[str, str], float]]:

@@ -27,8 +27,8 @@ def observe(sources: Sources, *, meter_provider: MeterProvider | None = None) ->
     and so is an object that was not used yet in this process. Call it once.
 
     Args:
-        sources: Managers, emitters and clients of this process, by the names that become the attribute `name`. Looked
-            at again each time.
+        sources: Managers, emitters, clients and event stores of this process, by the names that become the attribute
+            `name`. Looked at again each time.
         meter_provider: Default: the global one, which may also be set later.
     """
     meter = get_meter("socketio_postgres", _core.__version__, meter_provider)

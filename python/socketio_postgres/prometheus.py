@@ -28,8 +28,8 @@ class PostgresCollector(Collector):
     that are not known yet are left out, and so is an object that was not used yet in this process.
 
     Args:
-        sources: Managers, emitters and clients of this process, by the names that become the label `name`. Looked at
-            again each time. One registry takes one collector, so name them all here.
+        sources: Managers, emitters, clients and event stores of this process, by the names that become the label
+            `name`. Looked at again each time. One registry takes one collector, so name them all here.
     """
 
     def __init__(self, sources: Sources) -> None:
@@ -51,6 +51,7 @@ class PostgresCollector(Collector):
 
 def _family(metric: Metric) -> CounterMetricFamily | GaugeMetricFamily:
     name, labels = PREFIX + metric.key, ["name", "namespace"] if metric.key == "peers" else ["name"]
+    unit = UNITS.get(metric.unit, "")
     if metric.kind == "counter":
-        return CounterMetricFamily(name, metric.description, labels=labels)  # the library appends _total
-    return GaugeMetricFamily(name, metric.description, labels=labels, unit=UNITS.get(metric.unit, ""))
+        return CounterMetricFamily(name, metric.description, labels=labels, unit=unit)  # the library appends _total
+    return GaugeMetricFamily(name, metric.description, labels=labels, unit=unit)

@@ -1,4 +1,4 @@
-"""How an `EventStore` waits: in the calling thread or greenlet."""
+"""How an `EventStore` waits, calls and goes on beside its caller; see `async_store_calls.py`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
-from socketio_postgres.blocker import Stall
 from socketio_postgres.event import Event, NotificationPayload, StoredEvent
-from socketio_postgres.exceptions import OperationTimeoutError
 from socketio_postgres.handover import BlockingCalls, Operation
 
 __all__ = [
@@ -18,15 +16,13 @@ __all__ = [
     "EventHandler",
     "EventSource",
     "Handler",
-    "call_event_handler",
-    "call_handler",
-    "call_on_stall",
+    "call",
     "chunks_of",
     "run_operation",
     "sleep",
-    "wait_until",
 ]
 
+T = TypeVar("T")
 EventSource: TypeAlias = "Iterable[Event]"
 Handler: TypeAlias = "Callable[[NotificationPayload], object]"
 EventHandler: TypeAlias = "Callable[[StoredEvent], object]"
@@ -39,22 +35,6 @@ sleep = time.sleep
 def run_operation(operation: Operation, timeout: float | None = None) -> Any:
     """Blocking form of `async_store_calls.run_operation`."""
     return _calls.run(operation, timeout)
-
-
-LOOK_FIRST: Final = 0.001
-LOOK_LAST: Final = 0.1
-
-
-def wait_until(look: Callable[[], int], wanted: int, timeout: float | None, what: str) -> None:
-    """Blocking form of `async_store_calls.wait_until`."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    delay = LOOK_FIRST
-    while (found := look()) < wanted:
-        left = delay if deadline is None else deadline - time.monotonic()
-        if left <= 0:
-            raise OperationTimeoutError(f"{what} is at version {max(found, 0)}, not at {wanted}, after {timeout} s")
-        sleep(min(delay, left))
-        delay = min(delay * 2, LOOK_LAST)
 
 
 class Background:
@@ -75,19 +55,9 @@ class Background:
             self._thread.join()
 
 
-def call_handler(handler: Handler, payload: NotificationPayload) -> None:
-    """Call a user's function."""
-    handler(payload)
-
-
-def call_event_handler(handler: EventHandler, event: StoredEvent) -> None:
-    """Call a user's function."""
-    handler(event)
-
-
-def call_on_stall(on_stall: Callable[[Stall], object], stall: Stall) -> None:
-    """Call a user's function."""
-    on_stall(stall)
+def call(function: Callable[[T], object], argument: T) -> None:
+    """Blocking form of `async_store_calls.call`."""
+    function(argument)
 
 
 def chunks_of(events: EventSource, size: int) -> Iterator[list[Event]]:

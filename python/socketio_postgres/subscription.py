@@ -26,7 +26,8 @@ from socketio_postgres.event import (
     check_version,
 )
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, StoreClosedError
-from socketio_postgres.store_calls import run_operation, wait_until
+from socketio_postgres.store_calls import run_operation
+from socketio_postgres.wait_until import wait_until
 
 __all__ = ["Subscription"]
 

@@ -1,7 +1,7 @@
-"""On a large table every statement of the store reads what it gives out and little more, with statistics and without.
+"""On a large table every statement of the store reads what it gives out and little more, with statistics or without.
 
-What the server counts is looked at, and not plans: rows that were read by way of an index, or by walking the table, for
-the store's own statements, prepared and pipelined as they are.
+What the server counts is looked at: rows that were read by way of an index, or by walking the table, for the store's
+own statements, prepared and pipelined as they are. And the plans of those that read: which index, and what is sorted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from socketio_postgres import END, NO_STREAM, AsyncEventStore, Event, Filter
+from socketio_postgres import END, NO_STREAM, AsyncEventStore, Event, EventNotFoundError, Filter
+from tests.eventstore.conftest import GO_TABLE, OUR_TABLE
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
 
@@ -22,6 +23,8 @@ READ = """
 SELECT (SELECT coalesce(seq_tup_read, 0) FROM pg_stat_user_tables WHERE relid = 'events'::regclass)
     + (SELECT coalesce(sum(idx_tup_read), 0) FROM pg_stat_user_indexes WHERE relid = 'events'::regclass)
 """
+# Before PostgreSQL 15 a process of its own counts, and tells now and then.
+IS_COUNTED = "SELECT coalesce(pg_stat_get_snapshot_timestamp(), 'infinity') > %s"
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
@@ -132,12 +135,13 @@ JOBS = {
 async def rows_read(database: Database) -> int:
     """How many rows of the table the server has read; it tells at the latest when a session ends."""
     await eventually(lambda: database.value(SESSIONS) == 0, "the store's sessions have ended")
+    ended = database.value("SELECT clock_timestamp()")
+    await eventually(lambda: database.value(IS_COUNTED, ended), "what they had read is counted")
     return int(str(database.value(READ)))
 
 
-@pytest.mark.parametrize("has_statistics", [True, False], ids=["analyzed", "not analyzed"])
-async def test_rows_read(store: AsyncEventStore, database: Database, has_statistics: bool) -> None:
-    await store.close()
+def fill(database: Database) -> None:
+    """Many events, without statistics."""
     with database.connect() as admin:
         admin.execute("ALTER TABLE events SET (autovacuum_enabled = false)")
         admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
@@ -147,7 +151,14 @@ async def test_rows_read(store: AsyncEventStore, database: Database, has_statist
             (AGGREGATES, ROWS),
         )
         admin.execute("ALTER TABLE events ENABLE TRIGGER USER")
-        if has_statistics:
+
+
+@pytest.mark.parametrize("has_statistics", [True, False], ids=["analyzed", "not analyzed"])
+async def test_rows_read(store: AsyncEventStore, database: Database, has_statistics: bool) -> None:
+    await store.close()
+    fill(database)
+    if has_statistics:
+        with database.connect() as admin:
             admin.execute("ANALYZE events")
     too_many = {}
     before = await rows_read(database)
@@ -161,3 +172,98 @@ async def test_rows_read(store: AsyncEventStore, database: Database, has_statist
             too_many[name] = f"{after - before} rows read, at most {job.limit} expected"
         before = after
     assert too_many == {}
+
+
+VERSIONS = {OUR_TABLE: {"events_pkey"}, GO_TABLE: {"events_pkey", "idx_events_version"}}
+AGGREGATE = {OUR_TABLE: {"events_aggregate_version"}, GO_TABLE: {"idx_events_aggregate_id"}}
+# Without versions in that index, the last few of an aggregate may be found sooner by walking back.
+LAST_OF_AGGREGATE = {OUR_TABLE: AGGREGATE[OUR_TABLE], GO_TABLE: AGGREGATE[GO_TABLE] | VERSIONS[GO_TABLE]}
+IDS = {table: {"events_id_key"} for table in (OUR_TABLE, GO_TABLE)}
+LAST_STATEMENT = """
+SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND strpos(query, 'FROM "events"') > 0 ORDER BY query_start DESC LIMIT 1
+"""
+"""A session's text of it has at most 1023 bytes; those that read are shorter."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A statement that reads.
+
+    Attributes:
+        run: Has the store send it.
+        parameters: Its parameters, as SQL.
+        indexes: By the table's origin, the indexes that it may use; it must use one of them.
+        may_sort: On which tables a plan may sort what it has found.
+        needs_statistics: As above.
+    """
+
+    run: Callable[[AsyncEventStore], Awaitable[object]]
+    parameters: str
+    indexes: dict[str, set[str]]
+    may_sort: tuple[str, ...] = ()
+    needs_statistics: bool = False
+
+
+async def pages_after_the_first(store: AsyncEventStore) -> None:
+    count = 0
+    async for _ in store.read(types="T1"):
+        count += 1
+        if count == 3000:
+            break
+
+
+async def id_that_is_missing(store: AsyncEventStore) -> None:
+    """Of one that is there the page with the event is read afterwards."""
+    with pytest.raises(EventNotFoundError):
+        await store.get("missing")
+
+
+async def last_of_aggregate(store: AsyncEventStore) -> None:
+    assert len(await store.load_by_aggregate("a7", backwards=True, limit=5)) == 5
+
+
+READS = {
+    "load": Read(page, "50000, 500", VERSIONS),
+    "load backwards": Read(last_page, "10", VERSIONS),
+    "load a type": Read(page_of_a_type, "50000, 'T1', 100", VERSIONS, needs_statistics=True),
+    "read a type": Read(pages_after_the_first, "3000, 'T1', 1000", VERSIONS, needs_statistics=True),
+    "load by aggregate": Read(aggregate, "0, 'a7'", AGGREGATE, may_sort=(OUR_TABLE, GO_TABLE)),
+    "load the last of an aggregate": Read(last_of_aggregate, "'a7', 5", LAST_OF_AGGREGATE, may_sort=(GO_TABLE,)),
+    "latest version": Read(lambda store: store.latest_version(settled=False), "9223372036854775807", VERSIONS),
+    "id": Read(id_that_is_missing, "'e500'", IDS),
+}
+
+
+def plans(database: Database, statement: str, parameters: str) -> list[str]:
+    """Of a statement that is prepared, when the server looks at the parameters and when it does not."""
+    found = []
+    with database.connect() as session:
+        session.execute(f"PREPARE read AS {statement}".encode())
+        for mode in ("force_custom_plan", "force_generic_plan"):
+            session.execute(f"SET plan_cache_mode = {mode}".encode())
+            lines = session.execute(f"EXPLAIN EXECUTE read ({parameters})".encode()).fetchall()
+            found.append("\n".join(line[0] for line in lines))
+    return found
+
+
+async def test_plans(store: AsyncEventStore, table: str, database: Database) -> None:
+    """Prepared for any parameters or planned for these: by the intended index, without walking the table or sorting."""
+    await store.close()
+    fill(database)
+    wrong = {}
+    for has_statistics in (False, True):
+        if has_statistics:
+            with database.connect() as admin:
+                admin.execute("ANALYZE events")
+        for name, read in READS.items():
+            if read.needs_statistics and not has_statistics:
+                continue
+            async with AsyncEventStore(database.dsn) as fresh:
+                await read.run(fresh)
+                statement = str(database.value(LAST_STATEMENT))
+            for plan in plans(database, statement, read.parameters):
+                is_by_index = any(index in plan for index in read.indexes[table])
+                if not is_by_index or "Seq Scan" in plan or ("Sort" in plan and table not in read.may_sort):
+                    wrong[name, has_statistics] = plan
+    assert wrong == {}

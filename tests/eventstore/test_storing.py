@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import datetime as dt
 import pickle
+import uuid
 from typing import Any
 
 import pytest
@@ -329,3 +331,25 @@ async def test_statements_that_no_longer_fit_are_made_anew(our_store: AsyncEvent
         admin.execute("ALTER TABLE events ALTER COLUMN event_type TYPE varchar(100)")
     await our_store.store(Event("T", "b"), expected=NO_STREAM)
     assert len(await our_store.load()) == 11
+
+
+async def test_ids_that_are_not_given_grow_with_time(database: Database) -> None:
+    """In this order PostgreSQL puts them at the end of their index."""
+    ids = [Event("T", "a").id for _ in range(1000)]
+    assert sorted(set(ids)) == ids
+    assert {uuid.UUID(each).version for each in ids} == {7}
+    made = dt.datetime.fromtimestamp(int(ids[-1].replace("-", "")[:12], 16) / 1000, dt.timezone.utc)
+    async with AsyncEventStore(database.dsn) as store:
+        stored = await store.store(Event("T", "a", id=ids[-1]))
+    assert stored.created_at is not None
+    assert abs(stored.created_at - made) < dt.timedelta(minutes=5)
+
+
+async def test_texts_of_our_table_are_compared_as_bytes(our_store: AsyncEventStore, database: Database) -> None:
+    """In whatever language the database is: its rules would slow every insert into an index down."""
+    await our_store.open()
+    others = database.value(
+        "SELECT string_agg(attname, ' ') FROM pg_attribute WHERE attrelid = 'events'::regclass"
+        " AND atttypid = 'text'::regtype AND attcollation <> 'pg_catalog.\"C\"'::regcollation"
+    )
+    assert others is None

@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
-from socketio_postgres import AsyncEmitter
+from socketio_postgres import AsyncEmitter, AsyncEventStore, Event
 from socketio_postgres.metrics import METRICS
 from socketio_postgres.opentelemetry import observe
 from socketio_postgres.prometheus import PostgresCollector
@@ -67,6 +67,24 @@ async def test_prometheus_scrapes_servers_and_emitters(database: Database) -> No
     assert found["socketio_postgres_peers"] == {("server", "/"): 1}
     assert 0 <= found["socketio_postgres_probe_age_seconds"]["server",] < 60
     assert found["socketio_postgres_gaps_total"]["server",] == 0
+
+
+async def test_an_event_store_is_scraped(database: Database) -> None:
+    async with AsyncEventStore(database.dsn) as store, store.subscribe() as live:
+        await store.store([Event("T", "a"), Event("T", "a")])
+        await live.next(20)
+        with database.connect() as holder, scraping(PostgresCollector({"orders": store})) as scrape:
+            quiet = await asyncio.to_thread(scrape)
+            holder.execute("BEGIN")
+            holder.execute("SELECT nextval('events_version_seq')")
+            await store.store(Event("T", "b"))
+            await eventually(lambda: store.stats()["gap_seconds"] is not None, "readers wait")
+            found = await asyncio.to_thread(scrape)
+    assert found["socketio_postgres_stored_total"] == {("orders",): 3}
+    assert found["socketio_postgres_is_listening"] == {("orders",): 1}
+    assert found["socketio_postgres_wait_duration_seconds_total"]["orders",] >= 0
+    assert "socketio_postgres_gap_seconds" not in quiet
+    assert found["socketio_postgres_gap_seconds"]["orders",] >= 0
 
 
 async def test_opentelemetry_collects_the_same(database: Database) -> None:

@@ -12,6 +12,7 @@ from socketio_postgres import (
     AsyncPostgresManager,
     ConnectionLostError,
     Emitter,
+    EventStore,
     Message,
     MessageType,
     Notification,
@@ -86,5 +87,5 @@ def handlers(manager: AsyncPostgresManager) -> None:
 
 def monitoring(manager: AsyncPostgresManager, blocking: PostgresManager, io: Emitter, jobs: AsyncEmitter) -> None:
     assert_type(problems(manager.stats(), max_probe_age=10), list[str])
-    PostgresCollector({"server": manager, "other": blocking, "io": io})
+    PostgresCollector({"server": manager, "other": blocking, "io": io, "store": EventStore("")})
     observe({"jobs": jobs, "client": PostgresClient(), "async client": AsyncPostgresClient()})

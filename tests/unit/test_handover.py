@@ -15,7 +15,7 @@ import pytest
 
 from socketio_postgres import ClosedError, OperationTimeoutError, SocketIOPostgresError, _core
 from socketio_postgres.bus import Bus
-from socketio_postgres.handover import AsyncCalls, BlockingCalls, items_of, readable
+from socketio_postgres.handover import AsyncCalls, BlockingCalls, batches_of, readable
 from socketio_postgres.options import BusOptions
 
 NOWHERE = "postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=2"
@@ -136,9 +136,10 @@ async def test_items_come_in_order() -> None:
     seen = []
 
     async def read() -> None:
-        async for token, kind, _ in items_of(inbox):
-            assert kind == _core.FINISHED
-            seen.append(token)
+        async for items in batches_of(inbox):
+            for token, kind, _ in items:
+                assert kind == _core.FINISHED
+                seen.append(token)
             if len(seen) == total:
                 return
 

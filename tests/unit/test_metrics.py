@@ -14,7 +14,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from socketio_postgres import AsyncEmitter, AsyncPostgresClient, AsyncPostgresManager, Emitter, PostgresClient
+from socketio_postgres import (
+    AsyncEmitter,
+    AsyncEventStore,
+    AsyncPostgresClient,
+    AsyncPostgresManager,
+    Emitter,
+    PostgresClient,
+)
 from socketio_postgres.metrics import METRICS, Metric, samples
 from socketio_postgres.opentelemetry import observe
 from socketio_postgres.prometheus import PostgresCollector
@@ -40,16 +47,19 @@ def opened_stats() -> dict[str, Any]:
 
 
 def test_every_statistic_is_a_metric() -> None:
-    keys = opened_stats().keys() - {"state"}  # words; is_listening is what there is to alarm on
-    assert sorted(metric.key for metric in METRICS) == sorted(keys)
+    manager = opened_stats().keys() - {"state"}  # words; is_listening is what there is to alarm on
+    store = AsyncEventStore(NOWHERE).stats().keys() - {"gap_holders"}
+    assert sorted(metric.key for metric in METRICS) == sorted(manager | store)
 
 
 def test_what_is_known_before_the_first_message_is_zero() -> None:
-    stats = {"it": opened_stats()}
-    unknown = {"members", "probe_age", "echo_age", "notification_queue_usage", "peers"}
-    for metric in METRICS:
-        expected = [] if metric.key in unknown else [({"name": "it"}, 0.0)]
-        assert list(samples(metric, stats)) == expected, metric.key
+    unknown = {"members", "probe_age", "echo_age", "notification_queue_usage", "peers", "gap_seconds"}
+    limits = {"max_open_connections": 25.0}
+    for stats in (opened_stats(), AsyncEventStore(NOWHERE).stats()):
+        for metric in METRICS:
+            is_known = metric.key in stats.keys() - unknown
+            expected = [({"name": "it"}, limits.get(metric.key, 0.0))] if is_known else []
+            assert list(samples(metric, {"it": stats})) == expected, metric.key
 
 
 @pytest.mark.parametrize("kind", [AsyncPostgresManager, Emitter, AsyncEmitter, PostgresClient, AsyncPostgresClient])
@@ -69,7 +79,10 @@ def test_names_in_prometheus() -> None:
     names = {sample.name for family in families.values() for sample in family.samples}
     assert all(name.startswith("socketio_postgres_") for name in names)
     for metric in METRICS:
-        assert (f"socketio_postgres_{metric.key}_total" in names) == (metric.kind == "counter")
+        unit = {"By": "_bytes", "s": "_seconds", "1": "_ratio"}.get(metric.unit, "")
+        name = f"socketio_postgres_{metric.key.removesuffix(unit)}{unit}"
+        assert (f"{name}_total" in names) == (metric.kind == "counter")
+        assert (name in names) == (metric.kind == "gauge")
     assert {
         "socketio_postgres_buffer_bytes",
         "socketio_postgres_buffer_count",
@@ -124,7 +137,7 @@ def test_units_are_known_to_prometheus() -> None:
 def test_a_metric_says_what_it_is(metric: Metric) -> None:
     assert metric.description.endswith(".")
     assert (metric.unit == "By") == metric.key.endswith("_bytes")
-    assert (metric.unit == "s") == metric.key.endswith("_age")
+    assert (metric.unit == "s") == metric.key.endswith(("_age", "_duration", "_seconds"))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,11 @@ fn store_exception<'py>(py: Python<'py>, error: &StoreError) -> PyResult<(&'stat
             details.set_item("reason", reason)?;
             "SchemaMismatchError"
         }
+        StoreError::LocksNotVisible { table, sequence } => {
+            details.set_item("table_name", table)?;
+            details.set_item("sequence", sequence)?;
+            "LocksNotVisibleError"
+        }
         StoreError::Rewound { position, last_version, .. } => {
             details.set_item("position", position)?;
             details.set_item("last_version", last_version)?;

@@ -93,6 +93,17 @@ pub enum StoreError {
         /// What is missing or different.
         reason: String,
     },
+    /// The server does not show the locks that the order of events is told from.
+    #[error(
+        "table {table}: the server does not show who holds a lock on {sequence}, so readers could pass events that are \
+         being stored; call enable_serial_order() once, then writers take turns and no locks need be seen"
+    )]
+    LocksNotVisible {
+        /// The table.
+        table: String,
+        /// Its sequence.
+        sequence: String,
+    },
     /// The table went back in time: a restore, a failover that lost commits, or a sequence set back.
     #[error(
         "table {table} ends at version {last_version}, before position {position}: it was restored or its sequence set \

@@ -28,7 +28,7 @@ pub fn new() -> Result<String> {
 
 fn ticks(since_epoch: Duration) -> u64 {
     let millis = u64::try_from(since_epoch.as_millis()).unwrap_or_default();
-    millis << 12 | u64::from(since_epoch.subsec_nanos() % 1_000_000) * 4096 / 1_000_000
+    (millis << 12) | (u64::from(since_epoch.subsec_nanos() % 1_000_000) * 4096 / 1_000_000)
 }
 
 fn uuid(ticks: u64, random: u64) -> String {
@@ -57,6 +57,6 @@ mod tests {
     #[test]
     fn fractions_of_a_millisecond() {
         assert_eq!(ticks(Duration::from_nanos(5_999_999)), 5 << 12 | 4095);
-        assert_eq!(ticks(Duration::from_nanos(6_000_000)), 6 << 12);
+        assert_eq!(ticks(Duration::from_millis(6)), 6 << 12);
     }
 }

@@ -86,6 +86,7 @@ impl EventStore {
         let open = async || {
             let settings = &self.settings;
             let table = table::open(&self.pool, &settings.table_name, settings.may_create).await?;
+            reader::check_locks(&self.pool, &table).await?;
             let table = Arc::new(table);
             let wanted = Wanted {
                 connector: &settings.connector,

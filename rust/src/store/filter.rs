@@ -72,10 +72,8 @@ impl Filter {
                 parameters.len()
             };
             let test = match condition.clone() {
-                Condition::Types(texts) => format!("event_type = ANY(${})", place(Box::new(texts), Type::TEXT_ARRAY)),
-                Condition::Aggregates(texts) => {
-                    format!("aggregate_id = ANY(${})", place(Box::new(texts), Type::TEXT_ARRAY))
-                }
+                Condition::Types(texts) => format!("event_type {}", is_one_of(texts, place)),
+                Condition::Aggregates(texts) => format!("aggregate_id {}", is_one_of(texts, place)),
                 Condition::TypePrefixes(texts) => {
                     let at = place(Box::new(texts), Type::TEXT_ARRAY);
                     format!("EXISTS (SELECT FROM unnest(${at}) AS prefix WHERE starts_with(event_type, prefix))")
@@ -120,6 +118,18 @@ impl Filter {
                 document.is_some_and(|document| values.iter().all(|value| document.contains(value)))
             }
         })
+    }
+}
+
+/// Of one value an index gives the rows in the order of its next column. Of several it does not, and PostgreSQL may then
+/// walk all versions instead.
+fn is_one_of(mut texts: Vec<String>, mut place: impl FnMut(Box<dyn ToSql + Sync + Send>, Type) -> usize) -> String {
+    match texts.pop() {
+        Some(only) if texts.is_empty() => format!("= ${}", place(Box::new(only), Type::TEXT)),
+        last => {
+            texts.extend(last);
+            format!("= ANY(${})", place(Box::new(texts), Type::TEXT_ARRAY))
+        }
     }
 }
 

@@ -117,7 +117,7 @@ pub struct Table {
     pub has_aggregate_index: bool,
     /// The guard trigger is there.
     pub is_guarded: bool,
-    /// Made by us, not by go-sync-kit.
+    /// Made by us, not by go-sync-kit, as far as this role may know.
     pub is_native: bool,
     /// Writers take turns, so versions are committed in their order.
     pub is_serial: bool,
@@ -282,7 +282,7 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
                     AND i.indpred IS NULL AND i.indnatts >= 2 AND a.attname = 'aggregate_id' AND b.attname = 'version' \
                     AND i.indkey[0] = a.attnum AND i.indkey[1] = b.attnum), \
                 EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $4 AND t.tgenabled IN ('O', 'A')), \
-                to_regclass($5) IS NOT NULL, \
+                coalesce(has_table_privilege(to_regclass($5), 'SELECT'), false), \
                 EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $2 AND i.indisunique AND i.indpred IS NULL \
                     AND i.indnkeyatts = 1 AND i.indkey[0] = (SELECT attnum FROM pg_attribute \
                         WHERE attrelid = $2 AND attname = 'id')), \

@@ -1,0 +1,69 @@
+"""At its start a store looks whether the server shows the locks that the order of events is told from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from socketio_postgres import AsyncEventStore, Event, EventStore, LocksNotVisibleError
+from tests.fixtures.database import Database
+
+READER = "sio_pg_reader"
+
+
+@pytest.fixture
+def blind(database: Database) -> str:
+    """Where `pg_locks` has no rows, as on a server that does not show its locks: a view that is found first."""
+    with database.connect() as admin:
+        admin.execute("CREATE SCHEMA other")
+        admin.execute("CREATE VIEW other.pg_locks AS SELECT * FROM pg_catalog.pg_locks WHERE false")
+    return make_conninfo(database.dsn, options="-c search_path=other,pg_catalog,public")
+
+
+@pytest.fixture
+def reader(database: Database) -> Iterator[str]:
+    """A role that may read the table and nothing else; not even the table's sequence."""
+    with EventStore(database.dsn) as store:
+        store.store(Event("T", "a"))
+    with database.connect() as admin:
+        admin.execute(f"CREATE ROLE {READER} LOGIN".encode())
+        admin.execute(f"GRANT SELECT ON events TO {READER}".encode())
+        admin.execute(f"REVOKE TEMPORARY ON DATABASE {database.name} FROM PUBLIC".encode())
+    yield make_conninfo(database.dsn, user=READER)
+    with database.connect() as admin:
+        admin.execute(f"DROP OWNED BY {READER}".encode())
+        admin.execute(f"DROP ROLE {READER}".encode())
+
+
+@pytest.mark.usefixtures("table")
+async def test_locks_that_are_not_shown(blind: str) -> None:
+    """Refused before anything is read; serial order, which needs no locks, is the way out."""
+    store = AsyncEventStore(blind)
+    with pytest.raises(LocksNotVisibleError, match="enable_serial_order") as caught:
+        await store.load()
+    assert caught.value.sequence == "events_version_seq"
+    await store.enable_serial_order()
+    stored = await store.store(Event("T", "a"))
+    assert (await store.load()).safe_since == stored.version
+    assert store.layout()["is_serial"]
+    await store.close()
+
+
+async def test_no_version_is_drawn_for_it(database: Database) -> None:
+    for _ in range(3):
+        async with AsyncEventStore(database.dsn) as store:
+            await store.open()
+    async with AsyncEventStore(database.dsn) as store:
+        assert (await store.store(Event("T", "a"))).version == 1
+
+
+async def test_a_role_that_may_only_read(reader: str, database: Database) -> None:
+    async with AsyncEventStore(reader) as store:
+        await store.open()
+        with database.connect() as admin:
+            admin.execute(f"GRANT SELECT ON events_version_seq TO {READER}".encode())
+        assert [event.aggregate_id for event in await store.load()] == ["a"]
+    async with AsyncEventStore(reader) as store:
+        assert (await store.load()).safe_since == 1
