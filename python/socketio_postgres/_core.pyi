@@ -1,6 +1,6 @@
 """The compiled core. Private: use the classes of `socketio_postgres`, which document it for users."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, final
 
@@ -90,7 +90,7 @@ class Message:
             ValueError: No such type.
         """
 
-    def with_packet(self, packet: list[Any]) -> Message:
+    def with_packet(self, packet: Sequence[Any]) -> Message:
         """The same broadcast with another packet.
 
         Raises:
@@ -135,6 +135,13 @@ class Message:
     @property
     def packet_json(self) -> str | None:
         """JSON text of the packet of a broadcast, as it came or will go; None when it holds binary."""
+
+    @property
+    def plain_event(self) -> tuple[tuple[str, tuple[str, ...]], str, str] | None:
+        """What passing a broadcast on takes, if it holds JSON, leaves nobody out and wants no answer; else None.
+
+        Namespace and rooms, the sender, and the packet as it goes to clients: `2["event"]` or `2/nsp,["event"]`.
+        """
 
     def packet(self, loads: Callable[[str], Any] | None = None) -> Any:
         """The decoded packet, None when there is none.

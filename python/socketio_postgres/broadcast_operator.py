@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from socketio_postgres.exceptions import OptionsError
 from socketio_postgres.messages import RESERVED_EVENTS, Message, MessageType, Rooms
@@ -21,10 +20,12 @@ Op = TypeVar("Op")
 
 DAY: Final = 86_400.0
 
+REMEMBERED: Final = 256
+"""Rooms of a namespace whose chains are kept for the next time."""
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Which sockets are meant, and how to treat them.
+
+class Target(NamedTuple):
+    """Which sockets are meant, and how to treat them. A tuple, because every `io.to(room)` makes one.
 
     Attributes:
         nsp: Namespace.
@@ -68,6 +69,8 @@ def room_names(rooms: Rooms, option: str = "room") -> tuple[str, ...]:
     Raises:
         OptionsError: A room is neither str nor int, or is empty.
     """
+    if type(rooms) is str and rooms:
+        return (rooms,)
     several = rooms if isinstance(rooms, (list, tuple, set, frozenset)) else (rooms,)
     for room in several:
         if isinstance(room, bool) or not isinstance(room, (str, int)) or room == "":
@@ -121,8 +124,7 @@ class Chain(Generic[Op]):
         raise NotImplementedError
 
     def _changed(self, **changes: Any) -> Op:
-        # As dataclasses.replace, in half its time: every `io.to(room).emit(...)` comes here.
-        return self._with(Target(**(vars(self._target) | changes)))
+        return self._with(self._target._replace(**changes))
 
     def to(self, room: Rooms) -> Op:
         """Target the sockets in a room, or in any of several; repeated calls add rooms."""
@@ -192,7 +194,7 @@ class EmitActions(SocketActions[R]):
             OptionsError: The event is no string, empty or reserved.
             PayloadTooLargeError: Larger than `max_payload`, or the channel name exceeds 63 bytes.
         """
-        return self._send(self._broadcast(event, *args), self._target)
+        return self._send(self._broadcast((event, *args)), self._target)
 
     def emit_many(self, events: Iterable[Sequence[Any]]) -> R:
         """Emit many events to the same clients, in order, for less than as many calls of `emit`.
@@ -206,13 +208,14 @@ class EmitActions(SocketActions[R]):
         Raises:
             As `emit`.
         """
-        return self._send_many((self._broadcast(*checked_call(event)) for event in events), self._target)
+        return self._send_many((self._broadcast(checked_call(event)) for event in events), self._target)
 
-    def _broadcast(self, event: str, *args: Any) -> Message:
+    def _broadcast(self, packet: Sequence[Any]) -> Message:
+        checked_event(packet[0])
         # Whoever emits to the same sockets again and again spares what is the same each time.
         if self._template is None:
             self._template = self._target.message(MessageType.BROADCAST, packet=[])
-        return self._template.with_packet([checked_event(event), *args])
+        return self._template.with_packet(packet)
 
     def _send_many(self, messages: Iterator[Message], target: Target) -> R:
         raise NotImplementedError
@@ -254,6 +257,19 @@ class Namespace(Chain[BroadcastOperator[R]], Sent[R]):
     def __init__(self, sender: Sender[R], nsp: str = "/") -> None:
         self._sender = sender
         self._target = Target(nsp)
+        self._chosen: dict[str, BroadcastOperator[R]] = {}
+
+    def to(self, room: Rooms) -> BroadcastOperator[R]:
+        """Target the sockets in a room, or in any of several; repeated calls add rooms."""
+        if type(room) is not str:
+            return super().to(room)
+        # `io.to(room).emit(...)` again and again would otherwise choose, and make the template, each time.
+        chosen = self._chosen.get(room)
+        if chosen is None:
+            if len(self._chosen) >= REMEMBERED:
+                self._chosen.clear()
+            chosen = self._chosen[room] = super().to(room)
+        return chosen
 
     def _with(self, target: Target) -> BroadcastOperator[R]:
         return BroadcastOperator(self._sender, target)
@@ -273,4 +289,4 @@ class Namespace(Chain[BroadcastOperator[R]], Sent[R]):
 
 
 def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([*first, *second]))
+    return tuple(dict.fromkeys(first + second)) if first or len(second) > 1 else second

@@ -129,14 +129,15 @@ class Bus:
         """Wait until the buffer has room, as whoever found none when they appended is to do before they go on."""
         await self.call(self.core.when_space)
 
-    async def publish(self, message: Message) -> None:
-        """Append a message, and wait for room if there was none; when `on_full` says so."""
-        if not self.append(message):
-            await self.wait_for_room()
-
-    async def publish_committed(self, message: Message) -> None:
-        """Append a message and wait until it is committed."""
-        await self.call(lambda inbox, token: self.core.publish(message, inbox, token))
+    def publish_committed(self, message: Message) -> asyncio.Future[None]:
+        """Append a message now; the future ends once it is committed."""
+        calls, opened = AsyncCalls.of_running_loop(), self._open_core
+        if opened is None or self._is_closed:
+            opened = self._opened()
+        try:
+            return calls.start(opened[0].publish, message)
+        except ForkedProcessError:
+            return calls.start(self.core.publish, message)  # as in `append`
 
     async def publish_many_committed(self, messages: list[Message]) -> None:
         """Append messages and wait until all of them are committed; raises the first failure."""
@@ -144,7 +145,7 @@ class Bus:
         commits, refusal = [], None
         for message in messages:
             try:
-                commits.append(calls.start(functools.partial(core.publish, message)))
+                commits.append(calls.start(core.publish, message))
             except SocketIOPostgresError as error:
                 refusal = error
                 break
@@ -154,7 +155,7 @@ class Bus:
 
     async def notify_committed(self, channel: str, payload: str) -> None:
         """Append a raw notification and wait until it is committed."""
-        await self.call(lambda inbox, token: self.core.notify(channel, payload, inbox, token))
+        await AsyncCalls.of_running_loop().start(self.core.notify, channel, payload)
 
     async def flush(self) -> None:
         """Wait until everything published before is committed; raise what failed since the last flush."""
@@ -173,7 +174,7 @@ class Bus:
             # Two parts report their end, the listener and the publisher, in this order or the other.
             calls = AsyncCalls.of_running_loop()
             done = calls.start(core.close_listener)
-            await calls.start(lambda inbox, token: core.close_publisher(limit, inbox, token))
+            await calls.start(core.close_publisher, limit)
             await done
             core.release()
 
@@ -184,7 +185,7 @@ class Bus:
         self.call_blocking(self.core.when_space)
 
     def publish_blocking(self, message: Message) -> None:
-        """Blocking form of `publish`."""
+        """Append a message, and wait for room if there was none; when `on_full` says so."""
         if not self.append(message):
             self.wait_for_room_blocking()
 

@@ -11,7 +11,7 @@ import importlib.metadata
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import engineio.json
 import socketio.packet
@@ -20,13 +20,14 @@ from engineio.async_socket import AsyncSocket
 from engineio.packet import MESSAGE
 from engineio.packet import Packet as EnginePacket
 from socketio.async_server import AsyncServer
+from socketio.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from socketio_postgres.messages import Message
 
-__all__ = ["event_packets", "queue_for"]
+__all__ = ["FEW", "Parcel", "event_maker", "event_packets", "has_stock_packets", "queue_for", "queues_of"]
 
 KNOWN: Final = {"python-engineio": (4, 15), "python-socketio": (5, 18)}
 """Newest releases whose sending was read, and is tested, line by line."""
@@ -53,25 +54,56 @@ ORIGINALS: Final[tuple[tuple[type, str, Callable[..., Any]], ...]] = tuple(
 
 SHORTENED: Final = 5
 
+SENDERS: Final = [
+    function
+    for function in (getattr(owner, "_send_packet", None) for owner in (AsyncServer, Server))
+    if getattr(function, "__module__", "").partition(".")[0] == "socketio"
+]
+"""Likewise for `event_maker`."""
+
+Parcel: TypeAlias = "tuple[str, Sequence[EnginePacket]]"
+"""An Engine.IO connection, and what it is to be sent."""
+
 FEW: Final = 16
 """Clients that are served within a batch of messages without a turn for others; a batch takes milliseconds then."""
 
 
+def has_stock_packets(server: Any) -> bool:
+    """Whether packets are python-socketio's own, in JSON of the standard library."""
+    return server.packet_class is socketio.packet.Packet and server.packet_class.json is engineio.json
+
+
+def _head(namespace: str) -> str:
+    """How the packet of an event begins."""
+    return f"{socketio.packet.EVENT}" if namespace == "/" else f"{socketio.packet.EVENT}{namespace},"
+
+
 def event_packets(server: Any, message: Message) -> list[EnginePacket] | None:
     """The packets that carry a message's event to any client; None when python-socketio has to make them."""
-    packet_class = server.packet_class
-    if packet_class is not socketio.packet.Packet or packet_class.json is not engineio.json:
+    if not has_stock_packets(server):
         return None
     text = message.packet_json
     if text is not None and text.startswith('["'):
-        namespace = "" if message.nsp == "/" else f"{message.nsp},"
-        return [EnginePacket(MESSAGE, f"{socketio.packet.EVENT}{namespace}{text}")]
+        return [EnginePacket(MESSAGE, f"{_head(message.nsp)}{text}")]
     data = message.packet()
     if not isinstance(data, list) or not data or not isinstance(data[0], str):
         return None  # no event, which is for others to tell
     # Binary goes the same way as JSON, or one would overtake the other.
-    encoded = packet_class(socketio.packet.EVENT, data, namespace=message.nsp).encode()
+    encoded = server.packet_class(socketio.packet.EVENT, data, namespace=message.nsp).encode()
     return [EnginePacket(MESSAGE, part) for part in (encoded if isinstance(encoded, list) else [encoded])]
+
+
+def event_maker(server: Any, message: Message) -> Callable[[int], EnginePacket] | None:
+    """Makes the packet of an event that a client is to acknowledge under an id; None when python-socketio has to.
+
+    What comes before and after the id is the same for all clients.
+    """
+    text = message.packet_json
+    is_plain = IS_KNOWN and has_stock_packets(server) and text is not None and text.startswith('["')
+    if not is_plain or "_send_packet" in vars(server) or getattr(type(server), "_send_packet", None) not in SENDERS:
+        return None
+    head = _head(message.nsp)
+    return lambda id_: EnginePacket(MESSAGE, f"{head}{id_}{text}")
 
 
 def _is_original(server: Any) -> bool:
@@ -87,49 +119,62 @@ def _is_original(server: Any) -> bool:
     return all(getattr(owner, name) is function for owner, name, function in ORIGINALS)
 
 
-async def queue_for(
-    server: Any, eio_sids: Iterable[str], packets: Sequence[EnginePacket], *, is_in_batch: bool = False
-) -> None:
-    """Queue packets for clients, each client's in order. Returns after one turn of the event loop.
+def _is_short_way(server: Any) -> bool:
+    # Engine.IO tells of each packet at this level.
+    return _is_original(server) and not server.eio.logger.isEnabledFor(logging.INFO)
 
-    In a batch of few clients it returns at once; who delivers the batch gives up the turn at its end.
+
+def _queue_of(engine: Any, eio_sid: str, now: float) -> asyncio.Queue[Any] | None:
+    """The queue of a client that is well."""
+    socket = engine.sockets.get(eio_sid)
+    if socket is None or socket.closed or (socket.last_ping and now - socket.last_ping > engine.ping_timeout):
+        return None
+    return socket.queue  # type: ignore[no-any-return]
+
+
+def queues_of(server: Any, eio_sids: Sequence[str]) -> list[asyncio.Queue[Any]] | None:
+    """The queues of a few clients, to put packets in before others have their turn; None if that is not all."""
+    if len(eio_sids) > FEW or not _is_short_way(server):
+        return None
+    now = time.time()
+    queues = [_queue_of(server.eio, eio_sid, now) for eio_sid in eio_sids]
+    return None if None in queues else queues  # type: ignore[return-value]
+
+
+async def queue_for(server: Any, parcels: Sequence[Parcel]) -> None:
+    """Queue packets for clients, each client's in order. Others have no turn meanwhile; the caller is to give them one.
 
     python-socketio makes a task for every client and packet, which costs more than all else it does for them. What the
     tasks would do is done here for all clients that are well; the others get theirs.
     """
-    eio_sids = list(eio_sids)
-    engine = server.eio
-    if not _is_original(server) or engine.logger.isEnabledFor(logging.INFO):
-        await _send_to(server, eio_sids, packets)
+    if not _is_short_way(server):
+        await _send_to(server, parcels)
         return
+    engine = server.eio
     now = time.time()
     unwell = []
-    for eio_sid in eio_sids:
-        socket = engine.sockets.get(eio_sid)
-        last_ping = None if socket is None else socket.last_ping
-        if socket is None or socket.closed or (last_ping and now - last_ping > engine.ping_timeout):
-            unwell.append(eio_sid)
+    for parcel in parcels:
+        eio_sid, packets = parcel
+        queue = _queue_of(engine, eio_sid, now)
+        if queue is None:
+            unwell.append(parcel)
             continue
         for packet in packets:
-            socket.queue.put_nowait(packet)
+            queue.put_nowait(packet)
     if unwell:
         # Not waited for: what they are in for may end in the application's disconnect handler.
-        task = asyncio.create_task(_send_to(server, unwell, packets))
+        task = asyncio.create_task(_send_to(server, unwell))
         _background.add(task)  # the loop alone would not keep it
         task.add_done_callback(_background.discard)
-    # As with python-socketio's tasks, whoever emits in a loop lets others run. In a batch a client's writer wakes up
-    # once for all its packets and not for each: a message of a flood costs the server 21 µs of CPU instead of 34 µs.
-    if not is_in_batch or len(eio_sids) > FEW:
-        await asyncio.sleep(0)
 
 
 _background: Final[set[asyncio.Task[None]]] = set()
 
 
-async def _send_to(server: Any, eio_sids: Sequence[str], packets: Sequence[EnginePacket]) -> None:
+async def _send_to(server: Any, parcels: Sequence[Parcel]) -> None:
     sending = [
         asyncio.create_task(server._send_eio_packet(eio_sid, packet))  # noqa: SLF001  (as AsyncManager.emit does)
-        for eio_sid in eio_sids
+        for eio_sid, packets in parcels
         for packet in packets
     ]
     if sending:

@@ -13,7 +13,6 @@ from socketio.pubsub_manager import PubSubManager
 from socketio_postgres.broadcast_operator import Target, room_names
 from socketio_postgres.exceptions import PayloadTooLargeError
 from socketio_postgres.gap import GapHandler, GapInfo
-from socketio_postgres.local_delivery import event_packets
 from socketio_postgres.member import CLOSE_LIMIT, Delivery, chosen_rooms
 from socketio_postgres.messages import Message, MessageType
 from socketio_postgres.payload import value_fields
@@ -143,11 +142,11 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         message = self._emit_message(event, data, namespace, room, skip_sid, request)
         has_room = is_local or self._append(message)
         room = self.delivery_room(namespace, room)
-        packets = event_packets(self.server, message) if callback is None and namespace in self.rooms else None
-        if packets is None:
+        parcels = self._parcels(message, room, skip_sid, callback)
+        if parcels is None:
             Manager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
         else:
-            self._send_packets(packets, self._eio_sids(namespace, room, skip_sid))
+            self._send_packets(parcels)
         if not has_room:
             self._wait_for_room()
 
@@ -229,10 +228,9 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             self._until_disconnecting(sids, message.nsp)
 
     def _deliver(self, delivery: Delivery) -> None:
-        if delivery.packets is not None:
-            eio_sids = self._eio_sids(delivery.namespace, delivery.room, delivery.skip_sid)
+        if delivery.parcels is not None:
             # The reader lets others run after each batch that it takes from the core.
-            self._send_packets(delivery.packets, eio_sids, is_in_batch=True)
+            self._send_packets(delivery.parcels, is_in_batch=True)
             return
         Manager.emit(
             self,
@@ -317,7 +315,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
                 self._publish(message)
             if sids:
                 callback = self._local_acknowledgement(adapter, request)
-                self._deliver(Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback))
+                parcels = self._parcels(message, sids, [], callback)
+                self._deliver(Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback, parcels))
             return self._answers(request, target, partial=partial)
         finally:
             self._end_request(adapter, request)

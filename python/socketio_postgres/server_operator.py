@@ -129,7 +129,7 @@ class ServerSideActions:
             RequestTimeoutError: A server did not answer in time; it carries the answers of the others.
         """
         packet = [checked_event(event), *args]
-        target = dataclasses.replace(self._target, timeout=checked_timeout(timeout))
+        target = self._target._replace(timeout=checked_timeout(timeout))
         return self._manager._server_side_emit_with_ack(target, packet, partial=partial)  # noqa: SLF001
 
 

@@ -18,6 +18,7 @@ from socketio_postgres.exceptions import (
     SocketIOPostgresError,
 )
 from socketio_postgres.handover import BATCH, Operation
+from socketio_postgres.local_delivery import Parcel
 from socketio_postgres.member import JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.messages import Message
 
@@ -197,8 +198,8 @@ class Waiting(ClusterMember):
     def _flush(self) -> None:
         self._bus.flush_blocking()
 
-    def _send_packets(self, packets: list[Any], eio_sids: list[str], *, is_in_batch: bool = False) -> None:  # noqa: ARG002
-        for eio_sid in eio_sids:
+    def _send_packets(self, parcels: list[Parcel], *, is_in_batch: bool = False) -> None:  # noqa: ARG002
+        for eio_sid, packets in parcels:
             for packet in packets:
                 self.server._send_eio_packet(eio_sid, packet)  # noqa: SLF001  (as Manager.emit does)
 

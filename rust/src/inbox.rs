@@ -404,6 +404,24 @@ mod tests {
     }
 
     #[test]
+    fn a_wake_up_that_comes_late_does_not_stay() {
+        let inbox = Inbox::new(1000).unwrap();
+        (&inbox.waker).write_all(&[1]).unwrap(); // of something that was taken before its wake-up was sent
+        assert!(inbox.drain(9).is_empty());
+        let mut byte = [0u8; 8];
+        assert!((&inbox.watched).read(&mut byte).is_err(), "nobody is woken again and again");
+    }
+
+    #[test]
+    fn promises_that_end_alike_are_all_kept() {
+        let (one, other) = (Inbox::new(1000).unwrap(), Inbox::new(1000).unwrap());
+        let of = |inbox: &Arc<Inbox>, token| Completion::new(inbox.clone(), token);
+        Completion::finish_all(vec![of(&one, 1), of(&one, 2), of(&other, 3), of(&one, 4)], &Ok(Outcome::Done));
+        let tokens = |inbox: &Inbox| inbox.drain(9).into_iter().map(|(token, _)| token).collect::<Vec<_>>();
+        assert_eq!((tokens(&one), tokens(&other)), (vec![1, 2, 4], vec![3]));
+    }
+
+    #[test]
     fn drops_messages_but_no_results_when_full() {
         let inbox = Inbox::new(1000).unwrap();
         assert!(inbox.push(1, message(900)));

@@ -19,6 +19,7 @@ use crate::echo::Echo;
 use crate::error::{Error, Result};
 use crate::gap::{Gap, Overflow, Reason};
 use crate::inbox::{Item, Outlet, SMALL_BYTES};
+use crate::lanes::{Lanes, Slot};
 use crate::listener::Sink;
 use crate::protocol::{Body as MessageBody, EMITTER_UID, Message};
 use crate::rooms::Rooms;
@@ -98,25 +99,6 @@ impl From {
     }
 }
 
-enum Slot {
-    /// A message, and who sent it.
-    Ready(Message, String),
-    Fetching(i64),
-    Gap(Gap),
-    Overflow(Overflow),
-}
-
-impl Slot {
-    fn size_bytes(&self) -> usize {
-        match self {
-            Self::Ready(message, _) => message.size_bytes(),
-            Self::Fetching(_) => 2 * SMALL_BYTES,
-            Self::Gap(_) => SMALL_BYTES,
-            Self::Overflow(_) => 0, // no more of them than of the others
-        }
-    }
-}
-
 /// An attachment that was announced.
 struct Wanted {
     id: i64,
@@ -130,27 +112,13 @@ struct Wanted {
 
 #[derive(Default)]
 struct State {
-    lanes: foldhash::HashMap<String, VecDeque<Slot>>,
+    lanes: Lanes,
     wanted: VecDeque<Wanted>,
     sequences: Sequences,
     /// When Python was told last that a server, in a namespace, is alive.
     seen: foldhash::HashMap<String, foldhash::HashMap<String, SystemTime>>,
     stats: IntakeStats,
     is_fetching: bool,
-}
-
-impl State {
-    fn keep(&mut self, channel: &str, slot: Slot) {
-        self.stats.held_bytes += slot.size_bytes();
-        self.lanes.entry(channel.to_owned()).or_default().push_back(slot);
-    }
-
-    fn append_overflow(&mut self, channel: &str, overflow: Overflow) {
-        match self.lanes.get_mut(channel).and_then(VecDeque::back_mut) {
-            Some(Slot::Overflow(before)) => before.merge(overflow),
-            _ => self.keep(channel, Slot::Overflow(overflow)),
-        }
-    }
 }
 
 struct Shared {
@@ -187,7 +155,8 @@ impl Intake {
 
     /// Counters.
     pub fn stats(&self) -> IntakeStats {
-        self.shared.lock().stats
+        let state = self.shared.lock();
+        IntakeStats { held_bytes: state.lanes.bytes(), ..state.stats }
     }
 
     /// Stop fetching.
@@ -302,7 +271,7 @@ impl Shared {
         }
         let from = From { nsp: nsp.clone(), sender: sender_of(uid, process) };
         match received {
-            Received::Message(message) if state.lanes.contains_key(channel) => {
+            Received::Message(message) if state.lanes.is_held_up(channel) => {
                 self.hold(&mut state, channel, Slot::Ready(message, from.sender.clone()), from);
             }
             Received::Message(message) => self.deliver(&mut state, message, from.sender),
@@ -325,7 +294,7 @@ impl Shared {
             return false;
         }
         let mut state = self.lock();
-        if state.lanes.contains_key(channel) {
+        if state.lanes.is_held_up(channel) {
             return false; // sockets may enter the rooms by a message that still waits there
         }
         if self.observe(
@@ -370,30 +339,30 @@ impl Shared {
 
     /// Put a gap at the end of a channel's lane, or let it pass when there is no lane.
     fn append_gap(&self, state: &mut State, channel: &str, gap: Gap) {
-        if !state.lanes.contains_key(channel) {
+        if !state.lanes.is_held_up(channel) {
             self.release(state, Slot::Gap(gap));
         } else if self.has_room(state, SMALL_BYTES) {
-            state.keep(channel, Slot::Gap(gap));
+            state.lanes.keep(channel, Slot::Gap(gap));
         } else {
-            state.append_overflow(channel, Overflow::from_gap(gap));
+            state.lanes.keep_overflow(channel, Overflow::from_gap(gap));
         }
     }
 
     fn has_room(&self, state: &State, size: usize) -> bool {
-        let waiting = state.stats.held_bytes + self.outlet.inbox.bytes();
+        let waiting = state.lanes.bytes() + self.outlet.inbox.bytes();
         waiting == 0 || waiting + size <= self.settings.buffer_bytes
     }
 
     /// Keep a message, or one that is announced, in the channel's lane. False: there is no room, and it is dropped.
     fn hold(&self, state: &mut State, channel: &str, slot: Slot, from: From) -> bool {
         if self.has_room(state, slot.size_bytes()) {
-            state.keep(channel, slot);
+            state.lanes.keep(channel, slot);
             return true;
         }
         state.stats.overflowed += 1;
         let overflow = Overflow::of(Some(from.nsp), Some(from.sender));
-        if state.lanes.contains_key(channel) {
-            state.append_overflow(channel, overflow);
+        if state.lanes.is_held_up(channel) {
+            state.lanes.keep_overflow(channel, overflow);
         } else {
             self.overflow(state, overflow);
         }
@@ -505,22 +474,8 @@ impl Shared {
                 (Slot::Gap(wanted.from.gap(Reason::Attachment, 1, wanted.arrived)), Some(error))
             }
         };
-        let Some(mut lane) = state.lanes.remove(&wanted.channel) else { return };
-        if let Some(place) = lane.iter_mut().find(|slot| matches!(slot, Slot::Fetching(id) if *id == wanted.id)) {
-            state.stats.held_bytes += slot.size_bytes();
-            state.stats.held_bytes -= place.size_bytes();
-            *place = slot;
-        }
-        while let Some(slot) = lane.pop_front() {
-            if let Slot::Fetching(_) = slot {
-                lane.push_front(slot);
-                break;
-            }
-            state.stats.held_bytes -= slot.size_bytes();
+        for slot in state.lanes.fill(&wanted.channel, wanted.id, slot) {
             self.release(&mut state, slot);
-        }
-        if !lane.is_empty() {
-            state.lanes.insert(wanted.channel.clone(), lane);
         }
         drop(state);
         if let Some(error) = failure {

@@ -14,6 +14,7 @@ pub mod flight;
 pub mod gap;
 pub mod inbox;
 pub mod intake;
+pub mod lanes;
 pub mod listener;
 pub mod outbox;
 pub mod probe;

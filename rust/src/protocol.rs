@@ -247,7 +247,7 @@ impl Message {
 /// # Errors
 /// Longer than 63 bytes: `LISTEN` would cut it silently and `pg_notify` would refuse it.
 pub fn channel_name(prefix: &str, nsp: &str) -> Result<String> {
-    let channel = format!("{prefix}#{nsp}");
+    let channel = [prefix, "#", nsp].concat();
     check_channel(&channel)?;
     Ok(channel)
 }

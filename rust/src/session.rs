@@ -237,6 +237,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn every_request_has_its_own_time() {
+        let session = session();
+        assert_eq!(session.answer("ask", after(&session, 9)).await.unwrap(), 9);
+        let other = async { session.answer("ask", after(&session, 5)).await };
+        let (one, other) = tokio::join!(session.answer("ask", after(&session, 8)), other);
+        assert_eq!((one.unwrap(), other.unwrap()), (8, 5));
+        let began = Instant::now();
+        session.answer("ask", after(&session, 99)).await.unwrap_err();
+        assert_eq!(began.elapsed().as_secs(), 10);
+        let began = Instant::now();
+        session.answer("ask", after(&session, 99)).await.unwrap_err();
+        assert_eq!(began.elapsed().as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_large_answer_on_a_slow_link_is_waited_for() {
         let session = session();
         move_bytes(&session, 9, 10);

@@ -392,8 +392,9 @@ async def test_one_server_deletes_old_attachments(trio: Trio) -> None:
         if namespace == "/":
             after = [count + 1 for count in before]
             # They have no clients. Of an emitter's attachments nobody else may know.
-            skipped = lambda: [each.stats()["attachments_skipped"] for each in readers]  # noqa: E731
-            await eventually(lambda: skipped() == after, "the others saw it")
+            await eventually(
+                lambda: [manager.stats()["attachments_skipped"] for manager in readers] == after, "the others saw it"
+            )
 
     def who_deletes(managers: Sequence[Manager]) -> list[Manager]:
         return [manager for manager in managers if manager._must_clean_up()]

@@ -25,7 +25,7 @@ from socketio_postgres import (
 from socketio_postgres.bus import Bus
 from socketio_postgres.options import BusOptions
 from tests.faults.conftest import Recovered, Rounds
-from tests.fixtures.bus import BusReader, serving
+from tests.fixtures.bus import BusReader, publish, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival
@@ -201,7 +201,7 @@ async def test_a_backlog_on_a_slow_link_is_no_silence(postgres: OwnPostgres, pro
             await receiver.bus.call(functools.partial(core.listen, "another"))
             assert receiver.stats["channels"] == 2
         elif behind_it == "a message of our own":
-            await receiver.bus.publish(Message(MessageType.SOCKETS_JOIN, "/", to=["a"], rooms=["b"]))
+            await publish(receiver.bus, Message(MessageType.SOCKETS_JOIN, "/", to=["a"], rooms=["b"]))
             await eventually(lambda: receiver.stats["own"] == 1, "it comes back", 60)
         await eventually(lambda: len(receiver.stream) == 70, "it all comes", 60)
         proxy.shape = Shape()

@@ -101,6 +101,18 @@ async def test_notifications_keep_their_order(client: Steered, other: AsyncPostg
     assert [(await client.next()).payload for _ in range(500)] == [str(number) for number in range(500)]
 
 
+async def test_what_is_sent_together_keeps_its_channel_and_its_place(
+    client: Steered, other: AsyncPostgresClient
+) -> None:
+    for channel in "abc":
+        await client("listen", channel)
+    sent = [Notification("abc"[number % 3], f"{number}", 0) for number in range(300)]
+    await asyncio.gather(*(other.notify(each.channel, each.payload) for each in sent))
+    seen = [await client.next() for _ in sent]
+    assert [(each.channel, each.payload) for each in seen] == [(each.channel, each.payload) for each in sent]
+    assert other.stats()["publish_groups"] < 100
+
+
 async def test_equal_notifications_all_arrive(client: Steered, other: AsyncPostgresClient) -> None:
     await client("listen", "jobs")
     await asyncio.gather(*(other.notify("jobs", "same") for _ in range(50)))

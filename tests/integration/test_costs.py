@@ -17,7 +17,7 @@ import socketio
 import socketio.packet
 from engineio.async_socket import AsyncSocket
 
-from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
+from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter, local_delivery
 from tests.fixtures.bus import BusReader
 from tests.fixtures.database import Database
 from tests.fixtures.postgres import OwnPostgres
@@ -180,13 +180,14 @@ async def test_an_attachment_for_nobody_here_is_not_fetched(quiet: Database, tal
         assert tally.now - spoken == Spoken(round_trips=1, statements=1)
         # Names too long for the header, and a header of another package, that names none.
         await io.to(["x" * 5000]).emit("large", b"x" * 50_000)
+        await eventually(lambda: reader.stats["attachments"] == 3, "the first is read")
         with quiet.connect() as connection:
             connection.execute(
-                "SELECT pg_notify(%s, format('{\"uid\":\"emitter\",\"type\":3,\"attachmentId\":\"%%s\"}', max(id)))"
+                'SELECT pg_notify(%s, format(\'{"uid":"emitter","type":3,"attachmentId":"%%s"}\', max(id)))'
                 " FROM socket_io_attachments",
                 (CHANNEL,),
             )
-        await eventually(lambda: reader.stats["attachments"] == 4, "both are read")
+        await eventually(lambda: reader.stats["attachments"] == 4, "so is the second")
         assert tally.now - spoken == Spoken(round_trips=3, statements=3)
         assert (reader.stats["irrelevant"], reader.stats["attachments_skipped"]) == (4, 2)
 
@@ -249,6 +250,43 @@ async def test_a_broadcast_is_encoded_once(members: Members, monkeypatch: pytest
     assert len({id(packet) for packet in packets}) == 1
     assert packets[0].data == '2["chat",{"number":1}]'
     assert (dumps(), encode()) == (1, 0), "the text for the bus is the one for the clients"
+
+
+async def test_a_broadcast_with_acknowledgements_is_encoded_once(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumps = counting(monkeypatch, engineio.json, "dumps")
+    encode = counting(monkeypatch, socketio.packet.Packet, "encode")
+    sids = [sid for sid, _ in members.manager.get_participants("/", None)]
+    await members.manager.emit("chat", {"number": 1}, "/", room=sids, callback=print)
+    assert [packet.data for [packet] in await members.received(1)] == ['21["chat",{"number":1}]'] * 10
+    await members.manager.emit("chat", 2, "/", room=sids[:1], callback=print)
+    assert members.sockets[0].queue.get_nowait().data == '22["chat",2]'
+    assert (dumps(), encode()) == (2, 0)
+
+
+@pytest.mark.parametrize("data", [None, 'e"', {"a": [1, 2.5, None]}, ("two", {"of": "them"}), b"binary", [b"x", "y"]])
+async def test_acknowledged_events_are_those_of_python_socketio(
+    members: Members, monkeypatch: pytest.MonkeyPatch, data: object
+) -> None:
+    """By either way clients get the same, and answer to the same."""
+    sids = [sid for sid, _ in members.manager.get_participants("/", None)]
+    found = []
+    for is_known in (True, False):
+        monkeypatch.setattr(local_delivery, "IS_KNOWN", is_known)
+        answers: list[tuple[object, ...]] = []
+        members.manager.callbacks.clear()
+        await members.manager.emit(
+            "chat", data, "/", room=sids, skip_sid=sids[3], callback=lambda *args, to=answers: to.append(args)
+        )
+        sent = [[socket.queue.get_nowait().encode() for _ in range(socket.queue.qsize())] for socket in members.sockets]
+        asked = {sid: sorted(ids) for sid, ids in members.manager.callbacks.items()}
+        await members.manager.trigger_callback(sids[0], 1, ["yes", 2])
+        await eventually(lambda answers=answers: answers == [("yes", 2)], "the first answer counts")  # type: ignore[misc]
+        found.append((sent, asked))
+    assert found[0] == found[1]
+    assert found[0][0][3] == [], "it was left out"
+    assert all(packets for number, packets in enumerate(found[0][0]) if number != 3)
 
 
 async def test_json_from_elsewhere_is_neither_decoded_nor_encoded(

@@ -20,7 +20,7 @@ from socketio_postgres import (
     SelfTestError,
 )
 from socketio_postgres.handover import AsyncCalls
-from tests.fixtures.bus import BusReader, frozen_publisher, serving
+from tests.fixtures.bus import BusReader, frozen_publisher, publish, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.members import AsyncMember, SyncMember
@@ -98,7 +98,7 @@ async def test_cancelling_the_wait_does_not_take_the_message_back(database: Data
         with frozen_publisher(database):
             bus = io._bus
             for name in ("held", "waiting"):
-                task = asyncio.create_task(bus.publish(Message(MessageType.BROADCAST, "/", packet=[name])))
+                task = asyncio.create_task(publish(bus, Message(MessageType.BROADCAST, "/", packet=[name])))
                 await asyncio.sleep(0.01)
             assert bus.stats()["buffer_count"] == 2
             task.cancel()
@@ -135,8 +135,8 @@ async def test_receivers_see_what_was_dropped(database: Database) -> None:
             waiting = asyncio.create_task(namespace.emit("held"))
             await eventually(lambda: bus.stats()["buffer_count"] == 1)
             message = Message(MessageType.BROADCAST, "/", packet=["dropped"])
-            await bus.publish(message)
-            await bus.publish(message)
+            await publish(bus, message)
+            await publish(bus, message)
         await waiting
         await io.emit("last")
         await reader.wait_for(3)
@@ -263,12 +263,12 @@ def test_bad_policies_are_refused(value: Any) -> None:
 async def test_a_flush_does_not_wait_for_what_comes_after_it() -> None:
     """During an outage younger messages keep the buffer filled; the older ones have failed all the same."""
     io = AsyncEmitter(NOWHERE, buffer_age=0.5)
-    await io._bus.publish(Message(MessageType.BROADCAST, "/", packet=["old"]))
+    await publish(io._bus, Message(MessageType.BROADCAST, "/", packet=["old"]))
     flushed = asyncio.create_task(io.flush())
 
     async def go_on() -> None:
         while True:
-            await io._bus.publish(Message(MessageType.BROADCAST, "/", packet=["young"]))
+            await publish(io._bus, Message(MessageType.BROADCAST, "/", packet=["young"]))
             await asyncio.sleep(0.05)
 
     going_on = asyncio.create_task(go_on())

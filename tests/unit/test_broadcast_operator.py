@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from socketio_postgres import AsyncEmitter, Emitter, EncodeError, Message, MessageType, OptionsError
-from socketio_postgres.broadcast_operator import BroadcastOperator, Namespace, Target
+from socketio_postgres.broadcast_operator import REMEMBERED, BroadcastOperator, Namespace, Target
 from socketio_postgres.messages import RESERVED_EVENTS
 
 NOWHERE = "postgresql://app@does-not-exist.invalid/app"
@@ -116,6 +116,15 @@ def test_a_chain_changes_nothing_before_it(recorder: Recorder, change: Callable[
         assert before != between
     with pytest.raises(AttributeError):
         recorder.io.to("a")._target.rooms = ("b",)  # type: ignore[misc]
+
+
+def test_a_few_rooms_are_remembered(recorder: Recorder) -> None:
+    assert recorder.io.to("often") is recorder.io.to("often")
+    rooms = [f"{number % (REMEMBERED + 10)}" for number in range(3 * REMEMBERED)]
+    for room in rooms:
+        recorder.io.to(room).emit("e")
+    assert [message.to for message, _ in recorder.sent] == [[room] for room in rooms]
+    assert len(recorder.io._chosen) <= REMEMBERED
 
 
 def test_rooms_of_the_caller_are_copied(recorder: Recorder) -> None:

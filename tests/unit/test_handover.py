@@ -8,13 +8,14 @@ import select
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from socketio_postgres import ClosedError, OperationTimeoutError, SocketIOPostgresError, _core
 from socketio_postgres.bus import Bus
-from socketio_postgres.handover import AsyncCalls, BlockingCalls, items_of, readable
+from socketio_postgres.handover import AsyncCalls, BlockingCalls, batches_of, readable
 from socketio_postgres.options import BusOptions
 
 NOWHERE = "postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=2"
@@ -91,6 +92,24 @@ async def test_an_operation_that_fails_to_start_leaves_nothing_behind() -> None:
     await bus.close(0.0)
 
 
+def test_loops_of_threads_do_not_mix() -> None:
+    """Each thread asks for its own in turn with the other, so that what was asked for last is the wrong one."""
+    turn = threading.Barrier(2)
+
+    async def use() -> set[AsyncCalls]:
+        found = set()
+        for _ in range(20):
+            turn.wait(20)
+            found.add(AsyncCalls.of_running_loop())
+            await asyncio.wait_for(AsyncCalls.of_running_loop().start(finish), 20)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: asyncio.run(use()), range(2))
+    assert len(one) == len(other) == 1
+    assert one != other
+
+
 def test_every_loop_has_its_own() -> None:
     async def use() -> AsyncCalls:
         await asyncio.wait_for(AsyncCalls.of_running_loop().start(finish), 20)
@@ -117,9 +136,10 @@ async def test_items_come_in_order() -> None:
     seen = []
 
     async def read() -> None:
-        async for token, kind, _ in items_of(inbox):
-            assert kind == _core.FINISHED
-            seen.append(token)
+        async for items in batches_of(inbox):
+            for token, kind, _ in items:
+                assert kind == _core.FINISHED
+                seen.append(token)
             if len(seen) == total:
                 return
 

@@ -93,17 +93,17 @@ fn in_any_order(payload: &str) -> Option<Glance<'_>> {
         return None;
     }
     let (kind, is_attachment) = (kind?, attachment_id.is_some());
-    let (rooms, inner_nsp) = match data {
-        None if is_attachment && matches!(kind, "3" | "4" | "5" | "6") => (hint?, None),
+    let (rooms, packet_nsp) = match data {
+        None if is_attachment && matches!(kind, "3" | "4" | "5" | "6") => (hint?, ""),
         // A broadcast has a packet; who joins, leaves or is disconnected has none.
-        Some(Data { rooms, packet: Some(inner_nsp) }) if !is_attachment && kind == "3" => (rooms, inner_nsp),
-        Some(Data { rooms, packet: None }) if !is_attachment && matches!(kind, "4" | "5" | "6") => (rooms, None),
+        Some(Data { rooms, packet_nsp: Some(nsp) }) if !is_attachment && kind == "3" => (rooms, nsp),
+        Some(Data { rooms, packet_nsp: None }) if !is_attachment && matches!(kind, "4" | "5" | "6") => (rooms, ""),
         _ => return None,
     };
     let process = process.and_then(|quoted| quoted.strip_prefix('"')?.strip_suffix('"'));
     let glance = Glance {
         uid: uid?,
-        nsp: nsp.or(inner_nsp),
+        nsp: nsp.or(Some(packet_nsp).filter(|nsp| !nsp.is_empty())),
         sequence: sequence.and_then(|digits| digits.parse().ok()),
         process: process.filter(|process| process.len() <= PROCESS_LIMIT_BYTES),
         is_attachment,
@@ -115,8 +115,8 @@ fn in_any_order(payload: &str) -> Option<Glance<'_>> {
 /// What stands under `data`.
 struct Data<'a> {
     rooms: &'a str,
-    /// Of a broadcast: the namespace that its packet names, if any.
-    packet: Option<Option<&'a str>>,
+    /// Of a broadcast: the namespace that its packet names, empty if it names none.
+    packet_nsp: Option<&'a str>,
 }
 
 /// Keep a value; `None` when there is one already, because of two the decoder wants neither.
@@ -132,16 +132,16 @@ struct Scanner<'a> {
 
 impl<'a> Scanner<'a> {
     fn data(&mut self) -> Option<Data<'a>> {
-        let (mut opts, mut packet, mut joined, mut close) = (None, None, None, None);
+        let (mut opts, mut packet_nsp, mut joined, mut close) = (None, None, None, None);
         self.object(|scanner, key| match key {
             "opts" => set(&mut opts, scanner.opts()?),
-            "packet" => set(&mut packet, scanner.packet()?),
+            "packet" => set(&mut packet_nsp, scanner.packet()?),
             "rooms" => set(&mut joined, scanner.names()?),
             "close" => set(&mut close, scanner.bool()?),
             "requestId" | "sockets" | "clientCount" | "args" => None,
             _ => scanner.skip(),
         })?;
-        Some(Data { rooms: opts?, packet })
+        Some(Data { rooms: opts?, packet_nsp })
     }
 
     fn opts(&mut self) -> Option<&'a str> {
@@ -164,15 +164,15 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// The namespace of a packet that holds an array.
-    fn packet(&mut self) -> Option<Option<&'a str>> {
+    /// The namespace of a packet that holds an array, empty if it names none.
+    fn packet(&mut self) -> Option<&'a str> {
         let (mut nsp, mut data) = (None, None);
         self.object(|scanner, key| match key {
             "nsp" => set(&mut nsp, scanner.name()?),
-            "data" => set(&mut data, scanner.value().filter(|value| value.starts_with('['))?),
+            "data" => set(&mut data, scanner.value().filter(|value| value.starts_with('[')).map(drop)?),
             _ => scanner.skip(),
         })?;
-        data.map(|_| nsp.filter(|nsp| !nsp.is_empty()))
+        data.map(|()| nsp.unwrap_or_default())
     }
 
     /// The next byte that is no white space.

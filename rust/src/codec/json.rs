@@ -157,6 +157,13 @@ fn push_data(out: &mut String, data: &Data) {
 
 /// Append `text` as a JSON string.
 pub fn push_string(out: &mut String, text: &str) {
+    // Names have nothing to be escaped, and there are four of them in a message: no text of its own for each.
+    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
     match serde_json::to_string(text) {
         Ok(quoted) => out.push_str(&quoted),
         Err(_) => out.push_str("\"\""), // a string always serialises
