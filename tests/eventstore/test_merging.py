@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from socketio_postgres import (
@@ -160,6 +160,9 @@ def check(call: Call, result: list[StoreResult] | BaseException, table: dict[str
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=st.lists(EVENTS.filter(lambda event: event.event_type == "T"), max_size=3, unique_by=lambda e: e.id),
        calls=calls_to_make())  # fmt: skip
+# What one call expects of an aggregate that only the other one writes.
+@example(before=[], calls=[Call([Event("T", "a0", id="e1")], {"a0": NO_STREAM}),
+                           Call([Event("T", "a1", id="e0")], {"a0": NO_STREAM})])  # fmt: skip
 def test_merged_calls_have_the_results_of_calls_alone(
     database: Database, before: list[Event], calls: list[Call]
 ) -> None:

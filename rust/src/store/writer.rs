@@ -164,9 +164,11 @@ impl Shared {
             bytes += next.size_bytes();
             let is_over = count > self.batch_size || bytes > GROUP_BYTES;
             let is_other = group.first().is_some_and(|first| first.is_conditional() != next.is_conditional());
-            let meets = next.events.iter().any(|event| ids.contains(&event.id))
-                || next.is_conditional() && next.events.iter().any(|event| aggregates.contains(&event.aggregate_id));
-            if !group.is_empty() && (is_over || is_other || meets) {
+            let shares_id = next.events.iter().any(|event| ids.contains(&event.id));
+            let shares_aggregate = next.is_conditional()
+                && (next.events.iter().any(|event| aggregates.contains(&event.aggregate_id))
+                    || next.expected.keys().any(|aggregate_id| aggregates.contains(aggregate_id)));
+            if !group.is_empty() && (is_over || is_other || shares_id || shares_aggregate) {
                 break;
             }
             group.extend(state.queue.pop_front());
