@@ -120,16 +120,27 @@ class Stage:
         self._server = server
         self._pgbench = server.bin_dir / "pgbench"
         self._open = contextlib.ExitStack()
+        self._databases: list[str] = []
 
-    def close(self) -> None:
-        """Close what the contestants opened."""
+    def clear(self) -> None:
+        """Close what the contestants opened, and leave no tables to vacuum and no pages to write behind.
+
+        Or the server would be at it while the next job is measured.
+        """
         self._open.close()
+        self._administer(*(f"DROP DATABASE {name} WITH (FORCE)" for name in self._databases), "CHECKPOINT")
+        self._databases.clear()
+
+    def _administer(self, *statements: str) -> None:
+        with psycopg.connect(self._server.dsn("postgres"), autocommit=True) as admin:
+            for statement in statements:
+                admin.execute(statement.encode())
 
     def database(self, *, go: bool = False) -> Database:
         """An empty database, with go-sync-kit's table in it if asked for."""
         name, dsn = f"bench_{next(_numbers)}", self._server.dsn("postgres")
-        with psycopg.connect(dsn, autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {name}".encode())
+        self._administer(f"CREATE DATABASE {name}")
+        self._databases.append(name)
         database = Database(make_conninfo(dsn, dbname=name))
         if go:
             create_table(database)
@@ -195,7 +206,7 @@ def open_stage(scale: Scale) -> Iterator[Stage]:
         try:
             yield stage
         finally:
-            stage.close()
+            stage.clear()
 
 
 def single(stage: Stage) -> list[Table]:
@@ -480,6 +491,7 @@ def measure(scale: Scale, names: list[str]) -> Section:
         for name in names:
             sys.stderr.write(f"{name}\n")
             tables += JOBS[name](stage)
+            stage.clear()
         locale = str(stage.database().value("SELECT datcollate FROM pg_database WHERE datname = current_database()"))
         settings = {
             "PostgreSQL": stage.version,
