@@ -503,8 +503,11 @@ class EventLog:
         run_operation(lambda inbox, token: core.migrate("guard", inbox, token))
 
     def stats(self) -> dict[str, Any]:
-        """Counters: those of Go's `Stats` for the pool, and of writing, reading and listening."""
-        return dict(self._core.stats())
+        """Counters: those of Go's `Stats` for the pool, and of writing, reading and listening.
+
+        Empty in a forked child before it uses the store: those of its parent are not its own.
+        """
+        return dict(self._core.stats()) if self._pid == os.getpid() else {}
 
     def close(self) -> None:
         """Finish what is being stored, end the subscriptions, disconnect."""

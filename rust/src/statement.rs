@@ -7,6 +7,7 @@ use crate::attachment::AttachmentTable;
 use crate::buffer::Outgoing;
 use crate::codec::Encoded;
 use crate::error::{Error, Result};
+use crate::protocol::quote_literal;
 
 /// Commit a group: one transaction, and one round trip. Stores what needs the table there, which must exist.
 pub async fn commit(client: &Client, table: &AttachmentTable, group: &[Outgoing]) -> Result<()> {
@@ -58,11 +59,11 @@ pub async fn commit(client: &Client, table: &AttachmentTable, group: &[Outgoing]
 /// `synchronous_commit` matters for a table that was created logged: the row is as volatile as its notification,
 /// and waiting for its WAL would hold the server-wide notify lock during an fsync.
 fn attachment_sql(table: &str, sequence: &str) -> String {
-    let sequence = sequence.replace('\'', "''");
+    let sequence = quote_literal(sequence);
     format!(
         "WITH m AS MATERIALIZED (\
             SELECT n, channel, head, body, \
-                CASE WHEN body IS NOT NULL THEN pg_catalog.nextval('{sequence}'::pg_catalog.regclass) END AS id \
+                CASE WHEN body IS NOT NULL THEN pg_catalog.nextval({sequence}::pg_catalog.regclass) END AS id \
             FROM unnest($1, $2, $3) WITH ORDINALITY AS t(channel, head, body, n)), \
          stored AS (\
             INSERT INTO {table} (id, payload) OVERRIDING SYSTEM VALUE SELECT id, body FROM m WHERE body IS NOT NULL) \

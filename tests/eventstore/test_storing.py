@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import datetime as dt
+import os
 import pickle
 import uuid
 from typing import Any
 
+import psycopg
 import pytest
 
 from socketio_postgres import (
@@ -256,6 +258,64 @@ async def test_a_lock_held_elsewhere_delays_only_its_aggregate(our_store: AsyncE
     assert len(await our_store.load_by_aggregate("held")) == 3 - sum(isinstance(r, Exception) for r in results)
 
 
+def waits_for_a_lock(database: Database) -> bool:
+    """Whether a session of this database does."""
+    return bool(
+        database.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'", database.name
+        )
+    )
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_expectations_hold_whatever_isolation_is_the_default(database: Database, level: str) -> None:
+    """Whoever waited for an aggregate must see what was committed meanwhile, and not what was there before."""
+    with database.connect() as admin:
+        admin.execute(f"ALTER DATABASE {database.name} SET default_transaction_isolation = '{level}'".encode())
+    async with (
+        AsyncEventStore(database.dsn) as store,
+        await psycopg.AsyncConnection.connect(database.dsn) as connection,
+    ):
+        first = await store.store(Event("T", "a", 1))
+        await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        await store.store_in(connection, Event("T", "a", 2))
+        late = asyncio.create_task(store.store(Event("T", "a", 3), expected=first.version))
+        await eventually(lambda: waits_for_a_lock(database), "the other one waits")
+        await connection.commit()
+        with pytest.raises(WrongExpectedVersionError):
+            await late
+
+
+async def test_an_import_waits_for_expectations(our_store: AsyncEventStore, database: Database) -> None:
+    async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
+        await our_store.store_in(connection, Event("T", "a", 1), expected=NO_STREAM)
+        importing = asyncio.create_task(our_store.import_events([Event("T", "b", 2), Event("T", "a", 3)]))
+        await eventually(lambda: waits_for_a_lock(database), "the import waits")
+        assert not importing.done()
+        await connection.commit()
+    assert await importing == 2
+    assert [event.data for event in await our_store.load()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("ends", [pytest.param(True, id="that ends"), pytest.param(False, id="that goes on")])
+async def test_a_query_given_up_stands_in_nobodys_way(database: Database, *, ends: bool) -> None:
+    """Whoever got its connection would wait for its end."""
+    async with AsyncEventStore(database.dsn, batch_size=1, max_open_conns=1) as store:
+        await store.store_batch([Event("T", "a", number) for number in range(10)])
+        events = store.read()
+        assert (await anext(events)).data == 0
+        await eventually(lambda: store.stats()["in_use"] == 0, "pages are read ahead, and no more")
+        with database.connect() as other, other.transaction():
+            other.execute("LOCK TABLE events")
+            assert (await anext(events)).data == 1
+            await eventually(lambda: waits_for_a_lock(database), "another page is asked for")
+            await events.aclose()  # type: ignore[attr-defined]
+            if ends:
+                other.execute("COMMIT")
+            await eventually(lambda: store.stats()["in_use"] == 0, "it is done with")
+            assert store.stats()["idle"] == int(ends)
+
+
 async def test_a_commit_in_doubt_is_resolved_by_id(our_store: AsyncEventStore, database: Database) -> None:
     """The session is killed over and over while calls are under way; each is stored exactly once."""
     stop = asyncio.Event()
@@ -295,6 +355,24 @@ def test_from_threads(database: Database) -> None:
         assert [event.aggregate_id for event in store.load()] == ["a", "b", "c"]
         assert [event.aggregate_id for event in store.read(backwards=True)] == ["c", "b", "a"]
         assert store.import_events(Event("T", "i") for _ in range(10)) == 10
+
+
+def test_a_forked_child_does_not_count_for_its_parent(database: Database) -> None:
+    with EventStore(database.dsn) as store:
+        store.store(Event("T", "a"))
+        if (child := os.fork()) == 0:
+            os._exit(0 if store.stats() == {} else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert store.stats()["stored"] == 1
+
+
+async def test_a_table_whose_name_has_quotes(database: Database) -> None:
+    async with AsyncEventStore(database.dsn, table_name='"o\'bri""en"') as store:
+        await store.enable_guard()
+        await store.enable_go_notifications()
+        await store.enable_serial_order()
+        await store.store(Event("T", "a", 1), expected=NO_STREAM)
+        assert [event.data for event in await store.load()] == [1]
 
 
 async def test_pool_limits(database: Database) -> None:

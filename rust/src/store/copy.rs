@@ -21,7 +21,7 @@ const NULL: i32 = -1;
 /// The version that a binary `jsonb` begins with; its text follows.
 const JSONB: &[u8] = &[1];
 
-/// Store events in one transaction; returns how many.
+/// Send events to the table, in the transaction that is open; returns how many.
 pub async fn copy(connection: &mut Pooled, table: &Table, events: &[NewEvent]) -> Result<i64> {
     let failed = |error: tokio_postgres::Error| Error::from_postgres("import events", &error, true);
     let sql = format!("COPY {} (id, aggregate_id, event_type, data, metadata) FROM STDIN BINARY", table.name);

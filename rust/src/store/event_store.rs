@@ -11,7 +11,6 @@ use crate::connection::Connector;
 use crate::error::Result;
 use crate::inbox::{Completion, Outcome};
 use crate::runtime;
-use crate::store::copy;
 use crate::store::error::StoreError;
 use crate::store::event::{NewEvent, get};
 use crate::store::feed::{Feed, Owner, Subscription};
@@ -194,13 +193,7 @@ impl EventStore {
 
     /// Store many events by binary `COPY`, in one transaction; returns how many.
     pub async fn copy(&self, events: Vec<NewEvent>) -> Result<Outcome> {
-        let opened = self.open().await?;
-        writer::check(&events, &opened.table)?;
-        let mut connection = self.pool.get().await?;
-        connection.set_dirty(true);
-        let count = copy::copy(&mut connection, &opened.table, &events).await?;
-        connection.set_dirty(false);
-        Ok(Outcome::Number(count))
+        Ok(Outcome::Number(self.open().await?.writer.import(&events).await?))
     }
 
     /// Finish what is under way within `limit`, end the subscriptions, disconnect.

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
@@ -16,6 +18,11 @@ use crate::connection::Connector;
 use crate::error::{Error, Result};
 use crate::store::error::StoreError;
 
+/// Opens a transaction in which each statement sees what was committed before it. Expected versions rest on it: they are
+/// looked at after a wait for a lock, whatever isolation the role or the database has by default.
+pub const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+/// How long a query that nobody waits for any more may take until its connection is closed instead of kept.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// Most statements kept prepared per connection; the store itself has about a dozen, filters make others.
 const STATEMENTS: usize = 100;
 
@@ -86,7 +93,9 @@ pub struct Pooled {
     connection: Option<Connection>,
     /// A transaction is open: dropping the connection now ends it on the server, too.
     is_dirty: bool,
-    _permit: OwnedSemaphorePermit,
+    /// A query is under way: whoever got the connection now would wait for its end.
+    is_busy: bool,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A parameter and its type.
@@ -134,7 +143,8 @@ impl Pool {
                 }
             }
         };
-        let mut pooled = Pooled { pool: Arc::clone(self), connection: None, is_dirty: false, _permit: permit };
+        let (pool, permit) = (Arc::clone(self), Some(permit));
+        let mut pooled = Pooled { pool, connection: None, is_dirty: false, is_busy: false, permit };
         if let Some(idle) = idle {
             pooled.connection = Some(idle.connection);
             return Ok(pooled);
@@ -203,14 +213,35 @@ async fn watch(pool: Weak<Pool>, limits: Limits) {
     }
 }
 
+/// Keep a connection whose query was given up out of the pool until that has ended.
+async fn settle(mut pooled: Pooled) {
+    // Answers come in order, and nothing is asked here.
+    let is_idle = match pooled.client() {
+        Ok(client) => timeout(SETTLE_LIMIT, client.simple_query("")).await.is_ok_and(|answer| answer.is_ok()),
+        Err(_) => false,
+    };
+    pooled.set_dirty(!is_idle);
+}
+
 impl Drop for Pooled {
     fn drop(&mut self) {
+        if self.is_busy
+            && !self.is_dirty
+            && let Ok(runtime) = Handle::try_current()
+            && let Some(connection) = self.connection.take()
+        {
+            let (pool, connection, permit) = (Arc::clone(&self.pool), Some(connection), self.permit.take());
+            runtime.spawn(settle(Self { pool, connection, is_dirty: false, is_busy: false, permit }));
+            return; // it is still in use
+        }
         let mut state = self.pool.lock();
         state.stats.in_use -= 1;
         let Some(connection) = self.connection.take() else { return };
         let limits = self.pool.limits;
-        let is_usable =
-            !self.is_dirty && !connection.client.is_closed() && !self.pool.is_closed.load(Ordering::Acquire);
+        let is_usable = !self.is_dirty
+            && !self.is_busy
+            && !connection.client.is_closed()
+            && !self.pool.is_closed.load(Ordering::Acquire);
         if !is_usable {
             state.stats.open -= 1;
         } else if connection.born.elapsed() >= limits.max_lifetime {
@@ -247,7 +278,7 @@ impl Pooled {
 
     /// Open a transaction; dropping the connection before its end rolls it back.
     pub async fn begin(&mut self) -> Result<()> {
-        self.query("begin", "BEGIN", &[], false).await?;
+        self.query("begin", BEGIN, &[], false).await?;
         self.is_dirty = true;
         Ok(())
     }
@@ -273,6 +304,18 @@ impl Pooled {
     /// Run statements one after the other, each in a transaction of its own unless one is open, in one round trip.
     /// Ends with the first error; the statements after it have run nevertheless, unless in an open transaction.
     pub async fn pipeline<const N: usize>(
+        &mut self,
+        context: &str,
+        requests: [(&str, &[Bind<'_>]); N],
+        in_flight: bool,
+    ) -> Result<[Vec<Row>; N]> {
+        self.is_busy = true;
+        let result = self.run(context, requests, in_flight).await;
+        self.is_busy = false;
+        result
+    }
+
+    async fn run<const N: usize>(
         &mut self,
         context: &str,
         requests: [(&str, &[Bind<'_>]); N],

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio_postgres::types::Type;
 
 use crate::error::{Error, Result};
-use crate::protocol::quote_identifier;
+use crate::protocol::{quote_identifier, quote_literal};
 use crate::store::error::StoreError;
 use crate::store::event::get;
 use crate::store::pool::{Pool, Pooled};
@@ -174,6 +174,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
     for (_, label, text) in wanted {
         let text = text
             .replace("{table}", &name.quoted())
+            .replace("{table_text}", &quote_literal(&name.quoted()))
             .replace("{index}", &name.bare("_aggregate_version"))
             .replace("{wake}", &name.beside("_wake"))
             .replace("{wake_trigger}", &name.bare("_wake"))
@@ -182,6 +183,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
             .replace("{serial}", &name.beside("_serial"))
             .replace("{serial_trigger}", &name.bare("_serial"))
             .replace("{go_notify}", &name.in_schema("notify_event_inserted"))
+            .replace("{go_notify_text}", &quote_literal(&(name.in_schema("notify_event_inserted") + "()")))
             .replace("{turn}", &TURN_KEY.to_string())
             .replace("{buckets}", &(LOCK_BUCKETS - 1).to_string())
             .replace("{subscriptions}", &name.beside("_subscriptions"))
@@ -190,7 +192,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
         // Between the look and the lock another process may have applied it: the block looks again.
         let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
         if *label == "events" {
-            let _ = write!(is_there, " OR to_regclass('{}') IS NOT NULL", name.quoted().replace('\'', "''"));
+            let _ = write!(is_there, " OR to_regclass({}) IS NOT NULL", quote_literal(&name.quoted()));
         }
         let _ = write!(
             script,

@@ -19,9 +19,10 @@ use crate::backoff::Backoff;
 use crate::error::{Error, Result};
 use crate::inbox::{Completion, Outcome};
 use crate::runtime;
+use crate::store::copy::copy;
 use crate::store::error::{Expected, StoreError};
 use crate::store::event::{NewEvent, get, micros};
-use crate::store::pool::{Bind, Pool, Pooled};
+use crate::store::pool::{BEGIN, Bind, Pool, Pooled};
 use crate::store::statements::{Checks, Columns, Sql};
 use crate::store::table::Table;
 
@@ -108,6 +109,21 @@ impl Writer {
             runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
         }
         Ok(())
+    }
+
+    /// Store events by `COPY`, in one transaction, under the same locks as all others; returns how many.
+    pub async fn import(&self, events: &[NewEvent]) -> Result<i64> {
+        let Shared { pool, table, sql, .. } = &*self.shared;
+        check(events, table)?;
+        let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
+        let class = table.lock_class();
+        let locks: [Bind<'_>; 2] = [(&aggregates, Type::TEXT_ARRAY), (&class, Type::INT4)];
+        let mut connection = pool.get().await?;
+        connection.set_dirty(true);
+        connection.pipeline("lock aggregates", [(BEGIN, &[][..]), (&sql.lock_shared, &locks)], false).await?;
+        let count = copy(&mut connection, table, events).await?;
+        connection.commit().await?;
+        Ok(count)
     }
 
     /// Accept nothing more; what is under way is finished.
@@ -334,7 +350,7 @@ async fn insert_expected(shared: &Shared, group: &[Request]) -> Result<Found> {
     connection.set_dirty(true);
     let sql = &shared.sql;
     // After a failure the COMMIT rolls back: nothing is left open either way.
-    let requests = [("BEGIN", &[][..]), (&sql.try_exclusive, &locks), (&sql.insert_expected, &binds), ("COMMIT", &[])];
+    let requests = [(BEGIN, &[][..]), (&sql.try_exclusive, &locks), (&sql.insert_expected, &binds), ("COMMIT", &[])];
     let result = connection.pipeline("store events", requests, true).await;
     connection.set_dirty(result.as_ref().is_err_and(Error::is_connection_lost));
     let [_, _, rows, _] = result?;

@@ -1,6 +1,6 @@
 -- go-sync-kit's notifications, for Go processes that may not add them themselves. Under the names it gives them, so that
 -- its own start replaces these and adds no others.
-IF to_regprocedure('{go_notify}()') IS NULL THEN
+IF to_regprocedure({go_notify_text}) IS NULL THEN
     CREATE FUNCTION {go_notify}() RETURNS trigger LANGUAGE plpgsql AS $go$
     DECLARE
         head text := '{"version" : ' || NEW.version || ', "id" : ' || to_json(NEW.id) || ', "aggregate_id" : '

@@ -4,7 +4,7 @@ CREATE FUNCTION {guard}() RETURNS trigger LANGUAGE plpgsql AS $guard$
 BEGIN
     PERFORM pg_advisory_xact_lock(TG_RELID::int, hashtext(NEW.aggregate_id) & {buckets});
     IF EXISTS (SELECT FROM {table} WHERE aggregate_id = NEW.aggregate_id AND version > NEW.version) THEN
-        NEW.version := nextval(pg_get_serial_sequence('{table}', 'version'));
+        NEW.version := nextval(pg_get_serial_sequence({table_text}, 'version'));
     END IF;
     RETURN NEW;
 END $guard$;
