@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from engineio.packet import MESSAGE
 from engineio.packet import Packet as EnginePacket
 
-from socketio_postgres.local_delivery import has_stock_packets, queues_of
+from socketio_postgres.local_delivery import FEW, has_stock_packets, queues_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,16 +35,19 @@ class Batch:
         if event is None:
             return False
         target, uid, text = event
-        if target in self._queues:
-            queues = self._queues[target]
-        else:
-            queues = self._queues[target] = self._look_up(*target)
-        if queues is None:
+        try:
+            if target in self._queues:
+                queues = self._queues[target]
+            else:
+                queues = self._queues[target] = self._look_up(*target)
+            if queues is None:
+                return False
+            sender = (target[0], uid)
+            if sender not in self._seen:
+                self._member._see_peer(*sender)  # noqa: SLF001  (a part of it)
+                self._seen.add(sender)
+        except Exception:  # noqa: BLE001  (a user's logger, for example; the longer way meets it, too, and tells)
             return False
-        sender = (target[0], uid)
-        if sender not in self._seen:
-            self._member._see_peer(*sender)  # noqa: SLF001  (a part of it)
-            self._seen.add(sender)
         packet = EnginePacket(MESSAGE, text)
         for queue in queues:
             queue.put_nowait(packet)
@@ -54,5 +57,7 @@ class Batch:
         member = self._member
         if not member.is_serving(namespace) or not has_stock_packets(member.server):
             return None
+        if member.has_crowd(namespace, rooms, FEW):
+            return None  # to look all of them up would be in vain
         sids = member.local_sids(namespace, rooms, ())
         return queues_of(member.server, [member.eio_sid_from_sid(sid, namespace) for sid in sids])

@@ -120,8 +120,9 @@ def _is_original(server: Any) -> bool:
 
 
 def _is_short_way(server: Any) -> bool:
-    # Engine.IO tells of each packet at this level.
-    return _is_original(server) and not server.eio.logger.isEnabledFor(logging.INFO)
+    # Engine.IO tells of each packet at this level; a logger of another kind may want to know, too.
+    is_logging = getattr(server.eio.logger, "isEnabledFor", None)
+    return _is_original(server) and is_logging is not None and not is_logging(logging.INFO)
 
 
 def _queue_of(engine: Any, eio_sid: str, now: float) -> asyncio.Queue[Any] | None:

@@ -79,6 +79,12 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
         left_out = self.sids_in(namespace, except_)
         return [sid for sid, _ in self.get_participants(namespace, rooms) if sid not in left_out]
 
+    def has_crowd(self, namespace: str, to: Sequence[str], most: int) -> bool:
+        """Whether one of the rooms `to` (the namespace when empty) alone has more clients than that."""
+        rooms = self.rooms.get(namespace, {})
+        names = self.local_rooms(namespace, to) if to else [None]
+        return any(len(rooms.get(name, ())) > most for name in names)
+
     def sids_in(self, namespace: str, names: Sequence[str]) -> set[str]:
         """Sids in any of the rooms named."""
         rooms = self.local_rooms(namespace, names) if names else []

@@ -92,9 +92,17 @@ impl Echo {
         state.channels.iter().find(|(_, channel)| is_overdue(channel)).map(|(name, _)| name.clone())
     }
 
-    /// Whether something of ours is awaited.
-    pub fn is_waiting(&self) -> bool {
-        self.lock().channels.values().any(|channel| channel.committed > channel.arrived)
+    /// The last numbers committed that have not come back, by channel.
+    pub fn awaited(&self) -> Vec<(String, u64)> {
+        let state = self.lock();
+        let awaited = state.channels.iter().filter(|(_, channel)| channel.committed > channel.arrived);
+        awaited.map(|(name, channel)| (name.clone(), channel.committed)).collect()
+    }
+
+    /// Whether any of these may still come.
+    pub fn is_waiting_for(&self, awaited: &[(String, u64)]) -> bool {
+        let state = self.lock();
+        awaited.iter().any(|(name, number)| state.channels.get(name).is_some_and(|channel| channel.arrived < *number))
     }
 
     /// Wait until something of ours came back or can come no more, for `limit` at most.
@@ -129,12 +137,16 @@ mod tests {
         let start = Instant::now();
         let echo = echo(start);
         echo.committed("c", 1, second(start, 1), second(start, 2));
-        assert!(echo.is_waiting());
+        let awaited = echo.awaited();
+        assert_eq!(awaited, [("c".to_owned(), 1)]);
+        assert!(echo.is_waiting_for(&awaited));
         assert_eq!(echo.overdue(LIMIT, second(start, 6)), None);
         assert_eq!(echo.overdue(LIMIT, second(start, 8)).as_deref(), Some("c"));
         echo.arrived("c", 1, second(start, 8));
         assert_eq!(echo.overdue(LIMIT, second(start, 99)), None);
-        assert!(!echo.is_waiting());
+        assert!(!echo.is_waiting_for(&awaited));
+        echo.committed("c", 2, second(start, 100), second(start, 100));
+        assert!(!echo.is_waiting_for(&awaited), "what was published later does not count");
     }
 
     #[test]
@@ -164,11 +176,12 @@ mod tests {
         let echo = echo(second(start, 10));
         echo.committed("c", 1, second(start, 9), second(start, 11));
         echo.committed("other", 1, second(start, 12), second(start, 12));
-        assert!(!echo.is_waiting());
+        assert!(echo.awaited().is_empty());
         echo.committed("c", 2, second(start, 12), second(start, 13));
-        assert!(echo.is_waiting());
+        let awaited = echo.awaited();
+        assert_eq!(awaited, [("c".to_owned(), 2)]);
         echo.lost();
-        assert!(!echo.is_waiting());
+        assert!(!echo.is_waiting_for(&awaited));
     }
 
     #[test]

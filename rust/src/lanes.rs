@@ -74,8 +74,8 @@ impl Lanes {
             *place = slot;
         }
         let count = lane.iter().take_while(|slot| !matches!(slot, Slot::Fetching(_))).count();
-        let held_up = lane.split_off(count);
-        let released = std::mem::replace(lane, held_up);
+        // Not `split_off`, which copies what stays: with each attachment of a long lane, all of it.
+        let released: VecDeque<Slot> = lane.drain(..count).collect();
         if lane.is_empty() {
             self.channels.remove(channel);
         }

@@ -102,6 +102,8 @@ struct State {
     /// How many were lost or could not be opened, and what ended the last one.
     sessions_lost: u64,
     lost_by: Option<Error>,
+    /// How many when it was last started.
+    lost_before_start: u64,
     /// Whether it holds the lock of a member.
     is_member: bool,
     members: Option<usize>,
@@ -154,6 +156,7 @@ impl Listener {
     pub fn start(&self, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
         if state.channels.is_open() {
+            state.lost_before_start = state.sessions_lost;
             drop(state);
             completion.finish(Ok(Outcome::Done));
             return Ok(());
@@ -222,8 +225,8 @@ impl Listener {
         }
     }
 
-    /// Check that we hear what we publish: everything that was committed before must come back. The probes of the session
-    /// tell when it should have.
+    /// Check that we hear what we publish: everything that was committed since [`Listener::start`] must come back, through
+    /// the session that there was then. Its probes tell when it should have.
     pub fn self_test(&self, completion: Completion) -> Result<()> {
         drop(self.open_state()?);
         let shared = Arc::clone(&self.shared);
@@ -430,6 +433,9 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
     let since = state.lost_since.take();
     state.reconnects += u64::from(after_gap);
     let starting: Vec<_> = state.starting.drain(..).collect();
+    if !starting.is_empty() {
+        state.lost_before_start = state.sessions_lost;
+    }
     drop(state);
     // Only now may the application act on "listening again": what it reads is not older than LISTEN.
     shared.outlet.push(Item::Listening { after_gap });
@@ -508,15 +514,21 @@ async fn self_test(shared: &Shared) -> Result<()> {
     if let Some(error) = explain(shared).await {
         return Err(error);
     }
-    let before = shared.lock().sessions_lost;
-    while shared.lock().sessions_lost == before && shared.settings.echo.is_waiting() {
+    let awaited = shared.settings.echo.awaited();
+    loop {
+        {
+            let state = shared.lock();
+            match &state.lost_by {
+                _ if state.is_closed => return Err(Error::Closed("listener")),
+                // With the session went what was awaited of it.
+                Some(error) if state.sessions_lost != state.lost_before_start => return Err(error.clone()),
+                _ => {}
+            }
+        }
+        if !shared.settings.echo.is_waiting_for(&awaited) {
+            return Ok(());
+        }
         shared.settings.echo.changed(shared.settings.probe_interval).await;
-    }
-    let state = shared.lock();
-    match &state.lost_by {
-        _ if state.is_closed => Err(Error::Closed("listener")),
-        Some(error) if state.sessions_lost != before => Err(error.clone()), // and with it what was awaited
-        _ => Ok(()),
     }
 }
 

@@ -139,7 +139,10 @@ impl Publisher {
             if contents.buffer.is_full() {
                 break;
             }
-            self.append(&mut contents, message, channel, encoded, None)?;
+            if let Err(error) = self.append(&mut contents, message, channel, encoded, None) {
+                self.wake(contents)?; // those before it go all the same
+                return Err(error);
+            }
             count += 1;
         }
         self.wake(contents)?;

@@ -130,7 +130,17 @@ def _other_sending(server: Server) -> None:
     server.sio._send_eio_packet = None
 
 
-@pytest.mark.parametrize("change", [_unwell, _silent, _gone, _other_packets, _other_sending])
+def _other_logger(server: Server) -> None:
+    server.sio.eio.logger = SimpleNamespace(info=print)
+
+
+def _something_raises(server: Server) -> None:
+    server.manager.rooms["/"] = None  # whatever it is, the reader must go on
+
+
+@pytest.mark.parametrize(
+    "change", [_unwell, _silent, _gone, _other_packets, _other_sending, _other_logger, _something_raises]
+)
 async def test_who_is_not_as_usual_is_served_the_long_way(server: Server, change: Callable[[Server], None]) -> None:
     await server.connect("a")
     await server.connect("b")
@@ -143,11 +153,13 @@ async def test_who_is_not_as_usual_is_served_the_long_way(server: Server, change
     assert server.arrived() == {}
 
 
-async def test_many_clients_are_served_the_long_way(server: Server) -> None:
+async def test_many_clients_are_served_the_long_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(FEW):
         await server.connect(str(number))
     assert Batch(server.manager).pass_on(event())
     await server.connect("one more")
+    monkeypatch.setattr(server.manager, "local_sids", None)  # the longer way looks them up, and once is enough
+    assert server.manager.has_crowd("/", (), FEW)
     assert not Batch(server.manager).pass_on(event())
 
 

@@ -217,7 +217,13 @@ def log_everything(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one.eio.logger, "isEnabledFor", lambda _: True)
 
 
-@pytest.mark.parametrize("change", [patch_class, patch_server, patch_engine, newer_release, log_everything])
+def other_logger(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one.eio, "logger", SimpleNamespace(info=print))
+
+
+@pytest.mark.parametrize(
+    "change", [patch_class, patch_server, patch_engine, newer_release, log_everything, other_logger]
+)
 async def test_whatever_was_replaced_is_used(change: Any, sent: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     one, sockets = with_sockets("a")
     change(one, monkeypatch)
