@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.database import Database, new_database
 from tests.fixtures.pgbouncer import pgbouncer_program
 from tests.fixtures.postgres import OwnPostgres
 
@@ -52,6 +53,17 @@ def postgres(own_postgres: OwnPostgres) -> Iterator[OwnPostgres]:
     yield own_postgres
     if own_postgres.pid is not None:
         own_postgres.thaw()
+
+
+@pytest.fixture
+def database(postgres: OwnPostgres) -> Iterator[Database]:
+    """As everywhere, but on the file's server.
+
+    Notifications have one queue for all databases of a server, and a listener in another one, such as a server that the
+    tests of a mode share, is only called when it is pages behind.
+    """
+    with new_database(postgres.dsn()) as database:
+        yield database
 
 
 @pytest.fixture

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from socketio_postgres import AsyncPostgresManager
 from socketio_postgres.embedded import free_port
 from tests.fixtures.clients import PythonClient
+from tests.fixtures.database import new_database
 from tests.fixtures.program import Program
 from tests.fixtures.server import PythonServer
 from tests.fixtures.waiting import eventually
 
 MODES = ("threading", "gevent", "gevent patched", "eventlet", "eventlet patched", "gevent_uwsgi")
-_numbers = itertools.count(1)
 
 
 def sync_server(mode: str, dsn: str) -> Program:
@@ -41,18 +36,6 @@ def sync_server(mode: str, dsn: str) -> Program:
     return Program([str(uwsgi), "--http-socket", f"127.0.0.1:{port}", "-H", sys.prefix, *options], env, url)
 
 
-@contextmanager
-def new_database(postgres_dsn: str) -> Iterator[str]:
-    """DSN of an empty database."""
-    name = f"socketio_postgres_modes_{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(postgres_dsn, autocommit=True, connect_timeout=10) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
-        try:
-            yield make_conninfo(postgres_dsn, dbname=name)
-        finally:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
 @dataclass
 class Served:
     """A sync server and the database that it shares with whoever joins it."""
@@ -65,7 +48,7 @@ class Served:
 def served(request: pytest.FixtureRequest, postgres_dsn: str) -> Iterator[Served]:
     """One server process for all tests of a mode."""
     with ExitStack() as stack:
-        dsn = stack.enter_context(new_database(postgres_dsn))
+        dsn = stack.enter_context(new_database(postgres_dsn)).dsn
         yield Served(stack.enter_context(sync_server(request.param, dsn)), dsn)
 
 
