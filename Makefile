@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DIST   := .cache/dist
 RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install build build-debug fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
-        bench bench-full bench-load bench-store bench-micro bench-rust bench-check fuzz soak demo clean all
+.PHONY: help install build build-debug wheel fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
+        test-wheel bench bench-full bench-load bench-store bench-micro bench-rust bench-check fuzz soak demo clean all
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +30,13 @@ $(VENV)/.built: $(STAMP) $(RUST) pyproject.toml
 	touch $@
 
 build: $(VENV)/.built  ## Build the extension, optimised, and install the package editable
+
+$(DIST)/.built: $(STAMP) $(RUST) pyproject.toml README.md $(shell find python -name '*.py*')
+	rm -rf $(DIST)
+	$(BIN)/maturin build --release --quiet --out $(DIST)
+	touch $@
+
+wheel: $(DIST)/.built  ## Build the wheel that users install
 
 build-debug: install  ## Build without optimisation (fast to build, slow to run)
 	$(BIN)/maturin develop
@@ -63,8 +71,19 @@ test: test-rust test-py bench-check  ## Everything, against PostgreSQL servers t
 test-rust:  ## Rust tests; they need no interpreter
 	cargo test --no-default-features --quiet
 
-test-py: build  ## Python tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Side by side, because most tests wait; see tests/fixtures/side_by_side.py.
+WORKERS ?= 6
+PYTEST  := -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+test-py: build  ## Python tests; PYTEST_ARGS="tests/unit" for some of them
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
+
+# For another Python than the virtual environment's: PYTHON=python3.10, REQUIRE="python-socketio==5.15.0" PYTEST_ARGS="…"
+test-wheel: wheel  ## Python tests of the wheel, in an environment of its own
+	$(PYTHON) -m venv --clear .cache/wheel-venv
+	.cache/wheel-venv/bin/python -m pip install --quiet --upgrade pip
+	.cache/wheel-venv/bin/python -m pip install --quiet --group test $(DIST)/*.whl $(REQUIRE)
+	.cache/wheel-venv/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --group bench
@@ -82,7 +101,7 @@ bench-full: build $(VENV)/.bench  ## The same with more repetitions and messages
 bench-load: build $(VENV)/.bench  ## Only the load bench; LOAD_ARGS="--only across" for some rows
 	$(BIN)/python -m benches.load $(LOAD_ARGS)
 
-bench-store: build  ## Only the event store, about three minutes
+bench-store: build $(VENV)/.bench  ## Only the event store, about three minutes
 	$(BIN)/python -m benches.event_store
 
 bench-micro: build $(VENV)/.bench  ## Only the small pieces, by pytest-benchmark

@@ -11,7 +11,12 @@ import pytest
 import socketio.packet
 import uvloop
 
-pytest_plugins = ["tests.fixtures.database", "tests.fixtures.node"]
+pytest_plugins = [
+    "tests.fixtures.database",
+    "tests.fixtures.node",
+    "tests.fixtures.side_by_side",
+    "tests.fixtures.tables",
+]
 
 REQUIRE_ALL = os.environ.get("SIO_PG_REQUIRE_ALL") == "1"
 
@@ -56,19 +61,3 @@ def _original_json() -> Generator[None]:
     yield
     for kind, json in zip(kinds, before, strict=True):
         kind.json = json
-
-
-_matrices: list[str] = []
-
-
-@pytest.fixture
-def record_matrix() -> Callable[[str], None]:
-    """Print a table at the end of the run."""
-    return _matrices.append
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what `record_matrix` was given."""
-    for matrix in _matrices:
-        terminalreporter.section("every operation in every direction")
-        terminalreporter.write(matrix)

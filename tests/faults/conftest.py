@@ -21,15 +21,11 @@ __all__ = ["pgbouncer_program"]
 
 Rounds = Callable[[int], Iterator[int]]
 """Type of the fixture `rounds`."""
-Recovered = Callable[[float, float], None]
-"""Type of the fixture `recovered`."""
 
 SOAK_S = float(os.environ.get("SIO_PG_SOAK", "0"))
 
 _TIMEOUT_S = 90
 """As in pyproject.toml: for one test, the time of the soak not counted."""
-
-_recoveries: dict[str, list[float]] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,23 +74,3 @@ def rounds() -> Rounds:
             yield number
 
     return count
-
-
-@pytest.fixture
-def recovered(request: pytest.FixtureRequest) -> Recovered:
-    """Note how long a recovery took, for the table at the end, and check that it is not longer than promised."""
-
-    def note(seconds: float, limit: float) -> None:
-        _recoveries.setdefault(request.node.name, []).append(seconds)
-        assert seconds < limit, f"recovery took {seconds:.1f} s, and {limit} s are promised"
-
-    return note
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how long it took from the end of each fault until everybody was heard again."""
-    if _recoveries:
-        terminalreporter.section("recovery after each fault")
-        for name, seconds in sorted(_recoveries.items()):
-            median = sorted(seconds)[len(seconds) // 2]
-            terminalreporter.write_line(f"{name:70} median {median:6.2f} s, longest {max(seconds):6.2f} s")

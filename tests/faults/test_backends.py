@@ -12,10 +12,11 @@ import pytest
 import socketio
 
 from socketio_postgres import AsyncEmitter, GapInfo, PostgresManager
-from tests.faults.conftest import Recovered, Rounds
+from tests.faults.conftest import Rounds
 from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival
 from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, sessions, terminate
+from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import eventually
 from tests.fixtures.worker import EVENT, checksum_of
 from tests.fixtures.workload import Receiver, Workload, at_rest

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from socketio_postgres import DatabaseError
-from tests.faults.conftest import Recovered
 from tests.fixtures.bus import serving
 from tests.fixtures.postgres import OwnPostgres, either_of, standby_of
+from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import eventually
 from tests.fixtures.workload import Receiver, Workload, at_rest
 

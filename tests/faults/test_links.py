@@ -24,7 +24,7 @@ from socketio_postgres import (
 )
 from socketio_postgres.bus import Bus
 from socketio_postgres.options import BusOptions
-from tests.faults.conftest import Recovered, Rounds
+from tests.faults.conftest import Rounds
 from tests.fixtures.bus import BusReader, publish, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
@@ -32,6 +32,7 @@ from tests.fixtures.history import Arrival
 from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, sessions
 from tests.fixtures.proxy import Direction, Link, Proxy, Shape
 from tests.fixtures.swallowing_proxy import swallowing_proxy
+from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import eventually
 from tests.fixtures.worker import EVENT, checksum_of
 from tests.fixtures.workload import CHANNEL, PROBE_INTERVAL_S, Receiver, Workload, at_rest

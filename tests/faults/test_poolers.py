@@ -10,11 +10,12 @@ import pytest
 from psycopg import sql
 
 from socketio_postgres import AsyncEmitter, SelfTestError
-from tests.faults.conftest import Recovered, Rounds
+from tests.faults.conftest import Rounds
 from tests.fixtures.bus import acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.pgbouncer import PgBouncer, PoolMode
+from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import eventually
 from tests.fixtures.workload import CHANNEL, Receiver, Workload, at_rest
 

@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.faults import sender
-from tests.faults.conftest import Recovered
 from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival, Batch, Sent, check
 from tests.fixtures.postgres import LISTENS, OwnPostgres, sessions
 from tests.fixtures.program import ROOT, Program, environment
+from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 from tests.fixtures.worker import label_of
 from tests.fixtures.workload import CHANNEL, PROBE_INTERVAL_S, Receiver, Workload, at_rest

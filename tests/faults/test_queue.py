@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from socketio_postgres import AsyncEmitter, DatabaseError
-from tests.faults.conftest import Recovered
 from tests.fixtures.database import Database
 from tests.fixtures.postgres import OwnPostgres, queue_usage
+from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import eventually
 from tests.fixtures.workload import Receiver, Workload, at_rest
 

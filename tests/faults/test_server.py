@@ -19,11 +19,12 @@ from socketio_postgres import (
     SocketIOPostgresError,
 )
 from socketio_postgres.embedded import StopMode, free_port
-from tests.faults.conftest import Recovered, Rounds
+from tests.faults.conftest import Rounds
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.postgres import OwnPostgres, sessions
 from tests.fixtures.program import Program
+from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import eventually
 from tests.fixtures.workload import Receiver, Workload, at_rest
 
