@@ -318,21 +318,27 @@ async def test_a_query_given_up_stands_in_nobodys_way(database: Database, *, end
 
 async def test_a_commit_in_doubt_is_resolved_by_id(our_store: AsyncEventStore, database: Database) -> None:
     """The session is killed over and over while calls are under way; each is stored exactly once."""
-    stop = asyncio.Event()
+    got_through = asyncio.Event()
 
     async def kill() -> None:
         with database.connect() as admin:
-            while not stop.is_set():
+            while True:
                 admin.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
+                # Not again before a call got through: on a slow machine connecting may take longer than the pause.
+                got_through.clear()
                 await asyncio.sleep(0.02)
+                await got_through.wait()
 
     killing = asyncio.create_task(kill())
-    results = [await our_store.store(Event("T", "a", i, id=f"e{i}")) for i in range(100)]
-    stop.set()
-    await killing
+    results = []
+    for i in range(100):
+        results.append(await our_store.store(Event("T", "a", i, id=f"e{i}")))
+        got_through.set()
+    killing.cancel()
+    await asyncio.wait([killing])
     assert [event.data for event in await our_store.load()] == list(range(100))
     assert [event.version for event in await our_store.load()] == [result.version for result in results]
 
