@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.database import Database
+from tests.fixtures.once import one_at_a_time
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent.parent / ".cache" / "upstream"
@@ -99,9 +100,10 @@ def run(sources: Path, database: Database, folder: Path, *tests: str) -> tuple[d
     }
     plugins = ["-p", "substitute", "-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command = [sys.executable, "-m", "pytest", *plugins, "-q", "--tb=short", "--timeout=30", *tests]
-    ended = subprocess.run(
-        command, cwd=sources, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
+    with one_at_a_time("upstream"):  # the tests of the Admin UI listen on a fixed port
+        ended = subprocess.run(
+            command, cwd=sources, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
     assert report.exists(), ended.stdout + ended.stderr
     outcomes: dict[str, str] = json.loads(report.read_text())
     return outcomes, ended.stdout
