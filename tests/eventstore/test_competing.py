@@ -299,7 +299,7 @@ async def test_processes_come_die_and_sleep(
     async def until(what: str, condition: Callable[[], bool]) -> None:
         """Store on, and wait for something."""
         nonlocal count
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while not condition():
             await fill(store, AGGREGATES, count)
             count += AGGREGATES
