@@ -119,7 +119,7 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         Raises:
             EncodeError: `data` cannot travel; nothing was emitted.
             PayloadTooLargeError: It is larger than `max_payload`, or the namespace's name is too long.
-            RuntimeError: A callback without a server.
+            NotAServerError: A callback without a server.
             ValueError: A callback without a room.
         """
         room = chosen_rooms(to, room)
@@ -137,10 +137,13 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             self._check_callback(room)
             is_local = self._is_local_client(room, namespace)
             self._try_to_join(namespace)
-            own = self.recipient_count(namespace, room, skip_sid)
-            request, callback = self._callback_request(namespace, callback, own, is_local=is_local)
-        message = self._emit_message(event, data, namespace, room, skip_sid, request)
-        has_room = is_local or self._append(message)
+            request, callback = self._callback_request(namespace, callback, is_local=is_local)
+        try:
+            message = self._emit_message(event, data, namespace, room, skip_sid, request)
+            has_room = is_local or self._append(message)
+        except BaseException:
+            self._take_back(request)
+            raise
         room = self.delivery_room(namespace, room)
         parcels = self._parcels(message, room, skip_sid, callback)
         if parcels is None:
@@ -199,6 +202,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
 
     def _act(self, message: Message, target: Target) -> None:
         """Carry out a chain: here, and on the other servers."""
+        if target.is_local:
+            self._require_server("a chain of local sockets")
         if target.rooms == ():
             return
         has_room = target.is_local or self._append(message)
@@ -286,6 +291,7 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
     # -------------------------------------------------------------------------------------------- requests
 
     def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]:
+        self._require_server("fetch_sockets")
         if target.rooms == ():
             return []
         adapter = self._member(target)
@@ -293,31 +299,31 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         try:
             message = target.message(MessageType.FETCH_SOCKETS, request_id=request.id)
             request.responses += self._local_details(target.nsp, message.to, message.except_)
-            if request.missing:
+            if not request.is_complete:
                 self._publish(message)
-                return self._answers(request, target, partial=partial)
-            return request.responses
+            return self._answers(adapter, request, target, partial=partial)
         finally:
             self._end_request(adapter, request)
 
     def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
+        self._require_server("emit_with_ack")
         if target.rooms == ():
             return []
         adapter = self._member(target)
-        request = self._start_request(adapter, target)
+        request = self._start_request(adapter, target, is_of_clients=True)
         try:
             fields = value_fields(packet, self.json)
             message = target.message(MessageType.BROADCAST, request_id=request.id, **fields)
             sids = self._alive_sids(target.nsp, message.to, message.except_)
             # First: with the other servers' answers alone the request would seem complete.
             self._run(adapter, adapter.expect_local, request, len(sids))
-            if request.missing:
-                self._publish(message)
+            if not target.is_local:
+                self._publish(message)  # also when nobody is known: it is an event first of all
             if sids:
                 callback = self._local_acknowledgement(adapter, request)
                 parcels = self._parcels(message, sids, [], callback)
                 self._deliver(Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback, parcels))
-            return self._answers(request, target, partial=partial)
+            return self._answers(adapter, request, target, partial=partial)
         finally:
             self._end_request(adapter, request)
 
@@ -325,14 +331,13 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         self._publish(Message(MessageType.SERVER_SIDE_EMIT, nsp, **value_fields(packet, self.json)))
 
     def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
+        self._require_server("server_side_emit_with_ack")
         adapter = self._member(target)
         request = self._start_request(adapter, target)
         try:
             fields = value_fields(packet, self.json)
             message = Message(MessageType.SERVER_SIDE_EMIT, target.nsp, request_id=request.id, **fields)
-            if request.missing:
-                self._publish(message)
-                return self._answers(request, target, partial=partial)
-            return []
+            self._publish(message)
+            return self._answers(adapter, request, target, partial=partial)
         finally:
             self._end_request(adapter, request)

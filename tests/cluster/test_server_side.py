@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import socketio
 
-from socketio_postgres import AsyncEmitter, RequestTimeoutError
+from socketio_postgres import (
+    AsyncEmitter,
+    AsyncPostgresManager,
+    OptionsError,
+    PayloadTooLargeError,
+    PostgresManager,
+    RequestTimeoutError,
+)
+from socketio_postgres.options import HeartbeatOptions
 from tests.cluster.servers import FakePeer, Server, Took, Trio, open_trio
 from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import eventually
+
+Manager = AsyncPostgresManager | PostgresManager
 
 ANSWER, GOODBYE = 10, 13
 
@@ -227,3 +241,74 @@ async def test_servers_are_counted(trio: Trio) -> None:
     assert set(manager.stats()["peers"]["/"]) == {trio.b.uid, trio.c.uid}
     await trio.c.manager.close()
     await trio.meet(2, [trio.a, trio.b])
+
+
+# ------------------------------------------------------------------------------------- namespaces without a client
+
+
+@asynccontextmanager
+async def listener(dsn: str, kind: str, *, is_late: bool) -> AsyncIterator[Manager]:
+    """A server without clients that handles `ask` in `/jobs`, registered before or after its start."""
+    manager: Manager
+    if kind == "async":
+        manager = AsyncPostgresManager(dsn)
+        socketio.AsyncServer(client_manager=manager, async_mode="asgi")
+    else:
+        manager = PostgresManager(dsn)
+        socketio.Server(client_manager=manager, async_mode="threading")
+
+    async def start() -> None:
+        if isinstance(manager, AsyncPostgresManager):
+            await manager.start()
+        else:
+            await asyncio.to_thread(manager.start)
+
+    if is_late:
+        await start()
+    manager.on_server_side("ask", lambda *args: [kind, *args], namespace="jobs")
+    if not is_late:
+        await start()
+    try:
+        yield manager
+    finally:
+        if isinstance(manager, AsyncPostgresManager):
+            await manager.close()
+        else:
+            await asyncio.to_thread(manager.close)
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["before the start", "after it"])
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+async def test_a_handler_serves_its_namespace(database: Database, kind: str, is_late: bool) -> None:
+    async with listener(database.dsn, kind, is_late=is_late) as manager:
+        await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+        asker = AsyncPostgresManager(database.dsn)
+        socketio.AsyncServer(client_manager=asker, async_mode="asgi")
+        try:
+            assert await asker.of("/jobs").server_side_emit_with_ack("ask", 1, timeout=15) == [[kind, 1]]
+        finally:
+            await asker.close()
+
+
+async def test_a_handler_may_be_registered_by_another_thread(trio: Trio) -> None:
+    manager = trio.b.manager
+    await asyncio.to_thread(manager.on_server_side, "ask", lambda: "b", namespace="/jobs")
+    await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+
+
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+async def test_a_handlers_namespace_is_kept(database: Database, kind: str) -> None:
+    """Others without a client are left after a while."""
+    timing = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.3}
+    async with listener(database.dsn, kind, is_late=True) as manager:
+        manager._heartbeat = HeartbeatOptions(**timing)
+        await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+        manager._leave_unused(time.monotonic() + 1000.0)
+        assert manager.is_serving("/jobs")
+
+
+def test_a_handler_that_could_never_be_called_is_refused() -> None:
+    manager = AsyncPostgresManager("host=nowhere")
+    for namespace, error in (("/" + "x" * 100, PayloadTooLargeError), (5, OptionsError)):
+        with pytest.raises(error):
+            manager.on_server_side("ask", print, namespace=namespace)  # type: ignore[arg-type]
