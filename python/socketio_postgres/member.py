@@ -101,6 +101,11 @@ def _is_passing(error: Exception) -> bool:
     )
 
 
+def _explained(what: str, error: Exception) -> Exception:
+    """An error of the core that also says what it is about."""
+    return type(error)(f"{what} cannot travel: {error}", **vars(error))
+
+
 def chosen_rooms(to: Any, room: Any) -> Any:
     """`to or room`, as python-socketio has it, but an empty collection of rooms is nobody and never everybody."""
     chosen = to if to or isinstance(to, (list, tuple, set, frozenset)) else room
@@ -337,16 +342,16 @@ class ClusterMember(Membership):
         for message in messages[accepted:]:
             self._log.warning("the buffer is full, so %r is not sent", message)
 
-    def _answer(self, what: str, *answers: Callable[[], Message]) -> None:
+    def _answer(self, tell: Callable[[Exception], None], *answers: Callable[[], Message]) -> None:
         """Publish the first of several answers, each poorer than the one before, that can travel.
 
-        Otherwise whoever asked would wait for us in vain. What went wrong is told, but of each request in turn.
+        Otherwise whoever asked would wait for us in vain. Why the others cannot is told here.
         """
         for make in answers:
             try:
                 self._publish_now(make())
             except (EncodeError, PayloadTooLargeError) as error:
-                self._report_once(what, error)
+                tell(error)
             except SocketIOPostgresError as error:
                 self._report(error)
                 return
@@ -473,7 +478,10 @@ class ClusterMember(Membership):
             fields = self._answer_fields(request, values)
             return Message(kind, request.nsp, request_id=request.request_id, **fields)
 
-        self._answer(what, lambda: make(args), lambda: make(()))
+        def tell(error: Exception) -> None:
+            self._report(_explained(what, error))
+
+        self._answer(tell, lambda: make(args), lambda: make(()))
 
     def _answer_fields(self, request: Message, args: tuple[Any, ...]) -> dict[str, Any]:
         """The value of an answer as its receiver expects it: Node takes the first argument, Go an array of one.
@@ -512,12 +520,10 @@ class ClusterMember(Membership):
             except EncodeError:
                 return answer(self._sendable_session)  # which tells what it leaves out
 
-        self._answer(
-            f"an answer with the sockets of {request.nsp}",
-            full,
-            lambda: answer(nothing),
-            lambda: answer(nothing, is_bare=True),
-        )
+        def tell(error: Exception) -> None:
+            self._report_once(f"an answer with the sockets of {request.nsp}", error)
+
+        self._answer(tell, full, lambda: answer(nothing), lambda: answer(nothing, is_bare=True))
 
     def _local_details(
         self,
@@ -688,7 +694,7 @@ class ClusterMember(Membership):
                 self._told.clear()
             self._told.add(kind)
         if isinstance(error, SocketIOPostgresError):
-            self._report(type(error)(f"{what} cannot travel: {error}", **vars(error)))
+            self._report(_explained(what, error))
         else:
             self._report_raised(what, error)
 
