@@ -117,13 +117,15 @@ class Request:
     @property
     def is_complete(self) -> bool:
         """Whether nothing more can come."""
-        return not (self.missing or self.is_open or self.unknown) and all(count <= 0 for count in self.owed.values())
+        # Lists, made at once: threads that wait ask while another one takes the answers.
+        is_acknowledged = all(count <= 0 for count in list(self.owed.values()))
+        return is_acknowledged and not (self.missing or self.is_open or self.unknown)
 
     @property
     def missing_servers(self) -> list[str]:
         """Servers that have not answered, or not in full; empty names this server itself."""
-        locks = {f"advisory lock {lock}" for lock in self.unknown}
-        return sorted(self.missing | locks | {uid for uid, count in self.owed.items() if count > 0})
+        locks = {f"advisory lock {lock}" for lock in list(self.unknown)}
+        return sorted(self.missing | locks | {uid for uid, count in list(self.owed.items()) if count > 0})
 
 
 @dataclasses.dataclass

@@ -36,7 +36,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
     Args:
         dsn: Connection string or URL as libpq reads it.
         channel: Channel prefix; the same on all servers of a cluster. Node's `channelPrefix`.
-        write_only: Only emit; usable without a server, and not counted as one.
+        write_only: Only emit; usable without a server, and not counted as one. What needs answers raises
+            `NotAServerError`.
         logger: Logger for this manager's messages. Default: the logger `socketio_postgres`.
         json: Module with `dumps` and `loads`, used without a server; otherwise the server's json is used.
         heartbeat_interval: Seconds of silence after which peers hear that this server lives.
@@ -57,7 +58,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
     def start(self) -> None:
         """Join the cluster now instead of with the first client.
 
-        Returns once this server listens, can publish, and has heard itself.
+        Returns once this server listens, can publish, and has heard itself. Who else is there it may know a moment
+        later; a request that is made at once waits for them.
 
         Raises:
             ConnectionLostError: The server cannot be reached.
@@ -114,7 +116,7 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
 
         As in `Manager.emit`, and: `room` and `skip_sid` also take tuples and sets, and an empty collection of
         rooms means nobody. Local clients are served at once; other servers get the message in call order. The first
-        acknowledgement, of whichever server, fires the callback.
+        acknowledgement, of whichever server, fires the callback; from other servers within an hour.
 
         Raises:
             EncodeError: `data` cannot travel; nothing was emitted.

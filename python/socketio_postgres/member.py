@@ -535,20 +535,23 @@ class ClusterMember(Membership):
         """Local sockets as FETCH_SOCKETS_RESPONSE describes them; `share` says what their sessions show."""
         found = []
         for sid in self._alive_sids(namespace, to, except_):
-            issued = self._connected_at.get((namespace, sid), 0.0)
             try:
-                found.append(self._details(sid, namespace, issued, share or self._own_session))
-            except Exception as error:  # noqa: BLE001  (an environ may be anything; and it may be leaving just now)
+                found.append(self._details(sid, namespace, share or self._own_session))
+            except KeyError:
                 if self.is_alive(sid, namespace):
-                    self._report_once(f"the handshake of a client of {namespace}", error)
-                    found.append({"id": sid, "handshake": handshake({}, issued), "rooms": [sid], "data": {}})
+                    raise
+                # It has left just now, in another thread.
         return found
 
-    def _details(
-        self, sid: str, namespace: str, issued: float, share: Callable[[Any, str], dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _details(self, sid: str, namespace: str, share: Callable[[Any, str], dict[str, Any]]) -> dict[str, Any]:
         eio_sid = self.eio_sid_from_sid(sid, namespace)
-        environ = self.server.environ.get(eio_sid, {})
+        issued = self._connected_at.get((namespace, sid), 0.0)
+        try:
+            shake = handshake(self.server.environ.get(eio_sid, {}), issued)
+        except Exception as error:  # noqa: BLE001  (whatever serves the application may put anything there)
+            self._report_once(f"the handshake of a client of {namespace}", error)
+            shake = handshake({}, issued)
+        rooms = list(self.rooms.get(namespace, {}).items())  # at once: other threads change it
         data: dict[str, Any] = {}
         eio_socket = self.server.eio.sockets.get(eio_sid)
         if self._share_session and eio_socket is not None:
@@ -557,8 +560,8 @@ class ClusterMember(Membership):
             data["_admin"] = {"clientId": eio_sid[:12], "transport": self.server.eio.transport(eio_sid)}
         return {
             "id": sid,
-            "handshake": handshake(environ, issued),
-            "rooms": [str(room) for room in self.get_rooms(sid, namespace)],
+            "handshake": shake,
+            "rooms": [str(room) for room, sids in rooms if room is not None and sid in sids],
             "data": data,
         }
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-import socketio
 
 from socketio_postgres import AsyncPostgresManager, EncodeError, PayloadTooLargeError
 from tests.cluster.servers import Server, Trio, open_trio
@@ -61,33 +60,48 @@ async def test_a_session_of_any_kind_is_answered(database: Database, session: ob
         take_failures(trio, EncodeError)
 
 
-@pytest.fixture
-def dates() -> Iterator[Any]:
-    """A json module that knows dates. python-socketio keeps that of a server in the class of its packets."""
+class Dates:
+    """A json module that knows dates."""
 
-    class Dates:
-        loads = staticmethod(json.loads)
+    loads = staticmethod(json.loads)
 
-        @staticmethod
-        def dumps(value: object, **options: Any) -> str:
-            return json.dumps(value, default=str, **options)
-
-    stock = socketio.packet.Packet.json
-    yield Dates
-    socketio.packet.Packet.json = stock
+    @staticmethod
+    def dumps(value: object, **options: Any) -> str:
+        return json.dumps(value, default=str, **options)
 
 
-async def test_a_session_is_written_by_the_servers_json_module(database: Database, dates: Any) -> None:
+async def test_a_session_is_written_by_the_servers_json_module(database: Database) -> None:
     async with open_trio(database, share_session=True) as trio:
         client = await trio.b.connect()
-        trio.b.manager.json = dates
+        trio.b.manager.json = Dates
         await trio.b.sio.save_session(client.sid, {"born": BORN, "deep": [{"born": BORN}], "avatar": b"\x00"})
         [found] = await trio.a.manager.timeout(15).fetch_sockets()
         assert found.data == {"born": str(BORN), "deep": [{"born": str(BORN)}], "avatar": b"\x00"}
 
 
+async def test_what_the_servers_json_module_refuses_is_left_out(database: Database) -> None:
+    class Moody:
+        loads = staticmethod(json.loads)
+
+        @staticmethod
+        def dumps(value: object, **options: Any) -> str:
+            if "bad" in repr(value):
+                raise ZeroDivisionError
+            return json.dumps(value, **options)
+
+    async with open_trio(database, share_session=True) as trio:
+        client = await trio.b.connect("red")
+        trio.b.manager.json = Moody
+        await trio.b.sio.save_session(client.sid, {"mood": "bad", "user": "ann"})
+        for _ in range(2):
+            [found] = await trio.a.manager.timeout(15).fetch_sockets()
+            assert (found.data, set(found.rooms)) == ({"user": "ann"}, {client.sid, "red"})
+            assert found.handshake["headers"]
+        take_failures(trio, EncodeError)
+
+
 async def test_a_strange_handshake_is_answered(trio: Trio) -> None:
-    client = await trio.b.connect()
+    client = await trio.b.connect("red")
     environs = trio.b.sio.environ
     eio_sid = trio.b.manager.eio_sid_from_sid(client.sid, "/")
     usual = environs[eio_sid]
@@ -96,7 +110,7 @@ async def test_a_strange_handshake_is_answered(trio: Trio) -> None:
         for value in values:
             environs[eio_sid] = {**usual, "HTTP_X": value, name: value}
             [found] = await trio.a.manager.timeout(15).fetch_sockets()
-            assert (found.id, found.rooms) == (client.sid, {client.sid})
+            assert (found.id, set(found.rooms)) == (client.sid, {client.sid, "red"})
             assert isinstance(found.handshake["headers"], dict), (name, value)
     environs[eio_sid] = usual
     assert {type(each) for each in trio.failures} <= {AttributeError, TypeError}, "an asgi.scope that is none"
