@@ -2,7 +2,9 @@
 
 Semantics of `ClusterAdapterWithHeartbeat` in socket.io-adapter 2.5: any message of a server keeps it alive,
 silence beyond the time-out or a goodbye drops it, whatever we send postpones our own heartbeat, and a request
-waits for the servers that were known when it was made, but not for those that leave meanwhile.
+waits for the servers that were known when it was made, but not for those that leave meanwhile. Two things are ours:
+what clients are to acknowledge is not given up for a silence, only for a goodbye; and a request that is made before
+our own announcement can have been answered waits for those who have not answered it yet.
 
 Servers of this package need no heartbeats of each other. The listening session of each holds an advisory lock for as
 long as it lives and reads now and then which locks are held, so a lock is as good as a message. A peer whose lock was
@@ -21,11 +23,29 @@ from typing import Any, Final, TypeAlias
 
 from socketio_postgres.messages import EMITTER_UID, Message, MessageType
 
-__all__ = ["Apply", "ClusterAdapter", "Complete", "Effect", "PeerJoined", "PeerLeft", "Request", "Send"]
+__all__ = [
+    "Apply",
+    "ClusterAdapter",
+    "Complete",
+    "Effect",
+    "PeerJoined",
+    "PeerLeft",
+    "Request",
+    "Send",
+    "answer_arguments",
+]
 
 REPEAT_DELAY: Final = 1.0
 """Seconds after which the answer to a newcomer is repeated: Node announces itself before its LISTEN is active, and
 without the repetition it would not count us before our next regular heartbeat. Left out when all are native by then."""
+
+NATIVE_ANSWER: Final = 1.0
+"""Seconds from our announcement for which a request waits for servers of this package that are known by their locks
+alone. Those that serve the namespace answer within milliseconds; one whose event loop hangs for longer is missed."""
+
+FOREIGN_ANSWER: Final = 0.25
+"""Seconds from our announcement for which a request waits for servers that nothing tells of until they speak: Node.js
+and Go hold no lock. They, too, answer within milliseconds, and a server that is alone waits in vain."""
 
 OURSELVES = ""
 """Stands for this server among those that owe acknowledgements."""
@@ -79,28 +99,33 @@ class Request:
     Attributes:
         id: Its `requestId` on the wire.
         missing: Servers that owe their answer: the list of sockets, the value, or the number of clients reached.
+        is_of_clients: Clients are to acknowledge it. They may well do so after their server was silent for a while.
+        is_open: Servers that nobody knows of may still answer our announcement, and so become missing.
+        unknown: Locks of servers that are known by nothing else yet.
         responses: Answers in the order of their arrival; of a fetch the sockets of all servers.
         owed: Of a broadcast: acknowledgements still due, by server.
-        on_response: Called with the arguments of each acknowledgement as it comes.
-        expires_at: When it is forgotten although nobody abandoned it.
     """
 
     id: str
     missing: set[str]
-    expires_at: float = math.inf
+    is_of_clients: bool = False
+    is_open: bool = False
+    unknown: set[int] = dataclasses.field(default_factory=set)
     responses: list[Any] = dataclasses.field(default_factory=list)
     owed: dict[str, int] = dataclasses.field(default_factory=dict)
-    on_response: Callable[[list[Any]], object] | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing more can come."""
-        return not self.missing and all(count <= 0 for count in self.owed.values())
+        # Lists, made at once: threads that wait ask while another one takes the answers.
+        is_acknowledged = all(count <= 0 for count in list(self.owed.values()))
+        return is_acknowledged and not (self.missing or self.is_open or self.unknown)
 
     @property
     def missing_servers(self) -> list[str]:
         """Servers that have not answered, or not in full; empty names this server itself."""
-        return sorted(self.missing | {uid for uid, count in self.owed.items() if count > 0})
+        locks = {f"advisory lock {lock}" for lock in list(self.unknown)}
+        return sorted(self.missing | locks | {uid for uid, count in list(self.owed.items()) if count > 0})
 
 
 @dataclasses.dataclass
@@ -151,7 +176,9 @@ class ClusterAdapter:
         self._own_lock = lock_of(uid)
         self._peers: dict[str, Peer] = {}
         self._last_sent: float | None = None
+        self._announced_at = -math.inf
         self._repeat_at = math.inf
+        self._has_list = False
         # Of the last list of locks; bounded by the connections that PostgreSQL allows.
         self._held: frozenset[int] = frozenset()
         self._strangers: frozenset[int] = frozenset()
@@ -182,7 +209,7 @@ class ClusterAdapter:
 
     def announce(self, now: float) -> list[Effect]:
         """Join, or join again after a gap. To be called once LISTEN is active: the answers come at once."""
-        self._last_sent = now
+        self._last_sent = self._announced_at = now
         self._unasked = frozenset()
         return [Send(Message(MessageType.INITIAL_HEARTBEAT, self.nsp))]
 
@@ -203,9 +230,6 @@ class ClusterAdapter:
         for uid, peer in list(self._peers.items()):
             if now - peer.seen > self._timeout:
                 effects += self._forget(uid, said_goodbye=False)
-        for request in list(self._requests.values()):
-            if request.expires_at <= now:
-                self.abandon(request)
         is_due = self._next_heartbeat() <= now
         if now >= self._repeat_at:
             self._repeat_at = math.inf
@@ -244,9 +268,10 @@ class ClusterAdapter:
             return []
         effects: list[Effect] = [PeerLeft(uid, said_goodbye=said_goodbye)]
         for request in list(self._requests.values()):
-            request.missing.discard(uid)
-            request.owed.pop(uid, None)
-            effects += self._completed(request)
+            if said_goodbye or not request.is_of_clients:
+                request.missing.discard(uid)
+                request.owed.pop(uid, None)
+                effects += self._completed(request)
         return effects
 
     # ------------------------------------------------------------------------------------------- locks
@@ -259,20 +284,36 @@ class ClusterAdapter:
         would have answered, we do, once.
         """
         self._held = frozenset(held or ())
+        self._has_list = held is not None
         for peer in self._peers.values():
             if peer.lock in self._held:
                 peer.seen = now
                 peer.is_native = True
-        strangers = self._held - self.peer_locks - {self._own_lock}
+        strangers = self._unknown
         is_overdue = not self._unasked.isdisjoint(strangers)
         self._unasked = strangers - self._strangers
         self._strangers = strangers
+        effects = self._see_locks_of_requests(now) if self._has_list else []
         if self._last_sent is None:
-            return []
+            return effects
         if is_overdue:
-            return self.announce(now)
+            return effects + self.announce(now)
         # Those that saw our lock until now begin to count our silence.
-        return self._heartbeat(now) if self._next_heartbeat() <= now else []
+        return effects + self._heartbeat(now) if self._next_heartbeat() <= now else effects
+
+    @property
+    def _unknown(self) -> frozenset[int]:
+        """Locks of servers of the cluster that are not known here."""
+        return self._held - self.peer_locks - {self._own_lock}
+
+    def _see_locks_of_requests(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for request in list(self._requests.values()):
+            if request.is_open:
+                request.unknown.update(self._strangers)  # a request may be made before the first list comes
+            request.unknown.intersection_update(self._held)
+            effects += self.settle(request, now)
+        return effects
 
     # ------------------------------------------------------------------------------------------- receiving
 
@@ -288,6 +329,7 @@ class ClusterAdapter:
                 effects.append(PeerJoined(uid))
                 lock = self._lock_of(uid)
                 peer = Peer(lock, now, is_native=lock in self._held)
+                self._expect(uid, lock, is_newcomer=must_greet)
                 # The first foreigner may have known us before, and dropped us because we were silent.
                 must_greet |= self._is_silent and not peer.is_native
                 self._peers[uid] = peer
@@ -300,7 +342,7 @@ class ClusterAdapter:
     def receive(self, message: Message, now: float) -> list[Effect]:
         """A message of another sender arrived."""
         if message.type == MessageType.ADAPTER_CLOSE:
-            return self._forget(message.uid, said_goodbye=True)
+            return self._goodbye(message.uid)
         is_newcomer = message.type == MessageType.INITIAL_HEARTBEAT
         effects = self._see(message.uid, now, must_greet=is_newcomer)
         if is_newcomer:
@@ -311,21 +353,34 @@ class ClusterAdapter:
             effects.append(Apply(message))
         return effects
 
+    def _goodbye(self, uid: str) -> list[Effect]:
+        effects: list[Effect] = []
+        for request in list(self._requests.values()):
+            if request.unknown:
+                request.unknown.discard(self._lock_of(uid))  # which it may hold for a moment longer
+                effects += self._completed(request)
+        return effects + self._forget(uid, said_goodbye=True)
+
     def _receive_answer(self, message: Message) -> list[Effect]:
+        if message.uid == OURSELVES:
+            return []  # nobody's
         request = self._requests.get(message.request_id or "")
-        if request is None or message.uid == OURSELVES:
-            return []  # too late, another server's, or nobody's
+        if request is None:
+            # Too late, another server's, or for a callback, which is not kept here.
+            return [Apply(message)] if message.type == MessageType.BROADCAST_ACK else []
+        if message.type != MessageType.BROADCAST_ACK and (peer := self._peers.get(message.uid)) is not None:
+            request.unknown.discard(peer.lock)
         if message.type == MessageType.FETCH_SOCKETS_RESPONSE:
             request.missing.discard(message.uid)
             request.responses += message.sockets(self._loads) or []
         elif message.type == MessageType.SERVER_SIDE_EMIT_RESPONSE:
             request.missing.discard(message.uid)
-            request.responses.append(_value(_answer_arguments(message, self._loads)))
+            request.responses.append(_value(answer_arguments(message, self._loads)))
         elif message.type == MessageType.BROADCAST_CLIENT_COUNT:
             request.missing.discard(message.uid)
             request.owed[message.uid] = request.owed.get(message.uid, 0) + message.client_count
         else:
-            self._add_acknowledgement(request, message.uid, _answer_arguments(message, self._loads))
+            self._add_acknowledgement(request, message.uid, answer_arguments(message, self._loads))
         return self._completed(request)
 
     @staticmethod
@@ -333,8 +388,6 @@ class ClusterAdapter:
         # An acknowledgement can overtake its server's count; the sum is right once both are in.
         request.owed[uid] = request.owed.get(uid, 0) - 1
         request.responses.append(_value(args))
-        if request.on_response is not None:
-            request.on_response(args)
 
     # ------------------------------------------------------------------------------------------- requesting
 
@@ -343,18 +396,49 @@ class ClusterAdapter:
         """Whether a request is under way."""
         return bool(self._requests)
 
-    def request(
-        self,
-        *,
-        is_local: bool = False,
-        expires_at: float = math.inf,
-        on_response: Callable[[list[Any]], object] | None = None,
-    ) -> Request:
-        """Start a request to all servers known now; with `is_local`, to none of them."""
-        missing = set() if is_local else set(self._peers)
-        request = Request(secrets.token_hex(8), missing, expires_at, on_response=on_response)
+    def request(self, now: float, *, is_local: bool = False, is_of_clients: bool = False) -> Request:
+        """Start a request to all servers known now, and to those that our announcement may still find.
+
+        Args:
+            now: Time on the clock of the other calls.
+            is_local: To none of them.
+            is_of_clients: Clients are to acknowledge it.
+        """
+        request = Request(secrets.token_hex(8), set(), is_of_clients=is_of_clients)
+        if not is_local:
+            request.missing.update(self._peers)
+            request.is_open = not self._is_answered(now)
+            request.unknown.update(self._unknown if now < self._announced_at + NATIVE_ANSWER else ())
         self._requests[request.id] = request
         return request
+
+    def _is_answered(self, now: float) -> bool:
+        """Whether all that nothing tells of have had the time to answer our announcement."""
+        return now >= self._announced_at + (FOREIGN_ANSWER if self._has_list else NATIVE_ANSWER)
+
+    def settles_at(self, request: Request, now: float) -> float:
+        """When to `settle` a request, at the earliest."""
+        if not request.is_open and not request.unknown:
+            return math.inf
+        return min(
+            (at for at in (self._announced_at + limit for limit in (FOREIGN_ANSWER, NATIVE_ANSWER)) if at > now),
+            default=now,
+        )
+
+    def settle(self, request: Request, now: float) -> list[Effect]:
+        """Time passed: those that have not answered our announcement by now do not serve the namespace."""
+        request.is_open = request.is_open and not self._is_answered(now)
+        if now >= self._announced_at + NATIVE_ANSWER:
+            request.unknown.clear()
+        return self._completed(request)
+
+    def _expect(self, uid: str, lock: int, *, is_newcomer: bool) -> None:
+        """A server becomes known. Requests that wait for such now wait for its answer."""
+        for request in self._requests.values():
+            # A newcomer may have come too late to hear the request; if it has heard it, it answers, too.
+            if not is_newcomer and (request.is_open or lock in request.unknown):
+                request.missing.add(uid)
+                request.unknown.discard(lock)
 
     def expect_local(self, request: Request, client_count: int) -> list[Effect]:
         """So many of our own clients will acknowledge a broadcast."""
@@ -378,7 +462,7 @@ class ClusterAdapter:
         return []
 
 
-ANSWERS = frozenset(
+ANSWERS: Final = frozenset(
     {
         MessageType.FETCH_SOCKETS_RESPONSE,
         MessageType.SERVER_SIDE_EMIT_RESPONSE,
@@ -388,7 +472,7 @@ ANSWERS = frozenset(
 )
 
 
-def _answer_arguments(message: Message, loads: Callable[[str], Any]) -> list[Any]:
+def answer_arguments(message: Message, loads: Callable[[str], Any]) -> list[Any]:
     """Arguments of an answer: ours has all, Node's the first, Go's an array."""
     args = message.args(loads)
     if args is not None:

@@ -35,7 +35,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     Args:
         dsn: Connection string or URL as libpq reads it.
         channel: Channel prefix; the same on all servers of a cluster. Node's `channelPrefix`.
-        write_only: Only emit; usable without a server, and not counted as one.
+        write_only: Only emit; usable without a server, and not counted as one. What needs answers raises
+            `NotAServerError`.
         logger: Logger for this manager's messages. Default: the logger `socketio_postgres`.
         json: Module with `dumps` and `loads`, used without a server; otherwise the server's json is used.
         heartbeat_interval: Seconds of silence after which peers hear that this server lives.
@@ -56,7 +57,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     async def start(self) -> None:
         """Join the cluster now instead of with the first client.
 
-        Returns once this server listens, can publish, and has heard itself.
+        Returns once this server listens, can publish, and has heard itself. Who else is there it may know a moment
+        later; a request that is made at once waits for them.
 
         Raises:
             ConnectionLostError: The server cannot be reached.
@@ -113,12 +115,12 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
 
         As in `AsyncManager.emit`, and: `room` and `skip_sid` also take tuples and sets, and an empty collection of
         rooms means nobody. Local clients are served at once; other servers get the message in call order. The first
-        acknowledgement, of whichever server, fires the callback.
+        acknowledgement, of whichever server, fires the callback; from other servers within an hour.
 
         Raises:
             EncodeError: `data` cannot travel; nothing was emitted.
             PayloadTooLargeError: It is larger than `max_payload`, or the namespace's name is too long.
-            RuntimeError: A callback without a server.
+            NotAServerError: A callback without a server.
             ValueError: A callback without a room.
         """
         room = chosen_rooms(to, room)
@@ -136,10 +138,13 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             self._check_callback(room)
             is_local = self._is_local_client(room, namespace)
             await self._try_to_join(namespace)
-            own = self.recipient_count(namespace, room, skip_sid)
-            request, callback = self._callback_request(namespace, callback, own, is_local=is_local)
-        message = self._emit_message(event, data, namespace, room, skip_sid, request)
-        has_room = is_local or self._append(message)
+            request, callback = self._callback_request(namespace, callback, is_local=is_local)
+        try:
+            message = self._emit_message(event, data, namespace, room, skip_sid, request)
+            has_room = is_local or self._append(message)
+        except BaseException:
+            self._take_back(request)
+            raise
         room = self.delivery_room(namespace, room)
         parcels = self._parcels(message, room, skip_sid, callback)
         if parcels is None:
@@ -198,6 +203,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
 
     async def _act(self, message: Message, target: Target) -> None:
         """Carry out a chain: here, and on the other servers."""
+        if target.is_local:
+            self._require_server("a chain of local sockets")
         if target.rooms == ():
             return
         has_room = target.is_local or self._append(message)
@@ -285,6 +292,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     # -------------------------------------------------------------------------------------------- requests
 
     async def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]:
+        self._require_server("fetch_sockets")
         if target.rooms == ():
             return []
         adapter = await self._member(target)
@@ -292,31 +300,31 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         try:
             message = target.message(MessageType.FETCH_SOCKETS, request_id=request.id)
             request.responses += self._local_details(target.nsp, message.to, message.except_)
-            if request.missing:
+            if not request.is_complete:
                 await self._publish(message)
-                return await self._answers(request, target, partial=partial)
-            return request.responses
+            return await self._answers(adapter, request, target, partial=partial)
         finally:
             self._end_request(adapter, request)
 
     async def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
+        self._require_server("emit_with_ack")
         if target.rooms == ():
             return []
         adapter = await self._member(target)
-        request = self._start_request(adapter, target)
+        request = self._start_request(adapter, target, is_of_clients=True)
         try:
             fields = value_fields(packet, self.json)
             message = target.message(MessageType.BROADCAST, request_id=request.id, **fields)
             sids = self._alive_sids(target.nsp, message.to, message.except_)
             # First: with the other servers' answers alone the request would seem complete.
             self._run(adapter, adapter.expect_local, request, len(sids))
-            if request.missing:
-                await self._publish(message)
+            if not target.is_local:
+                await self._publish(message)  # also when nobody is known: it is an event first of all
             if sids:
                 callback = self._local_acknowledgement(adapter, request)
                 parcels = self._parcels(message, sids, [], callback)
                 await self._deliver(Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback, parcels))
-            return await self._answers(request, target, partial=partial)
+            return await self._answers(adapter, request, target, partial=partial)
         finally:
             self._end_request(adapter, request)
 
@@ -324,14 +332,13 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         await self._publish(Message(MessageType.SERVER_SIDE_EMIT, nsp, **value_fields(packet, self.json)))
 
     async def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
+        self._require_server("server_side_emit_with_ack")
         adapter = await self._member(target)
         request = self._start_request(adapter, target)
         try:
             fields = value_fields(packet, self.json)
             message = Message(MessageType.SERVER_SIDE_EMIT, target.nsp, request_id=request.id, **fields)
-            if request.missing:
-                await self._publish(message)
-                return await self._answers(request, target, partial=partial)
-            return []
+            await self._publish(message)
+            return await self._answers(adapter, request, target, partial=partial)
         finally:
             self._end_request(adapter, request)

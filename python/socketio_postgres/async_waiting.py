@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -43,6 +44,7 @@ class AsyncWaiting(ClusterMember):
     async def _thread(self) -> None:
         """The background task that `initialize` starts; lives until the server's loop is torn down."""
         try:
+            self._open()  # first: what is registered while this looks at the handlers is joined by `_join_soon`
             joins = [self._join(nsp) for nsp in self._served_namespaces()]
             for error in await asyncio.gather(*joins, return_exceptions=True):
                 if isinstance(error, PayloadTooLargeError):
@@ -78,13 +80,34 @@ class AsyncWaiting(ClusterMember):
         self._check_process()
         if self._is_joined(namespace):
             return
-        task, deadline = self._joining.get(namespace, (None, 0.0))
-        if task is None:
-            deadline = time.monotonic() + JOIN_LIMIT
-            task = asyncio.create_task(self._join_now(namespace), name=f"socketio-postgres join {namespace}")
-            self._joining[namespace] = (task, deadline)
-            task.add_done_callback(lambda _: self._joining.pop(namespace, None))
+        task, deadline = self._ask(namespace)
         await asyncio.wait_for(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
+
+    def _ask(self, namespace: str) -> tuple[asyncio.Task[None], float]:
+        """Start serving a namespace, once; returns the task that does, and when waiting for it ends."""
+        if namespace not in self._joining:
+            task = asyncio.create_task(self._join_now(namespace), name=f"socketio-postgres join {namespace}")
+            self._joining[namespace] = (task, time.monotonic() + JOIN_LIMIT)
+
+            def end(task: asyncio.Task[None]) -> None:
+                self._joining.pop(namespace, None)
+                if not task.cancelled():
+                    task.exception()  # which whoever waits is told; nobody may wait
+
+            task.add_done_callback(end)
+        return self._joining[namespace]
+
+    def _join_soon(self, namespace: str) -> None:
+        reader = self._reader
+        if reader is None or reader.done() or self._pid != os.getpid():
+            return
+        loop = reader.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._join_unless_closed, namespace)
+
+    def _join_unless_closed(self, namespace: str) -> None:
+        if not self._bus.is_closed and not self._is_joined(namespace):
+            self._ask(namespace)
 
     async def _join_now(self, namespace: str) -> None:
         channel = _core.channel_name(self.channel, namespace)
@@ -193,8 +216,8 @@ class AsyncWaiting(ClusterMember):
             await self._join(target.nsp)
         return self._adapters.get(target.nsp) or self._new_adapter(target.nsp)
 
-    def _start_request(self, adapter: ClusterAdapter, target: Target) -> Request:
-        request = self._request(adapter, is_local=target.is_local)
+    def _start_request(self, adapter: ClusterAdapter, target: Target, *, is_of_clients: bool = False) -> Request:
+        request = self._request(adapter, is_local=target.is_local, is_of_clients=is_of_clients)
         self._waiting[request.id] = asyncio.get_running_loop().create_future()
         return request
 
@@ -203,12 +226,16 @@ class AsyncWaiting(ClusterMember):
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
-    async def _answers(self, request: Request, target: Target, *, partial: bool) -> list[Any]:
-        try:
-            await asyncio.wait_for(self._waiting[request.id], target.timeout)
-        except asyncio.TimeoutError:
-            return self._timed_out(request, target, partial=partial)
-        return request.responses
+    async def _answers(self, adapter: ClusterAdapter, request: Request, target: Target, *, partial: bool) -> list[Any]:
+        waiting = self._waiting[request.id]
+        now = time.monotonic()
+        deadline = now + target.timeout
+        while not request.is_complete and now < deadline:
+            # Not `wait_for`, which would cancel what others are still to complete.
+            await asyncio.wait([waiting], timeout=min(deadline, adapter.settles_at(request, now)) - now)
+            now = time.monotonic()
+            self._run(adapter, adapter.settle, request, now)
+        return request.responses if request.is_complete else self._timed_out(request, target, partial=partial)
 
     def _end_request(self, adapter: ClusterAdapter, request: Request) -> None:
         del self._waiting[request.id]

@@ -29,6 +29,7 @@ __all__ = [
     "IncompatibleVersionError",
     "InvalidConnectionError",
     "LocksNotVisibleError",
+    "NotAServerError",
     "OperationTimeoutError",
     "OptionsError",
     "PayloadTooLargeError",
@@ -227,11 +228,19 @@ class OperationTimeoutError(SocketIOPostgresError, TimeoutError):
     """A call did not finish in time."""
 
 
+class NotAServerError(SocketIOPostgresError, RuntimeError):
+    """Only a server of the cluster can do this, and the manager is none: answers would not reach it. Nothing was sent.
+
+    A `RuntimeError`, as python-socketio's own managers raise for a callback.
+    """
+
+
 class RequestTimeoutError(SocketIOPostgresError, TimeoutError):
     """Not every server, or not every client, answered a request in time.
 
     Attributes:
-        missing_servers: Server ids that owe an answer; an empty one stands for this server's own clients.
+        missing_servers: Server ids that owe an answer; an empty one stands for this server's own clients, and one like
+            `advisory lock 123` for a server whose id is not known yet.
         responses: The answers that did come; of `fetch_sockets` the sockets as dicts with `id`, `handshake`, `rooms`
             and `data`, so that the exception can be pickled.
     """

@@ -26,10 +26,11 @@ def handshake(environ: Mapping[str, Any], issued: float) -> dict[str, Any]:
         `query` (single values flattened) and `auth` (empty: it holds secrets).
     """
     headers = _headers(environ)
-    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-    url = environ.get("RAW_URI") or environ.get("PATH_INFO", "")
-    if "?" not in url and environ.get("QUERY_STRING"):
-        url += "?" + environ["QUERY_STRING"]
+    query_string = _text(environ.get("QUERY_STRING"))
+    query = parse_qs(query_string, keep_blank_values=True)
+    url = _text(environ.get("RAW_URI") or environ.get("PATH_INFO"))
+    if "?" not in url and query_string:
+        url += "?" + query_string
     return {
         "headers": headers,
         "time": time.strftime("%a %b %d %Y %H:%M:%S GMT+0000", time.gmtime(issued)),
@@ -48,12 +49,19 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
     if scope is not None:
         return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
     headers = {
-        name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")
+        name[5:].replace("_", "-").lower(): _text(value) for name, value in environ.items() if name.startswith("HTTP_")
     }
     for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         if environ.get(name):
-            headers[name.replace("_", "-").lower()] = str(environ[name])
+            headers[name.replace("_", "-").lower()] = _text(environ[name])
     return headers
+
+
+def _text(value: Any) -> str:
+    """What a driver of Engine.IO put into the environ, where WSGI has a string."""
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return "" if value is None else str(value)
 
 
 def _address(environ: Mapping[str, Any]) -> str:
@@ -64,7 +72,7 @@ def _address(environ: Mapping[str, Any]) -> str:
     request = environ.get("aiohttp.request")
     if request is not None and request.remote:
         return str(request.remote)
-    return str(environ.get("REMOTE_ADDR", ""))
+    return _text(environ.get("REMOTE_ADDR"))
 
 
 def _scheme(environ: Mapping[str, Any]) -> str:

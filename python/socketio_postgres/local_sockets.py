@@ -62,12 +62,6 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
         rooms = [same for each in several for same in self.same_rooms(namespace, each)]
         return rooms[0] if len(rooms) == 1 else rooms
 
-    def recipient_count(self, namespace: str, room: Any, skip_sid: Any) -> int:
-        """How many local clients an emit reaches."""
-        skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
-        participants = self.get_participants(namespace, self.delivery_room(namespace, room))
-        return sum(sid not in skipped for sid, _ in participants)
-
     def local_sids(self, namespace: str, to: Sequence[str], except_: Sequence[str]) -> list[str]:
         """Sids in any of the rooms `to` (everyone when empty) and in none of `except_`, each once."""
         if to:

@@ -9,21 +9,25 @@ import dataclasses
 import json as stdlib_json
 import logging
 import os
+import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from socketio_postgres import _core, payload
-from socketio_postgres.adapter import ClusterAdapter, Request
-from socketio_postgres.broadcast_operator import Target, bad, room_names
+from socketio_postgres.adapter import ClusterAdapter, Request, answer_arguments
+from socketio_postgres.broadcast_operator import Target, bad, checked_namespace, room_names
 from socketio_postgres.bus import Bus
 from socketio_postgres.exceptions import (
     CommitInDoubtError,
     ConnectionLostError,
     DatabaseError,
     DecodeError,
+    EncodeError,
+    NotAServerError,
     OperationTimeoutError,
+    PayloadTooLargeError,
     RequestTimeoutError,
     SelfTestError,
     SocketIOPostgresError,
@@ -51,8 +55,12 @@ GOODBYE_LIMIT: Final = 1.0
 CLOSE_LIMIT: Final = 5.0
 """The same for an explicit `close`."""
 
-CALLBACK_LIFETIME: Final = 300.0
-"""Seconds after which an unanswered callback is forgotten; python-socketio itself never forgets."""
+CALLBACK_LIFETIME: Final = 3600.0
+"""Seconds after which the callback of an emit to other servers' clients is forgotten. Whoever answers may be a person.
+That of an emit to a client of this server is kept until that client leaves, as python-socketio does it."""
+
+TOLD_COUNT: Final = 256
+"""Kinds of failures that are remembered, to tell them once."""
 
 log: Final = logging.getLogger("socketio_postgres")
 
@@ -91,6 +99,11 @@ def _is_passing(error: Exception) -> bool:
     return isinstance(error, (ConnectionLostError, OperationTimeoutError, SelfTestError)) and not isinstance(
         error, CommitInDoubtError
     )
+
+
+def _explained(what: str, error: Exception) -> Exception:
+    """An error of the core that also says what it is about."""
+    return type(error)(f"{what} cannot travel: {error}", **vars(error))
 
 
 def chosen_rooms(to: Any, room: Any) -> Any:
@@ -142,6 +155,7 @@ class ClusterMember(Membership):
             before_exit=self._before_exit,
         )
         self._handlers: dict[tuple[str, str], Handler] = {}
+        self._told: set[tuple[object, ...]] = set()
         self._connected_at: dict[tuple[str, str], float] = {}
         self._prepare()
 
@@ -228,7 +242,7 @@ class ClusterMember(Membership):
     # ----------------------------------------------------------------------------------------- publishing
 
     def _emit_message(
-        self, event: Any, data: Any, namespace: str, room: Any, skip_sid: Any, request: Request | None
+        self, event: Any, data: Any, namespace: str, room: Any, skip_sid: Any, request: str | None
     ) -> Message:
         """The message of python-socketio's `emit`."""
         if not isinstance(event, str) or not event:
@@ -241,34 +255,60 @@ class ClusterMember(Membership):
             namespace,
             to=[] if room is None else list(room_names(room)),
             except_=list(room_names(skipped, "skip_sid")),
-            request_id=None if request is None else request.id,
+            request_id=request,
             **payload.packet_fields(event, data, self.json),
         )
 
+    def _require_server(self, what: str) -> None:
+        """Refuse what only a server of the cluster can do.
+
+        Raises:
+            NotAServerError: This manager hears no answers.
+        """
+        if self.write_only:
+            why = "is write_only; ask from a server, or from a manager that is not write_only and has one"
+        elif self.server is None:
+            why = "has none; give it to a socketio server as its client_manager"
+        else:
+            return
+        raise NotAServerError(f"{what} needs a server of the cluster, and this manager {why}")
+
     def _check_callback(self, room: Any) -> None:
-        if self.server is None or self.write_only:
-            raise RuntimeError("Callbacks can only be issued from the context of a server.")
+        self._require_server("a callback")
         if room is None:
             raise ValueError("Cannot use callback without a room set.")
 
     def _callback_request(
-        self, namespace: str, callback: Callable[..., Any], client_count: int, *, is_local: bool
-    ) -> tuple[Request, Callable[..., None]]:
+        self, namespace: str, callback: Callable[..., Any], *, is_local: bool
+    ) -> tuple[str | None, Callable[..., None]]:
         """A request whose first acknowledgement fires a callback, and what our own clients are to acknowledge to."""
-        # A namespace that could not be joined still has its local clients.
-        adapter = self._adapters.get(namespace) or self._new_adapter(namespace)
+        if is_local:
 
-        def fire(args: list[Any]) -> None:
-            request.on_response = None  # the others come too late
-            adapter.abandon(request)
+            def run(*args: Any) -> None:
+                self.server.start_background_task(self._call_back, callback, *args)
+
+            return None, run
+        request = secrets.token_hex(8)
+        with self._lock:
+            self._callbacks.add(request, namespace, callback, time.monotonic() + CALLBACK_LIFETIME)
+
+        def fire(*args: Any) -> None:
+            self._fire(request, args)
+
+        return request, fire
+
+    def _fire(self, request: str | None, args: Sequence[Any]) -> None:
+        """Run the callback of a request, the first time that it is acknowledged."""
+        with self._lock:
+            callback = None if request is None else self._callbacks.take(request)
+        if callback is not None:
             self.server.start_background_task(self._call_back, callback, *args)
 
-        expires_at = time.monotonic() + CALLBACK_LIFETIME
-        with self._lock:
-            request = adapter.request(is_local=is_local, expires_at=expires_at, on_response=fire)
-        # Otherwise it would be complete, and forgotten, once the other servers have said that they have nobody.
-        self._run(adapter, adapter.expect_local, request, client_count)
-        return request, self._local_acknowledgement(adapter, request)
+    def _take_back(self, request: str | None) -> None:
+        """Forget the callback of a request that was not sent."""
+        if request is not None:
+            with self._lock:
+                self._callbacks.take(request)
 
     def _local_acknowledgement(self, adapter: ClusterAdapter, request: Request) -> Callable[..., None]:
         """The callback given to python-socketio for our own clients."""
@@ -290,15 +330,33 @@ class ClusterMember(Membership):
         """Append messages that nobody waits for, to one transaction; what a full buffer refuses is given up."""
         if not messages:
             return
-        for message in messages:
-            self._note_sent(message)
         try:
-            accepted = self._bus.core.publish_many(list(messages))
+            self._publish_now(*messages)
         except SocketIOPostgresError as error:
             self._report(error)
-            return
+
+    def _publish_now(self, *messages: Message) -> None:
+        for message in messages:
+            self._note_sent(message)
+        accepted = self._bus.core.publish_many(list(messages))
         for message in messages[accepted:]:
             self._log.warning("the buffer is full, so %r is not sent", message)
+
+    def _answer(self, tell: Callable[[Exception], None], *answers: Callable[[], Message]) -> None:
+        """Publish the first of several answers, each poorer than the one before, that can travel.
+
+        Otherwise whoever asked would wait for us in vain. Why the others cannot is told here.
+        """
+        for make in answers:
+            try:
+                self._publish_now(make())
+            except (EncodeError, PayloadTooLargeError) as error:
+                tell(error)
+            except SocketIOPostgresError as error:
+                self._report(error)
+                return
+            else:
+                return
 
     def _append(self, message: Message) -> bool:
         """Append to the buffer, in call order; False when the caller is to wait for room once it is done here."""
@@ -331,9 +389,9 @@ class ClusterMember(Membership):
                 for sid in self._disconnected_by(message):
                     self.server.start_background_task(self._disconnect_local, sid, message.nsp, message.close)
             case MessageType.FETCH_SOCKETS:
-                sockets = self._local_details(message.nsp, message.to, message.except_)
-                answer = MessageType.FETCH_SOCKETS_RESPONSE
-                self._publish_soon(Message(answer, message.nsp, request_id=message.request_id, sockets=sockets))
+                self._answer_fetch(message)
+            case MessageType.BROADCAST_ACK:
+                self._fire(message.request_id, answer_arguments(message, self.json.loads))
             case MessageType.SERVER_SIDE_EMIT:
                 self.server.start_background_task(self._handle_server_side, message)
         return None
@@ -411,11 +469,19 @@ class ClusterMember(Membership):
 
     def _acknowledge(self, request: Message, args: tuple[Any, ...]) -> None:
         """A local client acknowledged a broadcast of another server."""
-        try:
-            fields = self._answer_fields(request, args)
-            self._publish_soon(Message(MessageType.BROADCAST_ACK, request.nsp, request_id=request.request_id, **fields))
-        except SocketIOPostgresError as error:
-            self._report(error)
+        self._answer_with(MessageType.BROADCAST_ACK, request, args, f"an acknowledgement in {request.nsp}")
+
+    def _answer_with(self, kind: MessageType, request: Message, args: tuple[Any, ...], what: str) -> None:
+        """Answer with some values; with none if they cannot travel."""
+
+        def make(values: tuple[Any, ...]) -> Message:
+            fields = self._answer_fields(request, values)
+            return Message(kind, request.nsp, request_id=request.request_id, **fields)
+
+        def tell(error: Exception) -> None:
+            self._report(_explained(what, error))
+
+        self._answer(tell, lambda: make(args), lambda: make(()))
 
     def _answer_fields(self, request: Message, args: tuple[Any, ...]) -> dict[str, Any]:
         """The value of an answer as its receiver expects it: Node takes the first argument, Go an array of one.
@@ -430,25 +496,103 @@ class ClusterMember(Membership):
             fields["args"] = list(args)  # only servers of this package look at it
         return fields
 
-    def _local_details(self, namespace: str, to: list[str], except_: list[str]) -> list[dict[str, Any]]:
-        """Local sockets as FETCH_SOCKETS_RESPONSE describes them."""
-        return [self._details(sid, namespace) for sid in self._alive_sids(namespace, to, except_)]
+    def _answer_fetch(self, request: Message) -> None:
+        """Tell another server about our sockets, as fully as can travel.
 
-    def _details(self, sid: str, namespace: str) -> dict[str, Any]:
+        When that is less than which sockets there are and in which rooms, we say nothing and are named as missing: an
+        empty list would say that there are none.
+        """
+
+        def answer(share: Callable[[Any, str], dict[str, Any]], *, is_bare: bool = False) -> Message:
+            found = self._local_details(request.nsp, request.to, request.except_, share)
+            if is_bare:
+                found = [each | {"handshake": handshake({}, each["handshake"]["issued"] / 1000)} for each in found]
+            return Message(
+                MessageType.FETCH_SOCKETS_RESPONSE, request.nsp, request_id=request.request_id, sockets=found
+            )
+
+        def nothing(session: Any, namespace: str) -> dict[str, Any]:  # noqa: ARG001
+            return {}
+
+        def full() -> Message:
+            try:
+                return answer(self._shared_session)
+            except EncodeError:
+                return answer(self._sendable_session)  # which tells what it leaves out
+
+        def tell(error: Exception) -> None:
+            self._report_once(f"an answer with the sockets of {request.nsp}", error)
+
+        self._answer(tell, full, lambda: answer(nothing), lambda: answer(nothing, is_bare=True))
+
+    def _local_details(
+        self,
+        namespace: str,
+        to: list[str],
+        except_: list[str],
+        share: Callable[[Any, str], dict[str, Any]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Local sockets as FETCH_SOCKETS_RESPONSE describes them; `share` says what their sessions show."""
+        found = []
+        for sid in self._alive_sids(namespace, to, except_):
+            try:
+                found.append(self._details(sid, namespace, share or self._own_session))
+            except KeyError:
+                if self.is_alive(sid, namespace):
+                    raise
+                # It has left just now, in another thread.
+        return found
+
+    def _details(self, sid: str, namespace: str, share: Callable[[Any, str], dict[str, Any]]) -> dict[str, Any]:
         eio_sid = self.eio_sid_from_sid(sid, namespace)
-        environ = self.server.environ.get(eio_sid, {})
+        issued = self._connected_at.get((namespace, sid), 0.0)
+        try:
+            shake = handshake(self.server.environ.get(eio_sid, {}), issued)
+        except Exception as error:  # noqa: BLE001  (whatever serves the application may put anything there)
+            self._report_once(f"the handshake of a client of {namespace}", error)
+            shake = handshake({}, issued)
+        rooms = list(self.rooms.get(namespace, {}).items())  # at once: other threads change it
         data: dict[str, Any] = {}
         eio_socket = self.server.eio.sockets.get(eio_sid)
         if self._share_session and eio_socket is not None:
-            data.update(eio_socket.session.get(namespace, {}))
+            data.update(share(eio_socket.session.get(namespace, {}), namespace))
         if hasattr(self, "_timestamps"):  # python-socketio's admin instrumentation is on
             data["_admin"] = {"clientId": eio_sid[:12], "transport": self.server.eio.transport(eio_sid)}
         return {
             "id": sid,
-            "handshake": handshake(environ, self._connected_at.get((namespace, sid), 0.0)),
-            "rooms": [str(room) for room in self.get_rooms(sid, namespace)],
+            "handshake": shake,
+            "rooms": [str(room) for room, sids in rooms if room is not None and sid in sids],
             "data": data,
         }
+
+    def _own_session(self, session: Any, namespace: str) -> dict[str, Any]:
+        """A user session as this process sees it."""
+        if isinstance(session, Mapping):
+            return dict(session)
+        error = EncodeError(f"a session must be a dict to be shared, not {type(session).__name__}", path="data")
+        self._report_once(f"the session of a client of {namespace}", error)
+        return {}
+
+    def _shared_session(self, session: Any, namespace: str) -> dict[str, Any]:
+        """A user session as other servers see it.
+
+        Raises:
+            EncodeError: Something in it cannot travel.
+        """
+        shared: dict[str, Any] = payload.plain(self._own_session(session, namespace), self.json)
+        return shared
+
+    def _sendable_session(self, session: Any, namespace: str) -> dict[str, Any]:
+        """What of a user session can travel; what cannot is told."""
+        sendable: dict[str, Any] = {}
+        for key, value in self._own_session(session, namespace).items():
+            try:
+                part = payload.plain({key: value}, self.json)
+                Message(MessageType.SERVER_SIDE_EMIT_RESPONSE, namespace, request_id="", packet=part)
+                sendable |= part
+            except EncodeError as error:
+                self._report_once(f"{key!r} of the session of a client of {namespace}", error)
+        return sendable
 
     # ---------------------------------------------------------------------------------- server-side events
 
@@ -463,16 +607,30 @@ class ClusterMember(Membership):
 
         Use it as a decorator or call it with the handler. The handler gets the event's arguments and runs as a task
         of its own, so it may itself wait for other servers. What it returns is the answer, when one is expected. When
-        there is no handler, or it raises, the answer is empty, so that nobody waits for us in vain.
+        there is no handler, or it raises, the answer is empty, so that nobody waits for us in vain; nor does anybody
+        when what it returns cannot travel, which is reported here.
+
+        The namespace is served from then on, with or without clients; from the start of this server on, if it has not
+        started yet. May be called from any thread.
 
         Args:
             event: Name of the event.
             handler: Function or coroutine function.
-            namespace: Namespace it is sent in.
+            namespace: Namespace it is sent in; a missing leading slash is added.
+
+        Raises:
+            NotAServerError: This manager is `write_only` and hears nothing.
+            PayloadTooLargeError: The name of the namespace is too long for a channel.
+            OptionsError: It is no string.
         """
+        if self.write_only:
+            self._require_server("a handler of server-side events")
+        namespace = checked_namespace(namespace)
+        _core.channel_name(self.channel, namespace)
 
         def register(function: F) -> F:
             self._handlers[namespace, event] = function
+            self._join_soon(namespace)
             return function
 
         return register if handler is None else register(handler)
@@ -482,21 +640,19 @@ class ClusterMember(Membership):
         return self._handlers.get((message.nsp, event)), args
 
     def _answer_server_side(self, message: Message, result: Any) -> None:
-        if message.request_id is None:
-            return
-        try:
-            fields = self._answer_fields(message, () if result is None else (result,))
-        except SocketIOPostgresError as error:
-            self._report(error)
-            fields = {}
-        fields["request_id"] = message.request_id
-        self._publish_soon(Message(MessageType.SERVER_SIDE_EMIT_RESPONSE, message.nsp, **fields))
+        if message.request_id is not None:
+            what = f"what a handler of {message.nsp} returned"
+            self._answer_with(MessageType.SERVER_SIDE_EMIT_RESPONSE, message, () if result is None else (result,), what)
 
     # -------------------------------------------------------------------------------------------- requests
 
-    def _request(self, adapter: ClusterAdapter, *, is_local: bool) -> Request:
+    def _join_soon(self, namespace: str) -> None:
+        """Serve a namespace, if this server runs; otherwise it is among those that it begins with."""
+        raise NotImplementedError
+
+    def _request(self, adapter: ClusterAdapter, *, is_local: bool, is_of_clients: bool) -> Request:
         with self._lock:
-            return adapter.request(is_local=is_local)
+            return adapter.request(time.monotonic(), is_local=is_local, is_of_clients=is_of_clients)
 
     def _abandon(self, adapter: ClusterAdapter, request: Request) -> None:
         with self._lock:
@@ -512,7 +668,7 @@ class ClusterMember(Membership):
 
     @staticmethod
     def _timed_out(request: Request, target: Target, *, partial: bool) -> list[Any]:
-        if partial:
+        if partial or not request.missing_servers:
             return request.responses
         missing = ", ".join(uid or "this server's own clients" for uid in request.missing_servers)
         raise RequestTimeoutError(
@@ -530,6 +686,20 @@ class ClusterMember(Membership):
     def _report(self, error: Exception) -> None:
         self._log.log(logging.WARNING if _is_passing(error) else logging.ERROR, "%s: %s", self._bus.description, error)
         self._tell(error)
+
+    def _report_once(self, what: str, error: Exception) -> None:
+        """Report what would otherwise be told again with every request."""
+        kind = (what, type(error))
+        with self._lock:
+            if kind in self._told:
+                return
+            if len(self._told) >= TOLD_COUNT:
+                self._told.clear()
+            self._told.add(kind)
+        if isinstance(error, SocketIOPostgresError):
+            self._report(_explained(what, error))
+        else:
+            self._report_raised(what, error)
 
     def _report_gap(self, gap: GapInfo) -> None:
         self._log.warning("%s: %s", self._bus.description, gap)

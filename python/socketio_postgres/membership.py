@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import _core
 from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, PeerJoined, PeerLeft, Request, Send
+from socketio_postgres.callbacks import Callbacks
 from socketio_postgres.local_sockets import LocalSockets
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ class Membership(LocalSockets):
     _bus: Bus
     _heartbeat: HeartbeatOptions
     _log: logging.Logger
+    _handlers: dict[tuple[str, str], Callable[..., Any]]
 
     def _prepare_membership(self) -> None:
         """Of this process; nothing of it belongs to the application."""
         self._adapters: dict[str, ClusterAdapter] = {}
+        self._callbacks = Callbacks()
         self._used_at: dict[str, float] = {}  # when each of them was needed last
         # Threads of a sync server share the adapters; nothing waits while it holds this.
         self._lock = threading.RLock()
@@ -52,6 +55,10 @@ class Membership(LocalSockets):
         """Who we are to the cluster."""
         raise NotImplementedError
 
+    def _require_server(self, what: str) -> None:
+        """Refuse what only a server of the cluster can do."""
+        raise NotImplementedError
+
     def _publish_soon(self, *messages: Message) -> None:
         """Append messages that nobody waits for, to one transaction."""
         raise NotImplementedError
@@ -61,7 +68,12 @@ class Membership(LocalSockets):
         raise NotImplementedError
 
     def server_count(self, namespace: str = "/") -> int:
-        """Servers that serve a namespace, this one included, as far as this one knows. Node's `serverCount()`."""
+        """Servers that serve a namespace, this one included, as far as this one knows. Node's `serverCount()`.
+
+        Raises:
+            NotAServerError: This manager has no server, or is `write_only`: it knows nobody and is not counted.
+        """
+        self._require_server("server_count")
         adapter = self._adapters.get(namespace)
         return 1 if adapter is None else adapter.server_count
 
@@ -70,8 +82,8 @@ class Membership(LocalSockets):
         return namespace in self._adapters
 
     def _served_namespaces(self) -> list[str]:
-        """Namespaces that clients may connect to, as far as they are known beforehand."""
-        namespaces = {"/"}
+        """Namespaces that clients may connect to, as far as they are known beforehand, or that have handlers."""
+        namespaces = {"/", *(namespace for namespace, _ in list(self._handlers))}
         if self.server is not None:
             namespaces.update(self.server.handlers, self.server.namespace_handlers)
             if self.server.namespaces != "*":
@@ -114,7 +126,7 @@ class Membership(LocalSockets):
         """
         served: list[str] | None = None
         for namespace, adapter in list(self._adapters.items()):
-            if namespace in self.rooms or adapter.is_asking:
+            if namespace in self.rooms or adapter.is_asking or self._callbacks.is_waiting_in(namespace):
                 self._used_at[namespace] = now
             elif now - self._used_at[namespace] > self._heartbeat.heartbeat_timeout:
                 served = self._served_namespaces() if served is None else served
@@ -200,6 +212,7 @@ class Membership(LocalSockets):
         """Drive the adapters' timers; returns when to do so again."""
         interval = self._heartbeat.heartbeat_interval
         to_send = []
+        self._expire_callbacks(now)
         self._leave_unused(now)
         late = now - self._tick_due
         if late > interval / 2:  # the event loop or the thread was blocked
@@ -211,6 +224,14 @@ class Membership(LocalSockets):
         latest = now + min(TICK_INTERVAL, interval)
         self._tick_due = min([latest, *(adapter.next_tick() for adapter in list(self._adapters.values()))])
         return self._tick_due
+
+    def _expire_callbacks(self, now: float) -> None:
+        with self._lock:
+            self._callbacks.expire(now)
+            forgotten = self._callbacks.take_forgotten()
+        if forgotten:
+            limit = self._callbacks.limit
+            self._log.error("%d callbacks are forgotten: %d of younger emits wait already", forgotten, limit)
 
     def _must_clean_up(self) -> bool:
         """Whether to delete old attachments; to be asked every `cleanup_interval`.

@@ -9,7 +9,7 @@ from socketio.packet import Packet
 
 from socketio_postgres.exceptions import EncodeError
 
-__all__ = ["arguments", "packet_fields", "value_fields"]
+__all__ = ["arguments", "packet_fields", "plain", "value_fields"]
 
 
 def arguments(data: Any) -> list[Any]:
@@ -44,18 +44,38 @@ def value_fields(value: Any, json: Any) -> dict[str, Any]:
     try:
         if not Packet.data_is_binary([value]):
             return {"packet_json": dump(value, json)}
+    except RecursionError as error:
+        raise _too_deep() from error
+    return {"packet": plain(value, json)}
+
+
+def plain(value: Any, json: Any) -> Any:
+    """A value in types that the core encodes; those of its own a custom json module has written.
+
+    Raises:
+        EncodeError: The module cannot write something in it.
+    """
+    if json.dumps is stdlib_json.dumps:
+        return value
+    try:
         # Bytes travel beside the text: take them out, let the module write and read the rest, put them back.
         template, attachments = Packet.deconstruct_binary([value])
-        return {"packet": Packet.reconstruct_binary(stdlib_json.loads(dump(template, json)), attachments)[0]}
+        return Packet.reconstruct_binary(stdlib_json.loads(dump(template, json)), attachments)[0]
     except RecursionError as error:
-        reason = "nested too deeply (or it contains itself)"
-        raise EncodeError(f"cannot encode data: {reason}", path="data", reason=reason) from error
+        raise _too_deep() from error
+
+
+def _too_deep() -> EncodeError:
+    reason = "nested too deeply (or it contains itself)"
+    return EncodeError(f"cannot encode data: {reason}", path="data", reason=reason)
 
 
 def dump(value: Any, json: Any) -> str:
     """Text of a value by a custom json module."""
     try:
         text = json.dumps(value, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
+    except RecursionError:
+        raise
+    except Exception as error:  # a user's module may raise anything
         raise EncodeError(f"cannot encode data: {error}", path="data", reason=str(error)) from error
     return text.decode() if isinstance(text, bytes) else str(text)

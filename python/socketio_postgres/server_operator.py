@@ -56,10 +56,14 @@ class ServerChain(Chain["ServerOperator"], SocketActions[Done]):
     def fetch_sockets(self, *, partial: bool = False) -> list[RemoteSocket]:
         """The matching sockets of all servers.
 
+        Within a second after this server has joined the namespace it also waits for servers that it knows by their
+        locks alone; for those of Node.js and Go, which hold none, within a quarter of a second.
+
         Args:
             partial: When a server does not answer in time, return the sockets of the others.
 
         Raises:
+            NotAServerError: This manager is `write_only` or has no server: answers would not reach it.
             RequestTimeoutError: A server did not answer in time; it carries the sockets of the others.
         """
         found = self._manager._fetch_sockets(self._target, partial=partial)  # noqa: SLF001
@@ -78,7 +82,9 @@ class ServerChain(Chain["ServerOperator"], SocketActions[Done]):
             of Node.js and Go servers give one value at most, that is all their servers pass on.
 
         Raises:
-            RequestTimeoutError: A client or server did not answer in time; it carries the answers of the others.
+            NotAServerError: As in `fetch_sockets`.
+            RequestTimeoutError: A client or server did not answer in time; it carries the answers of the others. A
+                server that has fallen silent counts as missing, one that has left does not.
             EncodeError, OptionsError, PayloadTooLargeError: As in `emit`.
         """
         packet = [checked_event(event), *args]
@@ -123,9 +129,10 @@ class ServerSideActions:
             partial: When a server does not answer in time, return the answers of the others.
 
         Returns:
-            One value for each other server; None where it has nothing to say.
+            One value for each other server; None where it has nothing to say, or nothing that can travel.
 
         Raises:
+            NotAServerError: As in `fetch_sockets`.
             RequestTimeoutError: A server did not answer in time; it carries the answers of the others.
         """
         packet = [checked_event(event), *args]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -134,6 +135,11 @@ class Waiting(ClusterMember):
             self._listen(namespace)
         return event
 
+    def _join_soon(self, namespace: str) -> None:
+        # Before it reads, the background thread has not looked at the handlers yet.
+        if self._pid == os.getpid() and self._is_reading and not self._is_joined(namespace):
+            self._ask(namespace)
+
     def _forget_join(self, namespace: str) -> None:
         self._joined.pop(namespace, None)
         self._join_deadlines.pop(namespace, None)
@@ -220,8 +226,8 @@ class Waiting(ClusterMember):
             self._join(target.nsp)
         return self._adapters.get(target.nsp) or self._new_adapter(target.nsp)
 
-    def _start_request(self, adapter: ClusterAdapter, target: Target) -> Request:
-        request = self._request(adapter, is_local=target.is_local)
+    def _start_request(self, adapter: ClusterAdapter, target: Target, *, is_of_clients: bool = False) -> Request:
+        request = self._request(adapter, is_local=target.is_local, is_of_clients=is_of_clients)
         self._waiting[request.id] = self.server.eio.create_event()
         return request
 
@@ -230,11 +236,15 @@ class Waiting(ClusterMember):
         if waiting is not None:
             waiting.set()
 
-    def _answers(self, request: Request, target: Target, *, partial: bool) -> list[Any]:
+    def _answers(self, adapter: ClusterAdapter, request: Request, target: Target, *, partial: bool) -> list[Any]:
         waiting = self._waiting[request.id]
-        if not waiting.wait(target.timeout) and not waiting.is_set():
-            return self._timed_out(request, target, partial=partial)
-        return request.responses
+        now = time.monotonic()
+        deadline = now + target.timeout
+        while not request.is_complete and now < deadline:
+            waiting.wait(min(deadline, adapter.settles_at(request, now)) - now)
+            now = time.monotonic()
+            self._run(adapter, adapter.settle, request, now)
+        return request.responses if request.is_complete else self._timed_out(request, target, partial=partial)
 
     def _end_request(self, adapter: ClusterAdapter, request: Request) -> None:
         del self._waiting[request.id]

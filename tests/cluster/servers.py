@@ -77,7 +77,8 @@ class Server:
     def expects_nothing(self) -> bool:
         """Whether no request is left behind."""
         adapters = self.manager._adapters.values()
-        return not self.manager._waiting and not any(adapter._requests for adapter in adapters)
+        is_asking = self.manager._waiting or any(adapter._requests for adapter in adapters)
+        return not is_asking and not self.manager._callbacks
 
 
 class Trio:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import socketio
 
 from socketio_postgres import member
-from tests.cluster.servers import FakePeer, Server, Trio
+from tests.cluster.servers import FakePeer, Server, Trio, open_trio
 from tests.fixtures.cluster import exactly
+from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import eventually, nothing_arrives
 
@@ -99,7 +103,7 @@ async def test_who_is_gone_times_out_and_is_forgotten(trio: Trio) -> None:
     await trio.b.sees()
     with pytest.raises(socketio.exceptions.TimeoutError):
         await trio.a.sio.call("ask", to=client.sid, timeout=0.5)
-    assert trio.a.expects_nothing()  # all servers have said that nobody will answer
+    forget(trio.a)  # all servers have said that nobody will answer, but there may be others
 
 
 async def test_a_client_that_leaves_instead_of_answering_times_out(trio: Trio) -> None:
@@ -147,8 +151,9 @@ async def test_clients_left_out_are_not_waited_for(trio: Trio) -> None:
     left_out = await trio.a.connect("red")
     callback = Callback()
     await trio.a.sio.emit("ask", 1, room="red", skip_sid=left_out.sid, callback=callback)
-    await eventually(trio.a.expects_nothing)
-    assert callback.calls == []
+    assert await trio.a.manager.server_side_emit_with_ack("fence") == [None, None]
+    assert (left_out.received("ask"), callback.calls) == ([], [])
+    forget(trio.a)
 
 
 async def test_the_first_answer_of_a_peer_wins_over_its_others(trio: Trio) -> None:
@@ -166,9 +171,71 @@ async def test_the_first_answer_of_a_peer_wins_over_its_others(trio: Trio) -> No
     assert callback.calls == [("first",)]
 
 
-@HOMES
-async def test_what_is_never_acknowledged_is_forgotten(trio: Trio, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = await home_of(trio, home).connect(replies={"ask": None})
+@asynccontextmanager
+async def impatient(database: Database) -> AsyncIterator[Trio]:
+    """Three servers that soon take silence for absence."""
+    async with open_trio(database, heartbeat_interval=0.3, heartbeat_timeout=1.0) as trio:
+        yield trio
+
+
+@pytest.mark.parametrize("room", ["the sid", "red"], ids=["a client", "a room"])
+async def test_an_acknowledgement_from_a_server_that_fell_silent_is_heard(database: Database, room: str) -> None:
+    async with impatient(database) as trio, spying(database) as spy:
+        fake = FakePeer(spy)
+        await fake.join([trio.a])
+        callback = Callback()
+        await trio.a.sio.emit("ask", 1, to=room, callback=callback)
+        calling = asyncio.create_task(trio.a.sio.call("question", to=room, timeout=30))
+        asked = await spy.wait_for(lambda frame: frame.header["type"] == 3, count=2)
+        await eventually(lambda: trio.a.manager.server_count() == 3, "the fake is no longer counted")
+        for frame in asked:
+            fake.say(11, requestId=frame.message["data"]["requestId"], clientCount=1)
+            fake.say(12, requestId=frame.message["data"]["requestId"], packet="late")
+        assert await calling == "late"
+        await callback.is_called()
+        assert callback.calls == [("late",)]
+
+
+async def test_an_acknowledgement_from_a_server_not_known_yet_is_heard(trio: Trio) -> None:
+    async with spying(trio.database) as spy:
+        fake = FakePeer(spy)
+        calling = asyncio.create_task(trio.a.sio.call("ask", to="the sid", timeout=30))
+        request = (await fake.request(3)).message["data"]["requestId"]
+        # All the others have said that they have nobody, and even so:
+        await spy.wait_for(lambda frame: frame.header["type"] == 11, count=2)
+        assert await trio.a.manager.server_side_emit_with_ack("fence") == [None, None]
+        fake.say(12, requestId=request, packet="hello")
+        assert await calling == "hello"
+
+
+async def test_an_acknowledgement_from_a_server_that_left_is_heard(trio: Trio) -> None:
+    """Its goodbye may overtake what its client still says."""
+    async with spying(trio.database) as spy:
+        fake = FakePeer(spy)
+        await fake.join([trio.a])
+        calling = asyncio.create_task(trio.a.sio.call("ask", to="the sid", timeout=30))
+        request = (await fake.request(3)).message["data"]["requestId"]
+        fake.say(13)
+        fake.say(12, requestId=request, packet="farewell")
+        assert await calling == "farewell"
+
+
+async def test_too_many_callbacks_are_forgotten_aloud(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await trio.b.connect(replies={"ask": None, "answer": [1]})
+    monkeypatch.setattr(trio.a.manager._callbacks, "limit", 2)
+    callbacks = [Callback() for _ in range(3)]
+    for callback in callbacks:
+        await trio.a.sio.emit("ask", to=client.sid, callback=callback)
+    assert len(trio.a.manager._callbacks) == 2
+    assert await trio.a.sio.call("answer", to=client.sid, timeout=15) == 1
+    await eventually(lambda: "callbacks" in caplog.text, "it is told")
+    forget(trio.a)
+
+
+async def test_what_is_never_acknowledged_is_forgotten(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await trio.b.connect(replies={"ask": None})
     monkeypatch.setattr(member, "CALLBACK_LIFETIME", 1.0)
     callback = Callback()
     await trio.a.sio.emit("ask", to=client.sid, callback=callback)
@@ -191,7 +258,6 @@ async def test_a_failing_callback_stops_nothing(trio: Trio) -> None:
 
 
 def forget(server: Server) -> None:
-    """What `CALLBACK_LIFETIME` does in time: nobody tells a manager that `call` has given up."""
-    for adapter in server.manager._adapters.values():
-        for request in list(adapter._requests.values()):
-            adapter.tick(request.expires_at)
+    """What `CALLBACK_LIFETIME` does in time: nobody tells a manager that `call` has given up, or that all are gone."""
+    server.manager._expire_callbacks(time.monotonic() + member.CALLBACK_LIFETIME)
+    assert server.expects_nothing()

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import socketio
 
-from socketio_postgres import AsyncEmitter, RequestTimeoutError
+from socketio_postgres import (
+    AsyncEmitter,
+    AsyncPostgresManager,
+    OptionsError,
+    PayloadTooLargeError,
+    PostgresManager,
+    RequestTimeoutError,
+)
+from socketio_postgres.options import HeartbeatOptions
 from tests.cluster.servers import FakePeer, Server, Took, Trio, open_trio
 from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import eventually
+
+Manager = AsyncPostgresManager | PostgresManager
 
 ANSWER, GOODBYE = 10, 13
 
@@ -203,15 +217,35 @@ async def test_a_peer_that_falls_silent_is_waited_for_no_longer(database: Databa
             fake = FakePeer(spy)
             await fake.join([trio.a])
             with Took() as took:
-                answers, replies, sockets = await asyncio.gather(
+                answers, sockets = await asyncio.gather(
                     trio.a.manager.server_side_emit_with_ack("ask", timeout=15),
-                    trio.a.manager.timeout(15).emit_with_ack("ask"),
                     trio.a.manager.timeout(15).fetch_sockets(),
                 )
-            assert (answers, replies, len(sockets)) == ([None, None], ["b"], 1)
+            assert (answers, len(sockets)) == ([None, None], 1)
             assert 1.5 < took.seconds < 10
             # The others have said something all the while, so they are still there.
             assert trio.a.manager.server_count() == 3
+
+
+async def test_its_clients_are_waited_for_all_the_same(database: Database) -> None:
+    """They may have been asked, and acknowledge once their server comes to itself."""
+    async with open_trio(database, heartbeat_interval=0.3, heartbeat_timeout=1.0) as trio:
+        await trio.b.connect(replies={"ask": ["b"]})
+        async with spying(database) as spy:
+            fake = FakePeer(spy)
+            await fake.join([trio.a])
+            asking = asyncio.create_task(trio.a.manager.timeout(30).emit_with_ack("ask"))
+            request = (await fake.request(3)).message["data"]["requestId"]
+            fake.say(11, requestId=request, clientCount=1)
+            await eventually(lambda: trio.a.manager.server_count() == 3, "the fake is no longer counted")
+            fake.say(12, requestId=request, packet="late")
+            assert sorted(await asking) == ["b", "late"]
+
+            await eventually(lambda: trio.a.manager.server_count() == 4, "what it said brought it back")
+            with pytest.raises(RequestTimeoutError) as caught:
+                await trio.a.manager.timeout(2.0).emit_with_ack("ask")
+            assert caught.value.missing_servers == ["fake"]
+            assert caught.value.responses == ["b"]
 
 
 async def test_an_emitter_reaches_all_servers(trio: Trio) -> None:
@@ -227,3 +261,74 @@ async def test_servers_are_counted(trio: Trio) -> None:
     assert set(manager.stats()["peers"]["/"]) == {trio.b.uid, trio.c.uid}
     await trio.c.manager.close()
     await trio.meet(2, [trio.a, trio.b])
+
+
+# ------------------------------------------------------------------------------------- namespaces without a client
+
+
+@asynccontextmanager
+async def listener(dsn: str, kind: str, *, is_late: bool) -> AsyncIterator[Manager]:
+    """A server without clients that handles `ask` in `/jobs`, registered before or after its start."""
+    manager: Manager
+    if kind == "async":
+        manager = AsyncPostgresManager(dsn)
+        socketio.AsyncServer(client_manager=manager, async_mode="asgi")
+    else:
+        manager = PostgresManager(dsn)
+        socketio.Server(client_manager=manager, async_mode="threading")
+
+    async def start() -> None:
+        if isinstance(manager, AsyncPostgresManager):
+            await manager.start()
+        else:
+            await asyncio.to_thread(manager.start)
+
+    if is_late:
+        await start()
+    manager.on_server_side("ask", lambda *args: [kind, *args], namespace="jobs")
+    if not is_late:
+        await start()
+    try:
+        yield manager
+    finally:
+        if isinstance(manager, AsyncPostgresManager):
+            await manager.close()
+        else:
+            await asyncio.to_thread(manager.close)
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["before the start", "after it"])
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+async def test_a_handler_serves_its_namespace(database: Database, kind: str, is_late: bool) -> None:
+    async with listener(database.dsn, kind, is_late=is_late) as manager:
+        await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+        asker = AsyncPostgresManager(database.dsn)
+        socketio.AsyncServer(client_manager=asker, async_mode="asgi")
+        try:
+            assert await asker.of("/jobs").server_side_emit_with_ack("ask", 1, timeout=15) == [[kind, 1]]
+        finally:
+            await asker.close()
+
+
+async def test_a_handler_may_be_registered_by_another_thread(trio: Trio) -> None:
+    manager = trio.b.manager
+    await asyncio.to_thread(manager.on_server_side, "ask", lambda: "b", namespace="/jobs")
+    await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+
+
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+async def test_a_handlers_namespace_is_kept(database: Database, kind: str) -> None:
+    """Others without a client are left after a while."""
+    timing = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.3}
+    async with listener(database.dsn, kind, is_late=True) as manager:
+        manager._heartbeat = HeartbeatOptions(**timing)
+        await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+        manager._leave_unused(time.monotonic() + 1000.0)
+        assert manager.is_serving("/jobs")
+
+
+def test_a_handler_that_could_never_be_called_is_refused() -> None:
+    manager = AsyncPostgresManager("host=nowhere")
+    for namespace, error in (("/" + "x" * 100, PayloadTooLargeError), (5, OptionsError)):
+        with pytest.raises(error):
+            manager.on_server_side("ask", print, namespace=namespace)  # type: ignore[arg-type]

@@ -12,8 +12,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import pytest
+import socketio
 
-from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
+from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter, adapter
 from tests.fixtures.clients import Client, PythonClient
 from tests.fixtures.cluster import CASES, MEGABYTE, NAMESPACES, Case, Cluster, OurSide, Role, exactly
 from tests.fixtures.database import Database
@@ -381,6 +382,46 @@ async def test_a_node_server_that_comes_later_is_met_at_once(mixed: Mixed) -> No
         await eventually(lambda: mixed.ours.manager.server_count() == 3, "ours hears the announcement")
         await server.close()
         await eventually(lambda: mixed.ours.manager.server_count() == 2, "ours hears the goodbye")
+
+
+async def test_a_newcomer_asks_a_node_server_that_it_does_not_know_yet(
+    mixed: Mixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells of Node.js servers before they speak; they answer the question itself."""
+    monkeypatch.setattr(adapter, "FOREIGN_ANSWER", 3.0)  # a slow machine must not end the wait
+    node_client = await mixed.peer.connect(mixed.node.url, label="on Node")
+    before = {each.id for each in await mixed.ours.manager.fetch_sockets()}
+    assert node_client.sid in before
+    for ask in ("fetch_sockets", "emit_with_ack"):
+        newcomer = AsyncPostgresManager(mixed.database.dsn)
+        socketio.AsyncServer(client_manager=newcomer, async_mode="asgi")
+        try:
+            await newcomer.start()
+            newcomer._adapters["/"]._peers.clear()  # as if the answers to its announcement were still on their way
+            if ask == "fetch_sockets":
+                assert {each.id for each in await newcomer.timeout(15).fetch_sockets()} == before
+            else:
+                assert len(await newcomer.timeout(15).emit_with_ack("ask")) == len(before)
+        finally:
+            await newcomer.close()
+
+
+async def test_a_node_client_acknowledges_to_who_does_not_know_its_server(mixed: Mixed) -> None:
+    client = await mixed.peer.connect(mixed.node.url, label="on Node")
+    manager = mixed.ours.manager
+    manager._adapters["/"]._peers.clear()
+    assert await manager.server.call("ask", b"\x01", to=client.sid, timeout=15) == b"\x01"
+
+
+async def test_a_handler_hears_a_node_server_in_a_namespace_without_clients(mixed: Mixed, database: Database) -> None:
+    heard: list[tuple[object, ...]] = []
+    mixed.ours.manager.on_server_side("job", lambda *args: heard.append(args), namespace="/jobs")
+    async with NodePeer("jobs") as peer:
+        node = await NodeServer.start(peer, database, ("/jobs",))
+        await eventually(lambda: mixed.ours.manager.server_count("/jobs") == 2, "they meet in the namespace")
+        await peer.call("server.serverSideEmit", namespace="/jobs", name="job", args=[1])
+        await eventually(lambda: heard == [(1,)], "the handler is called")
+        await node.close()
 
 
 async def test_other_names_for_channel_and_table(database: Database) -> None:

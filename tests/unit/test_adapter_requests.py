@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, Request
+from socketio_postgres.adapter import (
+    FOREIGN_ANSWER,
+    NATIVE_ANSWER,
+    Apply,
+    ClusterAdapter,
+    Complete,
+    Effect,
+    Request,
+)
 from socketio_postgres.messages import EMITTER_UID, Message, MessageType
 
 T = MessageType
+
+NOW = 2.0
+"""When requests are made, unless a test says otherwise: everybody has answered our announcement by then."""
 
 
 def new_adapter(*peers: str) -> ClusterAdapter:
@@ -63,7 +75,7 @@ class Story:
 
 def story(*peers: str) -> Story:
     adapter = new_adapter(*peers)
-    return Story(adapter, adapter.request())
+    return Story(adapter, adapter.request(NOW))
 
 
 # ------------------------------------------------------------------------------------------------- one answer each
@@ -81,7 +93,7 @@ def test_it_waits_for_the_servers_known_when_it_was_made() -> None:
 
 def test_ids_differ() -> None:
     adapter = new_adapter("a")
-    first, second = adapter.request(), adapter.request()
+    first, second = adapter.request(NOW), adapter.request(NOW)
     assert first.id != second.id
     assert completed(adapter.receive(value(second, "a", 2), 1.0)) == [second]
     assert completed(adapter.receive(value(first, "a", 1), 1.0)) == [first]
@@ -89,7 +101,7 @@ def test_ids_differ() -> None:
 
 
 def test_a_local_request_waits_for_nobody_else() -> None:
-    request = new_adapter("a").request(is_local=True)
+    request = new_adapter("a").request(NOW, is_local=True)
     assert request.is_complete
 
 
@@ -108,7 +120,7 @@ def test_an_answer_is_no_business_of_the_application() -> None:
 
 def test_answers_to_others_and_answers_too_late_are_ignored() -> None:
     it = story("a")
-    other = new_adapter("a").request()
+    other = new_adapter("a").request(NOW)
     it.incomplete_after(value(other, "a", "not ours"))
     it.complete_after(value(it.request, "a", 1))
     it.incomplete_after(value(it.request, "a", 2), ack(it.request, "a", 3), count(it.request, "a", 4))
@@ -148,11 +160,8 @@ def test_an_answer_keeps_its_server_alive(kind: MessageType) -> None:
 )
 def test_the_value_of_an_answer(fields: dict[str, Any], response: object) -> None:
     it = story("a")
-    heard: list[list[Any]] = []
-    it.request.on_response = heard.append
     it.complete_after(Message(T.SERVER_SIDE_EMIT_RESPONSE, "/", uid="a", request_id=it.request.id, **fields))
     assert it.request.responses == [response]
-    assert heard == []  # that is for acknowledgements
 
 
 # --------------------------------------------------------------------------------------------- who leaves meanwhile
@@ -188,7 +197,7 @@ def test_who_falls_silent_is_waited_for_no_longer() -> None:
 
 def test_all_requests_hear_of_who_left() -> None:
     adapter = new_adapter("a")
-    requests = [adapter.request() for _ in range(3)]
+    requests = [adapter.request(NOW) for _ in range(3)]
     assert completed(adapter.receive(goodbye("a"), 1.0)) == requests
 
 
@@ -259,46 +268,152 @@ def test_nobodys_answer_does_not_stand_for_one_of_our_own_clients() -> None:
     assert it.request.responses == []
 
 
-def test_each_acknowledgement_is_told_as_it_comes() -> None:
+def test_acknowledgements_of_any_shape() -> None:
     adapter = new_adapter("a")
-    heard: list[list[Any]] = []
-    request = adapter.request(on_response=heard.append)
+    request = adapter.request(NOW)
     adapter.expect_local(request, 2)
-    adapter.receive(count(request, "a", 3), 1.0)
+    adapter.receive(count(request, "a", 3), NOW)
     adapter.acknowledge_local(request, [])
-    adapter.receive(ack(request, "a", "one"), 1.0)
+    adapter.receive(ack(request, "a", "one"), NOW)
     args = Message(T.BROADCAST_ACK, "/", uid="a", request_id=request.id, packet=1, args=[1, None])
-    adapter.receive(args, 1.0)
-    adapter.receive(Message(T.BROADCAST_ACK, "/", uid="a", request_id=request.id, packet_json="null"), 1.0)
+    adapter.receive(args, NOW)
+    adapter.receive(Message(T.BROADCAST_ACK, "/", uid="a", request_id=request.id, packet_json="null"), NOW)
     adapter.acknowledge_local(request, [1, 2])
-    assert heard == [[], ["one"], [1, None], [None], [1, 2]]
     assert request.responses == [None, "one", (1, None), None, (1, 2)]
 
 
-def test_a_callback_may_abandon_its_request() -> None:
+def test_an_acknowledgement_of_no_request_may_be_for_a_callback() -> None:
     adapter = new_adapter("a")
-
-    def first(args: list[Any]) -> None:
-        adapter.abandon(request)
-
-    request = adapter.request(on_response=first)
-    assert completed(adapter.receive(ack(request, "a", 1), 1.0)) == []
-    assert completed(adapter.receive(count(request, "a", 1), 1.0)) == []
+    late = Message(T.BROADCAST_ACK, "/", uid="a", request_id="a callback's", packet=1)
+    assert adapter.receive(late, NOW) == [Apply(late)]
+    assert adapter.receive(Message(T.BROADCAST_ACK, "/", uid="", request_id="a callback's"), NOW) == []
 
 
-# ------------------------------------------------------------------------------------------------------ forgetting
+def test_acknowledgements_are_waited_for_through_a_silence_but_not_beyond_a_goodbye() -> None:
+    adapter = new_adapter("a", "b")
+    request = adapter.request(NOW, is_of_clients=True)
+    adapter.receive(count(request, "a", 1), 5.0)
+    assert completed(adapter.tick(20.0)) == []
+    assert adapter.peers == []
+    assert request.missing_servers == ["a", "b"]
+    assert completed(adapter.receive(ack(request, "a", "late"), 21.0)) == []
+    adapter.receive(count(request, "b", 1), 21.0)
+    assert completed(adapter.receive(goodbye("b"), 21.0)) == [request]
+    assert request.responses == ["late"]
 
 
-def test_what_nobody_answered_is_forgotten_in_time() -> None:
-    adapter = new_adapter("a")
-    kept, forgotten = adapter.request(), adapter.request(expires_at=300.0)
-    for now in range(0, 300, 5):  # the peer lives on
-        adapter.receive(Message(T.HEARTBEAT, "/", uid="a"), now)
-    adapter.tick(299.9)
-    assert set(adapter._requests) == {kept.id, forgotten.id}
-    assert completed(adapter.tick(300.0)) == []
-    assert set(adapter._requests) == {kept.id}
-    assert adapter.receive(value(forgotten, "a", 1), 301.0) == []
+# -------------------------------------------------------------------------------------------------------- newcomers
+
+
+class Newcomer:
+    """A server that has just announced itself, and the locks that it sees."""
+
+    def __init__(self, *holders: str, now: float = 0.0) -> None:
+        self.adapter = ClusterAdapter("/", uid="us", lock_of=hash, heartbeat_interval=5.0, heartbeat_timeout=10.0)
+        self.holders = [hash("us"), *map(hash, holders)]
+        self.adapter.see_locks(self.holders, now)
+        self.adapter.announce(now)
+        self.request = self.adapter.request(now)
+
+    def hears(self, message: Message, now: float = 0.1) -> bool:
+        """Whether that completes the request."""
+        return completed(self.adapter.receive(message, now)) == [self.request]
+
+    def settles(self, now: float) -> bool:
+        """The same of the time."""
+        return completed(self.adapter.settle(self.request, now)) == [self.request]
+
+
+def test_alone_a_request_waits_for_a_moment() -> None:
+    it = Newcomer()
+    assert not it.request.is_complete
+    assert it.adapter.settles_at(it.request, 0.0) == FOREIGN_ANSWER
+    assert not it.settles(FOREIGN_ANSWER - 0.01)
+    assert it.settles(FOREIGN_ANSWER)
+    assert it.adapter.request(FOREIGN_ANSWER).is_complete
+
+
+def test_a_lock_is_waited_for_longer_and_no_longer_than_that() -> None:
+    it = Newcomer("a")
+    assert not it.settles(FOREIGN_ANSWER)
+    assert it.request.missing_servers == [f"advisory lock {hash('a')}"]
+    assert it.adapter.settles_at(it.request, FOREIGN_ANSWER) == NATIVE_ANSWER
+    assert it.settles(NATIVE_ANSWER)
+    later = it.adapter.request(NATIVE_ANSWER)
+    assert later.is_complete
+    assert it.adapter.settles_at(later, NATIVE_ANSWER) == math.inf
+
+
+def test_the_answer_of_a_lock_completes() -> None:
+    it = Newcomer("a")
+    it.settles(FOREIGN_ANSWER)
+    assert it.hears(sockets(it.request, "a", "x"), FOREIGN_ANSWER)
+    assert [each["id"] for each in it.request.responses] == ["x"]
+
+
+@pytest.mark.parametrize("holders", [(), ("node",)], ids=["by its heartbeat", "by its lock, too"])
+def test_who_answers_the_announcement_is_waited_for_like_everybody(holders: tuple[str, ...]) -> None:
+    it = Newcomer(*holders)
+    assert not it.hears(Message(T.HEARTBEAT, "/", uid="node"))
+    assert not it.settles(NATIVE_ANSWER)
+    assert it.request.missing_servers == ["node"]
+    assert it.hears(sockets(it.request, "node"), 3.0)
+
+
+def test_another_newcomer_may_not_have_heard_the_request() -> None:
+    it = Newcomer("a")
+    assert not it.hears(Message(T.INITIAL_HEARTBEAT, "/", uid="a"))
+    assert not it.hears(Message(T.INITIAL_HEARTBEAT, "/", uid="node"))
+    assert not it.settles(FOREIGN_ANSWER)
+    assert it.request.missing_servers == [f"advisory lock {hash('a')}"]
+    assert it.settles(NATIVE_ANSWER)
+
+
+def test_another_newcomer_that_did_hear_it_answers() -> None:
+    it = Newcomer("a")
+    it.settles(FOREIGN_ANSWER)
+    it.hears(Message(T.INITIAL_HEARTBEAT, "/", uid="a"), FOREIGN_ANSWER)
+    assert it.hears(sockets(it.request, "a", "x"), FOREIGN_ANSWER)
+
+
+def test_locks_that_are_let_go_are_not_waited_for() -> None:
+    it = Newcomer("a", "b")
+    it.settles(FOREIGN_ANSWER)
+    assert completed(it.adapter.see_locks([hash("us"), hash("b")], 0.5)) == []
+    assert completed(it.adapter.see_locks([hash("us")], 0.5)) == [it.request]
+    other = Newcomer("a")
+    other.settles(FOREIGN_ANSWER)
+    assert other.hears(goodbye("a"), 0.5)
+
+
+def test_before_the_first_list_of_locks_a_request_stays_open() -> None:
+    adapter = new_adapter()
+    request = adapter.request(0.0)
+    assert completed(adapter.settle(request, FOREIGN_ANSWER)) == []
+    assert completed(adapter.see_locks([hash("us"), hash("a")], 0.5)) == []
+    assert request.missing_servers == [f"advisory lock {hash('a')}"]
+    assert completed(adapter.receive(sockets(request, "a"), 0.6)) == [request]
+    alone = new_adapter()
+    request = alone.request(0.0)
+    assert completed(alone.see_locks([hash("us")], 0.5)) == [request]
+
+
+def test_without_any_list_it_ends_as_well() -> None:
+    adapter = new_adapter()
+    request = adapter.request(0.0)
+    assert completed(adapter.settle(request, NATIVE_ANSWER)) == [request]
+
+
+def test_a_local_request_waits_for_no_newcomer() -> None:
+    assert Newcomer("a").adapter.request(0.0, is_local=True).is_complete
+
+
+def test_our_clients_alone_do_not_complete_it_before_that() -> None:
+    it = Newcomer()
+    it.adapter.expect_local(it.request, 1)
+    assert completed(it.adapter.acknowledge_local(it.request, [1])) == []
+    assert it.settles(FOREIGN_ANSWER)
+    assert it.request.responses == [1]
 
 
 def test_an_emitters_message_completes_nothing() -> None:
