@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from socketio_postgres import _core
 from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, PeerJoined, PeerLeft, Request, Send
 from socketio_postgres.local_sockets import LocalSockets
+from socketio_postgres.rooms import checked_namespace, chosen_namespace
 
 if TYPE_CHECKING:
     from socketio_postgres.bus import Bus
@@ -62,7 +63,7 @@ class Membership(LocalSockets):
 
     def server_count(self, namespace: str = "/") -> int:
         """Servers that serve a namespace, this one included, as far as this one knows. Node's `serverCount()`."""
-        adapter = self._adapters.get(namespace)
+        adapter = self._adapters.get(chosen_namespace(namespace))
         return 1 if adapter is None else adapter.server_count
 
     def is_serving(self, namespace: str) -> bool:
@@ -71,13 +72,14 @@ class Membership(LocalSockets):
 
     def _served_namespaces(self) -> list[str]:
         """Namespaces that clients may connect to, as far as they are known beforehand."""
-        namespaces = {"/"}
+        namespaces: set[Any] = {"/"}
         if self.server is not None:
             namespaces.update(self.server.handlers, self.server.namespace_handlers)
             if self.server.namespaces != "*":
                 namespaces.update(self.server.namespaces)
         namespaces.discard("*")
-        return sorted(namespaces)
+        # What is no namespace is not the timers' mistake to fail for, but that of who registered a handler there.
+        return sorted({checked_namespace(each) for each in namespaces if isinstance(each, str) and each})
 
     def _new_adapter(self, namespace: str) -> ClusterAdapter:
         return ClusterAdapter(
@@ -200,7 +202,6 @@ class Membership(LocalSockets):
         """Drive the adapters' timers; returns when to do so again."""
         interval = self._heartbeat.heartbeat_interval
         to_send = []
-        self._leave_unused(now)
         late = now - self._tick_due
         if late > interval / 2:  # the event loop or the thread was blocked
             to_send += self._step_all(ClusterAdapter.wake, late, now)
@@ -208,6 +209,7 @@ class Membership(LocalSockets):
         if to_send:
             to_send += self._step_all(ClusterAdapter.tick_along, now)
         self._publish_soon(*to_send)
+        self._leave_unused(now)
         latest = now + min(TICK_INTERVAL, interval)
         self._tick_due = min([latest, *(adapter.next_tick() for adapter in list(self._adapters.values()))])
         return self._tick_due

@@ -78,17 +78,18 @@ class Waiting(ClusterMember):
         cleanup_at = time.monotonic() + interval
         while not self._is_ending:
             now = time.monotonic()
-            due = min(self._tick_now(now), cleanup_at, *self._ask_again.values())
+            due = self._guarded("a heartbeat", self._tick_now, now) or now + self._heartbeat.heartbeat_interval
+            due = min(due, cleanup_at, *self._ask_again.values())
             if now >= cleanup_at:
                 cleanup_at = now + interval
-                if self._must_clean_up():
+                if self._guarded("the clean-up", self._must_clean_up):
                     self.server.start_background_task(self._clean_up, interval)
             for namespace in [nsp for nsp, at in self._ask_again.items() if at <= now]:
                 del self._ask_again[namespace]
                 self._listen(namespace)
             self._bus.blocking.wait(inbox, max(due - now, 0.01))
             for token, kind, value in inbox.drain(BATCH):
-                self._handle(token, kind, value)
+                self._guarded("taking over from the core", self._handle, token, kind, value)
 
     def _handle(self, token: int, kind: int, value: Any) -> None:
         if kind == _core.MESSAGE:
@@ -208,6 +209,9 @@ class Waiting(ClusterMember):
         deadline = time.monotonic() + DISCONNECT_LIMIT
         while any(self.is_connected(sid, namespace) for sid in sids) and time.monotonic() < deadline:
             self.server.sleep(0.001)
+
+    def _in_background(self, function: Handler, *args: Any) -> None:
+        self.server.start_background_task(function, *args)
 
     @staticmethod
     def _call(function: Handler, *args: Any) -> Any:
