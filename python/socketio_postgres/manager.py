@@ -47,6 +47,8 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         error_handler: Called with every background failure (an exception), after it was logged.
         on_gap: Called with a `GapInfo` when messages will not come, in a background task of its own; may be a coroutine
             function. It runs once this server listens again, so what it reads is not older than what comes next.
+        guard_empty_rooms: Let `sio.emit(..., to=[])` of the server be for nobody, and not, as python-socketio has it,
+            for everybody.
         options: As in `BusOptions`.
 
     Raises:

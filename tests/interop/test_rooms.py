@@ -182,3 +182,10 @@ async def test_every_server_takes_a_room_for_the_same(trio: Trio, values: list[A
     await trio.fence("two")
     await trio.emit("one", to=rooms, arrives=False)
     assert trio.one.manager._room_aliases == trio.two.manager._room_aliases == {}
+
+
+async def test_a_number_of_javascript_is_a_room_that_nobody_can_name(trio: Trio) -> None:
+    """As docs/rooms.md says, so that nobody looks for it here."""
+    await trio.peer.call("server.join", sid=trio.clients["node"].sid, rooms=[42])
+    for sender, room in (("one", 42), ("one", "42"), ("node", "42")):
+        await trio.emit(sender, to=room, arrives=False)
