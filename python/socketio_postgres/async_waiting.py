@@ -151,7 +151,7 @@ class AsyncWaiting(ClusterMember):
     async def _clean_up(self, age: float) -> None:
         try:
             await self._run_core(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
-        except SocketIOPostgresError as error:
+        except Exception as error:  # noqa: BLE001  (the next one may succeed)
             self._report(error)
 
     # ------------------------------------------------------------------------------------------ primitives

@@ -128,8 +128,8 @@ def room_key(room: Any) -> str | int | None:
     Raises:
         OptionsError: It is no room.
     """
-    if room is None or type(room) is str:
-        return room
+    if room is None:
+        return None
     if isinstance(room, int) and not isinstance(room, bool):
         room_name(room)
         return int.__index__(room)

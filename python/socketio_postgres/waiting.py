@@ -15,7 +15,6 @@ from socketio_postgres.exceptions import (
     ForkedProcessError,
     OperationTimeoutError,
     PayloadTooLargeError,
-    SocketIOPostgresError,
 )
 from socketio_postgres.handover import BATCH, Operation
 from socketio_postgres.local_delivery import Parcel
@@ -185,7 +184,7 @@ class Waiting(ClusterMember):
     def _clean_up(self, age: float) -> None:
         try:
             self._run_core(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
-        except SocketIOPostgresError as error:
+        except Exception as error:  # noqa: BLE001  (the next one may succeed)
             self._report(error)
 
     # ------------------------------------------------------------------------------------------ primitives

@@ -7,6 +7,8 @@ import copy
 import enum
 import gc
 import inspect
+import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -461,3 +463,27 @@ async def test_handlers_of_the_application_are_not_collected_while_they_run(data
     await eventually(lambda: steps == ["begun", "ended"], "the handler ends")
     await eventually(lambda: not books.manager._background, "nothing is kept afterwards")
     await books.manager.close()
+
+
+class Broken(logging.Logger):
+    """An application's logger whose destination is gone, and which says so."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Fail for whatever matters."""
+        if record.levelno > logging.INFO:
+            raise OSError("disk full")
+
+
+async def test_a_logger_that_raises_makes_nobody_deaf(database: Database) -> None:
+    for kind in (AsyncPostgresManager, PostgresManager):
+        books = Books(kind, database.dsn, logger=Broken("broken"))
+        await books.connect()
+        await books.run(books.manager.start)
+        bad = {"type": 3, "uid": "other", "nsp": "/", "data": {"opts": {}, "packet": {"type": 2, "data": [5]}}}
+        with database.connect() as connection:
+            connection.execute("SELECT pg_notify('socket.io#/', %s)", [json.dumps(bad)])
+        async with AsyncEmitter(database.dsn) as io:
+            await io.emit("after")
+        await eventually(lambda: '1:2["after"]' in books.take(), "it still listens")  # noqa: B023
+        assert len(books.errors) == 1
+        await books.run(books.manager.close)

@@ -9,6 +9,7 @@ import pytest
 import socketio
 from socketio.async_manager import AsyncManager
 
+from socketio_postgres import OptionsError
 from socketio_postgres.local_sockets import LocalSockets
 
 
@@ -90,6 +91,30 @@ async def test_zero_is_a_room(sockets: Sockets) -> None:
     a = await sockets.connect("ea", 0)
     await sockets.connect("eb")
     assert sockets.manager.local_sids("/", ["0"], []) == [a]
+
+
+@pytest.mark.parametrize("room", ["", b"red", 1.5, True, ["red"], ("red",), {}])
+async def test_what_is_no_room_is_not_entered_by_any_way(sockets: Sockets, room: Any) -> None:
+    """Also when a server in Node.js asks for it, where `""` is one."""
+    a = await sockets.connect("ea", 7)
+    for change in (sockets.manager.basic_enter_room, sockets.manager.basic_leave_room):
+        with pytest.raises(OptionsError):
+            change(a, "/", room)
+    assert list(sockets.manager.rooms["/"]) == [None, a, 7]
+    assert sockets.manager._room_aliases == {"/": {"7": 7}}
+
+
+async def test_participants_are_those_of_a_name(sockets: Sockets) -> None:
+    a = await sockets.connect("ea", 42)
+    b = await sockets.connect("eb", "42", "red")
+
+    def participants(room: Any) -> list[str]:
+        return sorted(sid for sid, _ in sockets.manager.get_participants("/", room))
+
+    for room in (42, "42", [42], ("42", 42), {42, "red"}, None, ["none", 42]):
+        assert participants(room) == sorted([a, b]), room
+    assert participants("red") == [b]
+    assert participants([]) == participants(()) == participants("none") == []
 
 
 async def test_a_client_is_alive_while_its_transport_is(sockets: Sockets) -> None:

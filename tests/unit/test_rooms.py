@@ -106,7 +106,7 @@ NOTHING: list[Any] = [True, 1.5, object(), {}, {"a": 1}, [["a"]], ["a", None], i
 REFUSED: list[tuple[Callable[[Any], Any], str, list[Any], str]] = [
     (room_name, "room", [None, "", [], *NOTHING], "non-empty str or an int"),
     (room_names, "room", [None, "", [""], *NOTHING], "non-empty str or an int"),
-    (room_key, "room", [[], *NOTHING], "non-empty str or an int"),
+    (room_key, "room", ["", [], *NOTHING], "non-empty str or an int"),
     (room_name, "room", [b"a", bytearray(b"a"), memoryview(b"a")], "decode bytes first"),
     (room_name, "room", [["a"], ("a",), {"a"}], "takes one of them"),
     (room_name, "room", [SURROGATE], "surrogate"),
