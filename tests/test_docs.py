@@ -28,7 +28,10 @@ from socketio_postgres import (
     Emitter,
     EventStore,
     MessageType,
+    OptionsError,
     SocketIOPostgresError,
+    _core,
+    rooms,
 )
 from socketio_postgres.options import BusOptions
 from tests.fixtures.database import Database
@@ -164,6 +167,41 @@ def test_compatibility_table() -> None:
     assert socketio_ is not None
     assert f"| Python | {python[1]} and newer" in text
     assert f"| python-socketio | {socketio_[1]} to" in text
+
+
+def described(function: Callable[[Any], Any], value: Any) -> str:
+    """What a function of `socketio_postgres.rooms` makes of a value, in the words of docs/rooms.md."""
+    try:
+        meaning = function(value)
+    except OptionsError:
+        return "refused"
+    if meaning is None:
+        return "everybody"
+    names = [meaning] if isinstance(meaning, str) else meaning
+    return ", ".join("`{}`".format(name.replace("\0", "\\0")) for name in names) or "nobody"
+
+
+def test_rooms_table() -> None:
+    _, _, section = (ROOT / "docs/rooms.md").read_text().partition("## What a value means")
+    section, _, _ = section.partition("\n## ")
+    variables: dict[str, Any] = {}
+    [enums] = [match["code"] for match in _BLOCK.finditer(section)]
+    exec(enums, variables)  # noqa: S102 - our own documents
+    table = re.findall(r"^\| `(.*?)` \| (.*) \|$", section, re.MULTILINE)
+    assert len(table) > 20
+    for expression, cells in table:
+        meanings = [
+            described(function, eval(expression, variables))  # noqa: S307 - our own documents
+            for function in (
+                rooms.room_name,
+                lambda value: rooms.chosen_rooms(None, value),
+                rooms.skipped_names,
+                rooms.checked_sid,
+                # The channel has the last word, on a NUL for example.
+                lambda value: _core.channel_name("", rooms.chosen_namespace(value)).removeprefix("#"),
+            )
+        ]
+        assert " | ".join(meanings) == cells, expression
 
 
 def test_message_types_table() -> None:

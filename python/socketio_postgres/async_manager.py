@@ -11,12 +11,13 @@ from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from socketio_postgres.async_server_operator import AsyncServerChain, AsyncServerSideActions
 from socketio_postgres.async_waiting import AsyncWaiting
-from socketio_postgres.broadcast_operator import Target, room_names
+from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.exceptions import PayloadTooLargeError
 from socketio_postgres.gap import GapHandler, GapInfo
-from socketio_postgres.member import CLOSE_LIMIT, Delivery, chosen_rooms
+from socketio_postgres.member import CLOSE_LIMIT, Delivery
 from socketio_postgres.messages import Message, MessageType
 from socketio_postgres.payload import value_fields
+from socketio_postgres.rooms import checked_sid, chosen_namespace, chosen_rooms, room_name, skipped_names
 
 __all__ = ["AsyncPostgresManager"]
 
@@ -46,6 +47,8 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         error_handler: Called with every background failure (an exception), after it was logged.
         on_gap: Called with a `GapInfo` when messages will not come, in a background task of its own; may be a coroutine
             function. It runs once this server listens again, so what it reads is not older than what comes next.
+        guard_empty_rooms: Let `sio.emit(..., to=[])` of the server be for nobody, and not, as python-socketio has it,
+            for everybody.
         options: As in `BusOptions`.
 
     Raises:
@@ -114,56 +117,65 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         """Emit to a client, a room, several rooms, or all clients of a namespace, on all servers.
 
         As in `AsyncManager.emit`, and: `room` and `skip_sid` also take tuples and sets, and an empty collection of
-        rooms means nobody. Local clients are served at once; other servers get the message in call order. The first
-        acknowledgement, of whichever server, fires the callback; from other servers within an hour.
+        rooms means nobody; a room in `skip_sid` leaves out all its clients. Local clients are served at once; other
+        servers get the message in call order. The first acknowledgement, of whichever server, fires the callback; from
+        other servers within an hour.
 
         Raises:
+            OptionsError: A room, a sid or the namespace is none (`docs/rooms.md`); nothing was emitted.
             EncodeError: `data` cannot travel; nothing was emitted.
             PayloadTooLargeError: It is larger than `max_payload`, or the namespace's name is too long.
             NotAServerError: A callback without a server.
             ValueError: A callback without a room.
         """
-        room = chosen_rooms(to, room)
-        namespace = namespace or "/"
-        if isinstance(skip_sid, (tuple, set, frozenset)):
-            skip_sid = list(skip_sid)
-        if kwargs.get("ignore_queue"):
-            await AsyncManager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
+        rooms = chosen_rooms(to, room)
+        namespace = chosen_namespace(namespace)
+        skipped = skipped_names(skip_sid)
+        if rooms == ():
             return
-        if room == []:
-            return
+        is_for_others = not kwargs.get("ignore_queue")
         request = None
         is_local = False
-        if callback is not None:
-            self._check_callback(room)
-            is_local = self._is_local_client(room, namespace)
+        if callback is not None and is_for_others:
+            self._check_callback(rooms)
+            is_local = self._is_local_client(rooms or (), namespace)
             await self._try_to_join(namespace)
             request, callback = self._callback_request(namespace, callback, is_local=is_local)
         try:
-            message = self._emit_message(event, data, namespace, room, skip_sid, request)
-            has_room = is_local or self._append(message)
+            message = self._emit_message(event, data, namespace, rooms, skipped, request) if is_for_others else None
+            has_room = message is None or is_local or self._append(message)
         except BaseException:
             self._take_back(request)
             raise
-        room = self.delivery_room(namespace, room)
-        parcels = self._parcels(message, room, skip_sid, callback)
+        # Here it reaches those whom other servers choose by the same names.
+        here = self.rooms_here(namespace, rooms)
+        left_out = self.sids_in(namespace, skipped)
+        parcels = None if message is None else self._parcels(message, here, left_out, callback)
         if parcels is None:
-            await AsyncManager.emit(self, event, data, namespace, room=room, skip_sid=skip_sid, callback=callback)
+            skip_sid = list(left_out)
+            await AsyncManager.emit(self, event, data, namespace, room=here, skip_sid=skip_sid, callback=callback)
         else:
             await self._send_packets(parcels)
         if not has_room:
             await self._wait_for_room()
 
-    async def can_disconnect(self, sid: str, namespace: str) -> bool:
+    async def can_disconnect(self, sid: str, namespace: str | None) -> bool:
         """True when the client is connected here; otherwise its own server is asked to disconnect it."""
-        if self._is_here(sid, namespace):
-            return bool(await AsyncManager.can_disconnect(self, sid, namespace))
-        await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace or "/", to=[sid]))
+        sid = checked_sid(sid)
+        meant = chosen_namespace(namespace)
+        if not self._is_here(sid, meant):
+            await self._publish(Message(MessageType.DISCONNECT_SOCKETS, meant, to=[sid]))
+            return False
+        if meant == (namespace or "/"):
+            return bool(await AsyncManager.can_disconnect(self, sid, meant))
+        # The server would go on with the name as it was given, under which it finds nobody.
+        await self.disconnect(sid, meant)
         return False
 
     async def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
         """Disconnect a client, wherever it is connected."""
-        namespace = namespace or "/"
+        sid = checked_sid(sid)
+        namespace = chosen_namespace(namespace)
         if kwargs.get("ignore_queue"):
             await AsyncManager.disconnect(self, sid, namespace)
             return
@@ -172,30 +184,45 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             return
         await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace, to=[sid]))
 
-    async def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
-        """Add a client to a room, wherever it is connected."""
+    async def enter_room(self, sid: str, namespace: str | None, room: Any, eio_sid: str | None = None) -> None:
+        """Add a client to a room, wherever it is connected.
+
+        Raises:
+            OptionsError: The sid, the namespace or the room is none.
+            ValueError: The room is named by the sid of another client.
+        """
+        sid, name, namespace = checked_sid(sid), room_name(room), chosen_namespace(namespace)
         if self._is_here(sid, namespace):
             await AsyncManager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
             return
-        message = Message(MessageType.SOCKETS_JOIN, namespace or "/", to=[sid], rooms=list(room_names(room)))
-        await self._publish(message)
+        await self._publish(Message(MessageType.SOCKETS_JOIN, namespace, to=[sid], rooms=[name]))
 
-    async def leave_room(self, sid: str, namespace: str, room: Any) -> None:
-        """Remove a client from a room, wherever it is connected."""
+    async def leave_room(self, sid: str, namespace: str | None, room: Any) -> None:
+        """Remove a client from a room, wherever it is connected. It never leaves the one named by its own sid.
+
+        Raises:
+            OptionsError: The sid, the namespace or the room is none.
+        """
+        sid, name, namespace = checked_sid(sid), room_name(room), chosen_namespace(namespace)
+        if self._is_own_room(sid, name, namespace):
+            return
         if self._is_here(sid, namespace):
-            for same in self.same_rooms(namespace, room):
+            for same in self.local_rooms(namespace, [name]):
                 await AsyncManager.leave_room(self, sid, namespace, same)
             return
-        message = Message(MessageType.SOCKETS_LEAVE, namespace or "/", to=[sid], rooms=list(room_names(room)))
-        await self._publish(message)
+        await self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[sid], rooms=[name]))
 
     async def close_room(self, room: Any, namespace: str | None = None) -> None:
-        """Remove all clients of all servers from a room."""
-        namespace = namespace or "/"
-        for same in self.same_rooms(namespace, room):
+        """Remove all clients of all servers from a room.
+
+        Raises:
+            OptionsError: The room or the namespace is none.
+            ValueError: The room is named by the sid of a client of this server.
+        """
+        name, namespace = room_name(room), chosen_namespace(namespace)
+        for same in self.local_rooms(namespace, [name]):
             await AsyncManager.close_room(self, same, namespace)
-        names = list(room_names(room))
-        await self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=names, rooms=names))
+        await self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[name], rooms=[name]))
 
     async def _publish(self, message: Message) -> None:
         if not self._append(message):

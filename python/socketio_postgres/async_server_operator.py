@@ -12,11 +12,11 @@ from socketio_postgres.broadcast_operator import (
     SocketActions,
     Target,
     checked_event,
-    checked_namespace,
     checked_timeout,
 )
 from socketio_postgres.exceptions import RequestTimeoutError
 from socketio_postgres.messages import Message
+from socketio_postgres.rooms import checked_namespace
 
 __all__ = ["AsyncRemoteSocket", "AsyncServerNamespace", "AsyncServerOperator"]
 
@@ -107,7 +107,7 @@ class AsyncServerSideActions:
 
     def of(self, nsp: str) -> AsyncServerNamespace:
         """Another namespace; a missing leading slash is added, as in Socket.IO."""
-        return AsyncServerNamespace(self._manager, Target(checked_namespace(nsp)))
+        return AsyncServerNamespace(self._manager, Target(checked_namespace(nsp, "nsp")))
 
     async def server_side_emit(self, event: str, *args: Any) -> None:
         """Emit an event to the other servers of the cluster; see `on_server_side`.

@@ -36,6 +36,7 @@ class AsyncWaiting(ClusterMember):
         self._reader: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._cleaner: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Future[Any]] = set()
         self._turn_at = -math.inf
         self.thread: asyncio.Task[None] | None = None  # python-socketio's name for what `initialize` starts
 
@@ -160,10 +161,12 @@ class AsyncWaiting(ClusterMember):
         interval = self._heartbeat.cleanup_interval
         cleanup_at = time.monotonic() + interval
         while True:
-            due = self._tick_now(time.monotonic())
+            now = time.monotonic()
+            due = self._guarded("a heartbeat", self._tick_now, now) or now + self._heartbeat.heartbeat_interval
             if time.monotonic() >= cleanup_at:
                 cleanup_at = time.monotonic() + interval
-                if self._must_clean_up() and (self._cleaner is None or self._cleaner.done()):
+                must = self._guarded("the clean-up", self._must_clean_up)
+                if must and (self._cleaner is None or self._cleaner.done()):
                     # Peers expect heartbeats, however long that takes.
                     self._cleaner = asyncio.create_task(self._clean_up(interval), name="socketio-postgres clean-up")
             await asyncio.sleep(max(min(due, cleanup_at) - time.monotonic(), 0.01))
@@ -171,7 +174,7 @@ class AsyncWaiting(ClusterMember):
     async def _clean_up(self, age: float) -> None:
         try:
             await self._run_core(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
-        except SocketIOPostgresError as error:
+        except Exception as error:  # noqa: BLE001  (the next one may succeed)
             self._report(error)
 
     # ------------------------------------------------------------------------------------------ primitives
@@ -203,6 +206,11 @@ class AsyncWaiting(ClusterMember):
     async def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:  # noqa: ARG002
         # The tasks just started run up to the application's handler now.
         await asyncio.sleep(0)
+
+    def _in_background(self, function: Handler, *args: Any) -> None:
+        task = self.server.start_background_task(function, *args)
+        self._background.add(task)  # the loop alone would not keep it
+        task.add_done_callback(self._background.discard)
 
     @staticmethod
     async def _call(function: Handler, *args: Any) -> Any:

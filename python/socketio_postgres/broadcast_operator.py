@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from socketio_postgres.exceptions import OptionsError
 from socketio_postgres.messages import RESERVED_EVENTS, Message, MessageType, Rooms
+from socketio_postgres.rooms import bad, checked_namespace, room_names
 
-__all__ = ["BroadcastOperator", "Chain", "Namespace", "SocketActions", "Target", "room_names"]
+__all__ = ["BroadcastOperator", "Chain", "Namespace", "SocketActions", "Target"]
 
 R = TypeVar("R")
 """What sending returns: None, or a coroutine."""
@@ -58,26 +58,6 @@ class Target(NamedTuple):
         )
 
 
-def bad(option: str, value: object, reason: str) -> OptionsError:
-    """The error for an argument of a chain."""
-    return OptionsError(f"invalid {option}: {reason} (got {value!r})", option=option, value=repr(value), reason=reason)
-
-
-def room_names(rooms: Rooms, option: str = "room") -> tuple[str, ...]:
-    """Names on the wire of one room or of several; peers know strings only, so `42` travels as `"42"`.
-
-    Raises:
-        OptionsError: A room is neither str nor int, or is empty.
-    """
-    if type(rooms) is str and rooms:
-        return (rooms,)
-    several = rooms if isinstance(rooms, (list, tuple, set, frozenset)) else (rooms,)
-    for room in several:
-        if isinstance(room, bool) or not isinstance(room, (str, int)) or room == "":
-            raise bad(option, room, "a room is a non-empty str or an int")
-    return tuple(str(room) for room in several)
-
-
 def checked_event(event: object) -> str:
     """`event`, if it may be emitted.
 
@@ -96,13 +76,6 @@ def checked_call(event: object) -> Sequence[Any]:
     if not isinstance(event, (list, tuple)) or not event:
         raise bad("events", event, "each one is a tuple or list of an event's name and its arguments")
     return event
-
-
-def checked_namespace(nsp: object) -> str:
-    """A namespace; a missing leading slash is added, as in Socket.IO."""
-    if not isinstance(nsp, str):
-        raise bad("nsp", nsp, "a namespace is a string")
-    return nsp if nsp.startswith("/") else f"/{nsp}"
 
 
 def checked_timeout(seconds: Any) -> float:
@@ -276,7 +249,7 @@ class Namespace(Chain[BroadcastOperator[R]], Sent[R]):
 
     def of(self, nsp: str) -> Namespace[R]:
         """Another namespace; a missing leading slash is added, as in Socket.IO."""
-        return Namespace(self._sender, checked_namespace(nsp))
+        return Namespace(self._sender, checked_namespace(nsp, "nsp"))
 
     def server_side_emit(self, event: str, *args: Any) -> R:
         """Emit an event to the servers of the cluster themselves, not to clients.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from socketio.base_manager import BaseManager
 
+from socketio_postgres.rooms import room_key, room_names
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -25,18 +27,35 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """As in `BaseManager`."""
+        room = room_key(room)
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
-        if room is not None and not isinstance(room, str):
+        if isinstance(room, int):
             self._room_aliases.setdefault(namespace, {})[str(room)] = room
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """As in `BaseManager`."""
+        room = room_key(room)
         super().basic_leave_room(sid, namespace, room)
-        if room is not None and not isinstance(room, str) and room not in self.rooms.get(namespace, {}):
+        if isinstance(room, int) and room not in self.rooms.get(namespace, {}):
             aliases = self._room_aliases.get(namespace, {})
             aliases.pop(str(room), None)
             if not aliases:
                 self._room_aliases.pop(namespace, None)
+
+    def get_participants(self, namespace: str, room: Any) -> Iterable[tuple[str, str]]:
+        """As in `BaseManager`, by any room's name: 42 and `"42"` are one, and an empty list of rooms is nobody.
+
+        Raises:
+            OptionsError: It is no room.
+        """
+        names = None if room is None else room_names(room)
+        return self.participants_in(namespace, self.rooms_here(namespace, names))
+
+    def participants_in(self, namespace: str, rooms: list[Any] | None) -> Iterable[tuple[str, str]]:
+        """Sids and connections of the clients in these `rooms_here`, each once."""
+        if rooms == []:
+            return ()
+        return super().get_participants(namespace, rooms)  # type: ignore[no-any-return]
 
     def local_rooms(self, namespace: str, names: Iterable[str]) -> list[Any]:
         """The rooms that have members here, out of those named on the wire."""
@@ -50,28 +69,15 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
                 found.append(aliases[name])
         return found
 
-    def same_rooms(self, namespace: str, room: Any) -> list[Any]:
-        """The rooms here that are `room` to the cluster, which takes 42 and "42" for one; `room` if there are none."""
-        return self.local_rooms(namespace, [str(room)]) or [room]
-
-    def delivery_room(self, namespace: str, room: Any) -> Any:
-        """The `room` of an emit to local clients, so that it reaches here whom it would reach elsewhere."""
-        if room is None:
-            return None
-        several = room if isinstance(room, list) else [room]
-        rooms = [same for each in several for same in self.same_rooms(namespace, each)]
-        return rooms[0] if len(rooms) == 1 else rooms
+    def rooms_here(self, namespace: str, names: Sequence[str] | None) -> list[Any] | None:
+        """As `local_rooms`, where None is everybody."""
+        return None if names is None else self.local_rooms(namespace, names)
 
     def local_sids(self, namespace: str, to: Sequence[str], except_: Sequence[str]) -> list[str]:
         """Sids in any of the rooms `to` (everyone when empty) and in none of `except_`, each once."""
-        if to:
-            rooms = self.local_rooms(namespace, to)
-            if not rooms:
-                return []
-        else:
-            rooms = [None]
         left_out = self.sids_in(namespace, except_)
-        return [sid for sid, _ in self.get_participants(namespace, rooms) if sid not in left_out]
+        rooms = self.local_rooms(namespace, to) if to else None
+        return [sid for sid, _ in self.participants_in(namespace, rooms) if sid not in left_out]
 
     def has_crowd(self, namespace: str, to: Sequence[str], most: int) -> bool:
         """Whether one of the rooms `to` (the namespace when empty) alone has more clients than that."""
@@ -81,8 +87,11 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
 
     def sids_in(self, namespace: str, names: Sequence[str]) -> set[str]:
         """Sids in any of the rooms named."""
-        rooms = self.local_rooms(namespace, names) if names else []
-        return {sid for sid, _ in self.get_participants(namespace, rooms)} if rooms else set()
+        if not names:
+            return set()
+        if len(names) == 1 and names[0] in self.rooms.get(namespace, {}).get(None, ()):
+            return set(names)  # who emits to all others leaves out one sid
+        return {sid for sid, _ in self.participants_in(namespace, self.local_rooms(namespace, names))}
 
     def is_alive(self, sid: str, namespace: str) -> bool:
         """Whether a client is connected and its transport is open.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json as stdlib_json
 import logging
@@ -12,19 +13,22 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from socketio_postgres import _core, payload
 from socketio_postgres.adapter import ClusterAdapter, Request, answer_arguments
-from socketio_postgres.broadcast_operator import Target, bad, checked_namespace, room_names
+from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.bus import Bus
+from socketio_postgres.empty_rooms import guard
 from socketio_postgres.exceptions import (
+    ClosedError,
     CommitInDoubtError,
     ConnectionLostError,
     DatabaseError,
     DecodeError,
     EncodeError,
+    ForkedProcessError,
     NotAServerError,
     OperationTimeoutError,
     PayloadTooLargeError,
@@ -38,13 +42,14 @@ from socketio_postgres.local_delivery import Parcel, event_maker, event_packets
 from socketio_postgres.membership import Membership
 from socketio_postgres.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
 from socketio_postgres.options import BusOptions, HeartbeatOptions
+from socketio_postgres.rooms import bad, chosen_namespace, room_key
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from socketio_postgres.options import ManagerKeywords
 
-__all__ = ["ClusterMember", "Delivery", "chosen_rooms"]
+__all__ = ["ClusterMember", "Delivery"]
 
 JOIN_LIMIT: Final = 10.0
 """Seconds a connecting client waits for LISTEN; then it is let in, and the log says so."""
@@ -66,6 +71,7 @@ log: Final = logging.getLogger("socketio_postgres")
 
 Handler: TypeAlias = Callable[..., Any]
 F = TypeVar("F", bound=Handler)
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +112,6 @@ def _explained(what: str, error: Exception) -> Exception:
     return type(error)(f"{what} cannot travel: {error}", **vars(error))
 
 
-def chosen_rooms(to: Any, room: Any) -> Any:
-    """`to or room`, as python-socketio has it, but an empty collection of rooms is nobody and never everybody."""
-    chosen = to if to or isinstance(to, (list, tuple, set, frozenset)) else room
-    return list(chosen) if isinstance(chosen, (tuple, set, frozenset)) else chosen
-
-
 class ClusterMember(Membership):
     """What is published, the effects of messages on local sockets, and answers."""
 
@@ -131,6 +131,7 @@ class ClusterMember(Membership):
         share_session: bool = False,
         error_handler: Callable[[Exception], object] | None = None,
         on_gap: GapHandler | None = None,
+        guard_empty_rooms: bool = True,
         **options: Unpack[ManagerKeywords],
     ) -> None:
         super().__init__(channel=channel, write_only=write_only, logger=logger)
@@ -139,6 +140,9 @@ class ClusterMember(Membership):
             raise bad("error_handler", error_handler, "must be callable")
         if on_gap is not None and not callable(on_gap):
             raise bad("on_gap", on_gap, "must be callable")
+        if not isinstance(guard_empty_rooms, bool):
+            raise bad("guard_empty_rooms", guard_empty_rooms, "must be True or False")
+        self._guards_empty_rooms = guard_empty_rooms
         self._host_pid = os.getpid()  # whose id `host_id` is
         self._target = Target("/")  # the manager is the start of every chain
         self._manager: Any = self
@@ -187,9 +191,11 @@ class ClusterMember(Membership):
         return str(self.host_id)
 
     def set_server(self, server: Any) -> None:
-        """As in `BaseManager`; from now on the server's json module is used."""
+        """As in `BaseManager`; from now on the server's json module is used, and its `emit` knows empty lists."""
         super().set_server(server)
         self.json = server.packet_class.json
+        if self._guards_empty_rooms:
+            guard(server)
 
     def initialize(self) -> None:
         """Called by the server when its first client arrives."""
@@ -201,6 +207,7 @@ class ClusterMember(Membership):
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """As in `BaseManager`, noting when a client came."""
+        room = room_key(room)
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         if room is None:
             self._connected_at[namespace, sid] = time.time()
@@ -208,10 +215,15 @@ class ClusterMember(Membership):
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """As in `BaseManager`."""
+        room = room_key(room)
         super().basic_leave_room(sid, namespace, room)
         if room is None:
             self._connected_at.pop((namespace, sid), None)
         self._mirror_room(namespace, room)
+
+    def _in_background(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run a function of ours in a task or thread of its own, to its end."""
+        raise NotImplementedError
 
     # ----------------------------------------------------------------------------------------- from the core
 
@@ -242,19 +254,24 @@ class ClusterMember(Membership):
     # ----------------------------------------------------------------------------------------- publishing
 
     def _emit_message(
-        self, event: Any, data: Any, namespace: str, room: Any, skip_sid: Any, request: str | None
+        self,
+        event: Any,
+        data: Any,
+        namespace: str,
+        rooms: tuple[str, ...] | None,
+        skipped: tuple[str, ...],
+        request: str | None,
     ) -> Message:
         """The message of python-socketio's `emit`."""
         if not isinstance(event, str) or not event:
             raise bad("event", event, "an event is a non-empty string")
         if event in RESERVED_EVENTS:
             self._log.warning("event %r is reserved by Socket.IO; JavaScript clients will reject it", event)
-        skipped = [sid for sid in (skip_sid if isinstance(skip_sid, list) else [skip_sid]) if sid is not None]
         return Message(
             MessageType.BROADCAST,
             namespace,
-            to=[] if room is None else list(room_names(room)),
-            except_=list(room_names(skipped, "skip_sid")),
+            to=list(rooms or ()),
+            except_=list(skipped),
             request_id=request,
             **payload.packet_fields(event, data, self.json),
         )
@@ -273,9 +290,9 @@ class ClusterMember(Membership):
             return
         raise NotAServerError(f"{what} needs a server of the cluster, and this manager {why}")
 
-    def _check_callback(self, room: Any) -> None:
+    def _check_callback(self, rooms: tuple[str, ...] | None) -> None:
         self._require_server("a callback")
-        if room is None:
+        if rooms is None:
             raise ValueError("Cannot use callback without a room set.")
 
     def _callback_request(
@@ -285,7 +302,7 @@ class ClusterMember(Membership):
         if is_local:
 
             def run(*args: Any) -> None:
-                self.server.start_background_task(self._call_back, callback, *args)
+                self._in_background(self._call_back, callback, *args)
 
             return None, run
         request = secrets.token_hex(8)
@@ -302,7 +319,7 @@ class ClusterMember(Membership):
         with self._lock:
             callback = None if request is None else self._callbacks.take(request)
         if callback is not None:
-            self.server.start_background_task(self._call_back, callback, *args)
+            self._in_background(self._call_back, callback, *args)
 
     def _take_back(self, request: str | None) -> None:
         """Forget the callback of a request that was not sent."""
@@ -318,9 +335,9 @@ class ClusterMember(Membership):
 
         return acknowledge
 
-    def _is_local_client(self, room: Any, namespace: str) -> bool:
-        """Whether a room is the private room of a client of this process; nobody else can be in it."""
-        return isinstance(room, str) and self.is_connected(room, namespace)
+    def _is_local_client(self, rooms: tuple[str, ...], namespace: str) -> bool:
+        """Whether it is the private room of one client of this process; nobody else can be in it."""
+        return len(rooms) == 1 and self.is_connected(rooms[0], namespace)
 
     def _is_here(self, sid: str, namespace: str) -> bool:
         check = getattr(self, "is_pre_connected", None)  # absent before python-socketio 5.17
@@ -387,13 +404,13 @@ class ClusterMember(Membership):
                 self._leave_sockets(message)
             case MessageType.DISCONNECT_SOCKETS:
                 for sid in self._disconnected_by(message):
-                    self.server.start_background_task(self._disconnect_local, sid, message.nsp, message.close)
+                    self._in_background(self._disconnect_local, sid, message.nsp, message.close)
             case MessageType.FETCH_SOCKETS:
                 self._answer_fetch(message)
             case MessageType.BROADCAST_ACK:
                 self._fire(message.request_id, answer_arguments(message, self.json.loads))
             case MessageType.SERVER_SIDE_EMIT:
-                self.server.start_background_task(self._handle_server_side, message)
+                self._in_background(self._handle_server_side, message)
         return None
 
     def _join_sockets(self, message: Message) -> None:
@@ -411,7 +428,15 @@ class ClusterMember(Membership):
     def _leave_sockets(self, message: Message) -> None:
         for sid in self.local_sids(message.nsp, message.to, message.except_):
             for room in self.local_rooms(message.nsp, message.rooms):
-                self.basic_leave_room(sid, message.nsp, room)
+                if not self._is_own_room(sid, room, message.nsp):
+                    self.basic_leave_room(sid, message.nsp, room)
+
+    def _is_own_room(self, sid: str, room: Any, namespace: str) -> bool:
+        """Whether a client is asked to leave the room named by its sid: nobody could reach it any more."""
+        if sid != room:
+            return False
+        self._log.warning("client %s of %s does not leave the room of its own", sid, namespace)
+        return True
 
     def _disconnected_by(self, message: Message) -> list[str]:
         """Local clients that a message disconnects."""
@@ -429,7 +454,7 @@ class ClusterMember(Membership):
     def _delivery(self, message: Message) -> Delivery | None:
         namespace = message.nsp
         room: Any = None
-        skip: list[str] = []
+        left_out: set[str] = set()
         callback: Callable[..., Any] | None = None
         if message.request_id is not None:
             room = self._alive_sids(namespace, message.to, message.except_)
@@ -441,21 +466,20 @@ class ClusterMember(Membership):
         else:
             if message.to:
                 room = self.local_rooms(namespace, message.to)
-            skip = list(self.sids_in(namespace, message.except_))
+            left_out = self.sids_in(namespace, message.except_)
         if room == [] or namespace not in self.rooms:
             return None
-        parcels = self._parcels(message, room, skip, callback)
+        parcels = self._parcels(message, room, left_out, callback)
         event, *args = self._packet(message) if parcels is None else ("",)
-        return Delivery(event, tuple(args), namespace, room, skip, callback, parcels)
+        return Delivery(event, tuple(args), namespace, room, list(left_out), callback, parcels)
 
     def _parcels(
-        self, message: Message, room: Any, skip_sid: Any, callback: Callable[..., Any] | None
+        self, message: Message, rooms: list[Any] | None, left_out: Collection[str], callback: Callable[..., Any] | None
     ) -> list[Parcel] | None:
         """What an emit sends to which local clients, as in `AsyncManager.emit`; None when that has to do it."""
         if message.nsp not in self.rooms:
             return None
-        skipped = set(skip_sid) if isinstance(skip_sid, list) else {skip_sid}
-        chosen = (pair for pair in self.get_participants(message.nsp, room) if pair[0] not in skipped)
+        chosen = (pair for pair in self.participants_in(message.nsp, rooms) if pair[0] not in left_out)
         if callback is None:
             packets = event_packets(self.server, message)
             return None if packets is None else [(eio_sid, packets) for _, eio_sid in chosen]
@@ -625,7 +649,7 @@ class ClusterMember(Membership):
         """
         if self.write_only:
             self._require_server("a handler of server-side events")
-        namespace = checked_namespace(namespace)
+        namespace = chosen_namespace(namespace)
         _core.channel_name(self.channel, namespace)
 
         def register(function: F) -> F:
@@ -683,8 +707,23 @@ class ClusterMember(Membership):
         why = str(error) or "PostgreSQL does not answer"
         self._log.warning("namespace %s is not connected to other servers yet: %s", namespace, why)
 
+    def _guarded(self, what: str, function: Callable[..., T], *args: Any) -> T | None:
+        """Call what must not end the loop it is called from; what it raises is reported, and the answer is None."""
+        try:
+            return function(*args)
+        except (ClosedError, ForkedProcessError):
+            raise  # the loop is to end
+        except Exception as error:  # noqa: BLE001  (a user's logger, for example)
+            self._report_raised(what, error)
+            return None
+
+    def _say(self, level: int, text: str, *args: object, exc_info: Exception | None = None) -> None:
+        """Log a failure. A logger of the application's that raises must not make two of one, or end what reports."""
+        with contextlib.suppress(Exception):
+            self._log.log(level, text, *args, exc_info=exc_info)
+
     def _report(self, error: Exception) -> None:
-        self._log.log(logging.WARNING if _is_passing(error) else logging.ERROR, "%s: %s", self._bus.description, error)
+        self._say(logging.WARNING if _is_passing(error) else logging.ERROR, "%s: %s", self._bus.description, error)
         self._tell(error)
 
     def _report_once(self, what: str, error: Exception) -> None:
@@ -702,25 +741,26 @@ class ClusterMember(Membership):
             self._report_raised(what, error)
 
     def _report_gap(self, gap: GapInfo) -> None:
-        self._log.warning("%s: %s", self._bus.description, gap)
+        self._say(logging.WARNING, "%s: %s", self._bus.description, gap)
         if self._on_gap is not None and self.server is not None:
             # It may well read a database, or emit: not something to keep the reader from reading for.
-            self.server.start_background_task(self._run_gap_handler, self._on_gap, gap)
+            self._in_background(self._run_gap_handler, self._on_gap, gap)
 
     def _report_bad(self, message: Message, error: Exception) -> None:
-        self._log.error("a message of server %s could not be applied: %r", message.uid, message, exc_info=error)
+        what = "a message of server %s could not be applied: %r"
+        self._say(logging.ERROR, what, message.uid, message, exc_info=error)
         self._tell(error)
 
     def _report_raised(self, what: str, error: Exception) -> None:
-        self._log.error("%s raised: %r", what, error, exc_info=error)
+        self._say(logging.ERROR, "%s raised: %r", what, error, exc_info=error)
         self._tell(error)
 
     def _tell(self, error: Exception) -> None:
         if self._error_handler is not None:
             try:
                 self._error_handler(error)
-            except Exception:  # noqa: BLE001  (a user's function may raise anything)
-                self._log.exception("the error_handler itself failed")
+            except Exception as failure:  # noqa: BLE001  (a user's function may raise anything)
+                self._say(logging.ERROR, "the error_handler itself failed", exc_info=failure)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the first use, and `peers`: the server ids known in each namespace."""

@@ -13,6 +13,7 @@ from socketio_postgres import _core
 from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, PeerJoined, PeerLeft, Request, Send
 from socketio_postgres.callbacks import Callbacks
 from socketio_postgres.local_sockets import LocalSockets
+from socketio_postgres.rooms import checked_namespace, chosen_namespace
 
 if TYPE_CHECKING:
     from socketio_postgres.bus import Bus
@@ -74,7 +75,7 @@ class Membership(LocalSockets):
             NotAServerError: This manager has no server, or is `write_only`: it knows nobody and is not counted.
         """
         self._require_server("server_count")
-        adapter = self._adapters.get(namespace)
+        adapter = self._adapters.get(chosen_namespace(namespace))
         return 1 if adapter is None else adapter.server_count
 
     def is_serving(self, namespace: str) -> bool:
@@ -83,13 +84,14 @@ class Membership(LocalSockets):
 
     def _served_namespaces(self) -> list[str]:
         """Namespaces that clients may connect to, as far as they are known beforehand, or that have handlers."""
-        namespaces = {"/", *(namespace for namespace, _ in list(self._handlers))}
+        namespaces: set[Any] = {"/", *(namespace for namespace, _ in list(self._handlers))}
         if self.server is not None:
             namespaces.update(self.server.handlers, self.server.namespace_handlers)
             if self.server.namespaces != "*":
                 namespaces.update(self.server.namespaces)
         namespaces.discard("*")
-        return sorted(namespaces)
+        # What is no namespace is not the timers' mistake to fail for, but that of who registered a handler there.
+        return sorted({checked_namespace(each) for each in namespaces if isinstance(each, str) and each})
 
     def _new_adapter(self, namespace: str) -> ClusterAdapter:
         return ClusterAdapter(
@@ -213,7 +215,6 @@ class Membership(LocalSockets):
         interval = self._heartbeat.heartbeat_interval
         to_send = []
         self._expire_callbacks(now)
-        self._leave_unused(now)
         late = now - self._tick_due
         if late > interval / 2:  # the event loop or the thread was blocked
             to_send += self._step_all(ClusterAdapter.wake, late, now)
@@ -221,6 +222,7 @@ class Membership(LocalSockets):
         if to_send:
             to_send += self._step_all(ClusterAdapter.tick_along, now)
         self._publish_soon(*to_send)
+        self._leave_unused(now)
         latest = now + min(TICK_INTERVAL, interval)
         self._tick_due = min([latest, *(adapter.next_tick() for adapter in list(self._adapters.values()))])
         return self._tick_due

@@ -12,11 +12,11 @@ from socketio_postgres.broadcast_operator import (
     SocketActions,
     Target,
     checked_event,
-    checked_namespace,
     checked_timeout,
 )
 from socketio_postgres.exceptions import RequestTimeoutError
 from socketio_postgres.messages import Message
+from socketio_postgres.rooms import checked_namespace
 
 __all__ = ["RemoteSocket", "ServerNamespace", "ServerOperator"]
 
@@ -107,7 +107,7 @@ class ServerSideActions:
 
     def of(self, nsp: str) -> ServerNamespace:
         """Another namespace; a missing leading slash is added, as in Socket.IO."""
-        return ServerNamespace(self._manager, Target(checked_namespace(nsp)))
+        return ServerNamespace(self._manager, Target(checked_namespace(nsp, "nsp")))
 
     def server_side_emit(self, event: str, *args: Any) -> None:
         """Emit an event to the other servers of the cluster; see `on_server_side`.

@@ -16,7 +16,6 @@ from socketio_postgres.exceptions import (
     ForkedProcessError,
     OperationTimeoutError,
     PayloadTooLargeError,
-    SocketIOPostgresError,
 )
 from socketio_postgres.handover import BATCH, Operation
 from socketio_postgres.local_delivery import Parcel
@@ -79,17 +78,18 @@ class Waiting(ClusterMember):
         cleanup_at = time.monotonic() + interval
         while not self._is_ending:
             now = time.monotonic()
-            due = min(self._tick_now(now), cleanup_at, *self._ask_again.values())
+            due = self._guarded("a heartbeat", self._tick_now, now) or now + self._heartbeat.heartbeat_interval
+            due = min(due, cleanup_at, *self._ask_again.values())
             if now >= cleanup_at:
                 cleanup_at = now + interval
-                if self._must_clean_up():
+                if self._guarded("the clean-up", self._must_clean_up):
                     self.server.start_background_task(self._clean_up, interval)
             for namespace in [nsp for nsp, at in self._ask_again.items() if at <= now]:
                 del self._ask_again[namespace]
                 self._listen(namespace)
             self._bus.blocking.wait(inbox, max(due - now, 0.01))
             for token, kind, value in inbox.drain(BATCH):
-                self._handle(token, kind, value)
+                self._guarded("taking over from the core", self._handle, token, kind, value)
 
     def _handle(self, token: int, kind: int, value: Any) -> None:
         if kind == _core.MESSAGE:
@@ -190,7 +190,7 @@ class Waiting(ClusterMember):
     def _clean_up(self, age: float) -> None:
         try:
             self._run_core(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
-        except SocketIOPostgresError as error:
+        except Exception as error:  # noqa: BLE001  (the next one may succeed)
             self._report(error)
 
     # ------------------------------------------------------------------------------------------ primitives
@@ -214,6 +214,9 @@ class Waiting(ClusterMember):
         deadline = time.monotonic() + DISCONNECT_LIMIT
         while any(self.is_connected(sid, namespace) for sid in sids) and time.monotonic() < deadline:
             self.server.sleep(0.001)
+
+    def _in_background(self, function: Handler, *args: Any) -> None:
+        self.server.start_background_task(function, *args)
 
     @staticmethod
     def _call(function: Handler, *args: Any) -> Any:

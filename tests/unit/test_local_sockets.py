@@ -9,6 +9,7 @@ import pytest
 import socketio
 from socketio.async_manager import AsyncManager
 
+from socketio_postgres import OptionsError
 from socketio_postgres.local_sockets import LocalSockets
 
 
@@ -59,11 +60,11 @@ async def test_everyone_unless_rooms_are_named(sockets: Sockets) -> None:
 async def test_rooms_that_are_no_strings_have_a_name_on_the_wire(sockets: Sockets) -> None:
     a = await sockets.connect("ea", 42)
     b = await sockets.connect("eb", "42")
-    c = await sockets.connect("ec", ("tuple", 1))
+    c = await sockets.connect("ec", 1)
     manager = sockets.manager
     assert set(manager.local_sids("/", ["42"], [])) == {a, b}
     assert set(manager.local_sids("/", [], ["42"])) == {c}
-    assert manager.local_sids("/", ["('tuple', 1)"], []) == [c]
+    assert manager.local_sids("/", ["1"], []) == [c]
     assert manager.local_rooms("/", ["42"]) == ["42", 42]
     await manager.leave_room(a, "/", 42)
     assert manager.local_sids("/", ["42"], []) == [b]
@@ -90,6 +91,30 @@ async def test_zero_is_a_room(sockets: Sockets) -> None:
     a = await sockets.connect("ea", 0)
     await sockets.connect("eb")
     assert sockets.manager.local_sids("/", ["0"], []) == [a]
+
+
+@pytest.mark.parametrize("room", ["", b"red", 1.5, True, ["red"], ("red",), {}])
+async def test_what_is_no_room_is_not_entered_by_any_way(sockets: Sockets, room: Any) -> None:
+    """Also when a server in Node.js asks for it, where `""` is one."""
+    a = await sockets.connect("ea", 7)
+    for change in (sockets.manager.basic_enter_room, sockets.manager.basic_leave_room):
+        with pytest.raises(OptionsError):
+            change(a, "/", room)
+    assert list(sockets.manager.rooms["/"]) == [None, a, 7]
+    assert sockets.manager._room_aliases == {"/": {"7": 7}}
+
+
+async def test_participants_are_those_of_a_name(sockets: Sockets) -> None:
+    a = await sockets.connect("ea", 42)
+    b = await sockets.connect("eb", "42", "red")
+
+    def participants(room: Any) -> list[str]:
+        return sorted(sid for sid, _ in sockets.manager.get_participants("/", room))
+
+    for room in (42, "42", [42], ("42", 42), {42, "red"}, None, ["none", 42]):
+        assert participants(room) == sorted([a, b]), room
+    assert participants("red") == [b]
+    assert participants([]) == participants(()) == participants("none") == []
 
 
 async def test_a_client_is_alive_while_its_transport_is(sockets: Sockets) -> None:
