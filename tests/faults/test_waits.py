@@ -20,6 +20,9 @@ from socketio_postgres import (
     ClosedError,
     CommitInDoubtError,
     ConnectionLostError,
+    DatabaseError,
+    Message,
+    MessageType,
     OperationTimeoutError,
     PostgresClient,
 )
@@ -27,6 +30,7 @@ from socketio_postgres.bus import Bus
 from socketio_postgres.handover import AsyncCalls
 from socketio_postgres.options import BusOptions
 from tests.fixtures.bus import BusReader
+from tests.fixtures.database import Database
 from tests.fixtures.postgres import LISTENS, OwnPostgres, sessions
 from tests.fixtures.program import Program
 from tests.fixtures.proxy import Proxy
@@ -228,6 +232,27 @@ async def test_a_fetch_is_not_answered(postgres: OwnPostgres, proxy: Proxy) -> N
         assert await reader.wait_for(1) == [["large", b"x"]]
         assert reader.gap_infos == []
         assert len(trap.caught) == 1
+
+
+QUEUE_IS_FULL = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'the queue is full' USING ERRCODE = '54000'; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON socket_io_attachments FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+async def test_tidying_the_queue_is_not_answered(database: Database) -> None:
+    """It is asked for when the server's notification queue is full."""
+    with Proxy(database) as proxy:
+        trap = proxy.swallow_from(b"pg_notification_queue_usage")
+        async with bus_of(proxy.dsn) as bus:
+            await bus.call(bus.core.ensure_table)
+            with database.connect() as connection:
+                connection.execute(QUEUE_IS_FULL)
+            message = Message(MessageType.BROADCAST, "/", packet=["large", b"x"])
+            with pytest.raises(DatabaseError, match="the queue is full"):
+                await within(2 * LIMIT_S + CANCEL_S, bus.publish_committed(message))
+            assert len(trap.caught) == 1
 
 
 @pytest.mark.parametrize("can_be_cancelled", [True, False])
