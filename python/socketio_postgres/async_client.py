@@ -25,6 +25,9 @@ __all__ = ["AsyncPostgresClient", "Notification"]
 
 CLOSE_LIMIT: Final = 5.0
 
+LISTEN_LIMIT: Final = 30.0
+"""Seconds until `listen` says that PostgreSQL cannot be reached."""
+
 log: Final = logging.getLogger("socketio_postgres")
 
 
@@ -96,9 +99,16 @@ class AsyncPostgresClient:
         Raises:
             OptionsError: The name is empty or holds a NUL.
             PayloadTooLargeError: It is longer than 63 bytes, which LISTEN would cut silently.
+            DatabaseError: PostgreSQL refuses: password, database, or it is a standby.
+            OperationTimeoutError: It is not active after 30 seconds. The channel stays wanted, and will be listened to
+                once PostgreSQL can be reached; `unlisten` takes it back.
         """
         core = self._bus.core
-        await self._bus.call(lambda inbox, token: core.listen(channel, inbox, token))
+        listening = self._bus.call(lambda inbox, token: core.listen(channel, inbox, token))
+        try:
+            await asyncio.wait_for(listening, LISTEN_LIMIT)
+        except asyncio.TimeoutError:
+            raise OperationTimeoutError(f"PostgreSQL did not answer within {LISTEN_LIMIT} s") from None
 
     async def unlisten(self, channel: str) -> None:
         """Stop listening to a channel."""

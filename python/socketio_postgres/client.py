@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres.async_client import Notification
+from socketio_postgres.async_client import LISTEN_LIMIT, Notification
 from socketio_postgres.bus import Bus
 from socketio_postgres.exceptions import OperationTimeoutError
 from socketio_postgres.gap import GapHandler, GapInfo
@@ -50,7 +50,7 @@ class PostgresClient:
     def listen(self, channel: str) -> None:
         """Blocking form of `AsyncPostgresClient.listen`."""
         core = self._bus.core
-        self._bus.call_blocking(lambda inbox, token: core.listen(channel, inbox, token))
+        self._bus.call_blocking(lambda inbox, token: core.listen(channel, inbox, token), LISTEN_LIMIT)
 
     def unlisten(self, channel: str) -> None:
         """Blocking form of `AsyncPostgresClient.unlisten`."""

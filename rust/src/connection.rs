@@ -1,5 +1,6 @@
 //! Establish one connection to a server that accepts writes, trying every host and address.
 
+use crate::cancel::Canceller;
 use crate::conninfo::{Conninfo, Host, SslMode};
 use crate::error::{Error, Result, ServerReport};
 use crate::tls;
@@ -12,6 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use tokio::net::lookup_host;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode as DriverSslMode, SslNegotiation};
@@ -28,6 +30,9 @@ pub type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as M
 
 /// `invalid_authorization_specification`: what `pg_hba.conf` refuses, for example for lack of encryption.
 const NOT_AUTHORIZED: &str = "28000";
+/// Threads that may ask for a password at the same time, for one configuration. A callable that never returns keeps its
+/// thread, and there is an attempt every few seconds.
+const PREPARING: usize = 4;
 const WRONG_PASSWORD: &str = "28P01";
 /// `read_only_sql_transaction`: what a write on a standby reports.
 const READ_ONLY: &str = "25006";
@@ -38,6 +43,8 @@ pub struct Link {
     pub client: Client,
     /// To be polled by the owner: `poll_message` for notifications, or awaited in a task of its own.
     pub connection: Connection,
+    /// Cancels what it does.
+    pub canceller: Canceller,
     /// Which of the hosts answered, for example `db1:5432`.
     pub host: String,
 }
@@ -55,11 +62,12 @@ pub struct Connector {
     password: Option<PasswordSource>,
     /// The start-up parameter `options`.
     options: String,
+    preparing: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { conninfo, password: _, options } = self;
+        let Self { conninfo, password: _, options, preparing: _ } = self;
         f.debug_struct("Connector").field("conninfo", conninfo).field("options", options).finish_non_exhaustive()
     }
 }
@@ -115,7 +123,7 @@ impl Connector {
             let space = if options.is_empty() { "" } else { " " };
             let _ = write!(options, "{space}-c {name}={escaped}"); // writing to a String cannot fail
         }
-        Ok(Self { conninfo: Arc::new(conninfo), password, options })
+        Ok(Self { conninfo: Arc::new(conninfo), password, options, preparing: Arc::new(Semaphore::new(PREPARING)) })
     }
 
     /// The configuration it connects with.
@@ -150,7 +158,8 @@ impl Connector {
                     _ => host.to_string(),
                 };
                 let context = format!("connect to {target}");
-                let attempt = self.attempt(host, address, credential, &prepared.tls, &context);
+                // Boxed: its state is large.
+                let attempt = Box::pin(self.attempt(host, address, credential, &prepared.tls, &context));
                 match self.bounded(context.clone(), attempt).await {
                     Ok(link) => return Ok(link),
                     Err(error) if error.is_transient() => failures.push(error),
@@ -162,7 +171,7 @@ impl Connector {
     }
 
     async fn bounded<T>(&self, context: String, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let Some(limit) = self.conninfo.connect_timeout else { return work.await };
+        let limit = self.conninfo.connect_timeout;
         match timeout(limit, work).await {
             Ok(result) => result,
             Err(_) => Err(Error::Timeout { context, seconds: limit.as_secs_f64().into() }),
@@ -172,7 +181,9 @@ impl Connector {
     /// Password and files, on a blocking thread: the callable is the user's and may take its time.
     async fn prepare(&self) -> Result<Prepared> {
         let (conninfo, source) = (self.conninfo.clone(), self.password.clone());
+        let permit = Arc::clone(&self.preparing).acquire_owned().await;
         let work = move || {
+            let _permit = permit;
             let fixed = match source {
                 Some(source) => {
                     let password = source()?;
@@ -260,8 +271,12 @@ impl Connector {
             }
         }
         let (client, mut connection) = opened?;
-        check_writable(&client, &mut connection, host, context).await?;
-        Ok(Link { client, connection, host: host.to_string() })
+        let canceller = Canceller::new(client.cancel_token(), host, address, tls.clone());
+        let mut under_way = canceller.guard();
+        let checked = check_writable(&client, &mut connection, host, context).await;
+        under_way.is_answered = true;
+        checked?;
+        Ok(Link { client, connection, canceller, host: host.to_string() })
     }
 
     fn driver_config(

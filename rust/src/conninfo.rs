@@ -34,6 +34,9 @@ pub mod defaults {
 
     /// libpq waits for ever; a black-holed host must not keep the others from being tried.
     pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+    /// For 0 or less, which means for ever in libpq: about as long as the system tries a TCP connection. A host that takes
+    /// connections and then says nothing would end a listener without a word.
+    pub const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
     /// The system's (and the driver's) default is 2 h. A listener only reads, so without probes it would not notice
     /// for that long that a firewall or a failover took the peer away. 30 s also keeps NAT entries alive.
     pub const KEEPALIVES_IDLE: Duration = Duration::from_secs(30);
@@ -107,7 +110,7 @@ pub struct Conninfo {
     passfile: Option<PathBuf>,
     pub(crate) application_name: String,
     pub(crate) options: Option<String>,
-    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) connect_timeout: Duration,
     pub(crate) keepalives: Option<Keepalives>,
     pub(crate) tcp_user_timeout: Option<Duration>,
     pub(crate) shuffles_hosts: bool,
@@ -147,8 +150,8 @@ impl Conninfo {
                 .to_owned(),
             options: values.get("options").map(str::to_owned),
             connect_timeout: match values.integer("connect_timeout")? {
-                None => Some(defaults::CONNECT_TIMEOUT),
-                Some(seconds) => positive(seconds).map(Duration::from_secs), // 0 or less: for ever, as in libpq
+                None => defaults::CONNECT_TIMEOUT,
+                Some(seconds) => positive(seconds).map_or(defaults::LONGEST_CONNECT_TIMEOUT, Duration::from_secs),
             },
             keepalives: Keepalives::read(&values)?,
             tcp_user_timeout: match values.integer("tcp_user_timeout")? {

@@ -1,23 +1,22 @@
 //! A group of messages on its way into PostgreSQL, until each of them is committed, refused, or back in the buffer.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
-
-use tokio_postgres::Client;
 
 use crate::attachment::AttachmentTable;
 use crate::buffer::Outgoing;
 use crate::echo::Echo;
 use crate::error::{Error, Result};
 use crate::outbox::Outbox;
-use crate::session::Session;
+use crate::session::OpenConnection;
 use crate::statement;
 
 /// A stack of parts still to be sent, the first one last. However this ends, by an error, or by the deadline of
 /// [`Publisher::close`](crate::publisher::Publisher::close), every message is settled or back in the buffer afterwards.
 pub struct Flight<'a> {
     outbox: &'a Outbox,
-    session: &'a Session,
+    connection: &'a Arc<OpenConnection>,
     table: &'a AttachmentTable,
     echo: &'a Echo,
     parts: Vec<Vec<Outgoing>>,
@@ -26,15 +25,20 @@ pub struct Flight<'a> {
 }
 
 impl<'a> Flight<'a> {
-    /// Take the next group out of the buffer. The session is the one it will be sent through.
-    pub fn take(outbox: &'a Outbox, session: &'a Session, table: &'a AttachmentTable, echo: &'a Echo) -> Self {
+    /// Take the next group out of the buffer. The connection is the one it will be sent through.
+    pub fn take(
+        outbox: &'a Outbox,
+        connection: &'a Arc<OpenConnection>,
+        table: &'a AttachmentTable,
+        echo: &'a Echo,
+    ) -> Self {
         let group = outbox.lock().buffer.take_group();
-        Self { outbox, session, table, echo, parts: vec![group], is_sending: false }
+        Self { outbox, connection, table, echo, parts: vec![group], is_sending: false }
     }
 
     /// Commit it. `Err` means that the connection is of no use any more.
-    pub async fn commit(mut self, client: &Client) -> Result<()> {
-        self.prepare(client).await?;
+    pub async fn commit(mut self) -> Result<()> {
+        self.prepare().await?;
         let mut has_tidied = false;
         while let Some(group) = self.parts.last() {
             if group.is_empty() {
@@ -44,8 +48,8 @@ impl<'a> Flight<'a> {
             let began = Instant::now();
             self.is_sending = true;
             let sent_bytes = group.iter().map(Outgoing::size_bytes).sum();
-            let work = statement::commit(client, self.table, group);
-            let sent = self.session.answer_to_commit("commit messages", sent_bytes, work).await;
+            let work = |client| statement::commit(client, self.table, group);
+            let sent = self.connection.commit("commit messages", sent_bytes, work).await;
             self.is_sending = sent.as_ref().is_err_and(Error::is_connection_lost);
             match sent {
                 Ok(()) => {
@@ -59,7 +63,7 @@ impl<'a> Flight<'a> {
                 // Nothing was sent. Begin anew: the table is made again where that is allowed, or its absence reported.
                 Err(error) if self.table.forget_if_gone(&error).await => return Ok(()),
                 Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
-                    self.session.answer("tidy the notification queue", statement::tidy_queue(client)).await?;
+                    self.connection.ask("tidy the notification queue", statement::tidy_queue).await?;
                 }
                 // The server refused before committing: nothing was sent, and another attempt may succeed.
                 Err(error) if error.is_transient() => return Err(error),
@@ -75,9 +79,10 @@ impl<'a> Flight<'a> {
     }
 
     /// Look for the attachment table if a message needs it. Without it those messages fail, and the others go.
-    async fn prepare(&mut self, client: &Client) -> Result<()> {
+    async fn prepare(&mut self) -> Result<()> {
         if self.parts.iter().flatten().any(Outgoing::is_attachment)
-            && let Err(error) = self.session.answer("look up the attachment table", self.table.ensure(client)).await
+            && let Err(error) =
+                self.connection.ask("look up the attachment table", |client| self.table.ensure(client)).await
         {
             if error.is_transient() {
                 return Err(error);

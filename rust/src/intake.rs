@@ -502,7 +502,7 @@ async fn fetch(shared: &Shared) {
         };
         let ids: Vec<i64> = batch.iter().map(|wanted| wanted.id).collect();
         let began = Instant::now();
-        match shared.session.answer("fetch attachments", fetch_once(shared, &ids)).await {
+        match fetch_once(shared, &ids).await {
             Ok(bodies) => {
                 backoff.reset();
                 in_vain = None;
@@ -525,7 +525,6 @@ async fn fetch(shared: &Shared) {
                         shared.settle(wanted, Err(missing));
                     }
                 }
-                shared.session.discard().await;
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
@@ -560,6 +559,12 @@ fn missing(wanted: &Wanted) -> Error {
 }
 
 async fn fetch_once(shared: &Shared, ids: &[i64]) -> Result<HashMap<i64, Body>> {
-    let client = shared.session.client().await?;
-    shared.table.fetch(&client, ids, shared.settings.max_payload_bytes, FETCH_BYTES).await
+    let connection = shared.session.open().await?;
+    let limit = shared.settings.max_payload_bytes;
+    let fetch = |client| shared.table.fetch(client, ids, limit, FETCH_BYTES);
+    let found = connection.ask("fetch attachments", fetch).await;
+    if found.is_err() {
+        connection.leave(); // another may lead to a server that can answer
+    }
+    found
 }

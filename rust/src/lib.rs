@@ -4,6 +4,7 @@
 pub mod attachment;
 pub mod backoff;
 pub mod buffer;
+pub mod cancel;
 pub mod channels;
 pub mod codec;
 pub mod connection;
@@ -20,6 +21,7 @@ pub mod outbox;
 pub mod probe;
 pub mod protocol;
 pub mod publisher;
+pub mod pulse;
 #[cfg(feature = "python")]
 mod py;
 pub mod rooms;

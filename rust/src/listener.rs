@@ -16,7 +16,7 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use crate::backoff::Backoff;
 use crate::channels::Channels;
-use crate::connection::{Connection, Connector};
+use crate::connection::{Connector, Link};
 use crate::echo::Echo;
 use crate::error::{Error, LikelyCause, Result};
 use crate::gap::{Gap, Overflow, Reason};
@@ -295,7 +295,7 @@ async fn work(shared: &Shared) {
     let mut reported = String::new();
     loop {
         let error = match shared.connector.connect().await {
-            Ok(link) => session(shared, link.client, link.connection, &mut is_first, &mut backoff).await,
+            Ok(link) => session(shared, link, &mut is_first, &mut backoff).await,
             Err(error) => error,
         };
         {
@@ -327,13 +327,8 @@ async fn work(shared: &Shared) {
 }
 
 /// Drive one session until it breaks; returns why.
-async fn session(
-    shared: &Shared,
-    client: Client,
-    mut connection: Connection,
-    is_first: &mut bool,
-    backoff: &mut Backoff,
-) -> Error {
+async fn session(shared: &Shared, link: Link, is_first: &mut bool, backoff: &mut Backoff) -> Error {
+    let Link { client, mut connection, canceller, .. } = link;
     let lost = |reason: String| Error::ConnectionLost { context: "listen".to_owned(), reason, may_be_sent: false };
     let reading = async {
         let (mut arrived, mut together) = (SystemTime::UNIX_EPOCH, 0);
@@ -360,14 +355,17 @@ async fn session(
         }
     };
     let listening = async {
+        let mut under_way = canceller.guard();
         if let Err(error) = set_up(shared, &client, is_first, backoff).await {
             return error;
         }
         let interval = shared.settings.probe_interval;
         let mut probe_at = Instant::now() + interval;
         loop {
+            under_way.is_answered = true;
             let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), shared.changed.notified());
             let is_changed = is_changed.await.is_ok();
+            under_way.is_answered = false;
             let done = if is_changed {
                 unless_silent(shared, &client, 2 * interval, "LISTEN", apply(shared, &client, false)).await
             } else {
@@ -494,7 +492,11 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
     // The server sends what was committed before it answers. So what was there long before we asked should have come,
     // however long the row of notifications in front of it.
     match settings.echo.overdue(settings.probe_interval, asked_at) {
-        Some(channel) => Err(explain(shared).await.unwrap_or_else(|| probe::deaf(&channel))),
+        Some(channel) => {
+            // A deaf session is not kept for as long as connecting may take, only to say why.
+            let cause = timeout(SETUP_LIMIT, explain(shared)).await;
+            Err(cause.ok().flatten().unwrap_or_else(|| probe::deaf(&channel)))
+        }
         None => Ok(()),
     }
 }
@@ -502,9 +504,8 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
 /// Why we are deaf, if it can be told from who the sessions are.
 async fn explain(shared: &Shared) -> Option<Error> {
     let listener = shared.lock().identity.clone()?;
-    let writer = &shared.settings.writer;
-    let identity = async { probe::identify(&*writer.client().await?).await };
-    let writer = within(SETUP_LIMIT, "identify the server", identity).await.ok()?;
+    let connection = shared.settings.writer.open().await.ok()?;
+    let writer = connection.ask_aside("identify the server", SETUP_LIMIT, probe::identify).await.ok()?;
     probe::diagnose(&listener, &writer)
 }
 

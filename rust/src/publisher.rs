@@ -98,10 +98,9 @@ impl Publisher {
         let shared = Arc::clone(&self.shared);
         runtime::handle()?.spawn(async move {
             let result = async {
-                let client = shared.session.client().await?;
+                let connection = shared.session.open().await?;
                 if check_table {
-                    let work = shared.table.ensure(&client);
-                    shared.session.answer("look up the attachment table", work).await?;
+                    connection.ask("look up the attachment table", |client| shared.table.ensure(client)).await?;
                 }
                 Ok(Outcome::Done)
             };
@@ -292,10 +291,11 @@ async fn run(shared: Arc<Shared>) {
         () = overtime => {}
     }
     shared.outbox.fail_while(&Error::Closed("publisher"), |_| true);
-    shared.outbox.lock().buffer.take_group(); // answers the flushes that are left
     shared.session.close().await;
     let (closing, waiters) = {
         let mut contents = shared.outbox.lock();
+        // In one step with the end: a flush that comes later finds no task, and starts one.
+        contents.buffer.answer_flushes();
         contents.is_running = false;
         (contents.closing.take(), contents.take_space_waiters())
     };
@@ -323,18 +323,18 @@ async fn work(shared: &Shared) {
             shared.outbox.lock().buffer.take_group(); // only flushes wait
             continue;
         }
-        let client = match shared.session.client().await {
-            Ok(client) => client,
+        let connection = match shared.session.open().await {
+            Ok(connection) => connection,
             Err(error) => {
                 wait_after(shared, &error, &mut backoff).await;
                 continue;
             }
         };
-        let group = Flight::take(&shared.outbox, &shared.session, &shared.table, &shared.echo);
-        match group.commit(&client).await {
+        let group = Flight::take(&shared.outbox, &connection, &shared.table, &shared.echo);
+        match group.commit().await {
             Ok(()) => backoff.reset(),
             Err(error) => {
-                shared.session.discard().await;
+                connection.leave();
                 wait_after(shared, &error, &mut backoff).await;
             }
         }

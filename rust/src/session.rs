@@ -1,54 +1,47 @@
 //! One lazily opened connection for requests, opened again when it broke.
+//!
+//! Only an open connection can be asked anything, and only within a limit: so connecting, which has limits of its own,
+//! never uses up the time of a statement, and no statement is waited for without one. A statement that is given up is
+//! cancelled on the server, and its connection, that one and no newer one, is ended.
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
-use crate::connection::Connector;
+use crate::cancel::{CANCEL_LIMIT, Canceller};
+use crate::connection::{Connector, Link};
 use crate::error::{Error, Result};
+use crate::pulse::Pulse;
 
-/// How long closing waits for the server to take our farewell.
+/// How long closing waits for what is under way, and for the server to take our farewell; then comes what
+/// [`CANCEL_LIMIT`] allows.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How soon a statement is cancelled again: the first request may come before the statement does, and others may be in
+/// line behind it. Doubled as long as nothing moves.
+const CANCEL_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a statement holds is taken off our hands at once, by the system or a pooler, and nobody tells how it gets on from
 /// there. So it gets time for a link that carries this much in a second.
 const SLOWEST_LINK_BYTES: f64 = 64.0 * 1024.0;
 
-/// When bytes last moved on the connection, in either direction.
+/// `query_canceled`
+const CANCELLED: &str = "57014";
+
 #[derive(Default)]
-struct Pulse {
-    moved_at: SyncMutex<Option<Instant>>,
-    /// A request was made since the driver was polled last.
-    is_asked: AtomicBool,
-}
-
-impl Pulse {
-    /// The driver was woken. That is the socket's doing, or that of a request, which says nothing about the link.
-    fn woken(&self) {
-        if !self.is_asked.swap(false, Ordering::Relaxed) {
-            *self.moved_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        }
-    }
-
-    fn asked(&self) {
-        self.is_asked.store(true, Ordering::Relaxed);
-    }
-
-    fn moved_at(&self) -> Option<Instant> {
-        *self.moved_at.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct Open {
-    client: Arc<Client>,
-    driver: JoinHandle<()>,
+struct Slot {
+    open: Option<Arc<OpenConnection>>,
+    /// How many attempts to connect have ended, and how the last one failed.
+    attempts: u64,
+    failure: Option<Error>,
 }
 
 /// See the module documentation. Cheap to clone; clones share the connection.
@@ -57,9 +50,9 @@ pub struct Session {
     connector: Arc<Connector>,
     /// Longest silence before an answer: a server that is frozen, or a link that is half open, never gives one.
     answer_limit: Duration,
-    pulse: Arc<Pulse>,
-    alarm: Arc<SyncMutex<Option<Pin<Box<Sleep>>>>>,
-    open: Arc<Mutex<Option<Open>>>,
+    slot: Arc<Mutex<Slot>>,
+    /// As in the slot, to be read by those who wait for it.
+    attempts: Arc<AtomicU64>,
     closed: Arc<watch::Sender<bool>>,
     connects: Arc<AtomicU64>,
 }
@@ -68,56 +61,128 @@ impl Session {
     /// A session that connects on first use.
     pub fn new(connector: Arc<Connector>, answer_limit: Duration) -> Self {
         let closed = Arc::new(watch::Sender::new(false));
-        let (pulse, alarm, open, connects) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        Self { connector, answer_limit, pulse, alarm, open, closed, connects }
+        let (slot, attempts, connects) = (Arc::default(), Arc::default(), Arc::default());
+        Self { connector, answer_limit, slot, attempts, closed, connects }
     }
 
-    /// The open connection, made now if there is none. One attempt; the caller decides about another.
-    pub async fn client(&self) -> Result<Arc<Client>> {
+    /// The open connection, made now if there is none. One attempt, which those share who come meanwhile; the caller
+    /// decides about another. It takes as long as [`Connector::connect`] does, and no longer than closing.
+    pub async fn open(&self) -> Result<Arc<OpenConnection>> {
         let mut closed = self.closed.subscribe();
-        let mut slot = self.open.lock().await;
-        if let Some(open) = slot.as_ref().filter(|open| !open.client.is_closed()) {
-            return Ok(Arc::clone(&open.client));
+        let attempts = self.attempts.load(Ordering::Acquire);
+        let mut slot = self.slot.lock().await;
+        if let Some(open) = slot.open.as_ref().filter(|open| open.is_usable()) {
+            return Ok(Arc::clone(open));
+        }
+        slot.open = None;
+        // Or many who wait would make an attempt each, one after the other.
+        if let Some(failure) = slot.failure.as_ref().filter(|_| slot.attempts > attempts) {
+            return Err(failure.clone());
         }
         // Boxed: connecting needs much state, and is rare.
         let connect = Box::pin(self.connector.connect());
-        let link = tokio::select! {
+        let connected = tokio::select! {
             biased;
             // Or closing would wait for as long as a black hole may take to answer.
             _ = closed.wait_for(|is_closed| *is_closed) => return Err(Error::Closed("connection")),
-            link = connect => link?,
+            connected = connect => connected,
         };
-        // The driver ends with the connection; its error reaches the request in flight, or the next one.
-        let pulse = Arc::clone(&self.pulse);
-        let driver = tokio::spawn(async move {
-            let mut connection = pin!(link.connection);
-            let _ = poll_fn(|cx| {
-                pulse.woken();
-                connection.as_mut().poll(cx)
-            })
-            .await;
-        });
+        slot.attempts += 1;
+        self.attempts.store(slot.attempts, Ordering::Release);
+        slot.failure = connected.as_ref().err().cloned();
+        let open = OpenConnection::new(connected?, self.answer_limit);
         self.connects.fetch_add(1, Ordering::Relaxed);
-        let client = Arc::new(link.client);
-        *slot = Some(Open { client: Arc::clone(&client), driver });
-        Ok(client)
+        slot.open = Some(Arc::clone(&open));
+        Ok(open)
     }
 
-    /// Wait for an answer, but not for ever: until nothing has moved on the connection for `answer_limit`. However large
-    /// the answer and slow the link, a session that is well is not given up. After a failure the caller calls
-    /// [`Session::discard`].
-    pub async fn answer<T>(&self, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    /// Connections opened after the first one.
+    pub fn reconnects(&self) -> u64 {
+        self.connects.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    /// Close the connection in good order, and for good; one that is just being made is given up, and what is still under
+    /// way after [`CLOSE_LIMIT`] is cancelled.
+    pub async fn close(&self) {
+        self.closed.send_replace(true);
+        let open = self.slot.lock().await.open.take();
+        if let Some(open) = open {
+            OpenConnection::close(open).await;
+        }
+    }
+}
+
+/// An open connection. Everything that is asked of it has a limit.
+pub struct OpenConnection {
+    client: Client,
+    canceller: Canceller,
+    answer_limit: Duration,
+    pulse: Arc<Pulse>,
+    driver: AbortHandle,
+    /// Changes, that is closes, when the driver ends.
+    ended: watch::Receiver<()>,
+    /// Nobody is to begin anything on it.
+    is_left: AtomicBool,
+    /// What is under way on it is being cancelled.
+    is_given_up: AtomicBool,
+}
+
+impl OpenConnection {
+    fn new(link: Link, answer_limit: Duration) -> Arc<Self> {
+        let Link { client, connection, canceller, .. } = link;
+        let pulse = Arc::new(Pulse::default());
+        let (ending, ended) = watch::channel(());
+        // The driver ends with the connection; its error reaches the request in flight, or the next one.
+        let driver = tokio::spawn({
+            let pulse = Arc::clone(&pulse);
+            async move {
+                let _ending = ending;
+                let mut connection = pin!(connection);
+                let _ = poll_fn(|cx| {
+                    pulse.woken();
+                    connection.as_mut().poll(cx)
+                })
+                .await;
+            }
+        });
+        let driver = driver.abort_handle();
+        let (is_left, is_given_up) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { client, canceller, answer_limit, pulse, driver, ended, is_left, is_given_up })
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.client.is_closed() && !self.is_left.load(Ordering::Relaxed)
+    }
+
+    /// Ask something, and wait for the answer, but not for ever: until nothing has moved on the connection for
+    /// `answer_limit`. Then, and when the returned future is dropped, the statement is cancelled and the connection is
+    /// not used again.
+    ///
+    /// # Errors
+    ///
+    /// What `work` fails with; of a statement that was cancelled SQLSTATE 57014, if the server says so within
+    /// [`CANCEL_LIMIT`]. It has done nothing then. Otherwise [`Error::ConnectionLost`].
+    pub async fn ask<'a, T, F>(self: &'a Arc<Self>, context: &str, work: impl FnOnce(&'a Client) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         self.unless_silent(context, self.answer_limit, work).await
     }
 
-    /// The same for a statement that writes, and holds `sent_bytes`: it gets time to travel, and without an answer it may
-    /// have been committed.
-    pub async fn answer_to_commit<T>(
-        &self,
+    /// The same for a statement that writes, and holds `sent_bytes`: it gets time to travel, and when nobody can say
+    /// whether it was committed, the error says that.
+    pub async fn commit<'a, T, F>(
+        self: &'a Arc<Self>,
         context: &str,
         sent_bytes: usize,
-        work: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
+        work: impl FnOnce(&'a Client) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        if !self.is_usable() {
+            return Err(lost(context, "the connection was given up before anything was sent".to_owned()));
+        }
         #[allow(clippy::cast_precision_loss, reason = "a number of seconds")]
         let limit = self.answer_limit + Duration::from_secs_f64(sent_bytes as f64 / SLOWEST_LINK_BYTES);
         self.unless_silent(context, limit, work).await.map_err(|error| match error {
@@ -128,160 +193,138 @@ impl Session {
         })
     }
 
-    async fn unless_silent<T>(
-        &self,
+    /// Ask something on the side, for `limit`. That it is not answered says nothing about the connection, on which others
+    /// may have something large under way.
+    pub async fn ask_aside<'a, T, F>(
+        &'a self,
         context: &str,
         limit: Duration,
-        work: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
+        work: impl FnOnce(&'a Client) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         self.pulse.asked();
-        let mut work = pin!(work);
-        let mut deadline = Instant::now() + limit;
-        let mut alarm = self.alarm(deadline);
-        let result = loop {
-            tokio::select! {
-                biased;
-                result = &mut work => break result,
-                () = &mut alarm => {}
-            }
-            match self.pulse.moved_at().map(|at| at + limit).filter(|later| *later > deadline) {
-                Some(later) => deadline = later,
-                None => {
-                    return Err(Error::ConnectionLost {
-                        context: context.to_owned(),
-                        reason: format!("PostgreSQL did not answer within {} s", limit.as_secs_f64()),
-                        may_be_sent: false,
-                    });
-                }
-            }
-            alarm.as_mut().reset(deadline);
-        };
-        *self.alarm.lock().unwrap_or_else(PoisonError::into_inner) = Some(alarm);
+        let late = |_| Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() };
+        timeout(limit, work(&self.client)).await.map_err(late)?
+    }
+
+    async fn unless_silent<'a, T, F>(
+        self: &'a Arc<Self>,
+        context: &str,
+        limit: Duration,
+        work: impl FnOnce(&'a Client) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut under_way = UnderWay { connection: self, is_answered: false };
+        self.pulse.asked();
+        let mut work = pin!(work(&self.client));
+        let mut answer = self.pulse.unless_silent(limit, &mut work).await;
+        if answer.is_none() {
+            self.give_up();
+            let last_word = timeout(CANCEL_LIMIT, work).await.ok();
+            answer = last_word.map(|result| result.map_err(|error| cancelled(error, context, limit)));
+        }
+        let result = answer.unwrap_or_else(|| Err(silent(context, limit)));
+        under_way.is_answered = !result.as_ref().is_err_and(Error::is_connection_lost);
         result
     }
 
-    /// One that was set before, if nobody else waits by it: to put an alarm off is next to nothing, and to set another
-    /// wakes the thread that would have slept until then, two system calls for each request.
-    fn alarm(&self, deadline: Instant) -> Pin<Box<Sleep>> {
-        match self.alarm.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(mut alarm) => {
-                alarm.as_mut().reset(deadline);
-                alarm
-            }
-            None => Box::pin(sleep_until(deadline)),
+    /// Use it no more, once nothing is under way on it; the next use opens another.
+    pub fn leave(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Cancel what is under way, and end it, in the background.
+    fn give_up(self: &Arc<Self>) {
+        self.leave();
+        if self.is_given_up.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Without a runtime we are at the end of the process, and so is the connection.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(Arc::clone(self).end());
         }
     }
 
-    /// Connections opened after the first one.
-    pub fn reconnects(&self) -> u64 {
-        self.connects.load(Ordering::Relaxed).saturating_sub(1)
-    }
-
-    /// Drop a connection that broke, without a farewell; the next use opens another.
-    pub async fn discard(&self) {
-        if let Some(open) = self.open.lock().await.take() {
-            open.driver.abort();
-        }
-    }
-
-    /// Close the connection in good order, and for good; one that is just being made is given up.
-    pub async fn close(&self) {
-        self.closed.send_replace(true);
-        if let Some(Open { client, mut driver }) = self.open.lock().await.take() {
-            drop(client);
-            if timeout(CLOSE_LIMIT, &mut driver).await.is_err() {
-                driver.abort();
+    /// Cancel until everything that was sent is answered, or until nothing has moved for [`CANCEL_LIMIT`].
+    async fn end(self: Arc<Self>) {
+        // In line behind everything else. On a connection that is lost it ends at once; the statement may still run.
+        let mut answered = pin!(async {
+            self.pulse.asked();
+            let _ = self.client.batch_execute("").await;
+        });
+        let (mut pause, mut moved_at) = (CANCEL_PAUSE, self.pulse.moved_at());
+        let mut deadline = Instant::now() + CANCEL_LIMIT;
+        while Instant::now() < deadline {
+            self.canceller.cancel().await;
+            if timeout(pause, &mut answered).await.is_ok() {
+                break;
             }
+            let moved = self.pulse.moved_at();
+            if moved == moved_at {
+                pause *= 2;
+            } else {
+                (pause, moved_at) = (CANCEL_PAUSE, moved);
+                deadline = Instant::now() + CANCEL_LIMIT;
+            }
+        }
+        self.driver.abort();
+    }
+
+    async fn close(self: Arc<Self>) {
+        let (driver, mut ended) = (self.driver.clone(), self.ended.clone());
+        let is_given_up = self.is_given_up.load(Ordering::Relaxed);
+        let whoever_waits = Arc::downgrade(&self);
+        drop(self); // the driver says farewell when nobody can ask anything more
+        if !is_given_up && timeout(CLOSE_LIMIT, ended.changed()).await.is_err() {
+            match whoever_waits.upgrade() {
+                Some(open) => open.give_up(),
+                None => driver.abort(),
+            }
+        }
+        if timeout(CANCEL_LIMIT, ended.changed()).await.is_err() {
+            driver.abort();
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::conninfo::Conninfo;
+/// A statement under way. One that is dropped, or whose connection is lost, may still wait for something on the server.
+struct UnderWay<'a> {
+    connection: &'a Arc<OpenConnection>,
+    is_answered: bool,
+}
 
-    const LIMIT: Duration = Duration::from_secs(10);
-
-    fn session() -> Session {
-        let conninfo = Conninfo::parse("host=127.0.0.1 user=any", &|_| None).unwrap();
-        Session::new(Arc::new(Connector::new(conninfo, None, Vec::new()).unwrap()), LIMIT)
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.connection.give_up();
+        }
     }
+}
 
-    /// A request that is answered after a while.
-    async fn after(session: &Session, seconds: u64) -> Result<u64> {
-        session.pulse.woken(); // as the driver is by every request
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
-        Ok(seconds)
-    }
+fn lost(context: &str, reason: String) -> Error {
+    Error::ConnectionLost { context: context.to_owned(), reason, may_be_sent: false }
+}
 
-    /// Bytes move on the connection once in so many seconds, so often.
-    fn move_bytes(session: &Session, seconds: u64, times: u64) {
-        let pulse = Arc::clone(&session.pulse);
-        tokio::spawn(async move {
-            for _ in 0..times {
-                tokio::time::sleep(Duration::from_secs(seconds)).await;
-                pulse.woken();
-            }
-        });
-    }
+fn silent(context: &str, limit: Duration) -> Error {
+    lost(context, format!("PostgreSQL did not answer within {} s", seconds(limit)))
+}
 
-    #[tokio::test(start_paused = true)]
-    async fn silence_ends_a_wait() {
-        let session = session();
-        assert_eq!(session.answer("ask", after(&session, 9)).await.unwrap(), 9);
-        let began = Instant::now();
-        let error = session.answer("ask", after(&session, 11)).await.unwrap_err();
-        assert!(error.is_connection_lost() && !error.is_in_doubt(), "{error}");
-        assert_eq!(began.elapsed().as_secs(), 10);
-    }
+fn seconds(limit: Duration) -> f64 {
+    (limit.as_secs_f64() * 10.0).round() / 10.0
+}
 
-    #[tokio::test(start_paused = true)]
-    async fn every_request_has_its_own_time() {
-        let session = session();
-        assert_eq!(session.answer("ask", after(&session, 9)).await.unwrap(), 9);
-        let other = async { session.answer("ask", after(&session, 5)).await };
-        let (one, other) = tokio::join!(session.answer("ask", after(&session, 8)), other);
-        assert_eq!((one.unwrap(), other.unwrap()), (8, 5));
-        let began = Instant::now();
-        session.answer("ask", after(&session, 99)).await.unwrap_err();
-        assert_eq!(began.elapsed().as_secs(), 10);
-        let began = Instant::now();
-        session.answer("ask", after(&session, 99)).await.unwrap_err();
-        assert_eq!(began.elapsed().as_secs(), 10);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_large_answer_on_a_slow_link_is_waited_for() {
-        let session = session();
-        move_bytes(&session, 9, 10);
-        assert_eq!(session.answer("ask", after(&session, 95)).await.unwrap(), 95);
-        let began = Instant::now();
-        move_bytes(&session, 7, 3);
-        assert!(session.answer("ask", after(&session, 99)).await.is_err());
-        assert_eq!(began.elapsed().as_secs(), 3 * 7 + 10);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn requests_of_others_are_no_sign_of_life() {
-        let session = session();
-        let others = session.clone();
-        tokio::spawn(async move {
-            for _ in 0..20 {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                let one = others.clone();
-                tokio::spawn(async move { one.answer("ask", after(&one, 99)).await });
-            }
-        });
-        assert!(session.answer("ask", after(&session, 15)).await.is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_large_statement_has_time_to_travel() {
-        let session = session();
-        let mebibyte = 1024 * 1024;
-        assert_eq!(session.answer_to_commit("store", mebibyte, after(&session, 25)).await.unwrap(), 25);
-        let error = session.answer_to_commit("store", mebibyte, after(&session, 27)).await.unwrap_err();
-        assert!(error.is_in_doubt(), "{error}");
+/// The last word about a statement that was cancelled, and why it was.
+fn cancelled(error: Error, context: &str, limit: Duration) -> Error {
+    match error {
+        Error::Database { report, .. } if report.sqlstate == CANCELLED => {
+            let context = format!("{context}: cancelled, there was no answer within {} s", seconds(limit));
+            Error::Database { context, report }
+        }
+        error if error.is_connection_lost() => silent(context, limit),
+        other => other,
     }
 }

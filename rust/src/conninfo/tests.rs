@@ -252,7 +252,7 @@ fn defaults_are_ours() {
     assert_eq!(conninfo.dbname(), conninfo.user());
     assert_eq!(conninfo.hosts(), [Host { name: String::new(), addr: None, port: 5432 }]);
     assert!(conninfo.hosts()[0].socket_dir().is_some());
-    assert_eq!(conninfo.connect_timeout, Some(Duration::from_secs(10)));
+    assert_eq!(conninfo.connect_timeout, Duration::from_secs(10));
     assert_eq!(conninfo.keepalives.unwrap().idle, Some(Duration::from_secs(30)));
     assert_eq!(conninfo.tcp_user_timeout, Some(Duration::from_secs(30)));
     assert_eq!(conninfo.application_name, "socketio-postgres");
@@ -266,13 +266,13 @@ fn defaults_are_ours() {
 #[test]
 fn zero_turns_limits_off() {
     let conninfo = parse("connect_timeout=0 tcp_user_timeout=0 keepalives_idle=0 keepalives_count=0").unwrap();
-    assert_eq!((conninfo.connect_timeout, conninfo.tcp_user_timeout), (None, None));
+    assert_eq!((conninfo.connect_timeout, conninfo.tcp_user_timeout), (Duration::from_secs(120), None));
     let keepalives = conninfo.keepalives.unwrap();
     assert_eq!((keepalives.idle, keepalives.count), (None, None));
     assert_eq!(keepalives.interval, Some(Duration::from_secs(10)));
     assert_eq!(parse("keepalives=0").unwrap().keepalives, None);
-    assert_eq!(parse("connect_timeout=-1").unwrap().connect_timeout, None);
-    assert_eq!(parse("connect_timeout=' 7 '").unwrap().connect_timeout, Some(Duration::from_secs(7)));
+    assert_eq!(parse("connect_timeout=-1").unwrap().connect_timeout, Duration::from_secs(120));
+    assert_eq!(parse("connect_timeout=' 7 '").unwrap().connect_timeout, Duration::from_secs(7));
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn every_variable_is_read_and_the_dsn_wins() {
     assert_eq!((conninfo.dbname(), conninfo.user()), ("d", "u"));
     assert_eq!(conninfo.password, Some(Secret("p".to_owned())));
     assert_eq!(conninfo.passfile, Some("/pass".into()));
-    assert_eq!(conninfo.connect_timeout, Some(Duration::from_secs(3)));
+    assert_eq!(conninfo.connect_timeout, Duration::from_secs(3));
     assert_eq!((conninfo.application_name.as_str(), conninfo.options.as_deref()), ("app", Some("-c a=b")));
     assert_eq!(conninfo.tls.mode, SslMode::VerifyCa);
     assert_eq!(conninfo.tls.root, RootCert::File(explicit("/root.crt")));

@@ -25,7 +25,7 @@ use crate::protocol;
 use crate::publisher::{OnFull, Publisher, PublisherSettings};
 use crate::rooms::Rooms;
 use crate::runtime::{self, Lease, Leftover};
-use crate::session::Session;
+use crate::session::{OpenConnection, Session};
 use crate::signature::SigningKey;
 
 /// So many times in a probe's interval, twenty in a `heartbeat_timeout`, a server may be called alive.
@@ -116,21 +116,19 @@ impl PyBus {
         &self,
         inbox: &PyInbox,
         token: u64,
-        operation: impl FnOnce(Arc<AttachmentTable>, Session) -> F,
+        operation: impl FnOnce(Arc<AttachmentTable>, Arc<OpenConnection>) -> F + Send + 'static,
     ) -> Result<()>
     where
         F: Future<Output = Result<Outcome>> + Send + 'static,
     {
         self.check_process()?;
         let completion = inbox.completion(token);
-        let work = operation(Arc::clone(&self.table), self.session.clone());
-        let session = self.session.clone();
+        let (table, session) = (Arc::clone(&self.table), self.session.clone());
         runtime::handle()?.spawn(async move {
-            let result = work.await;
-            if result.as_ref().is_err_and(Error::is_connection_lost) {
-                session.discard().await;
-            }
-            completion.finish(result);
+            completion.finish(match session.open().await {
+                Ok(connection) => operation(table, connection).await,
+                Err(error) => Err(error),
+            });
         });
         Ok(())
     }
@@ -339,33 +337,25 @@ impl PyBus {
     }
 
     fn ensure_table(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        Ok(self.on_table(inbox, token, |table, session| async move {
-            let work = async { table.ensure(&*session.client().await?).await };
-            session.answer("look up the attachment table", work).await?;
+        Ok(self.on_table(inbox, token, |table, connection| async move {
+            connection.ask("look up the attachment table", |client| table.ensure(client)).await?;
             Ok(Outcome::Done)
         })?)
     }
 
     fn insert_attachment(&self, body: Vec<u8>, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        Ok(self.on_table(inbox, token, |table, session| async move {
-            let prepare = async {
-                let client = session.client().await?;
-                table.ensure(&client).await?;
-                Ok(client)
-            };
-            let client = session.answer("look up the attachment table", prepare).await?;
-            let work = table.insert(&client, &body);
-            Ok(Outcome::Number(session.answer_to_commit("insert an attachment", body.len(), work).await?))
+        Ok(self.on_table(inbox, token, |table, connection| async move {
+            connection.ask("look up the attachment table", |client| table.ensure(client)).await?;
+            let insert = |client| table.insert(client, &body);
+            Ok(Outcome::Number(connection.commit("insert an attachment", body.len(), insert).await?))
         })?)
     }
 
     fn get_attachment(&self, attachment_id: i64, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        Ok(self.on_table(inbox, token, move |table, session| async move {
-            let work = async {
-                let client = session.client().await?;
-                table.fetch(&client, &[attachment_id], usize::MAX, usize::MAX).await
-            };
-            let found = session.answer("fetch attachments", work).await?.remove(&attachment_id);
+        Ok(self.on_table(inbox, token, move |table, connection| async move {
+            let ids = [attachment_id];
+            let fetch = |client| table.fetch(client, &ids, usize::MAX, usize::MAX);
+            let found = connection.ask("fetch attachments", fetch).await?.remove(&attachment_id);
             Ok(Outcome::Bytes(match found {
                 Some(Body::Bytes(bytes)) => Some(bytes),
                 _ => None,
@@ -374,9 +364,9 @@ impl PyBus {
     }
 
     fn expire_attachments(&self, age_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        Ok(self.on_table(inbox, token, move |table, session| async move {
-            let work = async { table.expire(&*session.client().await?, age_seconds).await };
-            Ok(Outcome::Number(session.answer("expire attachments", work).await?))
+        Ok(self.on_table(inbox, token, move |table, connection| async move {
+            let expire = |client| table.expire(client, age_seconds);
+            Ok(Outcome::Number(connection.ask("expire attachments", expire).await?))
         })?)
     }
 
