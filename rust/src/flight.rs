@@ -10,6 +10,7 @@ use crate::buffer::Outgoing;
 use crate::echo::Echo;
 use crate::error::{Error, Result};
 use crate::outbox::Outbox;
+use crate::queue;
 use crate::session::Session;
 use crate::statement;
 
@@ -35,7 +36,7 @@ impl<'a> Flight<'a> {
     /// Commit it. `Err` means that the connection is of no use any more.
     pub async fn commit(mut self, client: &Client) -> Result<()> {
         self.prepare(client).await?;
-        let mut has_tidied = false;
+        let (mut has_looked_again, mut has_tidied) = (false, false);
         while let Some(group) = self.parts.last() {
             if group.is_empty() {
                 self.parts.pop();
@@ -56,14 +57,23 @@ impl<'a> Flight<'a> {
                     self.settle(&Err(in_doubt(&reason_of(&error))));
                     return Err(error);
                 }
-                // Nothing was sent. Begin anew: the table is made again where that is allowed, or its absence reported.
-                Err(error) if self.table.forget_if_gone(&error).await => return Ok(()),
+                // Nothing was sent. Look for the table again: it is made where that is allowed, or its absence reported. But
+                // once only: a trigger that writes to another table, which is gone, is refused with the same words.
+                Err(error) if !has_looked_again && self.table.forget_if_gone(&error).await => {
+                    has_looked_again = true;
+                    self.prepare(client).await?;
+                }
                 Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
-                    self.session.answer("tidy the notification queue", statement::tidy_queue(client)).await?;
+                    match self.session.answer("tidy the notification queue", queue::tidy(client)).await {
+                        Err(error) if error.is_transient() || error.is_connection_lost() => return Err(error),
+                        _ => {} // refused or not, the next attempt decides
+                    }
                 }
                 // The server refused before committing: nothing was sent, and another attempt may succeed.
                 Err(error) if error.is_transient() => return Err(error),
-                Err(error) if group.len() > 1 && (statement::is_about_one_message(&error) || is_mixed(group)) => {
+                Err(error)
+                    if group.len() > 1 && (statement::is_about_one_message(&error, group) || is_mixed(group)) =>
+                {
                     let mut first = self.parts.pop().unwrap_or_default();
                     let second = first.split_off(first.len() / 2);
                     self.parts.extend([second, first]);
@@ -79,10 +89,10 @@ impl<'a> Flight<'a> {
         if self.parts.iter().flatten().any(Outgoing::is_attachment)
             && let Err(error) = self.session.answer("look up the attachment table", self.table.ensure(client)).await
         {
-            if error.is_transient() {
+            if error.is_transient() || error.is_connection_lost() {
                 return Err(error);
             }
-            let group: Vec<Outgoing> = self.parts.drain(..).flatten().collect();
+            let group: Vec<Outgoing> = self.parts.drain(..).rev().flatten().collect();
             let (refused, rest) = group.into_iter().partition(Outgoing::is_attachment);
             self.outbox.settle(refused, &Err(error));
             self.parts.push(rest);

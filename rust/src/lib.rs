@@ -16,12 +16,14 @@ pub mod inbox;
 pub mod intake;
 pub mod lanes;
 pub mod listener;
+pub mod outage;
 pub mod outbox;
 pub mod probe;
 pub mod protocol;
 pub mod publisher;
 #[cfg(feature = "python")]
 mod py;
+pub mod queue;
 pub mod rooms;
 pub mod runtime;
 pub mod sequence;
