@@ -66,6 +66,10 @@ class EventFeed(EventLog):
         All subscriptions of a process share one listening connection and one reader, also those of several stores with
         the same connection string and table.
 
+        A lost connection, and one that is refused, is tried again for ever, or as often as `max_reconnect_attempts`
+        says; until then nothing comes, and nothing is missed. Why is logged and told to `error_handler`, each reason
+        once, and shown by `stats()`.
+
         Args:
             after: `START`, `END` (what is stored from the first step on), or a version.
             filters: Conditions, all of which must hold.

@@ -127,7 +127,11 @@ async def test_a_server_goes_on_and_says_why_once(
 
 
 def _are_refused(stats: dict[str, Any], *keys: str) -> bool:
-    return all((stats[key] or {}).get("sqlstate") == "28000" for key in keys)
+    return all(_is_refused(stats[key], "28000") for key in keys)
+
+
+def _is_refused(outage: dict[str, Any] | None, sqlstate: str) -> bool:
+    return outage is not None and outage["sqlstate"] == sqlstate
 
 
 async def test_whoever_waits_for_a_channel_waits_on(database: Database, role: Database) -> None:
@@ -212,9 +216,8 @@ async def test_whatever_the_reason(database: Database, role: Database, change: s
             block = altered(database, refuse.format(name=database.name), allow.format(name=database.name))
         with block:
             waiting = asyncio.create_task(io.emit("second"))
-            for one in (io.stats, client.stats):
-                key = "publisher_outage" if one == io.stats else "listener_outage"
-                await eventually(lambda one=one, key=key: (one()[key] or {}).get("sqlstate") == sqlstate, key)  # type: ignore[misc]
+            await eventually(lambda: _is_refused(io.stats()["publisher_outage"], sqlstate), "publishing is refused")
+            await eventually(lambda: _is_refused(client.stats()["listener_outage"], sqlstate), "listening, too")
             assert not waiting.done()
         await waiting
         await eventually(lambda: client.stats()["is_listening"], "it listens again")
@@ -245,7 +248,7 @@ async def test_a_password_that_was_rotated(postgres: OwnPostgres, database: Data
             await io.emit("first")
             with altered(database, f"ALTER ROLE {ROLE} PASSWORD 'another'", "SELECT 1"):
                 waiting = asyncio.create_task(io.emit("second"))
-                await eventually(lambda: (io.stats()["publisher_outage"] or {}).get("sqlstate") == "28P01", "refused")
+                await eventually(lambda: _is_refused(io.stats()["publisher_outage"], "28P01"), "it is refused")
                 passwords[0] = ""
                 await eventually(
                     lambda: "empty string" in io.stats()["publisher_outage"]["text"], "a function that gives none"
