@@ -266,7 +266,13 @@ class Bus:
     def release(self) -> None:
         """After closing: the background thread ends when no other object of the process needs it."""
 
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]:
+        """Counters, and how things are now.
+
+        `publisher_outage` and `listener_outage` say why there is no connection: `kind` (name of the exception),
+        `sqlstate` (None when it is not the server's), `text` and `since` (seconds as `time.time()` has it); None while
+        there is one.
+        """
 
 @final
 class StoredEvent:
@@ -388,7 +394,11 @@ class EventStore:
 
     def subscribe(self, conditions: list[tuple[str, str, list[str]]]) -> Subscription: ...
     def close(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...
-    def stats(self) -> dict[str, Any]: ...
+    def take_failures(self) -> list[SocketIOPostgresError]:
+        """Why subscriptions had to wait for a connection, each reason once, since this was asked last."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, and how things are now; `listener_outage` and `reader_outage` as in `Bus.stats`."""
 
 @final
 class Import:

@@ -96,7 +96,11 @@ class AsyncPostgresClient:
     async def listen(self, channel: str) -> None:
         """Listen to a channel; returns once LISTEN is active.
 
+        During an outage that is when it is over: once this client has connected, what is lost or refused is tried again
+        for ever.
+
         Raises:
+            DatabaseError: The first connection is refused: password, database, or rights.
             OptionsError: The name is empty or holds a NUL.
             PayloadTooLargeError: It is longer than 63 bytes, which LISTEN would cut silently.
             DatabaseError: PostgreSQL refuses: password, database, or it is a standby.

@@ -65,6 +65,10 @@ class AsyncEventFeed(AsyncEventLog):
         All subscriptions of a process share one listening connection and one reader, also those of several stores with
         the same connection string and table.
 
+        A lost connection, and one that is refused, is tried again for ever, or as often as `max_reconnect_attempts`
+        says; until then nothing comes, and nothing is missed. Why is logged and told to `error_handler`, each reason
+        once, and shown by `stats()`.
+
         Args:
             after: `START`, `END` (what is stored from the first step on), or a version.
             filters: Conditions, all of which must hold.
@@ -94,7 +98,7 @@ class AsyncEventFeed(AsyncEventLog):
             opener,
             after=after,
             prefetch=prefetch,
-            on_idle=self._look_for_stall,
+            on_idle=self._look_around,
             patience=min(patience, self.options.stall_warning),
         )
 
@@ -283,6 +287,21 @@ class AsyncEventFeed(AsyncEventLog):
         for suffix in ("_parked", "_consumers", "_subscriptions"):
             sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
             await self._query_durable(sql, name)
+
+    async def _look_around(self) -> None:
+        """Nothing came for a while: tell why, if there is a reason."""
+        self._tell_outages()
+        await self._look_for_stall()
+
+    def _tell_outages(self) -> None:
+        """Log why subscriptions had to wait for a connection, each reason once; they go on when it is there again."""
+        for failure in self._core.take_failures():
+            self.options.logger.warning("%s: subscriptions wait: %s", self.description, failure)
+            if self.options.error_handler is not None:
+                try:
+                    self.options.error_handler(failure)
+                except Exception:
+                    self.options.logger.exception("the error_handler itself failed")
 
     async def _look_for_stall(self) -> None:
         """Log who holds readers up, once in a while, and do what `on_stall` says."""

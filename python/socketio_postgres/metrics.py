@@ -46,6 +46,7 @@ _CLUSTER: Final = (
     Metric("publish_groups", "counter", "{transaction}", "Transactions that committed messages."),
     Metric("publish_attachments", "counter", "{message}", "Of the published messages, those sent as attachments."),
     Metric("publisher_reconnects", "counter", "{connection}", "Publishing connections opened after a failure."),
+    Metric("publisher_outage_seconds", "gauge", "s", "Time since publishing began to fail; none when it works."),
     Metric("buffer_count", "gauge", "{message}", "Messages waiting to be committed."),
     Metric("buffer_bytes", "gauge", "By", "Size of the messages waiting to be committed."),
     Metric("is_listening", "gauge", "", "1 while the listening session holds all its channels."),
@@ -53,6 +54,7 @@ _CLUSTER: Final = (
     Metric("members", "gauge", "{server}", "Python servers of the cluster at the last probe, this one included."),
     Metric("peers", "gauge", "{server}", "Other servers known in the namespace."),
     Metric("listener_reconnects", "counter", "{connection}", "Listening sessions opened after the first."),
+    Metric("listener_outage_seconds", "gauge", "s", "Time without a listening session; none when there is one."),
     Metric("probe_age", "gauge", "s", "Time since the listening session last answered."),
     Metric("echo_age", "gauge", "s", "Time since a message of our own last came back; grows while none is sent."),
     Metric("notification_queue_usage", "gauge", "1", "Used part of PostgreSQL's notification queue."),
@@ -72,7 +74,8 @@ _CLUSTER: Final = (
     Metric("inbox_age", "gauge", "s", "Time that messages have waited without the application taking any."),
     Metric("held_bytes", "gauge", "By", "Size of the messages waiting behind attachments."),
 )
-# Beside `is_listening` and `listener_reconnects`, which stand above. The process ids in `gap_holders` are no number.
+# Beside `is_listening`, `listener_reconnects` and `listener_outage_seconds`, which stand above. The process ids in
+# `gap_holders` are no number.
 _EVENT_STORE: Final = (
     Metric("max_open_connections", "gauge", "{connection}", "Most connections for writing and reading."),
     Metric("open_connections", "gauge", "{connection}", "Connections for writing and reading."),
@@ -95,6 +98,7 @@ _EVENT_STORE: Final = (
     Metric("pages", "counter", "{query}", "Queries of subscriptions that catch up by themselves."),
     Metric("lock_looks", "counter", "{query}", "Looks at the lock of the sequence."),
     Metric("notifications", "counter", "{notification}", "Notifications of events received."),
+    Metric("reader_outage_seconds", "gauge", "s", "Time since readers cannot connect; none when they can."),
     Metric("gap_seconds", "gauge", "s", "Time that readers have waited for an open transaction."),
 )
 METRICS: Final = _CLUSTER + _EVENT_STORE

@@ -41,7 +41,8 @@ class BusOptions:
         max_payload: Largest message accepted, in bytes; a larger one raises `PayloadTooLargeError`. Default 16 MiB.
         buffer_count: Messages that may wait to be committed. Default 10 000.
         buffer_bytes: The same in bytes. Default 64 MiB.
-        buffer_age: Seconds a message waits for a lost connection before it fails. Default 30.
+        buffer_age: Seconds a message waits for a connection that was lost, or is refused after it has worked, before it
+            fails. Default 30.
         on_full: What happens to an emit when as many wait: `wait`, it takes its place in the order and returns once
             there is room again (cancelling it does not take it back); `raise` a `BufferFullError`; or `drop` the
             message, which counts as failed: the next flush raises, `error_handler` hears of the first in a row, and

@@ -15,6 +15,8 @@ const LOCK_KEY: i64 = 0x7369_6f2e_7067;
 
 /// `undefined_table`, said of a missing sequence, too.
 const UNDEFINED_TABLE: &str = "42P01";
+/// `unique_violation`: ids were drawn from a sequence that is the table's no more.
+const UNIQUE_VIOLATION: &str = "23505";
 
 /// What a fetch found under one id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,10 +82,12 @@ impl AttachmentTable {
         Ok(sequence)
     }
 
-    /// Look again at the next use, if an error says that the table, or its sequence, is gone; true when it does. A
-    /// migration may have dropped it, or another server be in its place.
+    /// Look again at the next use, if an error says that the table, or its sequence, is gone; true when it may. A
+    /// migration may have dropped it, or another server be in its place. A trigger of the table may mean something else by
+    /// the same code, so the second answer is to be believed.
     pub async fn forget_if_gone(&self, error: &Error) -> bool {
-        let is_gone = matches!(error, Error::Database { report, .. } if report.sqlstate == UNDEFINED_TABLE);
+        let is_gone = matches!(error, Error::Database { report, .. }
+            if matches!(report.sqlstate.as_str(), UNDEFINED_TABLE | UNIQUE_VIOLATION));
         is_gone && self.sequence.lock().await.take().is_some()
     }
 

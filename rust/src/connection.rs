@@ -11,6 +11,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use tokio::net::lookup_host;
 use tokio::sync::Semaphore;
@@ -63,11 +64,13 @@ pub struct Connector {
     /// The start-up parameter `options`.
     options: String,
     preparing: Arc<Semaphore>,
+    /// Whether it ever did.
+    has_connected: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { conninfo, password: _, options, preparing: _ } = self;
+        let Self { conninfo, password: _, options, preparing: _, has_connected: _ } = self;
         f.debug_struct("Connector").field("conninfo", conninfo).field("options", options).finish_non_exhaustive()
     }
 }
@@ -123,7 +126,8 @@ impl Connector {
             let space = if options.is_empty() { "" } else { " " };
             let _ = write!(options, "{space}-c {name}={escaped}"); // writing to a String cannot fail
         }
-        Ok(Self { conninfo: Arc::new(conninfo), password, options, preparing: Arc::new(Semaphore::new(PREPARING)) })
+        let preparing = Arc::new(Semaphore::new(PREPARING));
+        Ok(Self { conninfo: Arc::new(conninfo), password, options, preparing, has_connected: Arc::default() })
     }
 
     /// The configuration it connects with.
@@ -136,7 +140,20 @@ impl Connector {
     /// Names are resolved anew at every call. As in libpq an error that another host would most likely report,
     /// too (password, database, certificate), ends the attempt; unreachable hosts and standbys are passed over.
     /// `connect_timeout` bounds each look-up and, per address, everything from TCP to the first answer.
+    ///
+    /// Until it has connected once, what waiting cannot mend is an error that says so, because then the settings are
+    /// wrong. Later they are not, and a refusal is an outage, [transient](Error::is_transient) whatever its reason.
     pub async fn connect(&self) -> Result<Link> {
+        let connected = self.try_hosts().await;
+        match connected {
+            Ok(_) => self.has_connected.store(true, Ordering::Relaxed),
+            Err(error) if self.has_connected.load(Ordering::Relaxed) => return Err(as_outage(error)),
+            Err(_) => {}
+        }
+        connected
+    }
+
+    async fn try_hosts(&self) -> Result<Link> {
         let prepared = self.bounded("read password and certificates".to_owned(), self.prepare()).await?;
         let hosts = self.conninfo.hosts();
         let mut order: Vec<_> = hosts.iter().zip(&prepared.credentials).collect();
@@ -389,6 +406,18 @@ fn refused(context: &str, message: String, hint: &str) -> Error {
     let report =
         ServerReport { severity: "FATAL".to_owned(), message, hint: Some(hint.to_owned()), ..ServerReport::default() };
     Error::Database { context: context.to_owned(), report: Box::new(report) }
+}
+
+/// A refusal by settings that have worked before.
+fn as_outage(error: Error) -> Error {
+    match error {
+        Error::Database { .. } => Error::Refused(Box::new(error)),
+        // A certificate that is gone, a password that is no longer given: no option of the caller's became wrong.
+        Error::Options { .. } => {
+            Error::ConnectionLost { context: "connect".to_owned(), reason: error.to_string(), may_be_sent: false }
+        }
+        other => other,
+    }
 }
 
 fn sqlstate(error: &Error) -> Option<&str> {

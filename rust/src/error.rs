@@ -133,6 +133,10 @@ pub enum Error {
         /// The server's own words.
         report: Box<ServerReport>,
     },
+    /// A connection was refused where another had been granted. Whatever the server's words, that is an outage like any
+    /// other: rights, limits and certificates are changed, and changed back, while we run.
+    #[error("{0}")]
+    Refused(Box<Self>),
     /// No connection could be made, or it broke.
     #[error("{context}: {reason}")]
     ConnectionLost {
@@ -231,7 +235,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             // A pooler may be replaced by a direct connection while we run, a standby promoted.
-            Self::ConnectionLost { .. } | Self::Timeout { .. } | Self::SelfTest { .. } => true,
+            Self::ConnectionLost { .. } | Self::Timeout { .. } | Self::SelfTest { .. } | Self::Refused(_) => true,
             Self::Database { report, .. } => {
                 // 08 connection exception, 53 insufficient resources, 57 operator intervention, 25006 standby.
                 matches!(report.sqlstate.get(..2), Some("08" | "53" | "57")) || report.sqlstate == "25006"
@@ -245,10 +249,10 @@ impl Error {
         matches!(self, Self::ConnectionLost { may_be_sent: true, .. })
     }
 
-    /// Whether the session it happened on is gone.
+    /// Whether the session it happened on is gone, or there is none.
     pub fn is_connection_lost(&self) -> bool {
         match self {
-            Self::ConnectionLost { .. } | Self::Timeout { .. } | Self::SelfTest { .. } => true,
+            Self::ConnectionLost { .. } | Self::Timeout { .. } | Self::SelfTest { .. } | Self::Refused(_) => true,
             Self::Database { report, .. } => {
                 report.severity == "FATAL" || report.severity == "PANIC" || report.sqlstate.starts_with("08")
             }

@@ -9,6 +9,7 @@ use crate::buffer::Outgoing;
 use crate::echo::Echo;
 use crate::error::{Error, Result};
 use crate::outbox::Outbox;
+use crate::queue;
 use crate::session::OpenConnection;
 use crate::statement;
 
@@ -39,7 +40,7 @@ impl<'a> Flight<'a> {
     /// Commit it. `Err` means that the connection is of no use any more.
     pub async fn commit(mut self) -> Result<()> {
         self.prepare().await?;
-        let mut has_tidied = false;
+        let (mut has_looked_again, mut has_tidied) = (false, false);
         while let Some(group) = self.parts.last() {
             if group.is_empty() {
                 self.parts.pop();
@@ -60,14 +61,23 @@ impl<'a> Flight<'a> {
                     self.settle(&Err(in_doubt(&reason_of(&error))));
                     return Err(error);
                 }
-                // Nothing was sent. Begin anew: the table is made again where that is allowed, or its absence reported.
-                Err(error) if self.table.forget_if_gone(&error).await => return Ok(()),
+                // Nothing was sent. Look for the table again: it is made where that is allowed, or its absence reported. But
+                // once only: a trigger that writes to another table, which is gone, is refused with the same words.
+                Err(error) if !has_looked_again && self.table.forget_if_gone(&error).await => {
+                    has_looked_again = true;
+                    self.prepare().await?;
+                }
                 Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
-                    self.connection.ask("tidy the notification queue", statement::tidy_queue).await?;
+                    match self.connection.ask("tidy the notification queue", queue::tidy).await {
+                        Err(error) if error.is_transient() || error.is_connection_lost() => return Err(error),
+                        _ => {} // refused or not, the next attempt decides
+                    }
                 }
                 // The server refused before committing: nothing was sent, and another attempt may succeed.
                 Err(error) if error.is_transient() => return Err(error),
-                Err(error) if group.len() > 1 && (statement::is_about_one_message(&error) || is_mixed(group)) => {
+                Err(error)
+                    if group.len() > 1 && (statement::is_about_one_message(&error, group) || is_mixed(group)) =>
+                {
                     let mut first = self.parts.pop().unwrap_or_default();
                     let second = first.split_off(first.len() / 2);
                     self.parts.extend([second, first]);
@@ -84,10 +94,10 @@ impl<'a> Flight<'a> {
             && let Err(error) =
                 self.connection.ask("look up the attachment table", |client| self.table.ensure(client)).await
         {
-            if error.is_transient() {
+            if error.is_transient() || error.is_connection_lost() {
                 return Err(error);
             }
-            let group: Vec<Outgoing> = self.parts.drain(..).flatten().collect();
+            let group: Vec<Outgoing> = self.parts.drain(..).rev().flatten().collect();
             let (refused, rest) = group.into_iter().partition(Outgoing::is_attachment);
             self.outbox.settle(refused, &Err(error));
             self.parts.push(rest);

@@ -17,6 +17,7 @@ pub mod inbox;
 pub mod intake;
 pub mod lanes;
 pub mod listener;
+pub mod outage;
 pub mod outbox;
 pub mod probe;
 pub mod protocol;
@@ -24,6 +25,7 @@ pub mod publisher;
 pub mod pulse;
 #[cfg(feature = "python")]
 mod py;
+pub mod queue;
 pub mod rooms;
 pub mod runtime;
 pub mod sequence;

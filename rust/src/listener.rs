@@ -21,8 +21,10 @@ use crate::echo::Echo;
 use crate::error::{Error, LikelyCause, Result};
 use crate::gap::{Gap, Overflow, Reason};
 use crate::inbox::{Completion, Item, Notification, Outcome, Outlet};
+use crate::outage::{Outage, Present};
 use crate::probe::{self, Identity, MemberLock};
 use crate::protocol::check_channel;
+use crate::queue;
 use crate::runtime;
 use crate::session::Session;
 
@@ -32,8 +34,6 @@ const SETUP_LIMIT: Duration = Duration::from_secs(5);
 const IDLE_INTERVALS: u32 = 3;
 /// `pg_notification_queue_usage` takes locks that publishers need, so it is asked rarely.
 const QUEUE_USAGE_INTERVAL: Duration = Duration::from_secs(30);
-/// During a long outage every so many failed attempts are reported again, that is about once a minute.
-const REPORT_EVERY: u32 = 15;
 /// Notifications that come without a pause look at the clocks once for so many: two calls and a lock each are a tenth of
 /// what a message costs that is for nobody here.
 const TOGETHER: u32 = 64;
@@ -117,6 +117,7 @@ struct Shared {
     sink: Arc<dyn Sink>,
     outlet: Outlet,
     state: Mutex<State>,
+    outage: Outage,
     changed: Notify,
     closed: Notify,
 }
@@ -148,8 +149,8 @@ pub struct ListenerStats {
 impl Listener {
     /// A listener that connects with the first channel, or with [`Listener::start`].
     pub fn new(connector: Arc<Connector>, settings: ListenerSettings, sink: Arc<dyn Sink>, outlet: Outlet) -> Self {
-        let (state, changed, closed) = (Mutex::default(), Notify::new(), Notify::new());
-        Self { shared: Arc::new(Shared { connector, settings, sink, outlet, state, changed, closed }) }
+        let (state, outage, changed, closed) = (Mutex::default(), Outage::default(), Notify::new(), Notify::new());
+        Self { shared: Arc::new(Shared { connector, settings, sink, outlet, state, outage, changed, closed }) }
     }
 
     /// Connect; `completion` hears how the present attempt ends. After a failure the attempts go on.
@@ -225,6 +226,11 @@ impl Listener {
         }
     }
 
+    /// Why there is no session, and since when.
+    pub fn outage(&self) -> Option<Present> {
+        self.shared.outage.present()
+    }
+
     /// Check that we hear what we publish: everything that was committed since [`Listener::start`] must come back, through
     /// the session that there was then. Its probes tell when it should have.
     pub fn self_test(&self, completion: Completion) -> Result<()> {
@@ -292,7 +298,6 @@ async fn run(shared: Arc<Shared>) {
 async fn work(shared: &Shared) {
     let mut backoff = Backoff::default();
     let mut is_first = true;
-    let mut reported = String::new();
     loop {
         let error = match shared.connector.connect().await {
             Ok(link) => session(shared, link, &mut is_first, &mut backoff).await,
@@ -308,8 +313,8 @@ async fn work(shared: &Shared) {
                 shared.outlet.push(Item::Members(None));
             }
             let mut failed: Vec<_> = state.starting.drain(..).collect();
-            if !error.is_transient() {
-                // Waiting cannot mend this: whoever waits for a channel must hear of it now.
+            if is_first && !error.is_transient() {
+                // It has never listened, and waiting cannot mend that: whoever waits for a channel must hear of it now.
                 failed.extend(state.channels.take_waiting());
             }
             drop(state);
@@ -317,9 +322,7 @@ async fn work(shared: &Shared) {
                 completion.finish(Err(error.clone()));
             }
         }
-        let text = error.to_string();
-        if text != reported || backoff.attempts().is_multiple_of(REPORT_EVERY) {
-            reported = text;
+        if shared.outage.failed(&error) {
             shared.outlet.push(Item::Failure(error));
         }
         tokio::time::sleep(backoff.next_delay()).await;
@@ -427,6 +430,7 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
     unless_silent(shared, client, SETUP_LIMIT, context, keep_membership(shared, client)).await?;
     check(shared, client, SETUP_LIMIT).await?;
     backoff.reset();
+    shared.outage.ended();
     let mut state = shared.lock();
     let since = state.lost_since.take();
     state.reconnects += u64::from(after_gap);
@@ -540,7 +544,7 @@ async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result
         let change = shared.lock().channels.change();
         let script = change.script();
         if !script.is_empty() {
-            client.batch_execute(&script).await.map_err(|error| Error::from_postgres("listen", &error, false))?;
+            queue::listen(client, "listen", &script).await?;
         }
         shared.settings.echo.listening(change.wanted(), std::mem::take(&mut is_new_session), Instant::now());
         for channel in change.dropped() {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::buffer::{Buffer, Outgoing};
 use crate::error::{Error, Result};
 use crate::inbox::{Completion, Item, Outcome, Outlet};
+use crate::outage::Outage;
 
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,6 +115,8 @@ impl Contents {
 pub struct Outbox {
     contents: Mutex<Contents>,
     outlet: Outlet,
+    /// Why nothing can be committed.
+    pub outage: Outage,
 }
 
 impl Outbox {
@@ -130,7 +133,7 @@ impl Outbox {
             space_waiters: Vec::new(),
             is_dropping: false,
         };
-        Self { contents: Mutex::new(contents), outlet }
+        Self { contents: Mutex::new(contents), outlet, outage: Outage::default() }
     }
 
     /// The contents, for this caller alone.

@@ -4,10 +4,12 @@
 //! transaction and one round trip; when nothing is in flight a message leaves at once. There is no timer. One
 //! connection makes commit order the call order.
 
+use std::pin::pin;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use crate::attachment::AttachmentTable;
 use crate::backoff::Backoff;
@@ -17,6 +19,7 @@ use crate::echo::Echo;
 use crate::error::{Error, Result};
 use crate::flight::Flight;
 use crate::inbox::{Completion, Outcome, Outlet};
+use crate::outage::Present;
 use crate::outbox::{Contents, Outbox, PublisherStats, Unreported};
 use crate::protocol::{EMITTER_UID, Message, NOTIFY_LIMIT_BYTES, channel_name, check_channel};
 use crate::runtime;
@@ -102,6 +105,7 @@ impl Publisher {
                 if check_table {
                     connection.ask("look up the attachment table", |client| shared.table.ensure(client)).await?;
                 }
+                shared.outbox.outage.ended();
                 Ok(Outcome::Done)
             };
             completion.finish(result.await);
@@ -225,6 +229,11 @@ impl Publisher {
         PublisherStats { waiting_count, waiting_bytes, reconnects: self.shared.session.reconnects(), ..contents.stats }
     }
 
+    /// Why nothing was committed at the last attempt, and since when that is so.
+    pub fn outage(&self) -> Option<Present> {
+        self.shared.outbox.outage.present()
+    }
+
     fn encode(&self, message: &Message) -> Result<(String, Encoded)> {
         let settings = &self.shared.settings;
         let channel = channel_name(&settings.prefix, &message.nsp)?;
@@ -326,13 +335,20 @@ async fn work(shared: &Shared) {
         let connection = match shared.session.open().await {
             Ok(connection) => connection,
             Err(error) => {
+                if !error.is_transient() {
+                    // It has never connected, and waiting cannot mend that: the caller must hear of it now.
+                    shared.outbox.fail_while(&error, |_| true);
+                }
                 wait_after(shared, &error, &mut backoff).await;
                 continue;
             }
         };
         let group = Flight::take(&shared.outbox, &connection, &shared.table, &shared.echo);
         match group.commit().await {
-            Ok(()) => backoff.reset(),
+            Ok(()) => {
+                backoff.reset();
+                shared.outbox.outage.ended();
+            }
             Err(error) => {
                 connection.leave();
                 wait_after(shared, &error, &mut backoff).await;
@@ -341,20 +357,26 @@ async fn work(shared: &Shared) {
     }
 }
 
-/// After a failed attempt: report it, fail what cannot or may no longer wait, and wait before the next attempt.
+/// After a failed attempt: report it, fail what may no longer wait, and wait before the next attempt.
 async fn wait_after(shared: &Shared, error: &Error, backoff: &mut Backoff) {
-    if !error.is_transient() {
-        // Waiting cannot mend a wrong password, database or right: the caller must hear of it now.
-        shared.outbox.fail_while(error, |_| true);
-        shared.outbox.lock().buffer.answer_flushes();
-        return;
-    }
     let age = shared.settings.buffer_age;
     shared.outbox.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
-    // Nothing is in flight here, so a flush need not wait for what was published after it.
-    shared.outbox.lock().buffer.answer_flushes();
-    if backoff.attempts() == 0 {
-        shared.outbox.report(error);
+    if shared.outbox.outage.failed(error) && error.is_transient() {
+        shared.outbox.report(error); // otherwise each message has said so
     }
-    tokio::time::sleep(backoff.next_delay()).await;
+    let mut pause = pin!(sleep(backoff.next_delay()));
+    loop {
+        {
+            let mut contents = shared.outbox.lock();
+            // Nothing is in flight here, so a flush need not wait for what was published after it.
+            contents.buffer.answer_flushes();
+            if contents.is_closed && contents.buffer.is_empty() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = &mut pause => return,
+            () = shared.changed.notified() => {}
+        }
+    }
 }

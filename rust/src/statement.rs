@@ -79,14 +79,15 @@ pub fn is_queue_full(error: &Error) -> bool {
     matches!(error, Error::Database { report, .. } if report.sqlstate == "54000")
 }
 
-/// Free what all listeners have read. PostgreSQL does that with every fourth page that is written, and so no more once
-/// the queue is full; asking for its usage does it, too.
-pub async fn tidy_queue(client: &Client) -> Result<()> {
-    let done = client.query_typed("SELECT pg_catalog.pg_notification_queue_usage()", &[]).await;
-    done.map(drop).map_err(|error| Error::from_postgres("tidy the notification queue", &error, false))
-}
-
-/// Class 22 (data exception): one message of the group cannot be stored or is not representable; the others can.
-pub fn is_about_one_message(error: &Error) -> bool {
-    matches!(error, Error::Database { report, .. } if report.sqlstate.starts_with("22"))
+/// One message of the group cannot be stored or is not representable; the others may be. Class 22 (data exception) says
+/// so of itself. Where rows are stored, constraints (23) and triggers of the table's owner may look at each: those raise
+/// P0001, or meet an error of their own, mostly of class 42. A missing right (42501) concerns all alike.
+pub fn is_about_one_message(error: &Error, group: &[Outgoing]) -> bool {
+    let Error::Database { report, .. } = error else { return false };
+    let is_of_a_row = || group.iter().any(Outgoing::is_attachment) && report.sqlstate != "42501";
+    match report.sqlstate.get(..2) {
+        Some("22") => true,
+        Some("23" | "42" | "P0") => is_of_a_row(),
+        _ => false,
+    }
 }

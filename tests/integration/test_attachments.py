@@ -217,6 +217,86 @@ async def test_a_table_that_may_not_be_created_again_fails_those_who_need_it(dat
         assert failed == list(range(0, 30, 3)), "and nobody else"
 
 
+WRITES_ELSEWHERE = """
+    CREATE TABLE elsewhere (size int);
+    CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF octet_length(NEW.payload) > 5000 THEN INSERT INTO elsewhere VALUES (octet_length(NEW.payload)); END IF;
+            RETURN NEW;
+        END $$;
+    CREATE TRIGGER audit BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION audit();
+    DROP TABLE elsewhere;
+"""
+
+
+async def test_a_trigger_that_misses_another_table_fails_its_message_alone(database: Database) -> None:
+    """It is refused with the words that a missing attachment table would be refused with."""
+    async with BusReader(database) as reader, AsyncEmitter(database.dsn, buffer_age=3.0) as io:
+        await io.emit("binary", b"")
+        execute(database, WRITES_ELSEWHERE)
+        rollbacks = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+        before = database.value(rollbacks)
+        ends = await asyncio.wait_for(
+            asyncio.gather(
+                *(io.emit("n", number, b"x" * (9000 if number % 10 == 7 else 10)) for number in range(30)),
+                *(io.emit("n", number) for number in range(30, 40)),
+                return_exceptions=True,
+            ),
+            TIMEOUT_S,
+        )
+        failed = [number for number, end in enumerate(ends) if end is not None]
+        assert failed == [7, 17, 27]
+        for number in failed:
+            error = ends[number]
+            assert isinstance(error, DatabaseError)
+            assert (error.sqlstate, "elsewhere" in str(error)) == ("42P01", True)
+        packets = await reader.wait_for(1 + 37)
+        assert [packet[1] for packet in packets[1:]] == [number for number in range(40) if number not in failed]
+    await eventually(lambda: database.value(rollbacks) != before, "the server has counted")
+    assert int(str(database.value(rollbacks))) - int(str(before)) < 100
+
+
+async def test_one_row_that_a_constraint_refuses_fails_alone(database: Database) -> None:
+    async with AsyncEmitter(database.dsn) as io:
+        await io.emit("binary", b"")
+        execute(database, "ALTER TABLE {} ADD CHECK (octet_length(payload) < 5000)")
+        ends = await asyncio.gather(
+            *(io.emit("n", b"x" * (9000 if number == 7 else 10)) for number in range(30)), return_exceptions=True
+        )
+        assert [number for number, end in enumerate(ends) if end is not None] == [7]
+        assert getattr(ends[7], "sqlstate", "") == "23514"
+
+
+async def test_a_right_that_was_taken_away_is_not_asked_for_again_and_again(database: Database) -> None:
+    """It concerns all alike, and so is told with one attempt for all of a group that need it."""
+    role = f"reader_{database.name}"
+    async with AsyncEmitter(database.dsn) as io:
+        await io.emit("binary", b"")
+    execute(database, f'CREATE ROLE "{role}" LOGIN')
+    try:
+        async with AsyncEmitter(make_conninfo(database.dsn, user=role)) as io:
+            await io.emit("small")
+            ends = await asyncio.gather(*(io.emit("n", b"x") for _ in range(200)), return_exceptions=True)
+            assert {getattr(end, "sqlstate", "") for end in ends} == {"42501"}
+            await io.emit("small")
+    finally:
+        execute(database, f'DROP ROLE "{role}"')
+
+
+async def test_a_table_that_got_another_sequence_is_looked_at_again(database: Database) -> None:
+    """A dump that was restored beside it, or a column that was made anew: the old sequence may be there still."""
+    execute(database, NODES_DDL)
+    async with AsyncEmitter(database.dsn, create_table=False) as io:
+        await io.emit("binary", b"")
+        execute(
+            database,
+            "ALTER SEQUENCE socket_io_attachments_id_seq OWNED BY NONE; INSERT INTO {} (id) VALUES (2);"
+            "CREATE SEQUENCE another START 100 OWNED BY {}.id; ALTER TABLE {} ALTER id SET DEFAULT nextval('another')",
+        )
+        await io.emit("binary", b"")
+        assert database.value("SELECT max(id) FROM socket_io_attachments") == 100
+
+
 # ------------------------------------------------------------------------------------------------------- reading
 
 

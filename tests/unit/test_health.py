@@ -52,3 +52,20 @@ def test_all_problems_are_told() -> None:
 def test_bounds_are_given() -> None:
     assert problems(WELL, max_probe_age=0.5, max_buffer_count=2) != []
     assert len(problems(WELL, max_probe_age=0.5, max_buffer_count=2)) == 2
+
+
+def test_the_reason_is_told_without_names() -> None:
+    outage = {"kind": "DatabaseError", "sqlstate": "28000", "text": 'role "chat" is not permitted', "since": 0.0}
+    lost = {"kind": "ConnectionLostError", "sqlstate": None, "text": "connect to db1", "since": 0.0}
+    deaf, mute = problems(
+        {
+            "state": "connecting",
+            "listener_outage": outage,
+            "listener_outage_seconds": 12.3,
+            "buffer_count": 9999,
+            "publisher_outage": lost,
+            "publisher_outage_seconds": 4.0,
+        }
+    )
+    assert deaf.endswith("(DatabaseError 28000, for 12 s)")
+    assert mute.endswith("(ConnectionLostError, for 4 s)")

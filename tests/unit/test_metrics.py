@@ -47,13 +47,16 @@ def opened_stats() -> dict[str, Any]:
 
 
 def test_every_statistic_is_a_metric() -> None:
-    manager = opened_stats().keys() - {"state"}  # words; is_listening is what there is to alarm on
-    store = AsyncEventStore(NOWHERE).stats().keys() - {"gap_holders"}
+    # Words; is_listening and the seconds are what there is to alarm on.
+    words = {"state", "publisher_outage", "listener_outage", "reader_outage", "gap_holders"}
+    manager = opened_stats().keys() - words
+    store = AsyncEventStore(NOWHERE).stats().keys() - words
     assert sorted(metric.key for metric in METRICS) == sorted(manager | store)
 
 
 def test_what_is_known_before_the_first_message_is_zero() -> None:
     unknown = {"members", "probe_age", "echo_age", "notification_queue_usage", "peers", "gap_seconds"}
+    unknown |= {f"{whose}_outage_seconds" for whose in ("publisher", "listener", "reader")}
     limits = {"max_open_connections": 25.0}
     for stats in (opened_stats(), AsyncEventStore(NOWHERE).stats()):
         for metric in METRICS:

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::error::exception;
+use super::error::{exception, outage, outage_seconds};
 use super::inbox::PyInbox;
 use super::message::PyMessage;
 use crate::attachment::AttachmentTable;
@@ -409,6 +409,9 @@ impl PyBus {
         out.set_item("probe_age", seconds(listener.alive_age))?;
         out.set_item("echo_age", seconds(self.echo.age()))?;
         out.set_item("notification_queue_usage", listener.queue_usage)?;
+        let deaf = self.listener.outage();
+        out.set_item("listener_outage", outage(py, deaf.as_ref())?)?;
+        out.set_item("listener_outage_seconds", outage_seconds(deaf.as_ref()))?;
         let publisher = self.publisher.stats();
         out.set_item("published", publisher.published)?;
         out.set_item("publish_failed", publisher.failed)?;
@@ -417,6 +420,9 @@ impl PyBus {
         out.set_item("publish_groups", publisher.groups)?;
         out.set_item("publish_attachments", publisher.attachments)?;
         out.set_item("publisher_reconnects", publisher.reconnects)?;
+        let mute = self.publisher.outage();
+        out.set_item("publisher_outage", outage(py, mute.as_ref())?)?;
+        out.set_item("publisher_outage_seconds", outage_seconds(mute.as_ref()))?;
         out.set_item("buffer_count", publisher.waiting_count)?;
         out.set_item("buffer_bytes", publisher.waiting_bytes)?;
         let intake = self.intake.as_ref().map(Intake::stats).unwrap_or_default();

@@ -1,10 +1,13 @@
 //! Rust errors as the Python exceptions of `socketio_postgres.exceptions`.
 
+use std::time::SystemTime;
+
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict as _, PyDict, PyModule};
 
 use crate::error::Error;
+use crate::outage::Present;
 use crate::store::error::StoreError;
 
 static EXCEPTIONS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
@@ -53,11 +56,29 @@ pub fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyA
             ("SelfTestError", [("likely_cause", likely_cause.as_str())].into_py_dict(py)?)
         }
         Error::Timeout { .. } => ("OperationTimeoutError", PyDict::new(py)),
+        Error::Refused(error) => return exception(py, error),
         Error::Store(error) => store_exception(py, error)?,
     };
     let module =
         EXCEPTIONS.get_or_try_init(py, || PyModule::import(py, "socketio_postgres.exceptions").map(Bound::unbind))?;
     module.bind(py).getattr(class)?.call((text,), Some(&details))
+}
+
+/// An outage for `stats()`: `None` when there is none.
+pub fn outage<'py>(py: Python<'py>, present: Option<&Present>) -> PyResult<Option<Bound<'py, PyDict>>> {
+    let Some(Present { since, error }) = present else { return Ok(None) };
+    let exception = exception(py, error)?;
+    let out = PyDict::new(py);
+    out.set_item("kind", exception.get_type().name()?)?;
+    out.set_item("sqlstate", exception.getattr_opt("sqlstate")?)?;
+    out.set_item("text", error.to_string())?;
+    out.set_item("since", since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64())?;
+    Ok(Some(out))
+}
+
+/// How long it has lasted.
+pub fn outage_seconds(present: Option<&Present>) -> Option<f64> {
+    present.map(|present| present.since.elapsed().unwrap_or_default().as_secs_f64())
 }
 
 fn store_exception<'py>(py: Python<'py>, error: &StoreError) -> PyResult<(&'static str, Bound<'py, PyDict>)> {

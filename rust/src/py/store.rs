@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::bus::password_source;
+use super::error::{exception, outage, outage_seconds};
 use super::event::{self, PyStoredEvent};
 use super::inbox::PyInbox;
 use crate::connection::Connector;
@@ -17,7 +18,7 @@ use crate::inbox::Outcome;
 use crate::runtime::Lease;
 use crate::store::error::Expected;
 use crate::store::event::{NewEvent, StoredEvent};
-use crate::store::event_store::{EventStore, Settings};
+use crate::store::event_store::{EventStore, Opened, Settings};
 use crate::store::feed::{Question, Start, Subscription};
 use crate::store::filter::{Condition, Filter};
 use crate::store::import::Import;
@@ -291,6 +292,11 @@ impl PyEventStore {
         Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.close(limit).await })?)
     }
 
+    fn take_failures<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let failures = self.store.opened().map(Opened::take_failures).unwrap_or_default();
+        failures.iter().map(|failure| exception(py, failure)).collect()
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let out = PyDict::new(py);
         let (pool, limits) = (self.store.pool.stats(), self.store.pool.limits());
@@ -323,6 +329,12 @@ impl PyEventStore {
         let sessions = wakeup.as_ref().map_or(0, |wakeup| wakeup.sessions());
         out.set_item("listener_reconnects", sessions.saturating_sub(1))?;
         out.set_item("notifications", wakeup.as_ref().map_or(0, |wakeup| wakeup.notifications()))?;
+        let deaf = wakeup.as_ref().and_then(|wakeup| wakeup.outage.present());
+        out.set_item("listener_outage", outage(py, deaf.as_ref())?)?;
+        out.set_item("listener_outage_seconds", outage_seconds(deaf.as_ref()))?;
+        let blind = opened.and_then(|opened| opened.feed().outage.present());
+        out.set_item("reader_outage", outage(py, blind.as_ref())?)?;
+        out.set_item("reader_outage_seconds", outage_seconds(blind.as_ref()))?;
         let gap = feed.gap.as_ref();
         out.set_item("gap_seconds", gap.map(|gap| gap.since.elapsed().as_secs_f64()))?;
         out.set_item("gap_holders", gap.map(|gap| gap.holders.clone()).unwrap_or_default())?;

@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::types::Type;
 
 use crate::connection::Connector;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inbox::{Completion, Outcome};
 use crate::runtime;
 use crate::store::error::StoreError;
@@ -52,12 +52,27 @@ pub struct Opened {
     pub owner: Arc<Owner>,
     member: Mutex<Option<Member>>,
     shared: Arc<Shared>,
+    /// How much this store has told of the outages of the listening session, and of the keeper's.
+    told: Mutex<[u64; 2]>,
 }
 
 impl Opened {
     /// The feed of all stores on this table.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.shared.feed
+    }
+
+    /// Why subscriptions had to wait, since this was asked last or the store was opened.
+    pub fn take_failures(&self) -> Vec<Error> {
+        let feed = self.feed();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = Vec::new();
+        for (told, outage) in told.iter_mut().zip([&feed.wakeup.outage, &feed.outage]) {
+            let (news, count) = outage.news(*told);
+            failures.extend(news);
+            *told = count;
+        }
+        failures
     }
 }
 
@@ -95,7 +110,9 @@ impl EventStore {
                 poll_interval: settings.poll_interval,
             };
             let member = sharing::join(&wanted, &table);
+            let feed = &member.shared.feed;
             Ok(Opened {
+                told: Mutex::new([&feed.wakeup.outage, &feed.outage].map(|outage| outage.news(u64::MAX).1)),
                 writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.batch_size),
                 owner: Owner::new(Arc::clone(&self.pool)),
                 shared: Arc::clone(&member.shared),

@@ -23,6 +23,7 @@ use tokio::time::{sleep, timeout};
 use crate::backoff::Backoff;
 use crate::error::{Error, Result};
 use crate::inbox::{Completion, Outcome};
+use crate::outage::Outage;
 use crate::runtime;
 use crate::store::error::StoreError;
 use crate::store::event::StoredEvent;
@@ -178,6 +179,8 @@ pub struct Feed {
     table: Arc<Table>,
     /// Tells the keeper to look.
     pub wakeup: Arc<Wakeup>,
+    /// Why the keeper cannot read.
+    pub outage: Outage,
     poll_interval: Duration,
     ring: Mutex<Ring>,
     progress: watch::Sender<Progress>,
@@ -204,6 +207,7 @@ impl Feed {
             settler,
             table,
             wakeup,
+            outage: Outage::default(),
             poll_interval,
             ring: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
@@ -273,9 +277,10 @@ impl Feed {
         let mut position = None;
         loop {
             let Err(error) = self.keep_session(&mut position, &mut backoff).await;
-            if !error.is_transient() {
+            if !passes(&error) {
                 return error;
             }
+            self.outage.failed(&error);
             sleep(backoff.next_delay()).await;
         }
     }
@@ -291,6 +296,7 @@ impl Feed {
             *position = Some(from);
             let read = self.read_on(from, looks_behind).await?;
             backoff.reset();
+            self.outage.ended();
             if read.end > from {
                 self.append(&read.events, read.end);
                 from = read.end;
@@ -379,6 +385,12 @@ impl Feed {
     }
 }
 
+/// Whether another connection can help. There was one when the store was opened, so that it is refused now, or ended in
+/// whatever words, is an outage.
+fn passes(error: &Error) -> bool {
+    error.is_transient() || error.is_connection_lost()
+}
+
 async fn run(feed: Arc<Feed>) {
     loop {
         let error = tokio::select! {
@@ -387,6 +399,7 @@ async fn run(feed: Arc<Feed>) {
             () = feed.stop.notified() => None,
         };
         feed.wakeup.rest();
+        feed.outage.ended();
         feed.settler.close().await;
         let mut life = feed.life();
         // A stop may be overtaken by a new subscription.
@@ -460,14 +473,21 @@ impl Subscription {
 
     /// Answer, trying again what time can mend.
     async fn answer_until(&self, question: Question) -> Result<Outcome> {
-        let mut backoff = Backoff::default();
+        let (began, mut backoff) = (Instant::now(), Backoff::default());
         loop {
             // The keeper's failure is final; one of ours may be mended by trying again, as the keeper does.
             if let Some(error) = self.feed.progress.borrow().failure.clone() {
                 return Err(error);
             }
             match self.answer(question).await {
-                Err(error) if error.is_transient() => sleep(backoff.next_delay()).await,
+                Err(error) if passes(&error) => {
+                    if let Question::Next { position, patience, .. } = question
+                        && began.elapsed() >= patience
+                    {
+                        return Ok(Outcome::Batch(Box::new(self.batch(Vec::new(), position, false))));
+                    }
+                    sleep(backoff.next_delay()).await;
+                }
                 result => return result,
             }
         }

@@ -4,8 +4,8 @@
 //! notification sets a flag; so a slow reader cannot hold up the server's queue, and a lost notification costs at most
 //! the time to the next poll.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -14,7 +14,9 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use crate::connection::{Connection, Connector};
 use crate::error::{Error, Result};
+use crate::outage::Outage;
 use crate::protocol::quote_identifier;
+use crate::queue;
 use crate::store::error::StoreError;
 use crate::store::table::{GO_CHANNEL, Table};
 
@@ -41,7 +43,8 @@ pub struct Wakeup {
     is_connected: AtomicBool,
     sessions: AtomicU64,
     notifications: AtomicU64,
-    failure: Mutex<Option<Error>>,
+    /// Why there is no session.
+    pub outage: Outage,
 }
 
 impl Wakeup {
@@ -54,7 +57,7 @@ impl Wakeup {
             is_connected: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
             notifications: AtomicU64::new(0),
-            failure: Mutex::default(),
+            outage: Outage::default(),
         }
     }
 
@@ -73,18 +76,14 @@ impl Wakeup {
         self.notifications.load(Ordering::Relaxed)
     }
 
-    /// The last failure, until a session is listening again.
-    pub fn failure(&self) -> Option<Error> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Note that nobody listens any more.
+    /// Note that nobody listens any more, or wants to.
     pub fn rest(&self) {
         self.is_connected.store(false, Ordering::Relaxed);
+        self.outage.ended();
     }
 
-    /// Listen, session after session; returns the error that cannot be mended by waiting, or the one of the last
-    /// attempt allowed.
+    /// Listen, session after session; returns the error of the last attempt allowed, or, before the first session, one
+    /// that cannot be mended by waiting.
     pub async fn run(&self, table: &Table) -> Error {
         let mut attempts = 0;
         loop {
@@ -93,11 +92,11 @@ impl Wakeup {
                 Err(error) => error,
             };
             self.is_connected.store(false, Ordering::Relaxed);
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+            self.outage.failed(&error);
             self.changed.notify_one();
             attempts += 1;
             let is_over = self.settings.max_reconnect_attempts.is_some_and(|most| attempts > most);
-            if is_over || !error.is_transient() {
+            if is_over || (self.sessions() == 0 && !error.is_transient()) {
                 return error;
             }
             let delay = FIRST_DELAY.saturating_mul(1 << attempts.min(16)).min(self.settings.reconnect_interval);
@@ -136,7 +135,7 @@ impl Wakeup {
                 return error;
             }
             *attempts = 0;
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.outage.ended();
             self.is_connected.store(true, Ordering::Relaxed);
             self.sessions.fetch_add(1, Ordering::Relaxed);
             // What was committed before LISTEN is read now.
@@ -162,10 +161,9 @@ impl Wakeup {
         let script = format!("LISTEN {ours};{go}NOTIFY {ours}, '{nonce}'");
         let limit = self.settings.notification_timeout;
         let context = || "the test of the listening session".to_owned();
-        timeout(limit, client.batch_execute(&script))
+        timeout(limit, queue::listen(client, "listen for events", &script))
             .await
-            .map_err(|_| Error::Timeout { context: context(), seconds: limit.as_secs_f64().into() })?
-            .map_err(|error| Error::from_postgres("listen for events", &error, false))?;
+            .map_err(|_| Error::Timeout { context: context(), seconds: limit.as_secs_f64().into() })??;
         if timeout(limit.min(Duration::from_secs(5)), tested.notified()).await.is_ok() {
             return Ok(());
         }

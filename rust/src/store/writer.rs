@@ -255,7 +255,7 @@ fn spawn_alone(shared: &Arc<Shared>, request: Request, doubt: Option<Instant>) {
 
 /// The connection broke while a commit may have been under way.
 fn is_in_doubt(error: &Error) -> bool {
-    error.is_connection_lost() && !matches!(error, Error::ConnectionLost { may_be_sent: false, .. })
+    error.is_connection_lost() && !matches!(error, Error::ConnectionLost { may_be_sent: false, .. } | Error::Refused(_))
 }
 
 /// Another writer was faster, or in the way: try again. 23505 unique violation, 40001 serialization failure,
