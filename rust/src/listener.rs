@@ -7,6 +7,7 @@
 //! A session that looks healthy and hears nothing is found by the probe (it no longer answers, or holds other channels)
 //! and by the [`Echo`] of what we publish ourselves.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,6 +22,7 @@ use crate::echo::Echo;
 use crate::error::{Error, LikelyCause, Result};
 use crate::gap::{Gap, Overflow, Reason};
 use crate::inbox::{Completion, Item, Notification, Outcome, Outlet};
+use crate::mended;
 use crate::probe::{self, Identity, MemberLock};
 use crate::protocol::check_channel;
 use crate::runtime;
@@ -43,6 +45,8 @@ pub trait Sink: Send + Sync + 'static {
     /// One notification arrived: its channel, its payload, the process id of the session that sent it, and when. What
     /// came a little later may give the same time.
     fn take(&self, channel: &str, payload: &str, pid: i32, arrived: SystemTime);
+    /// One arrived that cannot be read, and why.
+    fn skip(&self, error: Error);
     /// The session was lost and another is active now; what came after `since` may be missing.
     fn lost(&self, since: SystemTime);
     /// A channel is no longer listened to.
@@ -53,6 +57,8 @@ pub trait Sink: Send + Sync + 'static {
 pub struct RawSink {
     /// Where to.
     pub outlet: Outlet,
+    /// Notifications that were no text, skipped.
+    pub undecodable: AtomicU64,
 }
 
 impl Sink for RawSink {
@@ -61,6 +67,11 @@ impl Sink for RawSink {
         if !self.outlet.push(Item::Notification(notification)) {
             self.outlet.inbox.push_overflow(self.outlet.token, Overflow::of(None, None));
         }
+    }
+
+    fn skip(&self, error: Error) {
+        self.undecodable.fetch_add(1, Ordering::Relaxed);
+        self.outlet.push(Item::Failure(error));
     }
 
     fn lost(&self, since: SystemTime) {
@@ -294,7 +305,7 @@ async fn work(shared: &Shared) {
     let mut is_first = true;
     let mut reported = String::new();
     loop {
-        let error = match shared.connector.connect().await {
+        let error = match shared.connector.connect_to_listen().await {
             Ok(link) => session(shared, link.client, link.connection, &mut is_first, &mut backoff).await,
             Err(error) => error,
         };
@@ -351,7 +362,10 @@ async fn session(
                         arrived = shared.lock().is_alive();
                     }
                     together = (together + 1) % TOGETHER;
-                    shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived);
+                    match mended::unreadable_bytes(&n) {
+                        None => shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived),
+                        Some(size_bytes) => shared.sink.skip(not_text(n.channel(), size_bytes)),
+                    }
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Error::from_postgres("listen", &error, false),
@@ -383,6 +397,11 @@ async fn session(
         error = reading => error,
         error = listening => error,
     }
+}
+
+fn not_text(channel: &str, size_bytes: usize) -> Error {
+    let reason = "the payload is not UTF-8; the encoding of this database, SQL_ASCII, takes any bytes".to_owned();
+    Error::Decode { channel: channel.to_owned(), size_bytes, reason }
 }
 
 async fn within<T>(limit: Duration, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
