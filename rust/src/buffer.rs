@@ -118,6 +118,13 @@ impl Buffer {
         self.bytes -= outgoing.size_bytes();
     }
 
+    /// A message that was taken out goes on with other bytes.
+    pub fn replace(&mut self, outgoing: &mut Outgoing, wire: Encoded) {
+        self.bytes -= outgoing.size_bytes();
+        outgoing.wire = wire;
+        self.bytes += outgoing.size_bytes();
+    }
+
     /// Take the messages of the next group; flushes whose turn has come are answered.
     pub fn take_group(&mut self) -> Vec<Outgoing> {
         let mut group: Vec<Outgoing> = Vec::new();

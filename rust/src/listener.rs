@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 
 use crate::backoff::Backoff;
-use crate::channels::Channels;
+use crate::channels::{Change, Channels};
 use crate::connection::{Connection, Connector};
 use crate::echo::Echo;
 use crate::error::{Error, LikelyCause, Result};
@@ -24,7 +24,7 @@ use crate::gap::{Gap, Overflow, Reason};
 use crate::inbox::{Completion, Item, Notification, Outcome, Outlet};
 use crate::mended;
 use crate::probe::{self, Identity, MemberLock};
-use crate::protocol::check_channel;
+use crate::protocol::{check_channel, quote_identifier};
 use crate::runtime;
 use crate::session::Session;
 
@@ -557,8 +557,14 @@ async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result
     loop {
         let change = shared.lock().channels.change();
         let script = change.script();
-        if !script.is_empty() {
-            client.batch_execute(&script).await.map_err(|error| Error::from_postgres("listen", &error, false))?;
+        if !script.is_empty()
+            && let Err(error) = execute(client, &script, "listen").await
+        {
+            if !error.is_about_a_value() {
+                return Err(error);
+            }
+            refuse(shared, client, &change).await?;
+            continue;
         }
         shared.settings.echo.listening(change.wanted(), std::mem::take(&mut is_new_session), Instant::now());
         for channel in change.dropped() {
@@ -570,6 +576,28 @@ async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result
             return Ok(());
         }
     }
+}
+
+async fn execute(client: &Client, script: &str, context: &str) -> Result<()> {
+    client.batch_execute(script).await.map_err(|error| Error::from_postgres(context, &error, false))
+}
+
+/// Find the channels whose names cannot be written in this database. Those are given up, and the session goes on.
+async fn refuse(shared: &Shared, client: &Client, change: &Change) -> Result<()> {
+    for channel in change.added() {
+        let script = format!("LISTEN {}", quote_identifier(channel));
+        let Err(error) = execute(client, &script, &format!("listen to {channel:?}")).await else { continue };
+        if !error.is_about_a_value() {
+            return Err(error);
+        }
+        let (waiting, is_first) = shared.lock().channels.refuse(channel);
+        Completion::finish_all(waiting, &Err(error.clone()));
+        // Whoever waits may ask again and again.
+        if is_first {
+            shared.outlet.push(Item::Failure(error));
+        }
+    }
+    Ok(())
 }
 
 fn finish(completions: impl IntoIterator<Item = Completion>) {

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_postgres::Client;
 
-use crate::connection::Connector;
+use crate::connection::{Connector, Encoding};
 use crate::error::{Error, Result};
 
 /// How long closing waits for the server to take our farewell.
@@ -62,6 +62,7 @@ pub struct Session {
     open: Arc<Mutex<Option<Open>>>,
     closed: Arc<watch::Sender<bool>>,
     connects: Arc<AtomicU64>,
+    is_narrow: Arc<AtomicBool>,
 }
 
 impl Session {
@@ -69,7 +70,7 @@ impl Session {
     pub fn new(connector: Arc<Connector>, answer_limit: Duration) -> Self {
         let closed = Arc::new(watch::Sender::new(false));
         let (pulse, alarm, open, connects) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        Self { connector, answer_limit, pulse, alarm, open, closed, connects }
+        Self { connector, answer_limit, pulse, alarm, open, closed, connects, is_narrow: Arc::default() }
     }
 
     /// The open connection, made now if there is none. One attempt; the caller decides about another.
@@ -98,6 +99,7 @@ impl Session {
             .await;
         });
         self.connects.fetch_add(1, Ordering::Relaxed);
+        self.is_narrow.store(link.encoding == Encoding::Narrow, Ordering::Relaxed);
         let client = Arc::new(link.client);
         *slot = Some(Open { client: Arc::clone(&client), driver });
         Ok(client)
@@ -170,6 +172,11 @@ impl Session {
             }
             None => Box::pin(sleep_until(deadline)),
         }
+    }
+
+    /// Whether the database of the last connection lacks characters, so that ASCII alone is safe.
+    pub fn is_narrow(&self) -> bool {
+        self.is_narrow.load(Ordering::Relaxed)
     }
 
     /// Connections opened after the first one.

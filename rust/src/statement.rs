@@ -86,7 +86,7 @@ pub async fn tidy_queue(client: &Client) -> Result<()> {
     done.map(drop).map_err(|error| Error::from_postgres("tidy the notification queue", &error, false))
 }
 
-/// Class 22 (data exception): one message of the group cannot be stored or is not representable; the others can.
+/// One message of the group cannot be stored or is not representable; the others can.
 pub fn is_about_one_message(error: &Error) -> bool {
-    matches!(error, Error::Database { report, .. } if report.sqlstate.starts_with("22"))
+    error.is_about_a_value()
 }
