@@ -47,7 +47,9 @@ class AsyncPostgresClient:
     """Listen on channels, send notifications, keep attachments.
 
     The listening connection is opened again for ever; after a gap `on_gap` is called, and channels are listened to
-    as before. Notifications arrive in commit order. Nothing connects before the first call.
+    as before. Notifications arrive in commit order. One that is not UTF-8, which only a database with the encoding
+    SQL_ASCII lets through, is skipped and told to `error_handler` as a `DecodeError`. Nothing connects before the first
+    call.
 
         async with AsyncPostgresClient(dsn) as client:
             await client.listen("jobs")
@@ -96,6 +98,7 @@ class AsyncPostgresClient:
         Raises:
             OptionsError: The name is empty or holds a NUL.
             PayloadTooLargeError: It is longer than 63 bytes, which LISTEN would cut silently.
+            DatabaseError: The encoding of the database lacks a character of it (`sqlstate` 22P05).
         """
         core = self._bus.core
         await self._bus.call(lambda inbox, token: core.listen(channel, inbox, token))
@@ -113,6 +116,8 @@ class AsyncPostgresClient:
         Raises:
             PayloadTooLargeError: More than 7999 bytes, or a channel name of more than 63.
             EncodeError: The payload holds a NUL, which PostgreSQL cannot store.
+            DatabaseError: PostgreSQL refuses, for example because the encoding of the database lacks a character of the
+                payload or of the channel's name (`sqlstate` 22P05).
             ConnectionLostError: The connection broke; `may_be_sent` says whether the commit is in doubt.
         """
         await self._bus.notify_committed(channel, payload)

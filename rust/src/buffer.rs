@@ -257,6 +257,18 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_are_replaced_are_counted_anew() {
+        let mut buffer = Buffer::new(2, 10_000);
+        buffer.append(raw("é"));
+        let before = buffer.bytes();
+        let mut group = buffer.take_group();
+        buffer.replace(&mut group[0], Encoded::Inline("\\u00e9".to_owned()));
+        assert_eq!((texts(&group), buffer.bytes()), (vec!["\\u00e9"], before + 4));
+        buffer.release(&group[0]);
+        assert_eq!((buffer.count(), buffer.bytes()), (0, 0));
+    }
+
+    #[test]
     fn groups_are_bounded_but_never_empty() {
         let mut buffer = Buffer::new(10_000, 1 << 30);
         let big = "x".repeat(GROUP_INLINE_BYTES + 1);

@@ -155,12 +155,12 @@ pub fn finish(encoded: Encoded, seal: Seal<'_>, message: &Message, uid: &str, li
 /// as `\uXXXX`. What is too long then becomes an attachment, whose body is bytes to PostgreSQL. `None`: it is in ASCII.
 pub fn in_ascii(wire: &Encoded, seal: Seal<'_>, uid: &str, limits: Limits) -> Result<Option<Encoded>> {
     let (message, body) = match wire {
-        Encoded::Inline(text) if !text.is_ascii() => match decode_notification(text, "/")? {
+        Encoded::Inline(text) if !text.is_ascii() => match json::read(text, "/")?.0 {
             Received::Message(message) => (message, None),
             Received::Attachment { .. } => return Ok(None), // nothing of ours looks so
         },
         Encoded::Attachment { header, body } if !header.is_ascii() => {
-            (decode_attachment(body, uid, "/")?, Some(body.clone()))
+            (msgpack::read(body, uid, "/")?, Some(body.clone()))
         }
         _ => return Ok(None),
     };
