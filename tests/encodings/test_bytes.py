@@ -8,13 +8,16 @@ import psycopg
 import pytest
 
 from socketio_postgres import (
+    NO_STREAM,
     AsyncEmitter,
     AsyncEventStore,
     AsyncPostgresClient,
     DecodeError,
     Event,
+    EventStore,
     Notification,
     PostgresClient,
+    WrongExpectedVersionError,
 )
 from tests.fixtures.bus import acquainted, serving
 from tests.fixtures.clients import PythonClient
@@ -133,6 +136,18 @@ async def test_the_event_store_wakes_up_all_the_same(database: Database, connect
         await store.store(Event("Closed", "agg"))
         assert (await live.next(TIMEOUT_S)).event_type == "Closed"
         assert store.stats()["listener_reconnects"] == 0
+
+
+async def test_events_are_stored_in_a_transaction_of_the_users(database: Database) -> None:
+    """Text is bytes to psycopg here."""
+    async with AsyncEventStore(database.dsn) as store:
+        async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
+            stored = await store.store_in(connection, Event("T", "agg", 1), expected=NO_STREAM)
+            with pytest.raises(WrongExpectedVersionError):
+                await store.store_in(connection, Event("T", "agg", 2), expected=NO_STREAM)
+        with psycopg.connect(database.dsn) as connection, EventStore(database.dsn) as blocking:
+            blocking.store_in(connection, Event("T", "agg", 2), expected=stored.version)
+        assert [event.data for event in await store.load()] == [1, 2]
 
 
 async def test_what_the_server_says_may_be_no_text(database: Database, connection: psycopg.Connection) -> None:

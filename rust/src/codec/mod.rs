@@ -164,17 +164,16 @@ pub fn in_ascii(wire: &Encoded, seal: Seal<'_>, uid: &str, limits: Limits) -> Re
         }
         _ => return Ok(None),
     };
-    let body = match body {
-        Some(body) => body,
-        None => {
-            let mut text = json::escape(&json::write(&message, uid));
-            push_seal(&mut text, seal, None);
-            if text.len() < limits.inline_limit() {
-                text.push('}');
-                return Ok(Some(Encoded::Inline(text)));
-            }
-            msgpack::write(&message, uid)?
+    let body = if let Some(body) = body {
+        body
+    } else {
+        let mut text = json::escape(&json::write(&message, uid));
+        push_seal(&mut text, seal, None);
+        if text.len() < limits.inline_limit() {
+            text.push('}');
+            return Ok(Some(Encoded::Inline(text)));
         }
+        msgpack::write(&message, uid)?
     };
     let header = json::escape(&json::write_header(&message, uid));
     finish(Encoded::Attachment { header, body }, seal, &message, uid, limits).map(Some)
