@@ -7,9 +7,10 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use _core::connection::{Connector, Link, PasswordSource};
+use _core::connection::{Connector, Encoding, Link, PasswordSource};
 use _core::conninfo::Conninfo;
 use _core::error::{Error, Result, ServerReport};
+use _core::mended::unreadable_bytes;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, fs};
 use tokio::time::timeout;
-use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::{AsyncMessage, SimpleQueryMessage};
 
 const MAKE_CERTIFICATES: &str = r#"
 sign() { # name, subject, authority, extensions
@@ -232,6 +233,7 @@ async fn run_scenarios() {
     tls_verification(&server).await;
     client_certificates(&server).await;
     channel_binding(&server).await;
+    bytes_that_are_no_text(&server).await;
     several_hosts(&server).await;
     Box::pin(standbys(&server)).await;
     // These change the server's certificate.
@@ -404,6 +406,50 @@ async fn channel_binding(server: &Server) {
     assert_eq!(tls_version(server, "channel_binding=disable sslmode=require").await, "TLSv1.3");
     let refused = server.connect("channel_binding=require sslmode=disable").await;
     assert_tls_refused(refused, "channel binding", "needs TLS");
+}
+
+/// What arrives on a channel of a database that takes any bytes: texts, and the sizes of what is none.
+async fn bytes_heard(link: Link) -> Vec<Result<String, usize>> {
+    let Link { client, mut connection, .. } = link;
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let driver = tokio::spawn(async move {
+        while let Some(message) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            let AsyncMessage::Notification(notification) = message.unwrap() else { continue };
+            let text = notification.payload().to_owned();
+            let _ = sender.send(unreadable_bytes(&notification).map_or(Ok(text), Err));
+        }
+    });
+    client.batch_execute(r"LISTEN jobs; SELECT pg_notify('jobs', convert_from('\xc3a9', 'SQL_ASCII'))").await.unwrap();
+    client.batch_execute(r"SELECT pg_notify('jobs', convert_from('\x63e9ff', 'SQL_ASCII'))").await.unwrap();
+    client.batch_execute("NOTIFY jobs, 'after'").await.unwrap();
+    let mut found = Vec::new();
+    while found.last() != Some(&Ok("after".to_owned())) {
+        found.push(timeout(Duration::from_secs(20), heard.recv()).await.unwrap().unwrap());
+    }
+    drop(client);
+    driver.await.unwrap();
+    found
+}
+
+async fn bytes_that_are_no_text(server: &Server) {
+    server.sql("CREATE DATABASE bytes ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+    let expected = [Ok("é".to_owned()), Err(3), Ok("after".to_owned())];
+    let folder = server.file("").replace('/', "%2F");
+    let unix = format!("postgresql://app@{folder}:{}/bytes", server.port);
+    let connectors = [
+        connector(&unix),
+        server.connector("dbname=bytes sslmode=disable keepalives=0"),
+        server.connector("dbname=bytes sslmode=prefer keepalives_idle=9 keepalives_interval=3 keepalives_count=2"),
+        server.connector("dbname=bytes sslmode=require channel_binding=require tcp_user_timeout=9000"),
+        server.connector("dbname=bytes sslmode=prefer user=clear_only"),
+        server.connector("dbname=bytes sslmode=allow user=tls_only"),
+    ];
+    for connector in connectors {
+        let link = connector.connect_to_listen().await.unwrap();
+        assert_eq!(link.encoding, Encoding::Bytes);
+        assert_eq!(bytes_heard(link).await, expected, "{connector:?}");
+    }
+    assert_eq!(server.connect("").await.unwrap().encoding, Encoding::Utf8);
 }
 
 async fn several_hosts(server: &Server) {

@@ -50,7 +50,9 @@ class AsyncPostgresClient:
     """Listen on channels, send notifications, keep attachments.
 
     The listening connection is opened again for ever; after a gap `on_gap` is called, and channels are listened to
-    as before. Notifications arrive in commit order. Nothing connects before the first call.
+    as before. Notifications arrive in commit order. One that is not UTF-8, which only a database with the encoding
+    SQL_ASCII lets through, is skipped and told to `error_handler` as a `DecodeError`. Nothing connects before the first
+    call.
 
         async with AsyncPostgresClient(dsn) as client:
             await client.listen("jobs")
@@ -103,7 +105,8 @@ class AsyncPostgresClient:
             DatabaseError: The first connection is refused: password, database, or rights.
             OptionsError: The name is empty or holds a NUL.
             PayloadTooLargeError: It is longer than 63 bytes, which LISTEN would cut silently.
-            DatabaseError: PostgreSQL refuses: password, database, or it is a standby.
+            DatabaseError: PostgreSQL refuses: password, database, or it is a standby; or the encoding of the database lacks
+                a character of the name (`sqlstate` 22P05).
             OperationTimeoutError: It is not active after 30 seconds. The channel stays wanted, and will be listened to
                 once PostgreSQL can be reached; `unlisten` takes it back.
         """
@@ -127,6 +130,8 @@ class AsyncPostgresClient:
         Raises:
             PayloadTooLargeError: More than 7999 bytes, or a channel name of more than 63.
             EncodeError: The payload holds a NUL, which PostgreSQL cannot store.
+            DatabaseError: PostgreSQL refuses, for example because the encoding of the database lacks a character of the
+                payload or of the channel's name (`sqlstate` 22P05).
             ConnectionLostError: The connection broke; `may_be_sent` says whether the commit is in doubt.
         """
         await self._bus.notify_committed(channel, payload)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from socketio_postgres.user_connection import library_of, numbered, percent, psycopg_cursor, sqlalchemy_text
+from socketio_postgres.user_connection import library_of, numbered, percent, psycopg_cursor, sqlalchemy_text, texts
 
 __all__ = ["rows_on", "run_on"]
 
@@ -36,6 +36,6 @@ async def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[An
         return [tuple(row) for row in await connection.fetch(numbered(sql), *values)]
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)
-        return [tuple(row) for row in (await connection.execute(text, named)).all()]
+        return [texts(row) for row in (await connection.execute(text, named)).all()]
     async with psycopg_cursor(connection) as cursor:
-        return list(await (await cursor.execute(percent(sql), values)).fetchall())
+        return [texts(row) for row in await (await cursor.execute(percent(sql), values)).fetchall()]

@@ -6,11 +6,12 @@ Statements have parameters `%s`, each of them a text or a number; what else look
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["library_of", "numbered", "percent", "psycopg_cursor", "rows_on", "run_on", "sqlalchemy_text"]
+__all__ = ["library_of", "numbered", "percent", "psycopg_cursor", "rows_on", "run_on", "sqlalchemy_text", "texts"]
 
 
 def library_of(connection: object) -> str:
@@ -60,6 +61,11 @@ def sqlalchemy_text(sql: str, values: list[Any]) -> tuple[Any, dict[str, Any]]:
     return sqlalchemy.text(text), {f"v{index}": value for index, value in enumerate(values)}
 
 
+def texts(row: Iterable[Any]) -> tuple[Any, ...]:
+    """A row without bytes: psycopg gives them for text where database and client are SQL_ASCII."""
+    return tuple(value.decode() if isinstance(value, bytes) else value for value in row)
+
+
 def _refuse_asyncpg() -> OptionsError:
     return OptionsError(
         "invalid conn: asyncpg needs asyncio; use AsyncEventStore",
@@ -87,6 +93,6 @@ def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[Any, ...
         raise _refuse_asyncpg()
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)
-        return [tuple(row) for row in connection.execute(text, named).all()]
+        return [texts(row) for row in connection.execute(text, named).all()]
     with psycopg_cursor(connection) as cursor:
-        return list(cursor.execute(percent(sql), values).fetchall())
+        return [texts(row) for row in cursor.execute(percent(sql), values).fetchall()]

@@ -118,6 +118,13 @@ impl Buffer {
         self.bytes -= outgoing.size_bytes();
     }
 
+    /// A message that was taken out goes on with other bytes.
+    pub fn replace(&mut self, outgoing: &mut Outgoing, wire: Encoded) {
+        self.bytes -= outgoing.size_bytes();
+        outgoing.wire = wire;
+        self.bytes += outgoing.size_bytes();
+    }
+
     /// Take the messages of the next group; flushes whose turn has come are answered.
     pub fn take_group(&mut self) -> Vec<Outgoing> {
         let mut group: Vec<Outgoing> = Vec::new();
@@ -246,6 +253,18 @@ mod tests {
         for outgoing in &group {
             buffer.release(outgoing);
         }
+        assert_eq!((buffer.count(), buffer.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn bytes_that_are_replaced_are_counted_anew() {
+        let mut buffer = Buffer::new(2, 10_000);
+        buffer.append(raw("é"));
+        let before = buffer.bytes();
+        let mut group = buffer.take_group();
+        buffer.replace(&mut group[0], Encoded::Inline("\\u00e9".to_owned()));
+        assert_eq!((texts(&group), buffer.bytes()), (vec!["\\u00e9"], before + 4));
+        buffer.release(&group[0]);
         assert_eq!((buffer.count(), buffer.bytes()), (0, 0));
     }
 

@@ -13,6 +13,8 @@ pub struct Channels {
     /// What the present session listens to; `None` while there is no session.
     applied: Option<BTreeSet<String>>,
     waiting: HashMap<String, Vec<Completion>>,
+    /// Names that the server did not take; as many as there are that somebody asked for.
+    refused: BTreeSet<String>,
 }
 
 /// A step of a session towards what is wanted.
@@ -82,6 +84,13 @@ impl Channels {
         (done, is_over)
     }
 
+    /// The server does not take the name of this channel: it is not wanted any more. Gives who waited for it, and whether
+    /// it is the first time.
+    pub fn refuse(&mut self, channel: &str) -> (Vec<Completion>, bool) {
+        self.wanted.remove(channel);
+        (self.waiting.remove(channel).unwrap_or_default(), self.refused.insert(channel.to_owned()))
+    }
+
     /// There is no session any more.
     pub fn lost(&mut self) {
         self.applied = None;
@@ -94,10 +103,15 @@ impl Channels {
 }
 
 impl Change {
+    /// Channels that are to be listened to.
+    pub fn added(&self) -> impl Iterator<Item = &String> {
+        self.wanted.difference(&self.applied)
+    }
+
     /// The statements; empty when there is nothing to do.
     pub fn script(&self) -> String {
         let mut script = String::new();
-        for channel in self.wanted.difference(&self.applied) {
+        for channel in self.added() {
             let _ = write!(script, "LISTEN {};", quote_identifier(channel)); // a String: cannot fail
         }
         for channel in self.dropped() {
@@ -161,6 +175,23 @@ mod tests {
         assert_eq!(change.script(), "LISTEN \"b\";UNLISTEN \"a\";");
         let (done, is_over) = channels.changed(change);
         assert_eq!((done.len(), is_over), (2, true));
+    }
+
+    #[test]
+    fn a_channel_that_is_refused_is_not_wanted_any_more() {
+        let inbox = Inbox::new(1000).unwrap();
+        let mut channels = Channels::default();
+        channels.want("a", completion(&inbox));
+        channels.want("b", completion(&inbox));
+        assert!(channels.change().added().eq(["a", "b"]));
+        let (waiting, is_first) = channels.refuse("a");
+        assert_eq!((waiting.len(), is_first), (1, true));
+        let change = channels.change();
+        assert_eq!(change.script(), "LISTEN \"b\";");
+        let (done, is_over) = channels.changed(change);
+        assert_eq!((done.len(), is_over, channels.is_complete()), (1, true, true));
+        channels.want("a", completion(&inbox));
+        assert!(!channels.refuse("a").1, "it is known");
     }
 
     #[test]

@@ -3,31 +3,97 @@
 use crate::cancel::Canceller;
 use crate::conninfo::{Conninfo, Host, SslMode};
 use crate::error::{Error, Result, ServerReport};
-use crate::tls;
+use crate::mended::{self, Mended, Plain};
+use crate::{socket, tls};
 use rand::seq::SliceRandom;
 use std::fmt::{self, Write as _};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use tokio::net::lookup_host;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode as DriverSslMode, SslNegotiation};
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Client, Config, SimpleQueryMessage, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// Returns the password for one connection, for tokens that expire. Called on a blocking thread at every connect;
 /// overrides every other source.
 pub type PasswordSource = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
 
+type Tls<S> = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
+
 /// The driver's half that must be polled; one type for TCP, TLS and Unix sockets.
-pub type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+pub enum Connection {
+    /// What the server sends goes to the driver.
+    Direct(Box<tokio_postgres::Connection<Socket, Tls<Socket>>>),
+    /// Notifications that the driver cannot read are told by [`mended::unreadable_bytes`].
+    Mended(Box<tokio_postgres::Connection<Plain, Mended<Tls<Plain>>>>),
+}
+
+impl Connection {
+    /// As the driver's own.
+    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<AsyncMessage, tokio_postgres::Error>>> {
+        match self {
+            Self::Direct(connection) => connection.poll_message(cx),
+            Self::Mended(connection) => connection.poll_message(cx),
+        }
+    }
+
+    fn parameter(&self, name: &str) -> Option<&str> {
+        match self {
+            Self::Direct(connection) => connection.parameter(name),
+            Self::Mended(connection) => connection.parameter(name),
+        }
+    }
+}
+
+impl Future for Connection {
+    type Output = Result<(), tokio_postgres::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Direct(connection) => Pin::new(connection.as_mut()).poll(cx),
+            Self::Mended(connection) => Pin::new(connection.as_mut()).poll(cx),
+        }
+    }
+}
+
+/// What the database keeps text in, as far as it matters to us.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// `UTF8`: every character, and nothing else.
+    #[default]
+    Utf8,
+    /// `SQL_ASCII`: any bytes, which are never looked at. Ours are UTF-8.
+    Bytes,
+    /// Any other: the server converts, and knows some characters only.
+    Narrow,
+}
+
+impl Encoding {
+    /// From the parameter `server_encoding`; a pooler that does not pass it on leaves the one that nearly all have.
+    fn of(connection: &Connection) -> Self {
+        match connection.parameter("server_encoding") {
+            Some("UTF8") | None => Self::Utf8,
+            Some("SQL_ASCII") => Self::Bytes,
+            Some(_) => Self::Narrow,
+        }
+    }
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Requests,
+    Listening,
+}
 
 /// `invalid_authorization_specification`: what `pg_hba.conf` refuses, for example for lack of encryption.
 const NOT_AUTHORIZED: &str = "28000";
@@ -48,6 +114,8 @@ pub struct Link {
     pub canceller: Canceller,
     /// Which of the hosts answered, for example `db1:5432`.
     pub host: String,
+    /// Of its database.
+    pub encoding: Encoding,
 }
 
 impl fmt::Debug for Link {
@@ -144,7 +212,16 @@ impl Connector {
     /// Until it has connected once, what waiting cannot mend is an error that says so, because then the settings are
     /// wrong. Later they are not, and a refusal is an outage, [transient](Error::is_transient) whatever its reason.
     pub async fn connect(&self) -> Result<Link> {
-        let connected = self.try_hosts().await;
+        self.connect_for(Purpose::Requests).await
+    }
+
+    /// The same for a session that listens: whatever others send, it is not lost.
+    pub async fn connect_to_listen(&self) -> Result<Link> {
+        self.connect_for(Purpose::Listening).await
+    }
+
+    async fn connect_for(&self, purpose: Purpose) -> Result<Link> {
+        let connected = self.try_hosts(purpose).await;
         match connected {
             Ok(_) => self.has_connected.store(true, Ordering::Relaxed),
             Err(error) if self.has_connected.load(Ordering::Relaxed) => return Err(as_outage(error)),
@@ -153,7 +230,7 @@ impl Connector {
         connected
     }
 
-    async fn try_hosts(&self) -> Result<Link> {
+    async fn try_hosts(&self, purpose: Purpose) -> Result<Link> {
         let prepared = self.bounded("read password and certificates".to_owned(), self.prepare()).await?;
         let hosts = self.conninfo.hosts();
         let mut order: Vec<_> = hosts.iter().zip(&prepared.credentials).collect();
@@ -176,7 +253,7 @@ impl Connector {
                 };
                 let context = format!("connect to {target}");
                 // Boxed: its state is large.
-                let attempt = Box::pin(self.attempt(host, address, credential, &prepared.tls, &context));
+                let attempt = Box::pin(self.attempt(host, address, credential, &prepared.tls, &context, purpose));
                 match self.bounded(context.clone(), attempt).await {
                     Ok(link) => return Ok(link),
                     Err(error) if error.is_transient() => failures.push(error),
@@ -262,6 +339,7 @@ impl Connector {
         credential: &Credential,
         tls: &MakeRustlsConnect,
         context: &str,
+        purpose: Purpose,
     ) -> Result<Link> {
         use DriverSslMode::{Disable, Prefer, Require};
         let (first, second) = match self.conninfo.tls.mode {
@@ -276,6 +354,7 @@ impl Connector {
             let opened = config.connect(tls.clone()).await;
             opened.map_err(|error| self.translate(&error, context, credential))
         };
+        let mut mode = first;
         let mut opened = open(first).await;
         // A second try only where encryption can be the reason. libpq also repeats a wrong password in clear text.
         if let (Err(error), Some(second)) = (&opened, second)
@@ -284,16 +363,49 @@ impl Connector {
             let again = open(second).await;
             // Refused both ways: the first answer says more, it is about the preferred way.
             if again.as_ref().err().and_then(sqlstate) != Some(NOT_AUTHORIZED) {
-                opened = again;
+                (mode, opened) = (second, again);
             }
         }
-        let (client, mut connection) = opened?;
+        let (mut client, connection) = opened?;
+        let mut connection = Connection::Direct(Box::new(connection));
+        let encoding = Encoding::of(&connection);
+        if (encoding, purpose) == (Encoding::Bytes, Purpose::Listening) {
+            drop((client, connection));
+            let config = self.driver_config(host, address, credential, mode);
+            (client, connection) = self.open_mended(&config, host, credential, tls.clone(), context).await?;
+        }
         let canceller = Canceller::new(client.cancel_token(), host, address, tls.clone());
         let mut under_way = canceller.guard();
         let checked = check_writable(&client, &mut connection, host, context).await;
         under_way.is_answered = true;
         checked?;
-        Ok(Link { client, connection, canceller, host: host.to_string() })
+        Ok(Link { client, connection, canceller, host: host.to_string(), encoding })
+    }
+
+    /// Connect once more, so that bytes of any kind arrive: the server must not check them, nor the driver see them.
+    async fn open_mended(
+        &self,
+        config: &Config,
+        host: &Host,
+        credential: &Credential,
+        mut tls: MakeRustlsConnect,
+        context: &str,
+    ) -> Result<(Client, Connection)> {
+        // Told that the client reads UTF-8, the server refuses to send anything else: it reports an error in between,
+        // which the driver does not survive either.
+        const CHECK_NOTHING: &str = "SET client_encoding TO 'SQL_ASCII'";
+        let lost = |error: io::Error| Error::ConnectionLost {
+            context: context.to_owned(),
+            reason: error.to_string(),
+            may_be_sent: false,
+        };
+        let socket = socket::open(config).await.map_err(lost)?;
+        let Ok(tls) = MakeTlsConnect::<Plain>::make_tls_connect(&mut tls, &host.server_name());
+        let opened = mended::connect(config, socket, tls).await;
+        let (client, connection) = opened.map_err(|error| self.translate(&error, context, credential))?;
+        let mut connection = Connection::Mended(Box::new(connection));
+        ask(&client, &mut connection, CHECK_NOTHING, context).await?;
+        Ok((client, connection))
     }
 
     fn driver_config(
@@ -450,11 +562,14 @@ fn read_only(context: String, message: String) -> Error {
     Error::Database { context, report: Box::new(report) }
 }
 
-/// Refuse a standby here, by name, instead of at the first LISTEN. Asked in our own words: the driver's check cannot
-/// be told from other failures, and does not say whether it met a standby or a read-only role.
-async fn check_writable(client: &Client, connection: &mut Connection, host: &Host, context: &str) -> Result<()> {
-    let query = client.simple_query("SELECT pg_is_in_recovery(), current_setting('transaction_read_only')");
-    let mut query = pin!(query);
+/// Run a statement on a connection that nobody else polls yet.
+async fn ask(
+    client: &Client,
+    connection: &mut Connection,
+    sql: &str,
+    context: &str,
+) -> Result<Vec<SimpleQueryMessage>> {
+    let mut query = pin!(client.simple_query(sql));
     let answer = poll_fn(|cx| {
         // The request goes out with the first poll, the answer comes in while the connection is polled.
         if let Poll::Ready(answer) = query.as_mut().poll(cx) {
@@ -468,7 +583,14 @@ async fn check_writable(client: &Client, connection: &mut Connection, host: &Hos
             }
         }
     });
-    let messages = answer.await.map_err(|error| Error::from_postgres(context, &error, false))?;
+    answer.await.map_err(|error| Error::from_postgres(context, &error, false))
+}
+
+/// Refuse a standby here, by name, instead of at the first LISTEN. Asked in our own words: the driver's check cannot
+/// be told from other failures, and does not say whether it met a standby or a read-only role.
+async fn check_writable(client: &Client, connection: &mut Connection, host: &Host, context: &str) -> Result<()> {
+    let sql = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')";
+    let messages = ask(client, connection, sql, context).await?;
     let row = messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some((row.get(0), row.get(1))),
         _ => None,

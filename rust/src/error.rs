@@ -176,6 +176,13 @@ impl fmt::Display for Seconds {
     }
 }
 
+/// What to do where the server does not say it.
+fn advice(sqlstate: &str) -> Option<&'static str> {
+    let lacks =
+        "the encoding of this database lacks a character of the text; a database with ENCODING 'UTF8' has them all";
+    (sqlstate == "22P05").then_some(lacks)
+}
+
 fn shown(value: &str) -> String {
     if value.is_empty() { String::new() } else { format!(" (got {value:?})") }
 }
@@ -224,7 +231,7 @@ impl Error {
             severity: db.parsed_severity().map_or_else(|| db.severity().to_owned(), |known| known.to_string()),
             message: db.message().to_owned(),
             detail: db.detail().map(str::to_owned),
-            hint: db.hint().map(str::to_owned),
+            hint: db.hint().or_else(|| advice(db.code().code())).map(str::to_owned),
             constraint: db.constraint().map(str::to_owned),
         };
         Self::Database { context: context.to_owned(), report: Box::new(report) }
@@ -247,6 +254,11 @@ impl Error {
     /// Whether a commit was under way that may have happened.
     pub fn is_in_doubt(&self) -> bool {
         matches!(self, Self::ConnectionLost { may_be_sent: true, .. })
+    }
+
+    /// Whether the server refused a value, for example a character that its encoding lacks. Class 22, data exception.
+    pub fn is_about_a_value(&self) -> bool {
+        matches!(self, Self::Database { report, .. } if report.sqlstate.starts_with("22"))
     }
 
     /// Whether the session it happened on is gone, or there is none.

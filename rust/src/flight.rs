@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::attachment::AttachmentTable;
 use crate::buffer::Outgoing;
+use crate::codec::Encoded;
 use crate::echo::Echo;
 use crate::error::{Error, Result};
 use crate::outbox::Outbox;
@@ -35,6 +36,24 @@ impl<'a> Flight<'a> {
     ) -> Self {
         let group = outbox.lock().buffer.take_group();
         Self { outbox, connection, table, echo, parts: vec![group], is_sending: false }
+    }
+
+    /// Write every message anew for which `spell` gives other bytes; those that it cannot write so fail.
+    pub fn respell(&mut self, spell: impl Fn(&Outgoing) -> Result<Option<Encoded>>) {
+        for part in &mut self.parts {
+            let mut rest = Vec::with_capacity(part.len());
+            for mut outgoing in std::mem::take(part) {
+                match spell(&outgoing) {
+                    Ok(None) => rest.push(outgoing),
+                    Ok(Some(wire)) => {
+                        self.outbox.lock().buffer.replace(&mut outgoing, wire);
+                        rest.push(outgoing);
+                    }
+                    Err(error) => self.outbox.settle(vec![outgoing], &Err(error)),
+                }
+            }
+            *part = rest;
+        }
     }
 
     /// Commit it. `Err` means that the connection is of no use any more.

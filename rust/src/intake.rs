@@ -168,16 +168,20 @@ impl Intake {
 impl Sink for Intake {
     fn take(&self, channel: &str, payload: &str, _: i32, arrived: SystemTime) {
         if let Err(error) = self.shared.take(channel, payload, arrived) {
-            {
-                let stats = &mut self.shared.lock().stats;
-                match error {
-                    Error::Signature { .. } => stats.bad_signatures += 1,
-                    _ => stats.undecodable += 1,
-                }
-            }
-            self.shared.outlet.push(Item::Failure(on_channel(error, channel)));
+            self.skip(on_channel(error, channel));
         }
         self.fetch_if_wanted();
+    }
+
+    fn skip(&self, error: Error) {
+        {
+            let stats = &mut self.shared.lock().stats;
+            match error {
+                Error::Signature { .. } => stats.bad_signatures += 1,
+                _ => stats.undecodable += 1,
+            }
+        }
+        self.shared.outlet.push(Item::Failure(error));
     }
 
     fn lost(&self, since: SystemTime) {

@@ -7,6 +7,7 @@
 //! A session that looks healthy and hears nothing is found by the probe (it no longer answers, or holds other channels)
 //! and by the [`Echo`] of what we publish ourselves.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,15 +16,16 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 
 use crate::backoff::Backoff;
-use crate::channels::Channels;
+use crate::channels::{Change, Channels};
 use crate::connection::{Connector, Link};
 use crate::echo::Echo;
 use crate::error::{Error, LikelyCause, Result};
 use crate::gap::{Gap, Overflow, Reason};
 use crate::inbox::{Completion, Item, Notification, Outcome, Outlet};
+use crate::mended;
 use crate::outage::{Outage, Present};
 use crate::probe::{self, Identity, MemberLock};
-use crate::protocol::check_channel;
+use crate::protocol::{check_channel, quote_identifier};
 use crate::queue;
 use crate::runtime;
 use crate::session::Session;
@@ -43,6 +45,8 @@ pub trait Sink: Send + Sync + 'static {
     /// One notification arrived: its channel, its payload, the process id of the session that sent it, and when. What
     /// came a little later may give the same time.
     fn take(&self, channel: &str, payload: &str, pid: i32, arrived: SystemTime);
+    /// One arrived that cannot be read, and why.
+    fn skip(&self, error: Error);
     /// The session was lost and another is active now; what came after `since` may be missing.
     fn lost(&self, since: SystemTime);
     /// A channel is no longer listened to.
@@ -53,6 +57,8 @@ pub trait Sink: Send + Sync + 'static {
 pub struct RawSink {
     /// Where to.
     pub outlet: Outlet,
+    /// Notifications that were no text, skipped.
+    pub undecodable: AtomicU64,
 }
 
 impl Sink for RawSink {
@@ -61,6 +67,11 @@ impl Sink for RawSink {
         if !self.outlet.push(Item::Notification(notification)) {
             self.outlet.inbox.push_overflow(self.outlet.token, Overflow::of(None, None));
         }
+    }
+
+    fn skip(&self, error: Error) {
+        self.undecodable.fetch_add(1, Ordering::Relaxed);
+        self.outlet.push(Item::Failure(error));
     }
 
     fn lost(&self, since: SystemTime) {
@@ -299,7 +310,7 @@ async fn work(shared: &Shared) {
     let mut backoff = Backoff::default();
     let mut is_first = true;
     loop {
-        let error = match shared.connector.connect().await {
+        let error = match shared.connector.connect_to_listen().await {
             Ok(link) => session(shared, link, &mut is_first, &mut backoff).await,
             Err(error) => error,
         };
@@ -349,7 +360,10 @@ async fn session(shared: &Shared, link: Link, is_first: &mut bool, backoff: &mut
                         arrived = shared.lock().is_alive();
                     }
                     together = (together + 1) % TOGETHER;
-                    shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived);
+                    match mended::unreadable_bytes(&n) {
+                        None => shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived),
+                        Some(size_bytes) => shared.sink.skip(not_text(n.channel(), size_bytes)),
+                    }
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Error::from_postgres("listen", &error, false),
@@ -384,6 +398,11 @@ async fn session(shared: &Shared, link: Link, is_first: &mut bool, backoff: &mut
         error = reading => error,
         error = listening => error,
     }
+}
+
+fn not_text(channel: &str, size_bytes: usize) -> Error {
+    let reason = "the payload is not UTF-8; the encoding of this database, SQL_ASCII, takes any bytes".to_owned();
+    Error::Decode { channel: channel.to_owned(), size_bytes, reason }
 }
 
 async fn within<T>(limit: Duration, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -543,8 +562,14 @@ async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result
     loop {
         let change = shared.lock().channels.change();
         let script = change.script();
-        if !script.is_empty() {
-            queue::listen(client, "listen", &script).await?;
+        if !script.is_empty()
+            && let Err(error) = queue::listen(client, "listen", &script).await
+        {
+            if !error.is_about_a_value() {
+                return Err(error);
+            }
+            refuse(shared, client, &change).await?;
+            continue;
         }
         shared.settings.echo.listening(change.wanted(), std::mem::take(&mut is_new_session), Instant::now());
         for channel in change.dropped() {
@@ -556,6 +581,28 @@ async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result
             return Ok(());
         }
     }
+}
+
+async fn execute(client: &Client, script: &str, context: &str) -> Result<()> {
+    client.batch_execute(script).await.map_err(|error| Error::from_postgres(context, &error, false))
+}
+
+/// Find the channels whose names cannot be written in this database. Those are given up, and the session goes on.
+async fn refuse(shared: &Shared, client: &Client, change: &Change) -> Result<()> {
+    for channel in change.added() {
+        let script = format!("LISTEN {}", quote_identifier(channel));
+        let Err(error) = execute(client, &script, &format!("listen to {channel:?}")).await else { continue };
+        if !error.is_about_a_value() {
+            return Err(error);
+        }
+        let (waiting, is_first) = shared.lock().channels.refuse(channel);
+        Completion::finish_all(waiting, &Err(error.clone()));
+        // Whoever waits may ask again and again.
+        if is_first {
+            shared.outlet.push(Item::Failure(error));
+        }
+    }
+    Ok(())
 }
 
 fn finish(completions: impl IntoIterator<Item = Completion>) {

@@ -250,8 +250,7 @@ impl Publisher {
     ) -> Result<()> {
         let settings = &self.shared.settings;
         let sequence = contents.next_sequence(&channel);
-        let (process, key) = (self.shared.process.as_deref(), settings.signing_key.as_ref());
-        let seal = Seal { sequence, process, key, channel: &channel };
+        let seal = self.shared.seal(sequence, &channel);
         let wire = codec::finish(encoded, seal, message, &settings.uid, settings.limits)?;
         contents.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: Some(sequence) });
         Ok(())
@@ -265,6 +264,19 @@ impl Publisher {
         drop(contents);
         self.shared.changed.notify_one();
         Ok(())
+    }
+}
+
+impl Shared {
+    fn seal<'a>(&'a self, sequence: u64, channel: &'a str) -> Seal<'a> {
+        Seal { sequence, process: self.process.as_deref(), key: self.settings.signing_key.as_ref(), channel }
+    }
+
+    /// A message for a database that lacks some of its characters. `None`: it is in ASCII, or a text of the user's own.
+    fn in_ascii(&self, outgoing: &Outgoing) -> Result<Option<Encoded>> {
+        let Some(sequence) = outgoing.sequence else { return Ok(None) };
+        let seal = self.seal(sequence, &outgoing.channel);
+        codec::in_ascii(&outgoing.wire, seal, &self.settings.uid, self.settings.limits)
     }
 }
 
@@ -343,7 +355,10 @@ async fn work(shared: &Shared) {
                 continue;
             }
         };
-        let group = Flight::take(&shared.outbox, &connection, &shared.table, &shared.echo);
+        let mut group = Flight::take(&shared.outbox, &connection, &shared.table, &shared.echo);
+        if connection.is_narrow() {
+            group.respell(|outgoing| shared.in_ascii(outgoing));
+        }
         match group.commit().await {
             Ok(()) => {
                 backoff.reset();

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
 use crate::cancel::{CANCEL_LIMIT, Canceller};
-use crate::connection::{Connector, Link};
+use crate::connection::{Connector, Encoding, Link};
 use crate::error::{Error, Result};
 use crate::pulse::Pulse;
 
@@ -116,6 +116,8 @@ impl Session {
 pub struct OpenConnection {
     client: Client,
     canceller: Canceller,
+    /// Whether its database lacks characters, so that ASCII alone is safe.
+    is_narrow: bool,
     answer_limit: Duration,
     pulse: Arc<Pulse>,
     driver: AbortHandle,
@@ -129,7 +131,8 @@ pub struct OpenConnection {
 
 impl OpenConnection {
     fn new(link: Link, answer_limit: Duration) -> Arc<Self> {
-        let Link { client, connection, canceller, .. } = link;
+        let Link { client, connection, canceller, encoding, .. } = link;
+        let is_narrow = encoding == Encoding::Narrow;
         let pulse = Arc::new(Pulse::default());
         let (ending, ended) = watch::channel(());
         // The driver ends with the connection; its error reaches the request in flight, or the next one.
@@ -147,7 +150,12 @@ impl OpenConnection {
         });
         let driver = driver.abort_handle();
         let (is_left, is_given_up) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { client, canceller, answer_limit, pulse, driver, ended, is_left, is_given_up })
+        Arc::new(Self { client, canceller, is_narrow, answer_limit, pulse, driver, ended, is_left, is_given_up })
+    }
+
+    /// Whether its database lacks characters, so that ASCII alone is safe.
+    pub fn is_narrow(&self) -> bool {
+        self.is_narrow
     }
 
     fn is_usable(&self) -> bool {

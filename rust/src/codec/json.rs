@@ -87,7 +87,7 @@ pub fn write_header(message: &Message, uid: &str) -> String {
         let length = out.len();
         let _ = write!(out, ",\"{HINT_KEY}\":");
         push_strings(&mut out, &opts.rooms);
-        if out.len() - length > HINT_LIMIT_BYTES {
+        if escaped_len(&out[length..]) > HINT_LIMIT_BYTES {
             out.truncate(length);
         }
     }
@@ -153,6 +153,26 @@ fn push_data(out: &mut String, data: &Data) {
         Data::Json(text) => out.push_str(text),
         Data::MessagePack(_) => out.push_str("null"),
     }
+}
+
+/// JSON in nothing but ASCII. All else stands inside strings, where it can be escaped.
+pub fn escape(json: &str) -> String {
+    let mut out = String::with_capacity(json.len() + json.len() / 2);
+    for c in json.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}"); // writing to a String cannot fail
+            }
+        }
+    }
+    out
+}
+
+/// Length of such a text.
+fn escaped_len(json: &str) -> usize {
+    json.chars().map(|c| if c.is_ascii() { 1 } else { 6 * c.len_utf16() }).sum()
 }
 
 /// Append `text` as a JSON string.

@@ -107,7 +107,7 @@ const PROCESS_KEY: &str = ",\"p\":\"";
 
 /// The key of a header that says for which rooms the attachment is: who has nobody there need not fetch it. Peers ignore it.
 const HINT_KEY: &str = "rooms";
-/// Longest hint, so that the header stays far below what a notification may hold.
+/// Longest hint, in ASCII, so that the header stays far below what a notification may hold.
 const HINT_LIMIT_BYTES: usize = 4000;
 
 /// Longest server id and namespace that are read. Known servers have ids of 32 letters, and channels carry less.
@@ -149,6 +149,34 @@ pub fn finish(encoded: Encoded, seal: Seal<'_>, message: &Message, uid: &str, li
             Ok(Encoded::Attachment { header, body })
         }
     }
+}
+
+/// The same message in nothing but ASCII, for a database whose encoding lacks some of its characters: JSON can write each
+/// as `\uXXXX`. What is too long then becomes an attachment, whose body is bytes to PostgreSQL. `None`: it is in ASCII.
+pub fn in_ascii(wire: &Encoded, seal: Seal<'_>, uid: &str, limits: Limits) -> Result<Option<Encoded>> {
+    let (message, body) = match wire {
+        Encoded::Inline(text) if !text.is_ascii() => match json::read(text, "/")?.0 {
+            Received::Message(message) => (message, None),
+            Received::Attachment { .. } => return Ok(None), // nothing of ours looks so
+        },
+        Encoded::Attachment { header, body } if !header.is_ascii() => {
+            (msgpack::read(body, uid, "/")?, Some(body.clone()))
+        }
+        _ => return Ok(None),
+    };
+    let body = if let Some(body) = body {
+        body
+    } else {
+        let mut text = json::escape(&json::write(&message, uid));
+        push_seal(&mut text, seal, None);
+        if text.len() < limits.inline_limit() {
+            text.push('}');
+            return Ok(Some(Encoded::Inline(text)));
+        }
+        msgpack::write(&message, uid)?
+    };
+    let header = json::escape(&json::write_header(&message, uid));
+    finish(Encoded::Attachment { header, body }, seal, &message, uid, limits).map(Some)
 }
 
 fn push_seal(text: &mut String, seal: Seal<'_>, body: Option<&[u8]>) {

@@ -287,6 +287,45 @@ fn a_stamp_is_read_as_it_was_written_and_never_in_the_way() {
 }
 
 #[test]
+fn in_ascii_every_character_is_there() {
+    let key = SigningKey::new(b"secret").unwrap();
+    let seal = Seal { process: Some("q1"), key: Some(&key), ..seal(7) };
+    let written = |message: &Message| {
+        let sent = finish(encode(message, "a1", LIMITS).unwrap(), seal, message, "a1", LIMITS).unwrap();
+        in_ascii(&sent, seal, "a1", LIMITS).unwrap()
+    };
+    assert_eq!(written(&from("", "/", event("[\"plain\"]"))), None);
+    let Some(Encoded::Inline(text)) = written(&from("", "/é", event("[\"日本\",\"😀\\u00e9\"]"))) else {
+        panic!()
+    };
+    assert!(text.contains(r#""nsp":"/\u00e9","data":["\u65e5\u672c","\ud83d\ude00\u00e9"]"#), "{text}");
+    assert!(key.verify(seal.channel, &text).is_ok(), "what was signed is what arrives");
+    assert_eq!(decode_stamped(&text, "/").unwrap().1, Stamp { sequence: Some(7), process: some("q1") });
+    // Too long so, by no more than one byte.
+    let grows = |count: usize| written(&from("", "/", event(&format!("[\"{}\"]", "é".repeat(count)))));
+    let count = (1..4000).find(|&count| !matches!(grows(count), Some(Encoded::Inline(_)))).unwrap();
+    let Some(Encoded::Inline(text)) = grows(count - 1) else { panic!() };
+    assert!(text.len() <= NOTIFY_LIMIT_BYTES && text.len() + 6 > NOTIFY_LIMIT_BYTES, "{}", text.len());
+    let Some(Encoded::Attachment { header, body }) = grows(count) else { panic!() };
+    assert!(key.verify(seal.channel, &(header + "42\"}")).unwrap().covers(&body));
+    // A header, whose body stays.
+    let opts = |room: &str| Opts { rooms: vec![room.to_owned()], ..Opts::default() };
+    let binary = |room: &str| {
+        let packet = Data::MessagePack(unhex("91 c4 01 00"));
+        written(&from("", "/", Body::Broadcast { opts: opts(room), packet, request_id: None }))
+    };
+    assert_eq!(binary("a"), None);
+    let Some(Encoded::Attachment { header, body }) = binary("é") else { panic!() };
+    assert!(header.contains(r#""rooms":["\u00e9"]"#), "{header}");
+    assert!(key.verify(seal.channel, &(header + "42\"}")).unwrap().covers(&body));
+    // Escaped, the names of its rooms have no place there any more.
+    let Some(Encoded::Attachment { header, .. }) = binary(&"😀".repeat(300)).or_else(|| binary("é")) else {
+        panic!()
+    };
+    assert!(header.len() < HINT_LIMIT_BYTES, "{header}");
+}
+
+#[test]
 fn the_header_of_an_attachment_routes_it() {
     let message = from("", "/x\"", event("[\"e\"]"));
     let encoded = Encoded::Attachment { header: json::write_header(&message, "a1"), body: vec![] };
@@ -1010,6 +1049,12 @@ fn bodies() -> impl Strategy<Value = Body> {
     ]
 }
 
+/// Every name in a message.
+fn names_of(message: &Message) -> (String, Body) {
+    let (_, nsp, _, _, body) = plain(message);
+    (nsp, body)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -1023,7 +1068,13 @@ proptest! {
         let packed = msgpack::write(&message, &uid).unwrap();
         prop_assert_eq!(plain(&decode_attachment(&packed, "", "").unwrap()), plain(&message));
         // and each message the publisher would send, with its number
-        match sent(&message, 12, LIMITS) {
+        let encoded = sent(&message, 12, LIMITS);
+        if let Some(Encoded::Inline(text)) = in_ascii(&encoded, seal(12), "a1", LIMITS).unwrap() {
+            prop_assert!(text.is_ascii() && text.len() <= NOTIFY_LIMIT_BYTES);
+            prop_assert_eq!(plain(&read_json(&text).unwrap()).3, plain(&message).3);
+            prop_assert_eq!(names_of(&read_json(&text).unwrap()), names_of(&message));
+        }
+        match encoded {
             Encoded::Inline(text) => {
                 prop_assert!(text.len() <= NOTIFY_LIMIT_BYTES);
                 let read = read_json(&text).unwrap();

@@ -1,6 +1,6 @@
 //! `Bus`: one PostgreSQL as seen by one Python object: publisher, listener and attachment table together.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +66,7 @@ pub struct PyBus {
     publisher: Arc<Publisher>,
     listener: Listener,
     intake: Option<Intake>,
+    raw: Arc<RawSink>,
     echo: Arc<Echo>,
     rooms: Arc<Rooms>,
     outlet: Outlet,
@@ -217,9 +218,10 @@ impl PyBus {
             let (table, echo, rooms) = (Arc::clone(&table), Arc::clone(&echo), Arc::clone(&rooms));
             Intake::new(intake_settings, session.clone(), table, echo, rooms, outlet.clone())
         });
+        let raw = Arc::new(RawSink { outlet: outlet.clone(), undecodable: AtomicU64::default() });
         let sink: Arc<dyn Sink> = match &intake {
             Some(intake) => Arc::new(intake.clone()),
-            None => Arc::new(RawSink { outlet: outlet.clone() }),
+            None => Arc::clone(&raw) as _,
         };
         let listener = Listener::new(listen_connector, listener_settings, sink, outlet.clone());
         let pid = std::process::id();
@@ -234,6 +236,7 @@ impl PyBus {
             publisher,
             listener,
             intake,
+            raw,
             echo,
             rooms,
             outlet,
@@ -430,7 +433,7 @@ impl PyBus {
         out.set_item("irrelevant", intake.irrelevant)?;
         out.set_item("own", intake.own)?;
         out.set_item("duplicates", intake.duplicates)?;
-        out.set_item("undecodable", intake.undecodable)?;
+        out.set_item("undecodable", intake.undecodable + self.raw.undecodable.load(Ordering::Relaxed))?;
         out.set_item("bad_signatures", intake.bad_signatures)?;
         out.set_item("attachments", intake.attachments)?;
         out.set_item("attachments_skipped", intake.attachments_skipped)?;

@@ -87,7 +87,7 @@ impl Wakeup {
     pub async fn run(&self, table: &Table) -> Error {
         let mut attempts = 0;
         loop {
-            let error = match self.connector.connect().await {
+            let error = match self.connector.connect_to_listen().await {
                 Ok(link) => self.session(table, &link.client, link.connection, &mut attempts).await,
                 Err(error) => error,
             };

@@ -1,0 +1,1 @@
+"""Databases that keep text in something else than UTF8."""

@@ -1,0 +1,1 @@
+"""Tests of other folders, in databases of other encodings."""
