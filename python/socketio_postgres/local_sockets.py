@@ -5,12 +5,10 @@ Mixed into both managers; needs nothing but the room dictionaries that python-so
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from socketio.base_manager import BaseManager
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 __all__ = ["LocalSockets"]
 

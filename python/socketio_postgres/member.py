@@ -12,9 +12,10 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from socketio_postgres import _core, payload
+from socketio_postgres._typing import Unpack
 from socketio_postgres.adapter import ClusterAdapter, Request
 from socketio_postgres.broadcast_operator import Target, bad, room_names
 from socketio_postgres.bus import Bus
@@ -33,12 +34,7 @@ from socketio_postgres.handshake import handshake
 from socketio_postgres.local_delivery import Parcel, event_maker, event_packets
 from socketio_postgres.membership import Membership
 from socketio_postgres.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
-from socketio_postgres.options import BusOptions, HeartbeatOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from socketio_postgres.options import ManagerKeywords
+from socketio_postgres.options import BusOptions, HeartbeatOptions, ManagerKeywords
 
 __all__ = ["ClusterMember", "Delivery", "chosen_rooms"]
 
