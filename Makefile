@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install build build-debug fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
+.PHONY: help install build wheel build-debug fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
         bench bench-full bench-load bench-store bench-micro bench-rust bench-check fuzz soak demo clean all
 
 help:  ## Show this list
@@ -30,6 +30,11 @@ $(VENV)/.built: $(STAMP) $(RUST) pyproject.toml
 
 build: $(VENV)/.built  ## Build the extension, optimised, and install the package editable
 
+wheel: install  ## Build the wheel and the sdist that users install, into dist/
+	rm -rf dist
+	$(BIN)/maturin build --release --quiet --out dist
+	$(BIN)/maturin sdist --out dist
+
 build-debug: install  ## Build without optimisation (fast to build, slow to run)
 	$(BIN)/maturin develop
 
@@ -48,6 +53,9 @@ lint-python: install
 	$(BIN)/ruff check python tests benches scripts examples
 	$(BIN)/ruff format --check python tests benches scripts examples
 	$(BIN)/python scripts/async_to_sync.py --check
+	$(BIN)/deptry python
+	$(BIN)/deptry python --extend-exclude '.*/(demo/|prometheus|opentelemetry)' \
+		--optional-dependencies-dev-groups demo,prometheus,opentelemetry
 
 typecheck: build  ## Types of the package and of its users; the stub against the compiled module
 	$(BIN)/mypy
