@@ -215,7 +215,11 @@ class Members:
 
     async def received(self, count: int) -> list[list[Any]]:
         """So many packets of each client."""
-        return [[await socket.queue.get() for _ in range(count)] for socket in self.sockets]
+
+        async def of(socket: AsyncSocket) -> list[Any]:  # Python 3.10 cannot await in a comprehension within another
+            return [await socket.queue.get() for _ in range(count)]
+
+        return [await of(socket) for socket in self.sockets]
 
 
 @pytest.fixture
