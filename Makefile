@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-DIST   := .cache/dist
+DIST   := dist
 RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
@@ -34,9 +34,10 @@ build: $(VENV)/.built  ## Build the extension, optimised, and install the packag
 $(DIST)/.built: $(STAMP) $(RUST) pyproject.toml README.md $(shell find python -name '*.py*')
 	rm -rf $(DIST)
 	$(BIN)/maturin build --release --quiet --out $(DIST)
+	$(BIN)/maturin sdist --quiet --out $(DIST)
 	touch $@
 
-wheel: $(DIST)/.built  ## Build the wheel that users install
+wheel: $(DIST)/.built  ## Build the wheel and the sdist that users install, into dist/
 
 build-debug: install  ## Build without optimisation (fast to build, slow to run)
 	$(BIN)/maturin develop
@@ -56,6 +57,9 @@ lint-python: install
 	$(BIN)/ruff check python tests benches scripts examples
 	$(BIN)/ruff format --check python tests benches scripts examples
 	$(BIN)/python scripts/async_to_sync.py --check
+	$(BIN)/deptry python
+	$(BIN)/deptry python --extend-exclude '.*/(demo/|prometheus|opentelemetry)' \
+		--optional-dependencies-dev-groups demo,prometheus,opentelemetry
 
 typecheck: build  ## Types of the package and of its users; the stub against the compiled module
 	$(BIN)/mypy

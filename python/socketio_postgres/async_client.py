@@ -6,20 +6,17 @@ import asyncio
 import dataclasses
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.bus import Bus
 from socketio_postgres.exceptions import OperationTimeoutError
 from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.handover import readable
 from socketio_postgres.options import BusKeywords, BusOptions
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from types import TracebackType
-
-    from typing_extensions import Self, Unpack
 
 __all__ = ["AsyncPostgresClient", "Notification"]
 
@@ -105,8 +102,8 @@ class AsyncPostgresClient:
             DatabaseError: The first connection is refused: password, database, or rights.
             OptionsError: The name is empty or holds a NUL.
             PayloadTooLargeError: It is longer than 63 bytes, which LISTEN would cut silently.
-            DatabaseError: PostgreSQL refuses: password, database, or it is a standby; or the encoding of the database lacks
-                a character of the name (`sqlstate` 22P05).
+            DatabaseError: PostgreSQL refuses: password, database, or it is a standby; or the encoding of the database
+                lacks a character of the name (`sqlstate` 22P05).
             OperationTimeoutError: It is not active after 30 seconds. The channel stays wanted, and will be listened to
                 once PostgreSQL can be reached; `unlisten` takes it back.
         """

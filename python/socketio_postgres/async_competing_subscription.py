@@ -9,8 +9,7 @@ import time
 from types import TracebackType
 from typing import Any, Final
 
-from typing_extensions import Self
-
+from socketio_postgres._typing import Self
 from socketio_postgres.async_durable_subscription import CHECKPOINT_COUNT, AsyncDurableSubscription
 from socketio_postgres.async_store_calls import EventHandler, sleep
 from socketio_postgres.async_user_connection import run_on

@@ -11,8 +11,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
-from typing_extensions import Self
-
+from socketio_postgres._typing import Self
 from socketio_postgres.async_store_calls import EventHandler, call, sleep
 from socketio_postgres.async_subscription import AsyncSubscription
 from socketio_postgres.async_user_connection import run_on

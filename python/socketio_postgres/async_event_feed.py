@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from typing_extensions import Unpack
-
 from socketio_postgres import _core
+from socketio_postgres._typing import Unpack
 from socketio_postgres.async_competing_subscription import AsyncCompetingSubscription
 from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.async_event_log import AsyncEventLog

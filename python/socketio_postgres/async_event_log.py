@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
-from typing_extensions import Self, Unpack
-
 from socketio_postgres import _core
+from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.async_store_calls import (
     EventSource,
     chunks_of,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing_extensions import Unpack
-
+from socketio_postgres._typing import Unpack
 from socketio_postgres.async_callback_subscription import AsyncCallbackSubscription
 from socketio_postgres.async_event_feed import AsyncEventFeed
 from socketio_postgres.async_store_calls import (

@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-EventSource: TypeAlias = "Iterable[Event] | AsyncIterable[Event]"
-Handler: TypeAlias = "Callable[[NotificationPayload], Awaitable[object] | object]"
-EventHandler: TypeAlias = "Callable[[StoredEvent], Awaitable[object] | object]"
+EventSource: TypeAlias = Iterable[Event] | AsyncIterable[Event]
+Handler: TypeAlias = Callable[[NotificationPayload], Awaitable[object] | object]
+EventHandler: TypeAlias = Callable[[StoredEvent], Awaitable[object] | object]
 
 sleep = asyncio.sleep
 

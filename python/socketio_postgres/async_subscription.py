@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Final, TypeAlias
 
-from typing_extensions import Self
-
 from socketio_postgres import _core
+from socketio_postgres._typing import Self
 from socketio_postgres.async_store_calls import run_operation
 from socketio_postgres.async_wait_until import wait_until
 from socketio_postgres.event import (
@@ -30,7 +29,7 @@ from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, Sto
 
 __all__ = ["AsyncSubscription"]
 
-Opener: TypeAlias = "Callable[[], Awaitable[_core.Subscription]]"
+Opener: TypeAlias = Callable[[], Awaitable[_core.Subscription]]
 
 PATIENCE: Final = 5.0
 """Seconds after which the core answers even when it has nothing: time to see whether something holds readers up."""

@@ -12,17 +12,14 @@ import threading
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from socketio_postgres import _core
 from socketio_postgres.exceptions import ClosedError, ForkedProcessError, SocketIOPostgresError
 from socketio_postgres.handover import AsyncCalls, BlockingCalls, Operation
+from socketio_postgres.messages import Message
 from socketio_postgres.options import BusOptions, BusSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from socketio_postgres.messages import Message
 
 __all__ = ["Bus"]
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.async_client import LISTEN_LIMIT, Notification
 from socketio_postgres.bus import Bus
 from socketio_postgres.exceptions import OperationTimeoutError
 from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.handover import SIGNAL_INTERVAL
 from socketio_postgres.options import BusKeywords, BusOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import TracebackType
-
-    from typing_extensions import Self, Unpack
 
 __all__ = ["PostgresClient"]
 

@@ -10,8 +10,7 @@ import time
 from types import TracebackType
 from typing import Any, Final
 
-from typing_extensions import Self
-
+from socketio_postgres._typing import Self
 from socketio_postgres.durable_subscription import CHECKPOINT_COUNT, DurableSubscription
 from socketio_postgres.event import StoredEvent
 from socketio_postgres.exceptions import ConnectionLostError, EventStoreError, SubscriptionFencedError

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-from typing_extensions import Self
-
+from socketio_postgres._typing import Self
 from socketio_postgres.event import StoredEvent
 from socketio_postgres.exceptions import (
     ConnectionLostError,

@@ -14,19 +14,18 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import quote
 
+from socketio_postgres._typing import Self
 from socketio_postgres.postgres_account import public_tempdir, readable_copy, server_account
 from socketio_postgres.postgres_binaries import EmbeddedPostgresError, PostgresBinaries, default_binaries, find_binaries
 
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Mapping
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "PostgresBinaries", "find_binaries", "free_port"]
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final
 
+from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.broadcast_operator import Namespace, Target
 from socketio_postgres.bus import Bus
 from socketio_postgres.messages import EMITTER_UID, Message
 from socketio_postgres.options import BusKeywords, BusOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
-
-    from typing_extensions import Self, Unpack
 
 __all__ = ["Emitter"]
 

@@ -74,7 +74,7 @@ NO_STREAM: Final = Expected.NO_STREAM
 EXISTS: Final = Expected.EXISTS
 """The aggregate has at least one event."""
 
-ExpectedVersion: TypeAlias = "Expected | int"
+ExpectedVersion: TypeAlias = Expected | int
 """`ANY`, `NO_STREAM`, `EXISTS`, or the version of the aggregate's last event."""
 
 
@@ -90,7 +90,7 @@ START: Final = StartPosition.START
 END: Final = StartPosition.END
 """With what is stored from now on."""
 
-AfterVersion: TypeAlias = "StartPosition | int"
+AfterVersion: TypeAlias = StartPosition | int
 """`START`, `END`, or the version after which to begin."""
 
 
@@ -185,7 +185,7 @@ class Reconnected:
     position: int
 
 
-ControlItem: TypeAlias = "CaughtUp | FellBehind | Checkpoint | Reconnected"
+ControlItem: TypeAlias = CaughtUp | FellBehind | Checkpoint | Reconnected
 
 
 @dataclasses.dataclass(frozen=True)

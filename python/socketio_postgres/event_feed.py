@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from typing_extensions import Unpack
-
 from socketio_postgres import _core
+from socketio_postgres._typing import Unpack
 from socketio_postgres.blocker import Stall
 from socketio_postgres.competing_subscription import CompetingSubscription
 from socketio_postgres.durable_state import DurableState

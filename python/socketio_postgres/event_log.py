@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
-from typing_extensions import Self, Unpack
-
 from socketio_postgres import _core
+from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.blocker import BLOCKERS_SQL, Blocker
 from socketio_postgres.event import (
     ANY,

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from typing_extensions import Unpack
-
+from socketio_postgres._typing import Unpack
 from socketio_postgres.callback_subscription import CallbackSubscription
 from socketio_postgres.event import (
     END,

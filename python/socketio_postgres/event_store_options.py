@@ -12,7 +12,7 @@ from socketio_postgres.options import Password, bad_option, check_names
 
 __all__ = ["EventStoreKeywords", "EventStoreOptions", "OnStall"]
 
-OnStall: TypeAlias = "Literal['wait', 'error'] | Callable[[Stall], object]"
+OnStall: TypeAlias = Literal["wait", "error"] | Callable[[Stall], object]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,7 @@ pickled, so that they cross process boundaries as they are.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
 __all__ = [
     "AggregateIdTooLongError",

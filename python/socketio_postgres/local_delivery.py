@@ -11,7 +11,8 @@ import importlib.metadata
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
 
 import engineio.json
 import socketio.packet
@@ -22,10 +23,7 @@ from engineio.packet import Packet as EnginePacket
 from socketio.async_server import AsyncServer
 from socketio.server import Server
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from socketio_postgres.messages import Message
+from socketio_postgres.messages import Message
 
 __all__ = ["FEW", "Parcel", "event_maker", "event_packets", "has_stock_packets", "queue_for", "queues_of"]
 
@@ -61,7 +59,7 @@ SENDERS: Final = [
 ]
 """Likewise for `event_maker`."""
 
-Parcel: TypeAlias = "tuple[str, Sequence[EnginePacket]]"
+Parcel: TypeAlias = tuple[str, Sequence[EnginePacket]]
 """An Engine.IO connection, and what it is to be sent."""
 
 FEW: Final = 16

@@ -5,14 +5,12 @@ Mixed into both managers; needs nothing but the room dictionaries that python-so
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from socketio.base_manager import BaseManager
 
 from socketio_postgres.rooms import room_key, room_names
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 __all__ = ["LocalSockets"]
 

@@ -14,9 +14,10 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from socketio_postgres import _core, payload
+from socketio_postgres._typing import Unpack
 from socketio_postgres.adapter import ClusterAdapter, Request, answer_arguments
 from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.bus import Bus
@@ -41,13 +42,8 @@ from socketio_postgres.handshake import handshake
 from socketio_postgres.local_delivery import Parcel, event_maker, event_packets
 from socketio_postgres.membership import Membership
 from socketio_postgres.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
-from socketio_postgres.options import BusOptions, HeartbeatOptions
+from socketio_postgres.options import BusOptions, HeartbeatOptions, ManagerKeywords
 from socketio_postgres.rooms import bad, chosen_namespace, room_key
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from socketio_postgres.options import ManagerKeywords
 
 __all__ = ["ClusterMember", "Delivery"]
 

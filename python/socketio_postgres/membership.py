@@ -7,18 +7,16 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from socketio_postgres import _core
 from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, PeerJoined, PeerLeft, Request, Send
+from socketio_postgres.bus import Bus
 from socketio_postgres.callbacks import Callbacks
 from socketio_postgres.local_sockets import LocalSockets
+from socketio_postgres.messages import Message
+from socketio_postgres.options import HeartbeatOptions
 from socketio_postgres.rooms import checked_namespace, chosen_namespace
-
-if TYPE_CHECKING:
-    from socketio_postgres.bus import Bus
-    from socketio_postgres.messages import Message
-    from socketio_postgres.options import HeartbeatOptions
 
 __all__ = ["Membership"]
 

@@ -11,7 +11,7 @@ from socketio_postgres.exceptions import OptionsError, UnknownOptionError
 
 __all__ = ["BusKeywords", "BusOptions", "HeartbeatOptions", "ManagerKeywords", "OnFull", "Password"]
 
-Password: TypeAlias = Callable[[], "str | Awaitable[str]"]
+Password: TypeAlias = Callable[[], str | Awaitable[str]]
 """Returns the password for one connection; asked at every connect, on a thread of its own."""
 
 OnFull: TypeAlias = Literal["wait", "raise", "drop"]

@@ -23,9 +23,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-EventSource: TypeAlias = "Iterable[Event]"
-Handler: TypeAlias = "Callable[[NotificationPayload], object]"
-EventHandler: TypeAlias = "Callable[[StoredEvent], object]"
+EventSource: TypeAlias = Iterable[Event]
+Handler: TypeAlias = Callable[[NotificationPayload], object]
+EventHandler: TypeAlias = Callable[[StoredEvent], object]
 
 _calls: Final = BlockingCalls()
 

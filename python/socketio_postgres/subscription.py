@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final, TypeAlias
 
-from typing_extensions import Self
-
 from socketio_postgres import _core
+from socketio_postgres._typing import Self
 from socketio_postgres.event import (
     END,
     START,
@@ -31,7 +30,7 @@ from socketio_postgres.wait_until import wait_until
 
 __all__ = ["Subscription"]
 
-Opener: TypeAlias = "Callable[[], _core.Subscription]"
+Opener: TypeAlias = Callable[[], _core.Subscription]
 
 PATIENCE: Final = 5.0
 """Seconds after which the core answers even when it has nothing: time to see whether something holds readers up."""

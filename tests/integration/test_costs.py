@@ -216,7 +216,7 @@ class Members:
     async def received(self, count: int) -> list[list[Any]]:
         """So many packets of each client."""
 
-        async def of(socket: AsyncSocket) -> list[Any]:
+        async def of(socket: AsyncSocket) -> list[Any]:  # Python 3.10 cannot await in a comprehension within another
             return [await socket.queue.get() for _ in range(count)]
 
         return [await of(socket) for socket in self.sockets]

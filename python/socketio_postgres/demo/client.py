@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from typing_extensions import Self
+    from socketio_postgres._typing import Self
 
 TIMEOUT = 5.0
 """Seconds any single answer or message may take."""
