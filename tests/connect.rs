@@ -230,6 +230,7 @@ async fn run_scenarios() {
     password_callable(&server).await;
     session_options(&server).await;
     ssl_modes(&server).await;
+    cancelling(&server).await;
     tls_verification(&server).await;
     client_certificates(&server).await;
     channel_binding(&server).await;
@@ -253,6 +254,25 @@ async fn unix_socket(server: &Server) {
     let dsn = format!("postgresql://app@{}:{}/app?sslmode=require", server.file("").replace('/', "%2F"), server.port);
     let link = connector(&dsn).connect().await.unwrap();
     assert_eq!(query(link, TLS_VERSION).await, "none");
+}
+
+/// Over a connection like the session's own: in clear text, encrypted, and a Unix socket.
+async fn cancelling(server: &Server) {
+    let socket = format!("host={} port={} user=app dbname=app", server.file(""), server.port);
+    let connectors = [server.connector("sslmode=disable"), server.connector("sslmode=require"), connector(&socket)];
+    for connector in connectors {
+        let Link { client, connection, canceller, .. } = connector.connect().await.unwrap();
+        tokio::spawn(connection);
+        let asking = tokio::spawn(async move { client.simple_query("SELECT pg_sleep(60)").await });
+        let answered = async {
+            while !asking.is_finished() {
+                canceller.cancel().await; // the first may come before the question
+            }
+            asking.await.unwrap()
+        };
+        let error = timeout(Duration::from_secs(20), answered).await.expect("it is cancelled").unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "57014");
+    }
 }
 
 async fn passwords(server: &Server) {

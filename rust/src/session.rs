@@ -191,14 +191,14 @@ impl OpenConnection {
         if !self.is_usable() {
             return Err(lost(context, "the connection was given up before anything was sent".to_owned()));
         }
-        #[allow(clippy::cast_precision_loss, reason = "a number of seconds")]
-        let limit = self.answer_limit + Duration::from_secs_f64(sent_bytes as f64 / SLOWEST_LINK_BYTES);
-        self.unless_silent(context, limit, work).await.map_err(|error| match error {
-            Error::ConnectionLost { context, reason, .. } => {
-                Error::ConnectionLost { context, reason, may_be_sent: true }
-            }
-            other => other,
-        })
+        self.unless_silent(context, self.answer_limit + travel_time(sent_bytes), work).await.map_err(
+            |error| match error {
+                Error::ConnectionLost { context, reason, .. } => {
+                    Error::ConnectionLost { context, reason, may_be_sent: true }
+                }
+                other => other,
+            },
+        )
     }
 
     /// Ask something on the side, for `limit`. That it is not answered says nothing about the connection, on which others
@@ -313,6 +313,11 @@ impl Drop for UnderWay<'_> {
     }
 }
 
+#[allow(clippy::cast_precision_loss, reason = "a number of seconds")]
+fn travel_time(sent_bytes: usize) -> Duration {
+    Duration::from_secs_f64(sent_bytes as f64 / SLOWEST_LINK_BYTES)
+}
+
 fn lost(context: &str, reason: String) -> Error {
     Error::ConnectionLost { context: context.to_owned(), reason, may_be_sent: false }
 }
@@ -334,5 +339,31 @@ fn cancelled(error: Error, context: &str, limit: Duration) -> Error {
         }
         error if error.is_connection_lost() => silent(context, limit),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ServerReport;
+
+    #[test]
+    fn a_large_statement_has_time_to_travel() {
+        assert_eq!(travel_time(0), Duration::ZERO);
+        assert_eq!(travel_time(1024 * 1024), Duration::from_secs(16));
+    }
+
+    #[test]
+    fn the_last_word_says_why_it_was_cancelled() {
+        let said = |sqlstate: &str| {
+            let report = ServerReport { sqlstate: sqlstate.to_owned(), ..ServerReport::default() };
+            let error = Error::Database { context: "commit messages".to_owned(), report: Box::new(report) };
+            cancelled(error, "commit messages", Duration::from_millis(1234)).to_string()
+        };
+        assert!(said(CANCELLED).starts_with("commit messages: cancelled, there was no answer within 1.2 s"));
+        assert!(said("23505").starts_with("commit messages: "), "another answer came in time");
+        assert!(!said("23505").contains("cancelled"));
+        let broken = cancelled(lost("commit messages", "closed".to_owned()), "commit messages", Duration::from_secs(1));
+        assert_eq!(broken, silent("commit messages", Duration::from_secs(1)));
     }
 }
