@@ -11,13 +11,13 @@ use _core::connection::{Connector, Encoding, Link, PasswordSource};
 use _core::conninfo::Conninfo;
 use _core::error::{Error, Result, ServerReport};
 use _core::mended::unreadable_bytes;
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{env, fs};
 use tokio::time::timeout;
@@ -571,4 +571,77 @@ async fn what_is_no_postgresql_server_is_refused() {
     });
     let result = connector(&format!("host=127.0.0.1 port={port} user=u sslmode=require")).connect().await;
     assert_tls_refused(result, "not TLS", "port");
+}
+
+/// A server that knows no password: it cannot prove that it is the one we know, and then asks for the password itself. Counts
+/// the sessions that were begun, and keeps the password if it is told.
+struct Impostor {
+    port: u16,
+    sessions: Arc<AtomicUsize>,
+    learned: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Impostor {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (sessions, learned) = <(Arc<AtomicUsize>, Arc<Mutex<Vec<u8>>>)>::default();
+        let (count, told) = (Arc::clone(&sessions), Arc::clone(&learned));
+        std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let session = count.fetch_add(1, Ordering::SeqCst);
+                if let Ok(word) = Self::serve(&mut socket.unwrap(), session) {
+                    told.lock().unwrap().extend(word);
+                }
+            }
+        });
+        Self { port, sessions, learned }
+    }
+
+    fn serve(socket: &mut TcpStream, session: usize) -> std::io::Result<Vec<u8>> {
+        const SSL_REQUEST: [u8; 4] = 80_877_103_u32.to_be_bytes();
+        while Self::read(socket)?.starts_with(&SSL_REQUEST) {
+            socket.write_all(b"N")?;
+        }
+        if session > 0 {
+            Self::send(socket, 3, b"")?; // in clear text, please
+            return Self::read_typed(socket);
+        }
+        Self::send(socket, 10, b"SCRAM-SHA-256\0\0")?;
+        let hello = Self::read_typed(socket)?;
+        let nonce = String::from_utf8_lossy(&hello).rsplit_once("r=").unwrap().1.to_owned();
+        Self::send(socket, 11, format!("r={nonce}more,s=c2FsdA==,i=4096").as_bytes())?;
+        Self::read_typed(socket)?;
+        Self::send(socket, 12, b"v=c29tZXRoaW5nIG1hZGUgdXAgYnkgdGhlIGltcG9zdG8=")?;
+        Ok(Vec::new())
+    }
+
+    fn send(socket: &mut TcpStream, kind: u32, body: &[u8]) -> std::io::Result<()> {
+        let length = u32::try_from(body.len() + 8).unwrap();
+        socket.write_all(&[b"R", &length.to_be_bytes()[..], &kind.to_be_bytes()[..], body].concat())
+    }
+
+    fn read(socket: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+        let mut length = [0; 4];
+        socket.read_exact(&mut length)?;
+        let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+        socket.read_exact(&mut body)?;
+        Ok(body)
+    }
+
+    fn read_typed(socket: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+        socket.read_exact(&mut [0])?;
+        Self::read(socket)
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_prove_itself_is_not_tried_again() {
+    for mode in ["prefer", "allow", "disable"] {
+        let impostor = Impostor::start();
+        let dsn = format!("host=127.0.0.1 port={} user=u password=secret sslmode={mode}", impostor.port);
+        assert_tls_refused(connector(&dsn).connect().await, "authentication failed: SCRAM", "scram-sha-256");
+        assert_eq!(impostor.sessions.load(Ordering::SeqCst), 1, "{mode}");
+        assert!(impostor.learned.lock().unwrap().is_empty(), "{mode}");
+    }
 }

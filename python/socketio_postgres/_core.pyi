@@ -187,8 +187,13 @@ class Inbox:
     def wait(self, seconds: float) -> bool:
         """Block, with the GIL released, until an item waits or the time is over; True when one waits."""
 
-    def drain(self, max_count: int) -> list[tuple[int, int, Any]]:
-        """Take up to `max_count` items: `(token, kind, value)`. An overflow becomes one item for each sender."""
+    def drain(self, max_count: int, into: list[tuple[int, int, Any]] | None = None) -> list[tuple[int, int, Any]]:
+        """Take up to `max_count` items: `(token, kind, value)`. An overflow becomes one item for each sender.
+
+        They are appended to `into`, or to a new list, which is returned. When an exception comes meanwhile (Ctrl-C, no
+        memory), `into` has those that were handed over by then, and the inbox still has the others. A value that cannot
+        be made is replaced by the exception, as a failure, and counted in `dropped`.
+        """
 
 @final
 class Bus:

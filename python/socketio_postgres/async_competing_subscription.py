@@ -22,7 +22,7 @@ __all__ = ["AsyncCompetingSubscription", "partition_of"]
 BALANCE_SECONDS: Final = 1.0
 """Seconds between two looks at who else takes part; less with a short lease."""
 
-_OF_OURS: Final = """json_to_recordset($1::json)
+_OF_OURS: Final = """pg_catalog.json_to_recordset($1::pg_catalog.json)
     AS x(partition int, epoch bigint, written bigint, position bigint)"""
 
 
@@ -98,7 +98,7 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
             start = await self._start()
             await self._rows(
                 f"INSERT INTO {self._table} (name, partition, partitions, position, filter)"
-                " SELECT $1, number, $2::int, $3::bigint, $4 FROM generate_series(0, $2::int - 1) AS number"
+                " SELECT $1, number, $2::int, $3::bigint, $4 FROM pg_catalog.generate_series(0, $2::int - 1) AS number"
                 " ON CONFLICT DO NOTHING",
                 self.name,
                 str(self._count),
@@ -114,7 +114,8 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
             if wrong is not None:
                 raise wrong
         await self._rows(
-            f"DELETE FROM {self._consumers} WHERE name = $1 AND lease_until < clock_timestamp() RETURNING name",
+            f"DELETE FROM {self._consumers} WHERE name = $1 AND lease_until < pg_catalog.clock_timestamp()"
+            " RETURNING name",
             self.name,
         )
         self._is_entered = True
@@ -123,7 +124,7 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
 
     async def _made(self) -> list[list[str | None]]:
         return await self._rows(
-            f"SELECT DISTINCT partitions::text, filter FROM {self._table} WHERE name = $1", self.name
+            f"SELECT DISTINCT partitions::pg_catalog.text, filter FROM {self._table} WHERE name = $1", self.name
         )
 
     async def _balance(self) -> None:
@@ -131,16 +132,18 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
         self._balanced_at = time.monotonic()
         await self._rows(
             f"INSERT INTO {self._consumers} (name, owner, lease_until)"
-            " VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3::float8))"
+            " VALUES ($1, $2, pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3::pg_catalog.float8))"
             " ON CONFLICT (name, owner) DO UPDATE SET lease_until = excluded.lease_until",
             self.name,
             self._owner,
             str(self._lease),
         )
         rows = await self._rows(
-            f"SELECT owner, NULL, NULL, NULL FROM {self._consumers} WHERE name = $1 AND lease_until > clock_timestamp()"
-            " UNION ALL SELECT NULL, partition::text, epoch::text, CASE WHEN NOT is_paused AND (owner = $2 OR"
-            " lease_until IS NULL OR lease_until < clock_timestamp()) THEN 'free' ELSE 'taken' END"
+            f"SELECT owner, NULL, NULL, NULL FROM {self._consumers}"
+            " WHERE name = $1 AND lease_until > pg_catalog.clock_timestamp()"
+            " UNION ALL SELECT NULL, partition::pg_catalog.text, epoch::pg_catalog.text,"
+            " CASE WHEN NOT is_paused AND (owner = $2 OR"
+            " lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp()) THEN 'free' ELSE 'taken' END"
             f" FROM {self._table} WHERE name = $1",
             self.name,
             self._owner,
@@ -167,13 +170,13 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
         # A row that somebody has locked, a consumer in an ack_in say, is left alone: waiting for it would cost us the
         # other leases.
         rows = await self._rows(
-            f"UPDATE {self._table} SET epoch = epoch + 1, owner = $2, updated_at = now(),"
-            " lease_until = clock_timestamp() + make_interval(secs => $3::float8)"
+            f"UPDATE {self._table} SET epoch = epoch + 1, owner = $2, updated_at = pg_catalog.now(),"
+            " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3::pg_catalog.float8)"
             f" WHERE name = $1 AND partition IN (SELECT partition FROM {self._table}"
-            " WHERE name = $1 AND NOT is_paused AND NOT partition = ANY($5::text::int[]) AND (owner = $2 OR"
-            " lease_until IS NULL OR lease_until < clock_timestamp())"
+            " WHERE name = $1 AND NOT is_paused AND NOT partition = ANY($5::pg_catalog.text::int[]) AND (owner = $2 OR"
+            " lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp())"
             " ORDER BY partition LIMIT $4::int FOR UPDATE SKIP LOCKED)"
-            " RETURNING partition::text, epoch::text, position::text",
+            " RETURNING partition::pg_catalog.text, epoch::pg_catalog.text, position::pg_catalog.text",
             self.name,
             self._owner,
             str(self._lease),
@@ -279,7 +282,8 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
     async def _write(self) -> None:
         before = set(self._own)
         await self._update(
-            self.partitions, f"lease_until = clock_timestamp() + make_interval(secs => {float(self._lease)})"
+            self.partitions,
+            f"lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => {float(self._lease)})",
         )
         self._unwritten = 0
         self._written_at = self._renewed_at = time.monotonic()
@@ -292,14 +296,14 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
             return
         given = [self._own[number].fields() for number in numbers]
         sql = (
-            f"UPDATE {self._table} s SET position = x.position, updated_at = now(), {change} FROM {_OF_OURS}"
+            f"UPDATE {self._table} s SET position = x.position, updated_at = pg_catalog.now(), {change} FROM {_OF_OURS}"
             " WHERE s.name = $2 AND s.partition = x.partition AND s.epoch = x.epoch"
             " AND s.position BETWEEN x.written AND x.position"
             # One with an ack_in in a transaction that is still open is left alone: the loop cannot wait for itself.
             # Those of other consumers are not locked: they would take it for such a transaction.
             f" AND s.partition IN (SELECT l.partition FROM {self._table} l WHERE l.name = $2"
             f" AND l.partition IN (SELECT x.partition FROM {_OF_OURS}) FOR UPDATE SKIP LOCKED)"
-            " RETURNING s.partition::text"
+            " RETURNING s.partition::pg_catalog.text"
         )
         deadline = time.monotonic() + self._lease
         while True:
@@ -330,7 +334,8 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
             EventStoreError: It is ours, but an `ack_in` was rolled back and the loop went on.
         """
         rows = await self._rows(
-            f"SELECT epoch::text, owner, position::text FROM {self._table} WHERE name = $1 AND partition = $2::int",
+            f"SELECT epoch::pg_catalog.text, owner, position::pg_catalog.text FROM {self._table}"
+            " WHERE name = $1 AND partition = $2::int",
             self.name,
             str(number),
         )
@@ -338,7 +343,8 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
         if ours is not None and rows and rows[0][0] == str(ours.epoch):
             # What is written is in the database: it was locked at that moment only, and is written the next time.
             if int(rows[0][2] or 0) >= ours.written or not await self._rows(
-                f"SELECT epoch::text FROM {self._table} WHERE name = $1 AND partition = $2::int FOR UPDATE SKIP LOCKED",
+                f"SELECT epoch::pg_catalog.text FROM {self._table} WHERE name = $1 AND partition = $2::int"
+                " FOR UPDATE SKIP LOCKED",
                 self.name,
                 str(number),
             ):
@@ -380,7 +386,7 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
         ours = self._of(event)
         changed = await run_on(
             conn,
-            f"UPDATE {self._table} SET position = %s, updated_at = now()"
+            f"UPDATE {self._table} SET position = %s, updated_at = pg_catalog.now()"
             " WHERE name = %s AND partition = %s AND epoch = %s AND position BETWEEN %s AND %s",
             [event.version, self.name, ours.number, ours.epoch, ours.written, event.version],
         )
@@ -403,7 +409,7 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
         """As in `AsyncDurableSubscription.park`."""
         ours = self._of(event)
         rows = await self._rows(
-            f"WITH moved AS (UPDATE {self._table} SET position = $1::bigint, updated_at = now()"
+            f"WITH moved AS (UPDATE {self._table} SET position = $1::bigint, updated_at = pg_catalog.now()"
             " WHERE name = $2 AND partition = $8::int AND epoch = $3::bigint"
             " AND position BETWEEN $4::bigint AND $1::bigint RETURNING name)"
             f" INSERT INTO {self._parked_table} (name, version, aggregate_id, attempts, last_error)"

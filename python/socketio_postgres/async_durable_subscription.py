@@ -120,12 +120,12 @@ class AsyncDurableSubscription:
 
     async def _acquire(self) -> bool:
         rows = await self._rows(
-            f"UPDATE {self._table} SET epoch = epoch + 1, owner = $2, updated_at = now(),"
-            " lease_until = clock_timestamp() + make_interval(secs => $3::float8),"
+            f"UPDATE {self._table} SET epoch = epoch + 1, owner = $2, updated_at = pg_catalog.now(),"
+            " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3::pg_catalog.float8),"
             " filter = CASE WHEN $4::boolean THEN $5 ELSE filter END"
             " WHERE name = $1 AND partition = 0 AND NOT is_paused"
-            " AND (lease_until IS NULL OR lease_until < clock_timestamp())"
-            " RETURNING epoch::text, position::text, filter, partitions::text",
+            " AND (lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp())"
+            " RETURNING epoch::pg_catalog.text, position::pg_catalog.text, filter, partitions::pg_catalog.text",
             self.name,
             self._owner,
             str(self._lease),
@@ -254,8 +254,8 @@ class AsyncDurableSubscription:
 
     async def _write_once(self) -> list[list[str | None]]:
         return await self._rows(
-            f"UPDATE {self._table} SET position = $1::bigint, updated_at = now(),"
-            " lease_until = clock_timestamp() + make_interval(secs => $2::float8)"
+            f"UPDATE {self._table} SET position = $1::bigint, updated_at = pg_catalog.now(),"
+            " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2::pg_catalog.float8)"
             " WHERE name = $3 AND partition = 0 AND epoch = $4::bigint AND position BETWEEN $5::bigint AND $1::bigint"
             f" AND name IN (SELECT name FROM {self._table} WHERE name = $3 AND partition = 0 FOR UPDATE SKIP LOCKED)"
             " RETURNING 'written'",
@@ -274,7 +274,8 @@ class AsyncDurableSubscription:
 
     async def _refusal(self) -> EventStoreError:
         rows = await self._rows(
-            f"SELECT epoch::text, owner, position::text FROM {self._table} WHERE name = $1", self.name
+            f"SELECT epoch::pg_catalog.text, owner, position::pg_catalog.text FROM {self._table} WHERE name = $1",
+            self.name,
         )
         if rows and rows[0][0] == str(self._epoch):
             return EventStoreError(
@@ -311,7 +312,7 @@ class AsyncDurableSubscription:
         """
         changed = await run_on(
             conn,
-            f"UPDATE {self._table} SET position = %s, updated_at = now()"
+            f"UPDATE {self._table} SET position = %s, updated_at = pg_catalog.now()"
             " WHERE name = %s AND partition = 0 AND epoch = %s AND position BETWEEN %s AND %s",
             [event.version, self.name, self._epoch, self._written, event.version],
         )
@@ -373,7 +374,7 @@ class AsyncDurableSubscription:
             SubscriptionFencedError: Another consumer has taken over.
         """
         rows = await self._rows(
-            f"WITH moved AS (UPDATE {self._table} SET position = $1::bigint, updated_at = now()"
+            f"WITH moved AS (UPDATE {self._table} SET position = $1::bigint, updated_at = pg_catalog.now()"
             " WHERE name = $2 AND partition = 0 AND epoch = $3::bigint AND position BETWEEN $4::bigint AND $1::bigint"
             " RETURNING name)"
             f" INSERT INTO {self._parked_table} (name, version, aggregate_id, attempts, last_error)"
@@ -396,8 +397,9 @@ class AsyncDurableSubscription:
     async def parked(self) -> list[ParkedEvent]:
         """Events that were set aside, in order."""
         rows = await self._rows(
-            "SELECT json_build_object('version', version, 'aggregate_id', aggregate_id, 'attempts', attempts,"
-            f" 'last_error', last_error)::text FROM {self._parked_table} WHERE name = $1 ORDER BY version",
+            "SELECT pg_catalog.json_build_object('version', version, 'aggregate_id', aggregate_id,"
+            " 'attempts', attempts, 'last_error', last_error)::pg_catalog.text"
+            f" FROM {self._parked_table} WHERE name = $1 ORDER BY version",
             self.name,
         )
         return [ParkedEvent(**json.loads(row[0] or "{}")) for row in rows]

@@ -69,16 +69,18 @@ class Stall:
 
 
 BLOCKERS_SQL: Final = """
-SELECT json_build_object('pid', l.pid, 'application_name', a.application_name, 'user', coalesce(a.usename, p.owner),
+SELECT pg_catalog.json_build_object('pid', l.pid, 'application_name', a.application_name,
+    'user', coalesce(a.usename, p.owner),
     'state', CASE WHEN p.gid IS NULL THEN a.state ELSE 'prepared' END, 'query', a.query, 'prepared', p.gid,
     'transaction_start',
-    to_char(coalesce(a.xact_start, p.prepared) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'))::text
-FROM pg_locks l
-LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_locks x ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid'
-    AND x.pid IS NULL AND x.mode = 'ExclusiveLock'
-LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
-WHERE l.locktype = 'relation' AND l.relation = $1::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
-    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    pg_catalog.to_char(coalesce(a.xact_start, p.prepared) AT TIME ZONE 'UTC',
+        'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'))::pg_catalog.text
+FROM pg_catalog.pg_locks l
+LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+LEFT JOIN pg_catalog.pg_locks x ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
+    AND x.locktype = 'transactionid' AND x.pid IS NULL AND x.mode = 'ExclusiveLock'
+LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
+WHERE l.locktype = 'relation' AND l.relation = $1::pg_catalog.regclass AND l.mode = 'RowExclusiveLock' AND l.granted
+    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
 ORDER BY coalesce(a.xact_start, p.prepared)
 """

@@ -38,6 +38,7 @@ class PostgresClient:
         self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
         self._error_handler = error_handler
         self._on_gap = on_gap
+        self._taken: list[tuple[int, int, Any]] = []
 
     def start(self) -> None:
         """Blocking form of `AsyncPostgresClient.start`."""
@@ -63,7 +64,7 @@ class PostgresClient:
         deadline = None if timeout is None else time.monotonic() + timeout
         inbox = self._bus.inbox
         while True:
-            for _, kind, value in inbox.drain(1):
+            for _, kind, value in self._take(inbox):
                 if kind == _core.NOTIFICATION:
                     return Notification(*value)
                 self._tell(kind, value)
@@ -73,6 +74,11 @@ class PostgresClient:
                 if left <= 0:
                     raise OperationTimeoutError(f"no notification within {timeout} s")
                 self._bus.blocking.wait(inbox, min(left, SIGNAL_INTERVAL))
+
+    def _take(self, inbox: _core.Inbox) -> list[tuple[int, int, Any]]:
+        """At most one item. One that Ctrl-C finds on its way here is kept for the next call."""
+        taken = self._taken or inbox.drain(1, self._taken)
+        return [taken.pop(0)] if taken else []
 
     def _tell(self, kind: int, value: Any) -> None:
         if kind == _core.FAILURE:

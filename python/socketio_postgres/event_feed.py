@@ -196,7 +196,8 @@ class EventFeed(EventLog):
             return found
 
         def acknowledged() -> int:
-            sql = f"SELECT min(position)::text FROM {self._core.table('_subscriptions')} WHERE name = $1"
+            table = self._core.table("_subscriptions")
+            sql = f"SELECT pg_catalog.min(position)::pg_catalog.text FROM {table} WHERE name = $1"
             (row,) = self._query_durable(sql, durable)
             if row[0] is None:
                 raise _no_durable(durable)
@@ -219,13 +220,15 @@ class EventFeed(EventLog):
         """All durable subscriptions of the table, and how far behind each is."""
         latest = self.latest_version(settled=False)
         rows = self._query_durable(
-            "SELECT json_build_object('name', name, 'position', min(position),"
-            " 'owner', string_agg(DISTINCT owner, ', '), 'is_paused', bool_or(is_paused),"
-            " 'is_owned', bool_and(coalesce(lease_until > clock_timestamp(), false)),"
-            f" 'lag', greatest({latest} - min(position), 0),"
-            f" 'parked', (SELECT count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name),"
-            " 'partitions', json_agg(json_build_object('partition', partition, 'position', position, 'owner', owner,"
-            " 'is_owned', coalesce(lease_until > clock_timestamp(), false)) ORDER BY partition))::text"
+            "SELECT pg_catalog.json_build_object('name', name, 'position', pg_catalog.min(position),"
+            " 'owner', pg_catalog.string_agg(DISTINCT owner, ', '), 'is_paused', pg_catalog.bool_or(is_paused),"
+            " 'is_owned', pg_catalog.bool_and(coalesce(lease_until > pg_catalog.clock_timestamp(), false)),"
+            f" 'lag', greatest({latest} - pg_catalog.min(position), 0),"
+            f" 'parked', (SELECT pg_catalog.count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name),"
+            " 'partitions', pg_catalog.json_agg(pg_catalog.json_build_object('partition', partition,"
+            " 'position', position, 'owner', owner,"
+            " 'is_owned', coalesce(lease_until > pg_catalog.clock_timestamp(), false))"
+            " ORDER BY partition))::pg_catalog.text"
             f" FROM {self._core.table('_subscriptions')} s GROUP BY name ORDER BY name"
         )
         return [DurableState.of(row[0] or "{}") for row in rows]
@@ -245,7 +248,7 @@ class EventFeed(EventLog):
 
     def _change_durable(self, name: str, change: str, *texts: str) -> None:
         table = self._core.table("_subscriptions")
-        sql = f"UPDATE {table} SET {change}, updated_at = now() WHERE name = $1 RETURNING name"
+        sql = f"UPDATE {table} SET {change}, updated_at = pg_catalog.now() WHERE name = $1 RETURNING name"
         if not self._query_durable(sql, name, *texts):
             raise _no_durable(name)
 
@@ -262,13 +265,14 @@ class EventFeed(EventLog):
         table = self._core.table("_subscriptions")
         changed = self._query_durable(
             f"WITH old AS (DELETE FROM {table} WHERE name = $1 AND NOT EXISTS (SELECT FROM {table} o WHERE o.name = $1"
-            " AND (o.lease_until > clock_timestamp()"
-            f" OR o.position <> (SELECT min(position) FROM {table} m WHERE m.name = $1))) RETURNING *)"
+            " AND (o.lease_until > pg_catalog.clock_timestamp()"
+            f" OR o.position <> (SELECT pg_catalog.min(position) FROM {table} m WHERE m.name = $1))) RETURNING *)"
             f" INSERT INTO {table} (name, partition, partitions, position, epoch, filter, is_paused)"
             " SELECT $1, number, $2::int, position, epoch + 1, filter, is_paused"
-            " FROM (SELECT max(position) AS position, max(epoch) AS epoch, max(filter) AS filter,"
-            " bool_or(is_paused) AS is_paused FROM old HAVING count(*) > 0) AS old,"
-            " generate_series(0, $2::int - 1) AS number RETURNING name",
+            " FROM (SELECT pg_catalog.max(position) AS position, pg_catalog.max(epoch) AS epoch,"
+            " pg_catalog.max(filter) AS filter,"
+            " pg_catalog.bool_or(is_paused) AS is_paused FROM old HAVING pg_catalog.count(*) > 0) AS old,"
+            " pg_catalog.generate_series(0, $2::int - 1) AS number RETURNING name",
             name,
             str(partitions),
         )

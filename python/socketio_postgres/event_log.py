@@ -381,7 +381,7 @@ class EventLog:
             EventNotFoundError: There is none.
         """
         core = self._opened_core()
-        sql = f"SELECT version::text FROM {core.table('')} WHERE id = $1"
+        sql = f"SELECT version::pg_catalog.text FROM {core.table('')} WHERE id = $1"
         rows = self._query(sql, event_id)
         if not rows:
             raise EventNotFoundError(f"there is no event with id {event_id!r}", event_id=event_id)
@@ -451,8 +451,9 @@ class EventLog:
             return True
         # Another transaction of the same session, or another session of the same number, is not meant.
         rows = self._query(
-            "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE pid = $1::int"
-            " AND abs(extract(epoch FROM xact_start - $2::timestamptz)) < 0.001",
+            "SELECT pg_catalog.pg_terminate_backend(pid)::pg_catalog.text FROM pg_catalog.pg_stat_activity"
+            " WHERE pid = $1::int"
+            " AND pg_catalog.abs(extract(epoch FROM xact_start - $2::pg_catalog.timestamptz)) < 0.001",
             str(blocker.pid),
             None if blocker.transaction_start is None else blocker.transaction_start.isoformat(),
         )

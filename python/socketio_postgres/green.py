@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from typing import Protocol
 
 from socketio_postgres import _core
 
-__all__ = ["EventletWait", "GeventWait", "ThreadWait", "Wait", "wait_for_mode"]
+__all__ = ["EventletWait", "GeventWait", "ThreadWait", "Wait", "has_hub", "pause", "wait_for_mode"]
 
 
 class Wait(Protocol):
@@ -63,6 +64,25 @@ def wait_for_mode(async_mode: str | None = None) -> Wait:
     if async_mode == "eventlet" or _has_eventlet_hub():
         return EventletWait()
     return ThreadWait()
+
+
+def pause(seconds: float) -> None:
+    """Sleep, while the other greenlets of this thread run, if it has any."""
+    if _has_gevent_hub():
+        import gevent  # noqa: PLC0415  (installed only where it is used)
+
+        gevent.sleep(seconds)
+    elif _has_eventlet_hub():
+        import eventlet  # noqa: PLC0415  (installed only where it is used)
+
+        eventlet.sleep(seconds)
+    else:
+        time.sleep(seconds)
+
+
+def has_hub() -> bool:
+    """Whether the calling thread runs greenlets, which a native wait would stop."""
+    return _has_gevent_hub() or _has_eventlet_hub()
 
 
 # A thread that has a hub runs greenlets, monkey-patched or not. Both libraries make it with the first greenlet, and a

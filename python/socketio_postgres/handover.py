@@ -53,6 +53,8 @@ class AsyncCalls:
         self._inbox = _core.Inbox(INBOX_BYTES)
         self._tokens = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Any]] = {}
+        # Taken from the inbox and not told yet: more than one turn when an exception such as Ctrl-C ends the first.
+        self._taken: list[tuple[int, int, Any]] = []
         # The loop keeps this object alive through the reader; a reference back would keep both for ever.
         loop.add_reader(self._inbox.fileno(), self._drain)
 
@@ -78,14 +80,19 @@ class AsyncCalls:
         return future
 
     def _drain(self) -> None:
-        for token, kind, value in self._inbox.drain(BATCH):
-            future = self._pending.pop(token, None)
-            if future is None or future.done():
-                continue  # whoever waited was cancelled
-            if kind == _core.FAILED:
-                future.set_exception(value)
-            else:
-                future.set_result(value)
+        try:
+            for token, kind, value in self._inbox.drain(BATCH, self._taken):
+                future = self._pending.pop(token, None)
+                if future is None or future.done():
+                    continue  # whoever waited was cancelled
+                if kind == _core.FAILED:
+                    future.set_exception(value)
+                else:
+                    future.set_result(value)
+        except BaseException:
+            asyncio.get_running_loop().call_soon(self._drain)  # the others still wait; telling twice does nothing
+            raise
+        self._taken.clear()
 
 
 async def batches_of(inbox: _core.Inbox) -> AsyncIterator[list[tuple[int, int, Any]]]:
@@ -95,12 +102,17 @@ async def batches_of(inbox: _core.Inbox) -> AsyncIterator[list[tuple[int, int, A
     inbox. The consumer runs on the loop that iterates.
     """
     while True:
-        items = inbox.drain(BATCH)
-        if not items:
+        items: list[tuple[int, int, Any]] = []
+        try:
+            inbox.drain(BATCH, items)
+        except MemoryError:
+            # What could not be taken waits in the inbox. A reader that has ended would leave a server deaf.
+            await asyncio.sleep(0 if items else SIGNAL_INTERVAL)
+        if items:
+            yield items
+            await asyncio.sleep(0)
+        else:
             await readable(inbox)
-            continue
-        yield items
-        await asyncio.sleep(0)
 
 
 async def readable(inbox: _core.Inbox) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias, TypeVar
 
 from socketio_postgres.event import Event, NotificationPayload, StoredEvent
+from socketio_postgres.green import has_hub, pause
 from socketio_postgres.handover import BlockingCalls, Operation
 
 __all__ = [
@@ -29,7 +29,10 @@ EventHandler: TypeAlias = Callable[[StoredEvent], object]
 
 _calls: Final = BlockingCalls()
 
-sleep = time.sleep
+sleep = pause
+
+END_INTERVAL: Final = 0.01
+"""Seconds between two looks whether a thread has ended, where greenlets must go on meanwhile."""
 
 
 def run_operation(operation: Operation, timeout: float | None = None) -> Any:
@@ -51,8 +54,11 @@ class Background:
 
     def stop(self) -> None:
         """Wait for its end unless it is the caller itself."""
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread is threading.current_thread():
+            return
+        while has_hub() and self._thread.is_alive():
+            pause(END_INTERVAL)
+        self._thread.join()
 
 
 def call(function: Callable[[T], object], argument: T) -> None:

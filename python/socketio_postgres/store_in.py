@@ -28,36 +28,42 @@ _MARK: Final = "socketio_postgres.store_in"
 """A setting of the transaction: where the next statement does not find it, no transaction is open."""
 
 # One parameter, a JSON text, carries all events: every library and driver can send it.
-_GIVEN: Final = """json_to_recordset(CAST(CAST(%s AS text) AS json))
-    AS e(n int, id text, aggregate_id text, event_type text, data text, metadata text)"""
+_GIVEN: Final = """pg_catalog.json_to_recordset(CAST(CAST(%s AS pg_catalog.text) AS pg_catalog.json))
+    AS e(n int, id pg_catalog.text, aggregate_id pg_catalog.text, event_type pg_catalog.text, data pg_catalog.text,
+        metadata pg_catalog.text)"""
 
-_TURN: Final = "SELECT CAST(pg_advisory_xact_lock({lock_class}, {turn_key}) AS text)"
+_TURN: Final = "SELECT CAST(pg_catalog.pg_advisory_xact_lock({lock_class}, {turn_key}) AS pg_catalog.text)"
 
 # In the order of the keys, so that two writers never wait for one another in a circle.
 _LOCK: Final = f"""
-SELECT set_config('{_MARK}', CAST(%s AS text), true), current_setting('transaction_isolation'),
-    CAST(CAST(to_regclass(CAST(%s AS text)) AS oid) AS bigint),
-    (SELECT count(CAST(locked AS text)) FROM (SELECT {{function}}({{lock_class}}, key) AS locked
-        FROM (SELECT DISTINCT hashtext(a) & {{lock_mask}} AS key
-            FROM json_array_elements_text(CAST(CAST(%s AS text) AS json)) AS a ORDER BY key) AS keys) AS locks)
+SELECT pg_catalog.set_config('{_MARK}', CAST(%s AS pg_catalog.text), true),
+    pg_catalog.current_setting('transaction_isolation'),
+    CAST(CAST(pg_catalog.to_regclass(CAST(%s AS pg_catalog.text)) AS pg_catalog.oid) AS bigint),
+    (SELECT pg_catalog.count(CAST(locked AS pg_catalog.text))
+        FROM (SELECT pg_catalog.{{function}}({{lock_class}}, key) AS locked
+            FROM (SELECT DISTINCT pg_catalog.hashtext(a) & {{lock_mask}} AS key
+                FROM pg_catalog.json_array_elements_text(CAST(CAST(%s AS pg_catalog.text) AS pg_catalog.json)) AS a
+                ORDER BY key) AS keys) AS locks)
 """
 
 _LOOK: Final = f"""
 SELECT 'known', e.n, t.version, CAST(extract(epoch FROM t.created_at) * 1000000 AS bigint),
     CASE WHEN t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type
-        AND coalesce(t.data, 'null') = coalesce(CAST(e.data AS jsonb), 'null')
-        AND coalesce(t.metadata, 'null') = coalesce(CAST(e.metadata AS jsonb), 'null') THEN 'same' ELSE 'other' END
+        AND coalesce(t.data, 'null') = coalesce(CAST(e.data AS pg_catalog.jsonb), 'null')
+        AND coalesce(t.metadata, 'null') = coalesce(CAST(e.metadata AS pg_catalog.jsonb), 'null')
+        THEN 'same' ELSE 'other' END
 FROM {_GIVEN} JOIN {{table}} t ON t.id = e.id
 UNION ALL
 SELECT 'last', 0, coalesce((SELECT {{last}} FROM {{table}} t WHERE t.aggregate_id = a), 0), NULL, a
-FROM json_array_elements_text(CAST(CAST(%s AS text) AS json)) AS a
+FROM pg_catalog.json_array_elements_text(CAST(CAST(%s AS pg_catalog.text) AS pg_catalog.json)) AS a
 UNION ALL
-SELECT 'mark', 0, 0, NULL, current_setting('{_MARK}', true)
+SELECT 'mark', 0, 0, NULL, pg_catalog.current_setting('{_MARK}', true)
 """
 
 _INSERT: Final = f"""
 INSERT INTO {{table}} (id, aggregate_id, event_type, data, metadata)
-SELECT id, aggregate_id, event_type, CAST(data AS jsonb), CAST(metadata AS jsonb) FROM {_GIVEN} ORDER BY n
+SELECT id, aggregate_id, event_type, CAST(data AS pg_catalog.jsonb), CAST(metadata AS pg_catalog.jsonb)
+FROM {_GIVEN} ORDER BY n
 RETURNING id, version, CAST(extract(epoch FROM created_at) * 1000000 AS bigint)
 """
 
@@ -94,7 +100,7 @@ def store_in(
         raise _bad_conn(f"an expected version needs the isolation level READ COMMITTED, not {isolation.upper()}")
     names = ("n", "id", "aggregate_id", "event_type", "data", "metadata")
     given: list[dict[str, Any]] = [dict(zip(names, (n, *event), strict=True)) for n, event in enumerate(events)]
-    last = "max(t.version)" if layout["has_aggregate_index"] else "max(t.version + 0)"
+    last = "pg_catalog.max(t.version)" if layout["has_aggregate_index"] else "pg_catalog.max(t.version + 0)"
     found = rows_on(conn, _LOOK.format(table=table, last=last), [json.dumps(given), json.dumps(sorted(checks))])
     positions = _known(found, given, mark)
     missing = [event for event in given if event["id"] not in positions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -88,7 +89,10 @@ class Waiting(ClusterMember):
                 del self._ask_again[namespace]
                 self._listen(namespace)
             self._bus.blocking.wait(inbox, max(due - now, 0.01))
-            for token, kind, value in inbox.drain(BATCH):
+            items: list[tuple[int, int, Any]] = []
+            with contextlib.suppress(MemoryError):  # what could not be taken waits in the inbox
+                inbox.drain(BATCH, items)
+            for token, kind, value in items:
                 self._guarded("taking over from the core", self._handle, token, kind, value)
 
     def _handle(self, token: int, kind: int, value: Any) -> None:

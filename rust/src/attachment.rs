@@ -65,7 +65,7 @@ impl AttachmentTable {
     pub fn ddl(&self) -> String {
         format!(
             "CREATE UNLOGGED TABLE IF NOT EXISTS {table} (\n    id         bigserial UNIQUE,\n    created_at \
-             timestamptz DEFAULT now(),\n    payload    bytea\n);\nALTER TABLE {table} ALTER COLUMN payload SET \
+             pg_catalog.timestamptz DEFAULT pg_catalog.now(),\n    payload    pg_catalog.bytea\n);\nALTER TABLE {table} ALTER COLUMN payload SET \
              STORAGE EXTERNAL;\n",
             table = self.quoted
         )

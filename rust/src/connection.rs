@@ -101,6 +101,8 @@ const NOT_AUTHORIZED: &str = "28000";
 /// thread, and there is an attempt every few seconds.
 const PREPARING: usize = 4;
 const WRONG_PASSWORD: &str = "28P01";
+/// What the driver prints for a TLS handshake that failed.
+const HANDSHAKE_FAILED: &str = "error performing TLS handshake";
 /// `read_only_sql_transaction`: what a write on a standby reports.
 const READ_ONLY: &str = "25006";
 
@@ -351,22 +353,20 @@ impl Connector {
         };
         let open = async |mode| {
             let config = self.driver_config(host, address, credential, mode);
-            let opened = config.connect(tls.clone()).await;
-            opened.map_err(|error| self.translate(&error, context, credential))
+            config.connect(tls.clone()).await
         };
         let mut mode = first;
         let mut opened = open(first).await;
-        // A second try only where encryption can be the reason. libpq also repeats a wrong password in clear text.
         if let (Err(error), Some(second)) = (&opened, second)
-            && matches!(sqlstate(error), Some("" | NOT_AUTHORIZED))
+            && may_be_about_encryption(error)
         {
             let again = open(second).await;
             // Refused both ways: the first answer says more, it is about the preferred way.
-            if again.as_ref().err().and_then(sqlstate) != Some(NOT_AUTHORIZED) {
+            if !again.as_ref().is_err_and(is_not_authorized) {
                 (mode, opened) = (second, again);
             }
         }
-        let (mut client, connection) = opened?;
+        let (mut client, connection) = opened.map_err(|error| self.translate(&error, context, credential))?;
         let mut connection = Connection::Direct(Box::new(connection));
         let encoding = Encoding::of(&connection);
         if (encoding, purpose) == (Encoding::Bytes, Purpose::Listening) {
@@ -482,9 +482,7 @@ impl Connector {
             let (message, hint) = tls::explain(cause, &self.conninfo.tls);
             return refused(context, message, &hint);
         }
-        let source = std::error::Error::source(error);
-        let reason = source.map(ToString::to_string).unwrap_or_default();
-        let is_io = source.is_some_and(<dyn std::error::Error>::is::<io::Error>);
+        let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
         // The driver keeps the kind of its errors private, but prints a constant text for each.
         match error.to_string().as_str() {
             "invalid configuration" if credential.password.is_none() => Error::options(
@@ -503,7 +501,7 @@ impl Connector {
                 "supported are scram-sha-256, md5, password, cert and trust; channel_binding=require needs TLS and \
                  scram-sha-256",
             ),
-            "error performing TLS handshake" if !is_io => refused(
+            HANDSHAKE_FAILED if !is_io(error) => refused(
                 context,
                 format!("TLS with sslmode={} failed: {reason}", self.conninfo.tls.mode),
                 "enable ssl on the server, or use sslmode=prefer if an unencrypted connection is acceptable",
@@ -537,6 +535,22 @@ fn sqlstate(error: &Error) -> Option<&str> {
         Error::Database { report, .. } => Some(&report.sqlstate),
         _ => None,
     }
+}
+
+/// Whether the other way, encrypted or not, may succeed where this one failed: the handshake did, or the server does not
+/// let us in this way. As in libpq, but for a wrong password, which that repeats in clear text. A server that could not
+/// prove who it is gets no second chance: it may be somebody in between, who waits for just that.
+fn may_be_about_encryption(error: &tokio_postgres::Error) -> bool {
+    let is_handshake = error.to_string() == HANDSHAKE_FAILED && !is_io(error);
+    is_not_authorized(error) || is_handshake || tls::find_cause(error).is_some()
+}
+
+fn is_not_authorized(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == NOT_AUTHORIZED)
+}
+
+fn is_io(error: &tokio_postgres::Error) -> bool {
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<io::Error>)
 }
 
 /// One error for all failed attempts, each of which names its host.
@@ -589,8 +603,8 @@ async fn ask(
 /// Refuse a standby here, by name, instead of at the first LISTEN. Asked in our own words: the driver's check cannot
 /// be told from other failures, and does not say whether it met a standby or a read-only role.
 async fn check_writable(client: &Client, connection: &mut Connection, host: &Host, context: &str) -> Result<()> {
-    let sql = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')";
-    let messages = ask(client, connection, sql, context).await?;
+    const SQL: &str = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')";
+    let messages = ask(client, connection, SQL, context).await?;
     let row = messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some((row.get(0), row.get(1))),
         _ => None,

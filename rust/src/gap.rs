@@ -72,24 +72,24 @@ impl Overflow {
             let key = (nsp, sender);
             let is_kept = self.missing.contains_key(&key) || self.missing.len() < SENDERS;
             let key = if is_kept { key } else { (None, None) };
-            *self.missing.entry(key).or_default() += count;
+            let missing = self.missing.entry(key).or_default();
+            *missing = missing.saturating_add(count);
         }
     }
 
-    /// How many in all.
+    /// How many in all. Saturates: numbers of messages, and so the holes between them, are whatever a sender claims.
     pub fn missing(&self) -> u64 {
-        self.missing.values().sum()
+        self.missing.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// One gap for each sender.
-    pub fn into_gaps(self) -> impl Iterator<Item = Gap> {
-        let since = self.since;
-        self.missing.into_iter().map(move |((nsp, sender), count)| Gap {
+    pub fn gaps(&self) -> impl Iterator<Item = Gap> {
+        self.missing.iter().map(|((nsp, sender), count)| Gap {
             reason: Reason::Overflow,
-            nsp,
-            sender,
-            missing: Some(count),
-            since,
+            nsp: nsp.clone(),
+            sender: sender.clone(),
+            missing: Some(*count),
+            since: self.since,
         })
     }
 }
@@ -107,10 +107,23 @@ mod tests {
         for number in 0..5000 {
             overflow.merge(of(&format!("s{number}")));
         }
-        let gaps: Vec<Gap> = overflow.into_gaps().collect();
+        let gaps: Vec<Gap> = overflow.gaps().collect();
         assert!(gaps.len() <= SENDERS + 1);
         assert_eq!(gaps.iter().filter_map(|gap| gap.missing).sum::<u64>(), 5003);
         let counted = |sender: &str| gaps.iter().find(|gap| gap.sender.as_deref() == Some(sender)).unwrap().missing;
         assert_eq!((counted("a"), counted("b")), (Some(2), Some(1)));
+    }
+
+    #[test]
+    fn what_a_sender_claims_cannot_overflow() {
+        let claimed = |sender: &str| {
+            let (nsp, sender, since) = (Some("/".into()), Some(sender.into()), SystemTime::now());
+            Overflow::from_gap(Gap { reason: Reason::Hole, nsp, sender, missing: Some(u64::MAX - 1), since })
+        };
+        let mut overflow = claimed("a");
+        overflow.merge(claimed("a"));
+        overflow.merge(claimed("b"));
+        assert_eq!(overflow.missing(), u64::MAX);
+        assert_eq!(overflow.gaps().next().unwrap().missing, Some(u64::MAX));
     }
 }

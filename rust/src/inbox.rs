@@ -267,6 +267,27 @@ impl Inbox {
         }
     }
 
+    /// Take up to `max` items, to be handed over one by one; those that are not go back to the front, in order.
+    pub fn take(&self, max: usize) -> Taken<'_> {
+        Taken { inbox: self, items: self.drain(max).into() }
+    }
+
+    fn put_back(&self, items: VecDeque<(u64, Item)>) {
+        let mut queue = self.lock();
+        for (token, item) in items.into_iter().rev() {
+            queue.bytes += item.size_bytes();
+            queue.failures += usize::from(matches!(item, Item::Failure(_)));
+            queue.items.push_front((token, item));
+        }
+        queue.stalled_since.get_or_insert_with(Instant::now);
+        self.release(queue);
+    }
+
+    /// Count something that Python cannot be given.
+    pub fn count_dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Take up to `max` items. The descriptor stays readable while items remain.
     pub fn drain(&self, max: usize) -> Vec<(u64, Item)> {
         let mut queue = self.lock();
@@ -293,6 +314,32 @@ impl Inbox {
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         queue.waiters -= 1;
         !queue.items.is_empty()
+    }
+}
+
+/// Items on their way to Python. Whatever ends the way early, an exception or a panic, loses none of them.
+pub struct Taken<'a> {
+    inbox: &'a Inbox,
+    items: VecDeque<(u64, Item)>,
+}
+
+impl Taken<'_> {
+    /// The next item, which stays here until [`Taken::hand_over`].
+    pub fn first(&mut self) -> Option<&mut (u64, Item)> {
+        self.items.front_mut()
+    }
+
+    /// The first one has arrived.
+    pub fn hand_over(&mut self) {
+        self.items.pop_front();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.items.is_empty() {
+            self.inbox.put_back(std::mem::take(&mut self.items));
+        }
     }
 }
 
@@ -404,6 +451,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_handed_over_goes_back_in_order() {
+        let inbox = Inbox::new(1 << 20).unwrap();
+        for token in 1..=5 {
+            inbox.push(token, if token == 3 { Item::Failure(Error::Closed("x")) } else { message(10) });
+        }
+        let bytes = inbox.bytes();
+        let mut taken = inbox.take(4);
+        assert_eq!(taken.first().unwrap().0, 1);
+        taken.hand_over();
+        assert_eq!(taken.first().unwrap().0, 2);
+        drop(taken);
+        assert!(inbox.bytes() < bytes);
+        assert_eq!(inbox.lock().failures, 1);
+        let tokens = |taken: Vec<(u64, Item)>| taken.into_iter().map(|(token, _)| token).collect::<Vec<_>>();
+        assert_eq!(tokens(inbox.drain(9)), [2, 3, 4, 5]);
+        assert_eq!((inbox.bytes(), inbox.lock().failures), (0, 0));
+        inbox.push(6, message(10));
+        drop(inbox.take(9));
+        assert!(inbox.wait(Duration::ZERO) && (&inbox.watched).read(&mut [0; 8]).is_ok(), "it is readable again");
+    }
+
+    #[test]
     fn a_wake_up_that_comes_late_does_not_stay() {
         let inbox = Inbox::new(1000).unwrap();
         (&inbox.waker).write_all(&[1]).unwrap(); // of something that was taken before its wake-up was sent
@@ -443,7 +512,7 @@ mod tests {
         assert_eq!(inbox.dropped(), 4000);
         let taken = inbox.drain(10_000);
         let counted = |item: &Item| match item {
-            Item::Overflow(overflow) => overflow.clone().into_gaps().filter_map(|gap| gap.missing).sum(),
+            Item::Overflow(overflow) => overflow.gaps().filter_map(|gap| gap.missing).sum(),
             _ => 0,
         };
         assert!(taken.len() <= 2001, "{}", taken.len());

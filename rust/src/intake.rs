@@ -379,7 +379,7 @@ impl Shared {
             Slot::Ready(message, sender) => self.deliver(state, message, sender),
             Slot::Gap(gap) => {
                 state.stats.gaps += 1;
-                state.stats.missing += gap.missing.unwrap_or_default();
+                state.stats.missing = state.stats.missing.saturating_add(gap.missing.unwrap_or_default());
                 self.outlet.push(Item::Gap(gap));
             }
             Slot::Overflow(overflow) => self.overflow(state, overflow),
@@ -427,7 +427,7 @@ impl Shared {
     }
 
     fn overflow(&self, state: &mut State, overflow: Overflow) {
-        state.stats.missing += overflow.missing();
+        state.stats.missing = state.stats.missing.saturating_add(overflow.missing());
         if self.outlet.inbox.push_overflow(self.outlet.token, overflow) {
             state.stats.gaps += 1;
         }

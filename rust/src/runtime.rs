@@ -67,6 +67,15 @@ impl Drop for Lease {
     }
 }
 
+/// Leave alone, in a forked child, what the process with this id made, although the object that holds it is dropped here:
+/// its locks may have been held at the fork, and will be for ever, and its wakers lead to threads that stayed in the parent.
+/// For values whose clones share one thing: that thing is never dropped.
+pub fn leave_to<T: Clone>(pid: u32, value: &T) {
+    if pid != std::process::id() {
+        std::mem::forget(value.clone());
+    }
+}
+
 /// What is left of an object that was dropped while in use: its lease, until the last of its tasks has ended.
 pub struct Leftover {
     lease: Lease,

@@ -9,6 +9,7 @@ of Go itself (test_go).
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 from typing import Any
 
@@ -185,3 +186,17 @@ async def test_metrics_and_health(store: AsyncEventStore) -> None:
     assert stats["stored"] == 1
     assert stats["subscriptions"] == 1
     assert {"max_open_connections", "open_connections", "in_use", "idle", "wait_count", "wait_duration"} <= stats.keys()
+
+
+async def test_a_time_beyond_those_of_python(store: AsyncEventStore, database: Database) -> None:
+    """PostgreSQL knows times up to infinity; the nearest one that Python has stands for them."""
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events ALTER created_at SET DEFAULT 'infinity'")
+    result = await asyncio.wait_for(store.store(Event("T", "a")), 20)
+    last = dt.datetime.max.replace(tzinfo=dt.timezone.utc)
+    assert result.created_at == last
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events ALTER created_at SET DEFAULT '-infinity'")
+    await asyncio.wait_for(store.store(Event("T", "a")), 20)
+    first = dt.datetime.min.replace(tzinfo=dt.timezone.utc)
+    assert [event.created_at for event in await store.load()] == [last, first]

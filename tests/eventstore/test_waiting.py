@@ -132,3 +132,13 @@ def test_from_threads(database: Database) -> None:
             with pytest.raises(OperationTimeoutError):
                 store.wait_for(stored.version + 1, timeout=0.05)
         reading.join()
+
+
+async def test_a_wait_without_an_end_in_sight(store: AsyncEventStore) -> None:
+    """The clock cannot tell a moment that far away."""
+    for timeout in (1e19, 1e300, float("inf")):
+        async with store.subscribe(END) as subscription:
+            waiting = asyncio.create_task(subscription.next(timeout))
+            await nothing_arrives()
+            await store.store(Event("T", "a", timeout > 1e30))
+            assert (await asyncio.wait_for(waiting, 20)).event_type == "T"

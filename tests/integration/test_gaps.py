@@ -98,6 +98,21 @@ async def test_peers_without_numbers_are_never_missed(database: Database) -> Non
         assert reader.failures == []
 
 
+async def test_numbers_that_somebody_made_up_overflow_nothing(database: Database) -> None:
+    """The highest numbers there are, again and again: counters stay where they are, and the next hole is counted."""
+    highest = 2**64 - 1
+    async with BusReader(database) as reader:
+        for _ in range(3):
+            notify(database, broadcast(1), broadcast(highest))
+        await reader.wait_for(6)
+        assert [gap.missing for gap in reader.gap_infos] == [highest - 2] * 3
+        assert reader.stats["missing_messages"] == highest
+        notify(database, broadcast(highest + 1), broadcast(10**400), broadcast(1, "other"), broadcast(3, "other"))
+        await reader.wait_for(10)
+        assert reader.gap_infos[-1].missing == 1
+        assert (reader.stats["missing_messages"], reader.failures) == (highest, [])
+
+
 async def test_two_emitters_of_one_process_are_two_senders(database: Database) -> None:
     async with BusReader(database) as reader, AsyncEmitter(database.dsn) as one, AsyncEmitter(database.dsn) as two:
         for number in range(20):

@@ -133,3 +133,30 @@ async def test_celery_prefork(database: Database, tmp_path: Path) -> None:
     [parent, _] = spy.broadcasts("parent")
     assert parent.pid not in {frame.pid for frame in frames}
     assert len({event[2] for event in events}) >= 2
+
+
+SUBSCRIBED = """
+import os, time
+from socketio_postgres import Event, EventStore
+
+store = EventStore(os.environ["SIO_PG_TEST_DSN"])
+store.store(Event("T", "a"))
+subscription = store.subscribe()
+assert subscription.next(20.0).version == 1
+time.sleep(0.2)  # nothing is asked of it any more
+if os.fork() == 0:
+    del subscription
+    # The child's copies of what the parent has: neither told that it is over nor locked.
+    os._exit(0 if store._core.stats()["subscriptions"] == 1 else 1)
+_, status = os.wait()
+assert os.waitstatus_to_exitcode(status) == 0, "the child has ended the subscription"
+store.store(Event("T", "a"))
+assert subscription.next(20.0).version == 2
+store.close()
+"""
+
+
+async def test_a_child_leaves_its_parents_subscription_alone(database: Database) -> None:
+    with Program(["-W", "error", "-c", SUBSCRIBED], {"SIO_PG_TEST_DSN": database.dsn}) as program:
+        assert await program.wait() == 0, program.output
+        assert program.output == ""

@@ -8,12 +8,14 @@ import select
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from socketio_postgres import ClosedError, OperationTimeoutError, SocketIOPostgresError, _core
+from socketio_postgres import ClosedError, OperationTimeoutError, SocketIOPostgresError, _core, exceptions
 from socketio_postgres.bus import Bus
 from socketio_postgres.handover import AsyncCalls, BlockingCalls, batches_of, readable
 from socketio_postgres.options import BusOptions
@@ -67,6 +69,90 @@ def test_waiting_ends_with_the_time_or_an_item() -> None:
     thread.join()
     inbox.drain(1)
     assert inbox.wait(-1.0) is False
+
+
+unconnected = new_bus()
+
+
+def cannot_connect(inbox: _core.Inbox, token: int) -> None:
+    """An operation that fails soon, with a `ConnectionLostError`."""
+    unconnected.core.start_publisher(False, inbox, token)
+
+
+@contextmanager
+def exceptions_raise(error: BaseException) -> Iterator[None]:
+    """Making the exception of a failed operation is Python code, in which Ctrl-C, for example, may be noticed."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exceptions, "ConnectionLostError", refuse)
+        yield
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), SystemExit()])
+def test_an_exception_while_items_are_taken_loses_none(error: BaseException) -> None:
+    inbox = _core.Inbox(1000)
+    finish(inbox, 1)
+    cannot_connect(inbox, 2)
+    taken: list[tuple[int, int, object]] = []
+
+    def take_all() -> None:
+        while True:
+            inbox.drain(10, taken)
+            inbox.wait(20.0)
+
+    with exceptions_raise(error), pytest.raises(type(error)):
+        take_all()
+    assert taken == [(1, _core.FINISHED, None)]
+    finish(inbox, 3)
+    assert is_readable(inbox)
+    assert inbox.wait(0.0)
+    assert [(token, kind) for token, kind, _ in inbox.drain(10)] == [(2, _core.FAILED), (3, _core.FINISHED)]
+    assert inbox.dropped == 0
+
+
+def test_a_value_that_cannot_be_made_is_reported_and_the_others_go_on() -> None:
+    inbox = _core.Inbox(1000)
+    cannot_connect(inbox, 1)
+    assert inbox.wait(20.0)
+    finish(inbox, 2)
+    with exceptions_raise(TypeError("broken")):
+        [(token, kind, value), other] = inbox.drain(10)
+    assert (token, kind, str(value), other) == (1, _core.FAILED, "broken", (2, _core.FINISHED, None))
+    assert inbox.dropped == 1
+
+
+def test_an_exception_in_a_loop_leaves_no_future_behind() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+
+        async def ask() -> list[asyncio.Future[object]]:
+            calls = AsyncCalls.of_running_loop()
+            futures = [calls.start(finish), calls.start(cannot_connect)]
+            await asyncio.wait_for(asyncio.shield(futures[1]), 20)
+            return futures
+
+        with exceptions_raise(KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(ask())
+        pending = asyncio.all_tasks(loop)
+        results = loop.run_until_complete(asyncio.wait_for(asyncio.gather(*pending, return_exceptions=True), 20))
+        assert [type(result).__name__ for result in results] == ["ConnectionLostError"]
+    finally:
+        loop.close()
+
+
+async def test_a_reader_outlives_a_lack_of_memory() -> None:
+    inbox = _core.Inbox(1000)
+    cannot_connect(inbox, 1)
+    assert await asyncio.to_thread(inbox.wait, 20.0)
+    reader = batches_of(inbox)
+    with exceptions_raise(MemoryError()):
+        reading = asyncio.ensure_future(anext(reader))
+        await asyncio.wait({reading}, timeout=0.3)
+        assert not reading.done()
+    assert [(token, kind) for token, kind, _ in await asyncio.wait_for(reading, 20)] == [(1, _core.FAILED)]
 
 
 async def test_futures_of_a_loop() -> None:

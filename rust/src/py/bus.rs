@@ -64,7 +64,7 @@ pub struct PyBus {
     table: Arc<AttachmentTable>,
     session: Session,
     publisher: Arc<Publisher>,
-    listener: Listener,
+    listener: Arc<Listener>,
     intake: Option<Intake>,
     raw: Arc<RawSink>,
     echo: Arc<Echo>,
@@ -138,6 +138,10 @@ impl PyBus {
 impl Drop for PyBus {
     /// Used and never closed: what it has buffered is still sent, then it disconnects.
     fn drop(&mut self) {
+        runtime::leave_to(self.pid, &self.session);
+        runtime::leave_to(self.pid, &self.publisher);
+        runtime::leave_to(self.pid, &self.listener);
+        runtime::leave_to(self.pid, &self.intake);
         let lease = self.lease.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let Some(lease) = lease.filter(|_| self.pid == std::process::id() && self.is_used.load(Ordering::Relaxed))
         else {
@@ -223,7 +227,7 @@ impl PyBus {
             Some(intake) => Arc::new(intake.clone()),
             None => Arc::clone(&raw) as _,
         };
-        let listener = Listener::new(listen_connector, listener_settings, sink, outlet.clone());
+        let listener = Arc::new(Listener::new(listen_connector, listener_settings, sink, outlet.clone()));
         let pid = std::process::id();
         let lease = Mutex::new(Some(Lease::new()));
         Ok(Self {
@@ -383,7 +387,7 @@ impl PyBus {
 
     fn close_publisher(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
-        let limit = Duration::try_from_secs_f64(limit_seconds.max(0.0)).unwrap_or(Duration::MAX);
+        let limit = super::wait_of(limit_seconds);
         let completion = inbox.completion(token);
         let (session, publisher) = (self.session.clone(), Arc::clone(&self.publisher));
         runtime::handle()?.spawn(async move {

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::sync::critical_section::with_critical_section;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple};
 use serde::ser::{Error as _, Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
 use serde_json::value::RawValue;
@@ -14,6 +15,8 @@ use crate::codec::json;
 use crate::codec::msgpack::{self, Build};
 use crate::error::{Error, Result};
 use crate::protocol::{Data, MAX_DEPTH};
+
+const CHANGED: &str = "it changed while it was being encoded; give a copy of what others may change";
 
 /// What the outermost value is, for the path in error messages.
 #[derive(Clone, Copy)]
@@ -106,7 +109,8 @@ impl<'a, 'py> Item<'a, 'py> {
     /// Note the step that led to a failure.
     fn at<T, E>(&self, result: std::result::Result<T, E>, step: impl FnOnce() -> Step) -> std::result::Result<T, E> {
         if result.is_err() {
-            self.walk.path.borrow_mut().push(step());
+            let step = step();
+            self.walk.path.borrow_mut().push(step);
         }
         result
     }
@@ -118,17 +122,26 @@ impl<'a, 'py> Item<'a, 'py> {
         items: impl Iterator<Item = Bound<'py, PyAny>>,
     ) -> std::result::Result<S::Ok, S::Error> {
         let mut seq = serializer.serialize_seq(Some(len))?;
-        for (index, item) in items.enumerate() {
+        let mut count = 0;
+        for (index, item) in items.take(len).enumerate() {
             let item = Item { value: &item, walk: self.walk };
             let written = seq.serialize_element(&item);
             self.at(written, || Step::Index(index))?;
+            count += 1;
         }
-        seq.end()
+        // MessagePack has the length in front.
+        if count == len { seq.end() } else { Err(self.walk.fail(CHANGED)) }
     }
 
     fn mapping<S: Serializer>(&self, serializer: S, dict: &Bound<'py, PyDict>) -> std::result::Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(dict.len()))?;
-        for (key, value) in dict.iter() {
+        let len = dict.len();
+        let mut map = serializer.serialize_map(Some(len))?;
+        let mut entries = dict.iter();
+        for _ in 0..len {
+            // The iterator panics when the size changes, or when it finds more than there were. Other code can run between
+            // two entries: another thread, a destructor.
+            let entry = with_critical_section(dict, || if dict.len() == len { entries.next() } else { None });
+            let Some((key, value)) = entry else { return Err(self.walk.fail(CHANGED)) };
             let written = match key_text(&key) {
                 Some(key) if !self.walk.is_json && key == "__proto__" => {
                     Err(self.walk.fail("Node.js refuses the key \"__proto__\" in MessagePack; use another"))
@@ -161,7 +174,9 @@ impl<'a, 'py> Item<'a, 'py> {
                 Err(error) => Err(self.walk.fail(error)),
             };
         }
-        match value.extract::<f64>() {
+        // Not that of a subclass, which may do anything.
+        let float = value.py().get_type::<PyInt>().call_method1("__float__", (value,));
+        match float.and_then(|float| float.extract::<f64>()) {
             Ok(value) => serializer.serialize_f64(value),
             Err(_) => Err(self.walk.fail("integer too large for a 64-bit float")),
         }
@@ -222,6 +237,9 @@ impl Serialize for Item<'_, '_> {
             if let Ok(bytes) = value.cast::<PyBytes>() {
                 return serializer.serialize_bytes(bytes.as_bytes());
             }
+            if let Ok(bytes) = value.cast::<PyByteArray>() {
+                return serializer.serialize_bytes(&bytes.to_vec());
+            }
             return match value.py().get_type::<PyBytes>().call1((value,)).and_then(|bytes| bytes.extract::<Vec<u8>>()) {
                 Ok(bytes) => serializer.serialize_bytes(&bytes),
                 Err(error) => Err(self.walk.fail(error.to_string())),
@@ -268,7 +286,8 @@ fn key_text(key: &Bound<'_, PyAny>) -> Option<String> {
     }
     if let Ok(value) = key.cast::<PyFloat>() {
         let is_finite = value.value().is_finite();
-        return if is_finite { value.repr().ok()?.extract().ok() } else { None };
+        let digits = || key.py().get_type::<PyFloat>().call_method1("__repr__", (key,));
+        return if is_finite { digits().ok()?.extract().ok() } else { None };
     }
     None
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use pyo3::basic::CompareOp;
+use pyo3::exceptions::PyOverflowError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{IntoPyDict as _, PyDict, PyString, PyTuple};
 
 use super::convert::{self, Root};
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ impl From<Arc<StoredEvent>> for PyStoredEvent {
 static EPOCH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static TIMEDELTA: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
-/// Microseconds since 1970 as an aware `datetime`.
+/// Microseconds since 1970 as an aware `datetime`, the nearest one that there is.
 pub fn datetime(py: Python<'_>, micros: Option<i64>) -> PyResult<Bound<'_, PyAny>> {
     let Some(micros) = micros else { return Ok(py.None().into_bound(py)) };
     let epoch = EPOCH.get_or_try_init(py, || {
@@ -40,7 +41,18 @@ pub fn datetime(py: Python<'_>, micros: Option<i64>) -> PyResult<Bound<'_, PyAny
         class.call1(fields).map(Bound::unbind)
     })?;
     let delta = TIMEDELTA.import(py, "datetime", "timedelta")?.call1((0, 0, micros))?;
-    epoch.bind(py).add(delta)
+    let epoch = epoch.bind(py);
+    match epoch.add(delta) {
+        Err(error) if error.is_instance_of::<PyOverflowError>(py) => extreme(epoch, micros),
+        moment => moment,
+    }
+}
+
+/// The last moment, or the first, that a `datetime` can tell. PostgreSQL's reach further, up to infinity.
+fn extreme<'py>(epoch: &Bound<'py, PyAny>, micros: i64) -> PyResult<Bound<'py, PyAny>> {
+    let keywords = [("tzinfo", epoch.getattr("tzinfo")?)].into_py_dict(epoch.py())?;
+    let bound = if micros < 0 { "min" } else { "max" };
+    epoch.getattr(bound)?.call_method("replace", (), Some(&keywords))
 }
 
 fn decoded<'py>(py: Python<'py>, cache: &PyOnceLock<Py<PyAny>>, text: Option<&String>) -> PyResult<Bound<'py, PyAny>> {

@@ -1,14 +1,15 @@
 //! `Inbox`: where Python takes what the background thread hands over.
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
 use super::error::exception;
 use super::message::PyMessage;
-use crate::gap::Gap;
+use crate::gap::{Gap, Reason};
 use crate::inbox::{Completion, Inbox, Item, Outcome};
 
 /// See `_core.pyi`.
@@ -58,52 +59,85 @@ impl PyInbox {
     }
 
     fn wait(&self, py: Python<'_>, seconds: f64) -> bool {
-        let limit = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
+        let limit = super::wait_of(seconds);
         py.detach(|| self.0.wait(limit))
     }
 
-    fn drain<'py>(&self, py: Python<'py>, max_count: usize) -> PyResult<Bound<'py, PyList>> {
-        let list = PyList::empty(py);
-        for (token, item) in self.0.drain(max_count) {
-            if let Item::Overflow(overflow) = item {
-                for gap in overflow.into_gaps() {
-                    list.append((token, GAP, gap_to_python(py, gap)?))?;
+    #[pyo3(signature = (max_count, into=None))]
+    fn drain<'py>(
+        &self,
+        py: Python<'py>,
+        max_count: usize,
+        into: Option<Bound<'py, PyList>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let list = into.unwrap_or_else(|| PyList::empty(py));
+        let mut taken = self.0.take(max_count);
+        let now = SystemTime::now();
+        while let Some((token, item)) = taken.first() {
+            let length = list.len();
+            if let Err(error) = append(&list, *token, item, now) {
+                list.del_slice(length, list.len())?; // of several gaps some may be there
+                if !is_about_the_value(py, &error) {
+                    return Err(error);
                 }
-                continue;
+                let kind = if matches!(item, Item::Finished(_)) { FAILED } else { FAILURE };
+                list.append((*token, kind, error.into_value(py)))?;
+                self.0.count_dropped();
             }
-            let (kind, value) = item_to_python(py, item)?;
-            list.append((token, kind, value))?;
+            taken.hand_over();
         }
         Ok(list)
     }
 }
 
-fn item_to_python(py: Python<'_>, item: Item) -> PyResult<(u8, Bound<'_, PyAny>)> {
+/// Whether it is this one value that Python cannot be given. Anything else (Ctrl-C, no memory) says nothing about it.
+fn is_about_the_value(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyException>(py) && !error.is_instance_of::<PyMemoryError>(py)
+}
+
+fn append(list: &Bound<'_, PyList>, token: u64, item: &mut Item, now: SystemTime) -> PyResult<()> {
+    let py = list.py();
+    if let Item::Overflow(overflow) = item {
+        return overflow.gaps().try_for_each(|gap| list.append((token, GAP, gap_to_python(py, &gap)?)));
+    }
+    let (kind, value) = item_to_python(py, item, now)?;
+    list.append((token, kind, value))
+}
+
+/// The kind and the value of an item, which is left as it is. Only a message moves, because copying it costs too much;
+/// until it has arrived a gap stands in its place.
+fn item_to_python<'py>(py: Python<'py>, item: &mut Item, now: SystemTime) -> PyResult<(u8, Bound<'py, PyAny>)> {
     Ok(match item {
+        Item::Message(_) => {
+            let gap = Gap { reason: Reason::Overflow, nsp: None, sender: None, missing: Some(1), since: now };
+            let Item::Message(message) = std::mem::replace(item, Item::Gap(gap)) else {
+                return Ok((GAP, py.None().into_bound(py))); // it was one just now
+            };
+            (MESSAGE, Bound::new(py, PyMessage(message))?.into_any())
+        }
         Item::Finished(Ok(outcome)) => (FINISHED, outcome_to_python(py, outcome)?),
-        Item::Finished(Err(error)) => (FAILED, exception(py, &error)?),
-        Item::Message(message) => (MESSAGE, Bound::new(py, PyMessage(message))?.into_any()),
-        Item::Notification(n) => (NOTIFICATION, (n.channel, n.payload, n.pid).into_pyobject(py)?.into_any()),
+        Item::Finished(Err(error)) => (FAILED, exception(py, error)?),
+        Item::Notification(n) => (NOTIFICATION, (&n.channel, &n.payload, n.pid).into_pyobject(py)?.into_any()),
         Item::Listening { after_gap } => (LISTENING, after_gap.into_pyobject(py)?.to_owned().into_any()),
-        Item::Failure(error) => (FAILURE, exception(py, &error)?),
+        Item::Failure(error) => (FAILURE, exception(py, error)?),
         Item::Gap(gap) => (GAP, gap_to_python(py, gap)?),
         // Taken apart by the caller, because it is several gaps.
         Item::Overflow(_) => (GAP, py.None().into_bound(py)),
-        Item::Seen { nsp, uid } => (SEEN, (nsp, uid).into_pyobject(py)?.into_any()),
-        Item::Members(ids) => (MEMBERS, ids.into_pyobject(py)?),
+        Item::Seen { nsp, uid } => (SEEN, (&*nsp, &*uid).into_pyobject(py)?.into_any()),
+        Item::Members(ids) => (MEMBERS, ids.as_ref().into_pyobject(py)?),
     })
 }
 
-fn gap_to_python(py: Python<'_>, gap: Gap) -> PyResult<Bound<'_, PyAny>> {
+fn gap_to_python<'py>(py: Python<'py>, gap: &Gap) -> PyResult<Bound<'py, PyAny>> {
     let since = gap.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    Ok((gap.reason.as_str(), gap.nsp, gap.sender, gap.missing, since).into_pyobject(py)?.into_any())
+    Ok((gap.reason.as_str(), &gap.nsp, &gap.sender, gap.missing, since).into_pyobject(py)?.into_any())
 }
 
-fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_, PyAny>> {
+fn outcome_to_python<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyAny>> {
     Ok(match outcome {
         Outcome::Done | Outcome::Bytes(None) => py.None().into_bound(py),
         Outcome::Number(number) => number.into_pyobject(py)?.into_any(),
-        Outcome::Bytes(Some(bytes)) => PyBytes::new(py, &bytes).into_any(),
+        Outcome::Bytes(Some(bytes)) => PyBytes::new(py, bytes).into_any(),
         outcome => super::store::outcome_to_python(py, outcome)?,
     })
 }

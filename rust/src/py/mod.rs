@@ -5,6 +5,7 @@ mod convert;
 mod error;
 mod event;
 mod inbox;
+mod interpreter;
 mod json;
 mod message;
 mod store;
@@ -15,6 +16,14 @@ use pyo3::prelude::*;
 
 use crate::error::Result;
 use crate::{protocol, runtime};
+
+/// The longest wait there is, a century: the clock cannot tell a moment much later.
+const LONGEST_WAIT: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Seconds to wait, negative ones as none at all.
+fn wait_of(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)
+}
 
 /// See `_core.pyi`.
 #[pyfunction]
@@ -37,13 +46,13 @@ fn new_event_id() -> Result<String> {
 /// See `_core.pyi`.
 #[pyfunction]
 fn wait_for_dropped(py: Python<'_>, seconds: f64) -> usize {
-    let limit = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    py.detach(|| runtime::wait_for_leftovers(limit))
+    py.detach(|| runtime::wait_for_leftovers(wait_of(seconds)))
 }
 
 /// The module.
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    interpreter::claim(module.py())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("IS_DEBUG_BUILD", cfg!(debug_assertions))?;
     module.add_function(wrap_pyfunction!(channel_name, module)?)?;

@@ -15,7 +15,7 @@ use crate::connection::Connector;
 use crate::conninfo::{Conninfo, process_env};
 use crate::error::{Error, Result};
 use crate::inbox::Outcome;
-use crate::runtime::Lease;
+use crate::runtime::{self, Lease};
 use crate::store::error::Expected;
 use crate::store::event::{NewEvent, StoredEvent};
 use crate::store::event_store::{EventStore, Opened, Settings};
@@ -70,14 +70,32 @@ pub struct PySubscription {
 #[pyclass(name = "Import", frozen, module = "socketio_postgres._core")]
 pub struct PyImport {
     pid: u32,
-    import: Import,
+    import: Arc<Import>,
 }
 
 /// See `_core.pyi`.
 #[pyclass(name = "Reading", frozen, module = "socketio_postgres._core")]
 pub struct PyReading {
     pid: u32,
-    reading: Reading,
+    reading: Arc<Reading>,
+}
+
+impl Drop for PyEventStore {
+    fn drop(&mut self) {
+        runtime::leave_to(self.pid, &self.store);
+    }
+}
+
+impl Drop for PyImport {
+    fn drop(&mut self) {
+        runtime::leave_to(self.pid, &self.import);
+    }
+}
+
+impl Drop for PyReading {
+    fn drop(&mut self) {
+        runtime::leave_to(self.pid, &self.reading);
+    }
 }
 
 fn seconds(option: &str, value: f64) -> Result<Duration> {
@@ -219,7 +237,7 @@ impl PyEventStore {
 
     fn importing(&self) -> PyResult<PyImport> {
         check_process(self.pid)?;
-        Ok(PyImport { pid: self.pid, import: Import::new(Arc::clone(&self.store)) })
+        Ok(PyImport { pid: self.pid, import: Arc::new(Import::new(Arc::clone(&self.store))) })
     }
 
     fn read(
@@ -231,7 +249,8 @@ impl PyEventStore {
     ) -> PyResult<PyReading> {
         check_process(self.pid)?;
         let query = Query { since, until: i64::MAX, limit: page_size, is_backwards, filter: filter(conditions)? };
-        Ok(PyReading { pid: self.pid, reading: Reading::begin(Arc::clone(&self.store), query)? })
+        let reading = Arc::new(Reading::begin(Arc::clone(&self.store), query)?);
+        Ok(PyReading { pid: self.pid, reading })
     }
 
     #[pyo3(signature = (since, until, limit, is_backwards, conditions, inbox, token))]
@@ -288,7 +307,7 @@ impl PyEventStore {
 
     fn close(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         check_process(self.pid)?;
-        let limit = Duration::try_from_secs_f64(limit_seconds.max(0.0)).unwrap_or(Duration::MAX);
+        let limit = super::wait_of(limit_seconds);
         Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.close(limit).await })?)
     }
 
@@ -376,7 +395,7 @@ impl PySubscription {
         token: u64,
     ) -> PyResult<()> {
         check_process(self.pid)?;
-        let patience = seconds("timeout", patience_seconds)?;
+        let patience = super::wait_of(patience_seconds);
         let question = Question::Next { position, limit, reports_progress, patience };
         Ok(self.subscription.ask(question, inbox.completion(token))?)
     }
@@ -386,10 +405,7 @@ impl PySubscription {
     }
 
     fn close(&self) {
-        // In a forked child the threads that would hear of it stayed in the parent.
-        if self.pid == std::process::id() {
-            self.subscription.close();
-        }
+        self.subscription.close();
     }
 }
 
@@ -397,17 +413,18 @@ impl Drop for PySubscription {
     /// A loop that was left is over, even while an answer is under way.
     fn drop(&mut self) {
         self.close();
+        runtime::leave_to(self.pid, &self.subscription);
     }
 }
 
 /// Events as a list of objects.
-fn events(py: Python<'_>, events: Vec<Arc<StoredEvent>>) -> PyResult<Bound<'_, PyList>> {
-    let event = |event| Bound::new(py, PyStoredEvent::from(event));
-    PyList::new(py, events.into_iter().map(event).collect::<PyResult<Vec<_>>>()?)
+fn events<'py>(py: Python<'py>, events: &[Arc<StoredEvent>]) -> PyResult<Bound<'py, PyList>> {
+    let event = |event| Bound::new(py, PyStoredEvent::from(Arc::clone(event)));
+    PyList::new(py, events.iter().map(event).collect::<PyResult<Vec<_>>>()?)
 }
 
 /// Results of the store's operations.
-pub fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_, PyAny>> {
+pub fn outcome_to_python<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyAny>> {
     Ok(match outcome {
         Outcome::Positions(positions) => {
             let list = PyList::empty(py);
@@ -421,9 +438,9 @@ pub fn outcome_to_python(py: Python<'_>, outcome: Outcome) -> PyResult<Bound<'_,
             }
             list.into_any()
         }
-        Outcome::Page(page) => (events(py, page.events)?, page.safe_since).into_pyobject(py)?.into_any(),
+        Outcome::Page(page) => (events(py, &page.events)?, page.safe_since).into_pyobject(py)?.into_any(),
         Outcome::Batch(batch) => {
-            let events = events(py, batch.events)?;
+            let events = events(py, &batch.events)?;
             (events, batch.position, batch.is_caught_up, batch.reconnects).into_pyobject(py)?.into_any()
         }
         Outcome::Rows(rows) => rows.into_pyobject(py)?,

@@ -243,6 +243,7 @@ impl Feed {
         life.subscriptions += 1;
         owner.subscriptions.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Subscription {
+            pid: std::process::id(),
             feed: Arc::clone(self),
             owner: Arc::clone(owner),
             filter,
@@ -418,6 +419,8 @@ async fn run(feed: Arc<Feed>) {
 
 /// See [`Feed::subscribe`].
 pub struct Subscription {
+    /// A forked child inherits what it must not touch.
+    pid: u32,
     feed: Arc<Feed>,
     owner: Arc<Owner>,
     filter: Filter,
@@ -455,9 +458,9 @@ impl Subscription {
         self.nudged.notify_one();
     }
 
-    /// End it; the feed ends with the last one.
+    /// End it; the feed ends with the last one. In a forked child nothing happens: it is the parent's.
     pub fn close(&self) {
-        if self.is_closed.swap(true, Ordering::AcqRel) {
+        if self.pid != std::process::id() || self.is_closed.swap(true, Ordering::AcqRel) {
             return;
         }
         if let Some(asking) = self.asking.lock().unwrap_or_else(PoisonError::into_inner).take() {

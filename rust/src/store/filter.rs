@@ -76,21 +76,24 @@ impl Filter {
                 Condition::Aggregates(texts) => format!("aggregate_id {}", is_one_of(texts, place)),
                 Condition::TypePrefixes(texts) => {
                     let at = place(Box::new(texts), Type::TEXT_ARRAY);
-                    format!("EXISTS (SELECT FROM unnest(${at}) AS prefix WHERE starts_with(event_type, prefix))")
+                    begins_with_one_of("event_type", at)
                 }
                 Condition::AggregatePrefixes(texts) => {
                     let at = place(Box::new(texts), Type::TEXT_ARRAY);
-                    format!("EXISTS (SELECT FROM unnest(${at}) AS prefix WHERE starts_with(aggregate_id, prefix))")
+                    begins_with_one_of("aggregate_id", at)
                 }
                 Condition::Metadata(key, texts) => {
                     let key = place(Box::new(key), Type::TEXT);
                     let texts = place(Box::new(texts), Type::TEXT_ARRAY);
-                    format!("jsonb_typeof(metadata) = 'object' AND metadata -> ${key} = ANY(${texts}::text[]::jsonb[])")
+                    format!(
+                        "pg_catalog.jsonb_typeof(metadata) = 'object' \
+                         AND metadata -> ${key} = ANY(${texts}::pg_catalog.jsonb[])"
+                    )
                 }
-                Condition::Data(text) => format!("data @> ${}::text::jsonb", place(Box::new(text), Type::TEXT)),
+                Condition::Data(text) => format!("data @> ${}::pg_catalog.jsonb", place(Box::new(text), Type::TEXT)),
                 Condition::Partitions(partitions, own) => format!(
-                    "('x' || encode(substr(sha256(convert_to(aggregate_id, 'UTF8')), 1, 3), 'hex'))::bit(24)::int \
-                     % {} = ANY(${})",
+                    "('x' || pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(\
+                        pg_catalog.convert_to(aggregate_id, 'UTF8')), 1, 3), 'hex'))::bit(24)::int % {} = ANY(${})",
                     partitions.max(1),
                     place(Box::new(own), Type::INT4_ARRAY)
                 ),
@@ -131,6 +134,10 @@ fn is_one_of(mut texts: Vec<String>, mut place: impl FnMut(Box<dyn ToSql + Sync 
             format!("= ANY(${})", place(Box::new(texts), Type::TEXT_ARRAY))
         }
     }
+}
+
+fn begins_with_one_of(column: &str, at: usize) -> String {
+    format!("EXISTS (SELECT FROM pg_catalog.unnest(${at}) AS prefix WHERE pg_catalog.starts_with({column}, prefix))")
 }
 
 fn parse(text: &str) -> Result<Value> {

@@ -172,13 +172,13 @@ impl Parser<'_> {
         if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
-        let exponent = exponent - i64::try_from(fraction.len()).ok()?;
+        let exponent = exponent.checked_sub(i64::try_from(fraction.len()).ok()?)?;
         let significant = digits.trim_start_matches('0');
         let trimmed = significant.trim_end_matches('0');
         if trimmed.is_empty() {
             return Some(Value::Number { is_negative: false, digits: String::new(), exponent: 0 });
         }
-        let exponent = exponent + i64::try_from(significant.len() - trimmed.len()).ok()?;
+        let exponent = exponent.checked_add(i64::try_from(significant.len() - trimmed.len()).ok()?)?;
         Some(Value::Number { is_negative, digits: trimmed.to_owned(), exponent })
     }
 }
@@ -253,7 +253,20 @@ mod tests {
 
     #[test]
     fn no_json_is_no_value() {
-        for text in ["", "{", "[1,]", "nul", "1 2", "\"a", "-", "--1", ".", &"[".repeat(300)] {
+        for text in [
+            "",
+            "{",
+            "[1,]",
+            "nul",
+            "1 2",
+            "\"a",
+            "-",
+            "--1",
+            ".",
+            &"[".repeat(300),
+            "10e9223372036854775807",
+            "0.1e-9223372036854775808",
+        ] {
             assert_eq!(Value::parse(text), None, "{text:?}");
         }
     }

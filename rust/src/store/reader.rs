@@ -61,11 +61,12 @@ pub struct Settled {
 }
 
 /// Transactions that may still commit a version they have drawn; see [`Watermark`].
-const HOLDERS: &str = "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND relation = $1 \
-     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+const HOLDERS: &str = "SELECT virtualtransaction FROM pg_catalog.pg_locks \
+     WHERE locktype = 'relation' AND relation = $1 AND database = \
+     (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
      AND mode = 'RowExclusiveLock' AND granted";
 /// The same where writers take turns: whoever has drawn a version comes after all that is visible.
-const NOBODY: &str = "SELECT ''::text WHERE $1::oid IS NULL";
+const NOBODY: &str = "SELECT ''::pg_catalog.text WHERE $1::pg_catalog.oid IS NULL";
 
 /// Whether [`HOLDERS`] shows who has a version: PostgreSQL's documentation does not promise that, and a server of another
 /// make need not do it. Readers would then pass open transactions and miss their events.
@@ -78,7 +79,9 @@ pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
     }
     let oid = table.sequence_oid;
     let own = HOLDERS.replace("$1", &oid.to_string());
-    let sql = format!("SELECT pg_sequence_last_value({oid}); SELECT EXISTS ({own} AND pid = pg_backend_pid())");
+    let sql = format!(
+        "SELECT pg_catalog.pg_sequence_last_value({oid}); SELECT EXISTS ({own} AND pid = pg_catalog.pg_backend_pid())"
+    );
     let mut connection = pool.get().await?;
     let messages = match connection.client()?.simple_query(&sql).await {
         Ok(messages) => messages,
@@ -165,7 +168,7 @@ impl Settler {
 fn sql_last(table: &Table) -> String {
     let (sequence, oid) = (&table.sequence, table.sequence_oid);
     // before the first draw a sequence says 1
-    format!("SELECT CASE WHEN is_called THEN pg_sequence_last_value({oid}) ELSE 0 END FROM {sequence}")
+    format!("SELECT CASE WHEN is_called THEN pg_catalog.pg_sequence_last_value({oid}) ELSE 0 END FROM {sequence}")
 }
 
 fn last_of(rows: &[Row]) -> Result<i64> {
@@ -281,7 +284,7 @@ pub async fn latest_version(pool: &Arc<Pool>, settler: &Settler, table: &Table, 
 
 /// The version of the last event that is not beyond a version; 0 when there is none.
 pub async fn latest_up_to(pool: &Arc<Pool>, table: &Table, until: i64) -> Result<i64> {
-    let sql = format!("SELECT coalesce(max(version), 0) FROM {} WHERE version <= $1", table.name);
+    let sql = format!("SELECT coalesce(pg_catalog.max(version), 0) FROM {} WHERE version <= $1", table.name);
     let mut connection = pool.get().await?;
     last_of(&connection.query("read the latest version", &sql, &[(&until, Type::INT8)], false).await?)
 }

@@ -1,4 +1,8 @@
 //! The statements that store events, and events as the columns that these take.
+//!
+//! All that is PostgreSQL's own is called by its full name, here and everywhere: a schema that stands before it in the
+//! role's `search_path` may have functions and types of the same names. Parameters have their types from the binds. Only
+//! `unnest` of several arrays has no other name: the grammar itself makes it PostgreSQL's own.
 
 use std::collections::BTreeMap;
 
@@ -37,35 +41,41 @@ impl Sql {
         let (name, mask) = (&table.name, LOCK_BUCKETS - 1);
         // Without the composite index PostgreSQL might walk the whole primary key backwards to find an aggregate's
         // maximum; with something added it cannot.
-        let last = if table.has_aggregate_index { "max(t.version)" } else { "max(t.version + 0)" };
-        let last = format!("coalesce((SELECT {last} FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0)");
+        let last = if table.has_aggregate_index { "t.version" } else { "t.version + 0" };
+        let last =
+            format!("coalesce((SELECT pg_catalog.max({last}) FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0)");
         // In the order of the keys, each once: two writers never wait for one another in a circle.
-        let keys = format!("SELECT DISTINCT hashtext(a) & {mask} AS key FROM unnest($1::text[]) AS a ORDER BY key");
+        let keys = format!(
+            "SELECT DISTINCT pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest($1) AS a ORDER BY key"
+        );
         // Where writers take turns, the turn comes before the aggregates: in the other order two writers could wait for
         // each other. A subquery of its own runs once, before the function that takes its value.
         let turn = if table.is_serial {
-            format!(" + (SELECT CASE WHEN pg_advisory_xact_lock($2::int4, {TURN_KEY})::text = '' THEN 0 END)")
+            format!(
+                " + (SELECT CASE WHEN pg_catalog.pg_advisory_xact_lock($2, {TURN_KEY})::pg_catalog.text = '' \
+                     THEN 0 END)"
+            )
         } else {
             String::new()
         };
-        let lock = |function: &str| format!("SELECT {function}($2::int4, key{turn}) FROM ({keys}) AS k");
+        let lock = |function: &str| format!("SELECT pg_catalog.{function}($2, key{turn}) FROM ({keys}) AS k");
         let columns = "id, aggregate_id, event_type, data, metadata";
-        let given = "unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int4[]) WITH ORDINALITY \
-                     AS e(id, aggregate_id, event_type, data, metadata, call, n)";
+        let given = "unnest($1, $2, $3, $4, $5, $6) WITH ORDINALITY AS \
+                     e(id, aggregate_id, event_type, data, metadata, call, n)";
         let busy = format!(
-            "busy AS MATERIALIZED (SELECT DISTINCT call FROM (SELECT DISTINCT call, hashtext(aggregate_id) & {mask} AS \
-             key FROM unnest($2::text[], $6::int4[]) AS l(aggregate_id, call)) AS k \
-             WHERE NOT pg_try_advisory_xact_lock_shared($7::int4, key))"
+            "busy AS MATERIALIZED (SELECT DISTINCT call FROM (SELECT DISTINCT call, \
+             pg_catalog.hashtext(aggregate_id) & {mask} AS key FROM unnest($2, $6) AS l(aggregate_id, call)) AS k \
+             WHERE NOT pg_catalog.pg_try_advisory_xact_lock_shared($7, key))"
         );
         let known = format!(
-            "known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1::text[], $6::int4[]) AS e(id, call) \
+            "known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1, $6) AS e(id, call) \
              WHERE EXISTS (SELECT FROM {name} t WHERE t.id = e.id))"
         );
         let insert = |left_out: &str| {
             format!(
-                "INSERT INTO {name} ({columns}) SELECT id, aggregate_id, event_type, data::jsonb, metadata::jsonb \
-                 FROM {given} WHERE call NOT IN (SELECT call FROM known) AND call NOT IN ({left_out}) ORDER BY n \
-                 RETURNING id, version, created_at"
+                "INSERT INTO {name} ({columns}) SELECT id, aggregate_id, event_type, data::pg_catalog.jsonb, \
+                 metadata::pg_catalog.jsonb FROM {given} \
+                 WHERE call NOT IN (SELECT call FROM known) AND call NOT IN ({left_out}) ORDER BY n RETURNING id, version, created_at"
             )
         };
         Self {
@@ -73,16 +83,17 @@ impl Sql {
             lock_exclusive: lock("pg_advisory_xact_lock"),
             // A setting of the transaction hands the calls without their locks over to the next statement.
             try_exclusive: format!(
-                "SELECT set_config('socketio_postgres.busy', coalesce(string_agg(call::text, ','), ''), true) \
-                 FROM (SELECT DISTINCT call, hashtext(a) & {mask} AS key \
-                       FROM unnest($1::text[], $3::int4[]) AS l(a, call)) AS k \
-                 WHERE NOT pg_try_advisory_xact_lock($2::int4, key{turn})"
+                "SELECT pg_catalog.set_config('socketio_postgres.busy', \
+                    coalesce(pg_catalog.string_agg(call::pg_catalog.text, ','), ''), true) \
+                 FROM (SELECT DISTINCT call, pg_catalog.hashtext(a) & {mask} AS key \
+                       FROM unnest($1, $3) AS l(a, call)) AS k \
+                 WHERE NOT pg_catalog.pg_try_advisory_xact_lock($2, key{turn})"
             ),
             // What most calls are; the lock is a condition, and the version is drawn for what passes the conditions.
             insert_one: format!(
-                "INSERT INTO {name} ({columns}) SELECT $1, $2, $3, $4::text::jsonb, $5::text::jsonb \
+                "INSERT INTO {name} ({columns}) SELECT $1, $2, $3, $4::pg_catalog.jsonb, $5::pg_catalog.jsonb \
                  WHERE NOT EXISTS (SELECT FROM {name} t WHERE t.id = $1) \
-                 AND pg_try_advisory_xact_lock_shared($6::int4, hashtext($2) & {mask}) \
+                 AND pg_catalog.pg_try_advisory_xact_lock_shared($6, pg_catalog.hashtext($2) & {mask}) \
                  RETURNING version, created_at"
             ),
             // The locks come first: a materialised query that the rows depend on, and versions are drawn for rows.
@@ -91,25 +102,26 @@ impl Sql {
             // alone. Rows come back in the order in which they went in.
             insert_batch: format!(
                 "WITH {busy} INSERT INTO {name} ({columns}) \
-                 SELECT id, aggregate_id, event_type, data::jsonb, metadata::jsonb FROM {given} \
+                 SELECT id, aggregate_id, event_type, data::pg_catalog.jsonb, metadata::pg_catalog.jsonb FROM {given} \
                  WHERE NOT EXISTS (SELECT FROM busy) ORDER BY n RETURNING version, created_at"
             ),
             insert_expected: format!(
                 "WITH failed AS MATERIALIZED (SELECT DISTINCT x.call \
                  FROM (SELECT x.call, x.expected, {last} AS last \
-                       FROM unnest($7::int4[], $8::text[], $9::int8[]) AS x(call, aggregate_id, expected)) AS x \
+                       FROM unnest($7, $8, $9) AS x(call, aggregate_id, expected)) AS x \
                  WHERE CASE WHEN x.expected = -1 THEN x.last = 0 ELSE x.last <> x.expected END), {known} {}",
                 insert(
-                    "SELECT call FROM failed UNION ALL SELECT busy::int4 FROM \
-                     regexp_split_to_table(current_setting('socketio_postgres.busy'), ',') AS busy WHERE busy <> ''"
+                    "SELECT call FROM failed UNION ALL SELECT busy::pg_catalog.int4 FROM \
+                     pg_catalog.regexp_split_to_table(pg_catalog.current_setting('socketio_postgres.busy'), ',') \
+                     AS busy WHERE busy <> ''"
                 )
             ),
-            actual: format!("SELECT x.aggregate_id, {last} FROM unnest($1::text[]) AS x(aggregate_id)"),
+            actual: format!("SELECT x.aggregate_id, {last} FROM pg_catalog.unnest($1) AS x(aggregate_id)"),
             known: format!(
                 "SELECT e.n, t.version, t.created_at, t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
-                    AND coalesce(t.data, 'null') = coalesce(e.data::jsonb, 'null') \
-                    AND coalesce(t.metadata, 'null') = coalesce(e.metadata::jsonb, 'null') \
-                 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) WITH ORDINALITY \
+                    AND coalesce(t.data, 'null') = coalesce(e.data::pg_catalog.jsonb, 'null') \
+                    AND coalesce(t.metadata, 'null') = coalesce(e.metadata::pg_catalog.jsonb, 'null') \
+                 FROM unnest($1, $2, $3, $4, $5) WITH ORDINALITY \
                     AS e(id, aggregate_id, event_type, data, metadata, n) JOIN {name} t ON t.id = e.id"
             ),
         }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::error::{Error, Result};
@@ -169,7 +170,8 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
         return Err(Error::options("table_name", name.table.clone(), reason));
     }
     let mut script = format!(
-        "CREATE TABLE IF NOT EXISTS {done} (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());\n"
+        "CREATE TABLE IF NOT EXISTS {done} (name pg_catalog.text PRIMARY KEY, \
+            applied_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now());\n"
     );
     for (_, label, text) in wanted {
         let text = text
@@ -192,7 +194,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
         // Between the look and the lock another process may have applied it: the block looks again.
         let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
         if *label == "events" {
-            let _ = write!(is_there, " OR to_regclass({}) IS NOT NULL", quote_literal(&name.quoted()));
+            let _ = write!(is_there, " OR pg_catalog.to_regclass({}) IS NOT NULL", quote_literal(&name.quoted()));
         }
         let _ = write!(
             script,
@@ -200,7 +202,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
              INSERT INTO {done} (name) VALUES ('{label}');\nEND $socketio_postgres$;\n"
         );
     }
-    let script = format!("BEGIN;\nSELECT pg_advisory_xact_lock({MIGRATION_LOCK});\n{script}COMMIT;\n");
+    let script = format!("BEGIN;\nSELECT pg_catalog.pg_advisory_xact_lock({MIGRATION_LOCK});\n{script}COMMIT;\n");
     connection.set_dirty(true);
     let ran = connection.client()?.batch_execute(&script).await;
     if let Err(error) = ran {
@@ -218,22 +220,42 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
 
 async fn applied(connection: &mut Pooled, name: &TableName, context: &str) -> Result<Vec<String>> {
     let done = name.beside("_migrations");
-    let rows = connection.query(context, "SELECT to_regclass($1) IS NOT NULL", &[(&done, Type::TEXT)], false).await?;
+    let sql = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
+    let rows = connection.query(context, sql, &[(&done, Type::TEXT)], false).await?;
     let Some(true) = rows.first().map(|row| get::<bool>(row, 0)).transpose()? else { return Ok(Vec::new()) };
     let rows = connection.query(context, &format!("SELECT name FROM {done}"), &[], false).await?;
     rows.iter().map(|row| get(row, 0)).collect()
 }
 
-/// The columns an event table has: name, type, and whether it must be there with `NOT NULL` or not at all.
-const COLUMNS: &[(&str, &str)] = &[
-    ("version", "bigint"),
-    ("id", "text"),
-    ("aggregate_id", "text"),
-    ("event_type", "text"),
-    ("data", "jsonb"),
-    ("metadata", "jsonb"),
-    ("created_at", "timestamp with time zone"),
+/// The columns an event table has: name, type, and the type's name for people.
+const COLUMNS: &[(&str, Type, &str)] = &[
+    ("version", Type::INT8, "bigint"),
+    ("id", Type::TEXT, "text"),
+    ("aggregate_id", Type::TEXT, "text"),
+    ("event_type", Type::TEXT, "text"),
+    ("data", Type::JSONB, "jsonb"),
+    ("metadata", Type::JSONB, "jsonb"),
+    ("created_at", Type::TIMESTAMPTZ, "timestamp with time zone"),
 ];
+
+/// What is wrong with the columns of a table, given its oid, its kind, and name, type and type's name of each.
+fn wrong_columns(columns: &[Row]) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for (column, wanted, wanted_name) in COLUMNS {
+        let mut found = None;
+        for row in columns {
+            if get::<Option<String>>(row, 2)?.as_deref() == Some(column) {
+                found = Some((get::<u32>(row, 3)?, get::<String>(row, 4)?));
+            }
+        }
+        match found {
+            Some((oid, _)) if oid == wanted.oid() => {}
+            Some((_, kind)) => wrong.push(format!("{column} is {kind} instead of {wanted_name}")),
+            None => wrong.push(format!("column {column} ({wanted_name}) is missing")),
+        }
+    }
+    Ok(wrong)
+}
 
 async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>> {
     let quoted = name.quoted();
@@ -242,9 +264,11 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
     let columns = connection
         .query(
             &context,
-            "SELECT c.oid, c.relkind::text, a.attname::text, format_type(a.atttypid, NULL) \
-             FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-             WHERE c.oid = to_regclass($1)",
+            "SELECT c.oid, c.relkind::pg_catalog.text, a.attname::pg_catalog.text, \
+                a.atttypid, pg_catalog.format_type(a.atttypid, NULL) \
+             FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_attribute a \
+                ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+             WHERE c.oid = pg_catalog.to_regclass($1)",
             &[(&quoted, Type::TEXT)],
             false,
         )
@@ -255,41 +279,34 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
     if kind != "r" {
         return Err(mismatch("it is not an ordinary table".to_owned()));
     }
-    let mut missing = Vec::new();
-    for (column, wanted) in COLUMNS {
-        let mut found = None;
-        for row in &columns {
-            if get::<Option<String>>(row, 2)?.as_deref() == Some(column) {
-                found = get::<Option<String>>(row, 3)?;
-            }
-        }
-        match found {
-            Some(kind) if kind == *wanted => {}
-            Some(kind) => missing.push(format!("{column} is {kind} instead of {wanted}")),
-            None => missing.push(format!("column {column} ({wanted}) is missing")),
-        }
-    }
-    if !missing.is_empty() {
-        return Err(mismatch(missing.join(", ")));
+    let wrong = wrong_columns(&columns)?;
+    if !wrong.is_empty() {
+        return Err(mismatch(wrong.join(", ")));
     }
     let rows = connection
         .query(
             &context,
-            "SELECT s.seqrelid, s.seqrelid::regclass::text, s.seqcache, s.seqincrement, s.seqcycle, \
-                EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = $2 \
-                    AND p.proname = 'notify_event_inserted' AND t.tgenabled IN ('O', 'A')), \
-                EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $3 AND t.tgenabled IN ('O', 'A')), \
-                EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid \
-                        JOIN pg_attribute b ON b.attrelid = i.indrelid WHERE i.indrelid = $2 AND i.indisvalid \
-                    AND i.indpred IS NULL AND i.indnatts >= 2 AND a.attname = 'aggregate_id' AND b.attname = 'version' \
+            "SELECT s.seqrelid, s.seqrelid::pg_catalog.regclass::pg_catalog.text, s.seqcache, s.seqincrement, \
+                s.seqcycle, \
+                EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid \
+                    WHERE t.tgrelid = $2 AND p.proname = 'notify_event_inserted' AND t.tgenabled IN ('O', 'A')), \
+                EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $3 \
+                    AND t.tgenabled IN ('O', 'A')), \
+                EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
+                        JOIN pg_catalog.pg_attribute b ON b.attrelid = i.indrelid \
+                    WHERE i.indrelid = $2 AND i.indisvalid AND i.indpred IS NULL AND i.indnatts >= 2 \
+                    AND a.attname = 'aggregate_id' AND b.attname = 'version' \
                     AND i.indkey[0] = a.attnum AND i.indkey[1] = b.attnum), \
-                EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $4 AND t.tgenabled IN ('O', 'A')), \
-                coalesce(has_table_privilege(to_regclass($5), 'SELECT'), false), \
-                EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $2 AND i.indisunique AND i.indpred IS NULL \
-                    AND i.indnkeyatts = 1 AND i.indkey[0] = (SELECT attnum FROM pg_attribute \
+                EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $4 \
+                    AND t.tgenabled IN ('O', 'A')), \
+                coalesce(pg_catalog.has_table_privilege(pg_catalog.to_regclass($5), 'SELECT'), false), \
+                EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $2 AND i.indisunique \
+                    AND i.indpred IS NULL \
+                    AND i.indnkeyatts = 1 AND i.indkey[0] = (SELECT attnum FROM pg_catalog.pg_attribute \
                         WHERE attrelid = $2 AND attname = 'id')), \
-                EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $6 AND t.tgenabled IN ('O', 'A')) \
-             FROM pg_sequence s WHERE s.seqrelid = pg_get_serial_sequence($1, 'version')::regclass",
+                EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $6 \
+                    AND t.tgenabled IN ('O', 'A')) \
+             FROM pg_catalog.pg_sequence s WHERE s.seqrelid = pg_catalog.pg_get_serial_sequence($1, 'version')::pg_catalog.regclass",
             &[
                 (&quoted, Type::TEXT),
                 (&oid, Type::OID),

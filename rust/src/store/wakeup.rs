@@ -184,7 +184,7 @@ impl Wakeup {
     /// otherwise. Reading only, so an idle database writes nothing.
     async fn probe(&self, table: &Table, client: &Client) -> Result<()> {
         let limit = self.settings.notification_timeout;
-        let sql = "SELECT channel FROM pg_listening_channels() AS channel";
+        let sql = "SELECT channel FROM pg_catalog.pg_listening_channels() AS channel";
         let rows = timeout(limit, client.query_typed(sql, &[])).await;
         let rows = rows
             .map_err(|_| Error::Timeout {

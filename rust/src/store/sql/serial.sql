@@ -2,7 +2,7 @@
 -- transaction, so versions are committed in their order, whoever writes. Creating the trigger waits for writers at work.
 CREATE FUNCTION {serial}() RETURNS trigger LANGUAGE plpgsql AS $serial$
 BEGIN
-    PERFORM pg_advisory_xact_lock(TG_RELID::int, {turn});
+    PERFORM pg_catalog.pg_advisory_xact_lock(TG_RELID::int, {turn});
     RETURN NULL;
 END $serial$;
 CREATE TRIGGER {serial_trigger} BEFORE INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {serial}();
