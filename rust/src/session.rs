@@ -29,6 +29,10 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// line behind it. Doubled as long as nothing moves.
 const CANCEL_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long whoever gave a statement up waits for what became of it. A server that is frozen, or a link that is a black
+/// hole, gives no answer, and others wait meanwhile; cancelling goes on in the background.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// What a statement holds is taken off our hands at once, by the system or a pooler, and nobody tells how it gets on from
 /// there. So it gets time for a link that carries this much in a second.
 const SLOWEST_LINK_BYTES: f64 = 64.0 * 1024.0;
@@ -169,7 +173,7 @@ impl OpenConnection {
     /// # Errors
     ///
     /// What `work` fails with; of a statement that was cancelled SQLSTATE 57014, if the server says so within
-    /// [`CANCEL_LIMIT`]. It has done nothing then. Otherwise [`Error::ConnectionLost`].
+    /// a second. It has done nothing then. Otherwise [`Error::ConnectionLost`].
     pub async fn ask<'a, T, F>(self: &'a Arc<Self>, context: &str, work: impl FnOnce(&'a Client) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -232,7 +236,7 @@ impl OpenConnection {
         let mut answer = self.pulse.unless_silent(limit, &mut work).await;
         if answer.is_none() {
             self.give_up();
-            let last_word = timeout(CANCEL_LIMIT, work).await.ok();
+            let last_word = timeout(LAST_WORD, work).await.ok();
             answer = last_word.map(|result| result.map_err(|error| cancelled(error, context, limit)));
         }
         let result = answer.unwrap_or_else(|| Err(silent(context, limit)));
