@@ -105,6 +105,22 @@ async def test_of_those_who_expect_the_same_one_wins(store: AsyncEventStore, dat
         await other.close()
 
 
+async def test_all_who_waited_for_an_aggregate_succeed(store: AsyncEventStore, database: Database) -> None:
+    """Those who wait for the lock of an aggregate are in nobody's way once it falls, and are told nothing untrue."""
+    writers = [AsyncEventStore(database.dsn) for _ in range(4)]
+    await store.store(Event("T", "hot"))
+    async with await psycopg.AsyncConnection.connect(database.dsn) as user:
+        await user.execute("SELECT 1")
+        await store.store_in(user, Event("T", "hot"), expected=EXISTS)
+        calls = [asyncio.create_task(writer.store(Event("T", "hot"), expected=EXISTS)) for writer in writers * 15]
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await eventually(lambda: int(str(database.value(waiting))) > 10, "they wait")
+    assert len(await asyncio.gather(*calls)) == 60
+    assert len(list(await store.load_by_aggregate("hot"))) == 62
+    for writer in writers:
+        await writer.close()
+
+
 async def test_the_same_again_is_no_error(store: AsyncEventStore, database: Database) -> None:
     event = Event("T", "a", {"n": 1.0}, metadata={})
     first = await store.store(event, expected=NO_STREAM)

@@ -27,6 +27,8 @@ pub struct Sql {
     pub insert_batch: String,
     /// Several unconditional calls.
     pub insert_any: String,
+    /// One call, whose locks the transaction holds.
+    pub insert_locked: String,
     /// Several conditional calls.
     pub insert_expected: String,
     /// The last versions of aggregates.
@@ -98,6 +100,7 @@ impl Sql {
             ),
             // The locks come first: a materialised query that the rows depend on, and versions are drawn for rows.
             insert_any: format!("WITH {busy}, {known} {}", insert("SELECT call FROM busy")),
+            insert_locked: format!("WITH {known} {}", insert("SELECT call FROM known")),
             // A call alone needs no look at which ids are known: if one is, the statement fails, and the call goes on
             // alone. Rows come back in the order in which they went in.
             insert_batch: format!(

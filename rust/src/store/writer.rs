@@ -454,9 +454,8 @@ async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled)
     let columns = Columns::of([&*missing]);
     let mut binds = columns.binds();
     binds.push((&columns.calls, Type::INT4_ARRAY));
-    binds.push((&class, Type::INT4));
-    // The locks are ours already; asking for them again succeeds at once.
-    let rows = connection.query("store events", &sql.insert_any, &binds, false).await?;
+    // Not asked for the locks again: a shared one that we hold exclusively is refused while others wait for theirs.
+    let rows = connection.query("store events", &sql.insert_locked, &binds, false).await?;
     let inserted = stored(&rows)?;
     for (event, slot) in request.events.iter().zip(&mut positions) {
         if slot.is_none() {
