@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -297,15 +297,18 @@ impl Inbox {
 }
 
 /// The promise to tell one inbox, once, how an operation ended.
+///
+/// It does not keep the inbox: that of an event loop that is gone would keep its descriptors for as long as a message
+/// waits for PostgreSQL to come back.
 pub struct Completion {
-    target: Option<(Arc<Inbox>, u64)>,
+    target: Option<(Weak<Inbox>, u64)>,
     leftover: Option<Arc<Leftover>>,
 }
 
 impl Completion {
     /// Tell `inbox` under `token`.
-    pub fn new(inbox: Arc<Inbox>, token: u64) -> Self {
-        Self { target: Some((inbox, token)), leftover: None }
+    pub fn new(inbox: &Arc<Inbox>, token: u64) -> Self {
+        Self { target: Some((Arc::downgrade(inbox), token)), leftover: None }
     }
 
     /// Nobody is left to be told; only the background thread must go on until then.
@@ -322,8 +325,8 @@ impl Completion {
     /// Keep promises that end alike. Those to one inbox share its lock and its wake-up.
     pub fn finish_all(completions: Vec<Self>, result: &Result<Outcome>) {
         let targets: Vec<_> = completions.into_iter().filter_map(|mut each| each.target.take()).collect();
-        for run in targets.chunk_by(|(one, _), (next, _)| Arc::ptr_eq(one, next)) {
-            if let Some((inbox, _)) = run.first() {
+        for run in targets.chunk_by(|(one, _), (next, _)| Weak::ptr_eq(one, next)) {
+            if let Some(inbox) = run.first().and_then(|(inbox, _)| inbox.upgrade()) {
                 inbox.push_finished(run.iter().map(|(_, token)| *token), result);
             }
         }
@@ -331,7 +334,13 @@ impl Completion {
 
     /// Keep the promise.
     pub fn finish(mut self, result: Result<Outcome>) {
-        if let Some((inbox, token)) = self.target.take() {
+        self.tell(result);
+    }
+
+    fn tell(&mut self, result: Result<Outcome>) {
+        if let Some((inbox, token)) = self.target.take()
+            && let Some(inbox) = inbox.upgrade()
+        {
             inbox.push(token, Item::Finished(result));
         }
     }
@@ -340,9 +349,7 @@ impl Completion {
 impl Drop for Completion {
     /// A promise that would be forgotten (task cancelled, runtime gone) is kept as "closed": nobody waits for ever.
     fn drop(&mut self) {
-        if let Some((inbox, token)) = self.target.take() {
-            inbox.push(token, Item::Finished(Err(Error::Closed("connection"))));
-        }
+        self.tell(Err(Error::Closed("connection")));
     }
 }
 
@@ -413,9 +420,20 @@ mod tests {
     }
 
     #[test]
+    fn a_promise_does_not_keep_the_inbox() {
+        let inbox = Inbox::new(1000).unwrap();
+        let (first, second) = (Completion::new(&inbox, 1), Completion::new(&inbox, 2));
+        let watched = Arc::downgrade(&inbox);
+        drop(inbox);
+        assert!(watched.upgrade().is_none(), "its descriptors are closed");
+        first.finish(Ok(Outcome::Done));
+        Completion::finish_all(vec![second], &Ok(Outcome::Done));
+    }
+
+    #[test]
     fn promises_that_end_alike_are_all_kept() {
         let (one, other) = (Inbox::new(1000).unwrap(), Inbox::new(1000).unwrap());
-        let of = |inbox: &Arc<Inbox>, token| Completion::new(inbox.clone(), token);
+        let of = |inbox: &Arc<Inbox>, token| Completion::new(inbox, token);
         Completion::finish_all(vec![of(&one, 1), of(&one, 2), of(&other, 3), of(&one, 4)], &Ok(Outcome::Done));
         let tokens = |inbox: &Inbox| inbox.drain(9).into_iter().map(|(token, _)| token).collect::<Vec<_>>();
         assert_eq!((tokens(&one), tokens(&other)), (vec![1, 2, 4], vec![3]));
@@ -479,7 +497,7 @@ mod tests {
     #[test]
     fn a_forgotten_promise_is_reported_closed() {
         let inbox = Inbox::new(1000).unwrap();
-        drop(Completion::new(inbox.clone(), 5));
+        drop(Completion::new(&inbox, 5));
         assert!(matches!(inbox.drain(9)[..], [(5, Item::Finished(Err(Error::Closed(_))))]));
     }
 }

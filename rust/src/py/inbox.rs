@@ -27,7 +27,7 @@ const SEEN: u8 = 8;
 
 impl PyInbox {
     pub fn completion(&self, token: u64) -> Completion {
-        Completion::new(Arc::clone(&self.0), token)
+        Completion::new(&self.0, token)
     }
 }
 
