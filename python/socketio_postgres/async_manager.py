@@ -17,6 +17,7 @@ from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.member import CLOSE_LIMIT, Delivery, chosen_rooms
 from socketio_postgres.messages import Message, MessageType
 from socketio_postgres.payload import value_fields
+from socketio_postgres.serving_loop import on_serving_loop, starts_serving
 
 __all__ = ["AsyncPostgresManager"]
 
@@ -31,6 +32,10 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     stands in a bounded, ordered buffer; `flush` waits for the commit. Messages of one process arrive everywhere in
     call order. Beyond that it offers the chain of Socket.IO: `mgr.to("room").fetch_sockets()` and so on. Nothing is
     started before the first use inside a running event loop.
+
+    It serves on the event loop that its clients connect on, or that called `start`; before that, on the first that
+    uses it. Other loops may call it, too, also in other threads: the serving loop carries that out. A loop that ends
+    takes only its own along: the next one that uses the manager begins anew, as a new server of the cluster.
 
     Args:
         dsn: Connection string or URL as libpq reads it.
@@ -53,6 +58,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
 
     # ------------------------------------------------------------------------------------------- life cycle
 
+    @starts_serving
     async def start(self) -> None:
         """Join the cluster now instead of with the first client.
 
@@ -73,6 +79,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             await self._run_core(core.flush)
             await self._run_core(core.self_test)
 
+    @on_serving_loop
     async def flush(self) -> None:
         """Wait until everything emitted before is committed.
 
@@ -82,10 +89,12 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         """
         await self._flush()
 
+    @on_serving_loop
     async def close(self) -> None:
         """Leave the cluster: commit what is buffered, say goodbye, disconnect. Clients are not touched."""
         await self._close(CLOSE_LIMIT)
 
+    @starts_serving
     async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`, but a client is told that it is connected only once LISTEN is active."""
         try:
@@ -121,6 +130,9 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             RuntimeError: A callback without a server.
             ValueError: A callback without a room.
         """
+        if not self._is_at_home():  # no decorator: this is the one method that is called for each message
+            await self._emit_at_home(event, data, namespace, room, skip_sid, to=to, callback=callback, **kwargs)
+            return
         room = chosen_rooms(to, room)
         namespace = namespace or "/"
         if isinstance(skip_sid, (tuple, set, frozenset)):
@@ -149,6 +161,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         if not has_room:
             await self._wait_for_room()
 
+    @on_serving_loop
     async def can_disconnect(self, sid: str, namespace: str) -> bool:
         """True when the client is connected here; otherwise its own server is asked to disconnect it."""
         if self._is_here(sid, namespace):
@@ -156,6 +169,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace or "/", to=[sid]))
         return False
 
+    @on_serving_loop
     async def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
         """Disconnect a client, wherever it is connected."""
         namespace = namespace or "/"
@@ -167,6 +181,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             return
         await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace, to=[sid]))
 
+    @on_serving_loop
     async def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room, wherever it is connected."""
         if self._is_here(sid, namespace):
@@ -175,6 +190,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         message = Message(MessageType.SOCKETS_JOIN, namespace or "/", to=[sid], rooms=list(room_names(room)))
         await self._publish(message)
 
+    @on_serving_loop
     async def leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """Remove a client from a room, wherever it is connected."""
         if self._is_here(sid, namespace):
@@ -184,6 +200,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         message = Message(MessageType.SOCKETS_LEAVE, namespace or "/", to=[sid], rooms=list(room_names(room)))
         await self._publish(message)
 
+    @on_serving_loop
     async def close_room(self, room: Any, namespace: str | None = None) -> None:
         """Remove all clients of all servers from a room."""
         namespace = namespace or "/"
@@ -196,6 +213,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         if not self._append(message):
             await self._wait_for_room()
 
+    @on_serving_loop
     async def _act(self, message: Message, target: Target) -> None:
         """Carry out a chain: here, and on the other servers."""
         if target.rooms == ():
@@ -284,6 +302,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
 
     # -------------------------------------------------------------------------------------------- requests
 
+    @on_serving_loop
     async def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]:
         if target.rooms == ():
             return []
@@ -299,6 +318,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         finally:
             self._end_request(adapter, request)
 
+    @on_serving_loop
     async def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
         if target.rooms == ():
             return []
@@ -320,9 +340,11 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         finally:
             self._end_request(adapter, request)
 
+    @on_serving_loop
     async def _server_side_emit(self, nsp: str, packet: list[Any]) -> None:
         await self._publish(Message(MessageType.SERVER_SIDE_EMIT, nsp, **value_fields(packet, self.json)))
 
+    @on_serving_loop
     async def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
         adapter = await self._member(target)
         request = self._start_request(adapter, target)

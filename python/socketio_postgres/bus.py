@@ -123,6 +123,11 @@ class Bus:
         """Where background items of this process's core arrive."""
         return self._opened()[1]
 
+    def begin_anew(self) -> None:
+        """Forget the core, and that it was closed; what it has buffered is still sent, then it disconnects."""
+        with _lock:
+            self._open_core, self._is_closed = None, False
+
     # ------------------------------------------------------------------------------------------------ asyncio
 
     async def wait_for_room(self) -> None:

@@ -156,9 +156,19 @@ class ClusterMember(Membership):
         """In a forked child begin anew: threads, tasks and connections stayed with the parent."""
         if self._pid != os.getpid():
             self._prepare()
-            # Clients stayed, too: counting them here, we would owe their acknowledgements.
-            for inherited in (self.rooms, self._room_aliases, self._connected_at, self.callbacks):
-                inherited.clear()
+            self._forget_clients()
+
+    def _forget_clients(self) -> None:
+        """Clients stayed with another process, or loop: counting them here, we would owe their acknowledgements."""
+        for inherited in (
+            self.rooms,
+            self._room_aliases,
+            self._connected_at,
+            self.callbacks,
+            self.pending_connect,
+            self.pending_disconnect,
+        ):
+            inherited.clear()
 
     def _prepare_waiting(self) -> None:
         """Attributes of the half that waits."""
@@ -169,8 +179,11 @@ class ClusterMember(Membership):
         if self.write_only or self.server is None:
             return EMITTER_UID
         if self._host_pid != os.getpid():
-            self._host_pid, self.host_id = os.getpid(), uuid.uuid4().hex
+            self._renew_uid()
         return str(self.host_id)
+
+    def _renew_uid(self) -> None:
+        self._host_pid, self.host_id = os.getpid(), uuid.uuid4().hex
 
     def set_server(self, server: Any) -> None:
         """As in `BaseManager`; from now on the server's json module is used."""
@@ -307,7 +320,7 @@ class ClusterMember(Membership):
 
     def _before_publishing(self, message: Message) -> None:
         self._check_process()
-        if not self.write_only and self.server is not None:
+        if not self._is_initialized and not self.write_only and self.server is not None:
             # Peers count whoever publishes as a server, so from the first message on we must listen, too.
             self.initialize()
         self._note_sent(message)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import weakref
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +19,7 @@ NOWHERE = "postgresql://app@127.0.0.1:1/app?connect_timeout=2"
 
 def descriptors() -> int:
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def never(inbox: _core.Inbox, token: int) -> None:
@@ -38,7 +38,7 @@ async def give_up(call: Coroutine[object, object, object]) -> asyncio.AbstractEv
 
 
 async def leave_open(call: Coroutine[object, object, object]) -> asyncio.AbstractEventLoop:
-    task = asyncio.create_task(call)  # type: ignore[var-annotated]
+    task = asyncio.create_task(call)
     await asyncio.sleep(0.01)
     assert not task.done()
     return asyncio.get_running_loop()
