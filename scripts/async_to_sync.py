@@ -43,6 +43,7 @@ REPLACEMENTS = [
     (r"One task at a\n", "One thread at a\n"),
     (r"Any number of tasks may", "Any number of threads may"),
     (r"; may be a coroutine function\.", "; it runs in a thread of its own."),
+    (r" May be a coroutine function\.\n", " It runs in a thread of its own.\n"),
     (r"\bawait ", ""),
     (r" *@(on_serving_loop|starts_serving)\n", ""),
     (r" *if not self\._is_at_home\(\):.*\n.*\n *return\n", ""),

@@ -42,6 +42,7 @@ from socketio_postgres.exceptions import (
     StoreClosedError,
 )
 from socketio_postgres.filter import Filter, conditions_of
+from socketio_postgres.hook import AsyncHook
 
 __all__ = ["AsyncEventLog"]
 
@@ -57,6 +58,7 @@ class AsyncEventLog:
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         self.options = EventStoreOptions.of(dsn, options)
         # What cannot work is told here, at the call that gave it.
+        self._error_handler = AsyncHook("error_handler", self.options.error_handler, self.options.logger)
         self._core = _core.EventStore(self.options)
         self._pid = os.getpid()
         self._is_open = False
@@ -532,5 +534,4 @@ class AsyncEventLog:
 
     def _report(self, error: Exception, what: str) -> None:
         self.options.logger.error("%s: %s", what, error, exc_info=error)
-        if self.options.error_handler is not None:
-            self.options.error_handler(error)
+        self._error_handler(error)

@@ -8,7 +8,7 @@ import inspect
 import math
 import time
 from asyncio import get_running_loop
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from socketio_postgres import _core
@@ -17,6 +17,7 @@ from socketio_postgres.batch import Batch
 from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
 from socketio_postgres.handover import Operation, batches_of
+from socketio_postgres.hook import AsyncHook
 from socketio_postgres.local_delivery import FEW, Parcel, queue_for
 from socketio_postgres.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.messages import Message
@@ -34,6 +35,11 @@ class AsyncWaiting(ClusterMember):
 
     _loop: asyncio.AbstractEventLoop | None
     """The one that serves, or before that the one that was used last."""
+
+    def _hook(self, name: str, function: Callable[[Any], object] | None) -> AsyncHook:
+        return AsyncHook(name, function, self._log)
+
+    _check_function = staticmethod(AsyncHook.check)
 
     def _prepare_waiting(self) -> None:
         self._loop = None
@@ -101,6 +107,8 @@ class AsyncWaiting(ClusterMember):
 
     async def _thread(self) -> None:
         """The background task that `initialize` starts; lives until the server's loop is torn down."""
+        if self.thread is not asyncio.current_task():
+            return  # another loop took over before it began
         try:
             joins = [self._join(nsp) for nsp in self._served_namespaces()]
             for error in await asyncio.gather(*joins, return_exceptions=True):

@@ -123,10 +123,22 @@ class Bus:
         """Where background items of this process's core arrive."""
         return self._opened()[1]
 
+    @property
+    def last_inbox(self) -> _core.Inbox:
+        """The same, also once the bus is closed: what arrived before may still be taken.
+
+        Raises:
+            ClosedError: It was closed before it was used.
+        """
+        opened = self._open_core
+        return opened[1] if opened is not None and self.is_closed else self.inbox
+
     def begin_anew(self) -> None:
         """Forget the core, and that it was closed; what it has buffered is still sent, then it disconnects."""
         with _lock:
-            self._open_core, self._is_closed = None, False
+            opened, self._open_core, self._is_closed = self._open_core, None, False
+            if opened is not None:
+                opened[1].close()
 
     # ------------------------------------------------------------------------------------------------ asyncio
 
@@ -252,7 +264,10 @@ class Bus:
             opened = self._open_core if self._pid == os.getpid() and not self._is_closed else None
             self._is_closed, self._pid = True, os.getpid()
             _open.discard(self)
-            return opened[0] if opened else None
+            if opened is None:
+                return None
+            opened[1].close()
+            return opened[0]
 
     def take_failures(self) -> list[SocketIOPostgresError]:
         """Background failures since the last call, for objects that have no loop or thread to wait for them."""

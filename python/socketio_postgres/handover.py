@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import itertools
 import os
 import time
@@ -73,6 +74,7 @@ class AsyncCalls:
         self._inbox = _core.Inbox(INBOX_BYTES)
         self._tokens = itertools.count(1)
         self._pending: dict[int, _Call] = {}
+        self._watching: dict[int, collections.deque[asyncio.Future[None]]] = {}
         loop.add_reader(self._inbox.fileno(), self._drain)
 
     @classmethod
@@ -97,6 +99,30 @@ class AsyncCalls:
         self._pending[future.token] = future
         return future
 
+    async def readable(self, inbox: _core.Inbox, *, again: bool = False) -> None:
+        """Wait until an inbox holds something, or is closed. Each item wakes one of those who wait, in turn.
+
+        Args:
+            inbox: The inbox.
+            again: Keep the turn: what there was, was not what is waited for.
+        """
+        loop, descriptor = asyncio.get_running_loop(), inbox.fileno()
+        waiting = self._watching.get(descriptor)
+        if waiting is None:
+            waiting = self._watching[descriptor] = collections.deque()
+            loop.add_reader(descriptor, _wake_next, waiting)
+        woken: asyncio.Future[None] = loop.create_future()
+        (waiting.appendleft if again else waiting.append)(woken)
+        try:
+            await woken
+        finally:
+            with contextlib.suppress(ValueError):
+                waiting.remove(woken)
+            if not waiting and self._watching.get(descriptor) is waiting:
+                del self._watching[descriptor]
+                if not loop.is_closed():
+                    loop.remove_reader(descriptor)
+
     def _drain(self) -> None:
         for token, kind, value in self._inbox.drain(BATCH):
             future = self._pending.pop(token, None)
@@ -109,7 +135,7 @@ class AsyncCalls:
 
 
 async def batches_of(inbox: _core.Inbox) -> AsyncIterator[list[tuple[int, int, Any]]]:
-    """Yield the items of an inbox as they come, in order, for ever: those that are there together.
+    """Yield the items of an inbox as they come, in order, until it is closed: those that are there together.
 
     The next batch is not taken before the consumer has dealt with this one, so that a backlog stays in the bounded
     inbox. The consumer runs on the loop that iterates.
@@ -117,26 +143,25 @@ async def batches_of(inbox: _core.Inbox) -> AsyncIterator[list[tuple[int, int, A
     while True:
         items = inbox.drain(BATCH)
         if not items:
+            if inbox.is_closed:
+                return
             await readable(inbox)
             continue
         yield items
         await asyncio.sleep(0)
 
 
-async def readable(inbox: _core.Inbox) -> None:
-    """Wait until an inbox holds something. One waiter at a time."""
-    loop = asyncio.get_running_loop()
-    woken: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(inbox.fileno(), _wake, woken)
-    try:
-        await woken
-    finally:
-        loop.remove_reader(inbox.fileno())
+async def readable(inbox: _core.Inbox, *, again: bool = False) -> None:
+    """See `AsyncCalls.readable`. Any number of tasks, of several loops, may wait."""
+    await AsyncCalls.of_running_loop().readable(inbox, again=again)
 
 
-def _wake(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
+def _wake_next(waiting: collections.deque[asyncio.Future[None]]) -> None:
+    while waiting:
+        woken = waiting.popleft()
+        if not woken.done():
+            woken.set_result(None)
+            return
 
 
 class BlockingCalls:

@@ -122,18 +122,14 @@ class ClusterMember(Membership):
     ) -> None:
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         self.json = json or stdlib_json  # python-socketio before 5.16 has no such attribute
-        if error_handler is not None and not callable(error_handler):
-            raise bad("error_handler", error_handler, "must be callable")
-        if on_gap is not None and not callable(on_gap):
-            raise bad("on_gap", on_gap, "must be callable")
         self._host_pid = os.getpid()  # whose id `host_id` is
         self._target = Target("/")  # the manager is the start of every chain
         self._manager: Any = self
         self._heartbeat = HeartbeatOptions(heartbeat_interval, heartbeat_timeout, cleanup_interval)
         self._share_session = share_session
-        self._error_handler = error_handler
-        self._on_gap = on_gap
         self._log = logger or log
+        self._error_handler = self._hook("error_handler", error_handler)
+        self._on_gap = self._hook("on_gap", on_gap)
         self._bus = Bus(
             BusOptions.of(dsn, {"channel": channel, **options}),
             uid=self._uid,
@@ -165,10 +161,20 @@ class ClusterMember(Membership):
             self._room_aliases,
             self._connected_at,
             self.callbacks,
-            self.pending_connect,
+            getattr(self, "pending_connect", {}),  # absent before python-socketio 5.17
             self.pending_disconnect,
+            self._gone_since,
         ):
             inherited.clear()
+
+    def _hook(self, name: str, function: Callable[[Any], object] | None) -> Callable[[Any], None]:
+        """What tells a function of the application's of something."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _check_function(name: str, function: object) -> None:
+        """Refuse a function that this manager cannot call."""
+        raise NotImplementedError
 
     def _prepare_waiting(self) -> None:
         """Attributes of the half that waits."""
@@ -485,6 +491,7 @@ class ClusterMember(Membership):
         """
 
         def register(function: F) -> F:
+            self._check_function("handler", function)
             self._handlers[namespace, event] = function
             return function
 
@@ -519,10 +526,6 @@ class ClusterMember(Membership):
         """Run an application's callback; what it raises is logged."""
         raise NotImplementedError
 
-    def _run_gap_handler(self, on_gap: GapHandler, gap: GapInfo) -> Any:
-        """Run the application's `on_gap`; what it raises is logged."""
-        raise NotImplementedError
-
     @staticmethod
     def _timed_out(request: Request, target: Target, *, partial: bool) -> list[Any]:
         if partial:
@@ -546,9 +549,7 @@ class ClusterMember(Membership):
 
     def _report_gap(self, gap: GapInfo) -> None:
         self._log.warning("%s: %s", self._bus.description, gap)
-        if self._on_gap is not None and self.server is not None:
-            # It may well read a database, or emit: not something to keep the reader from reading for.
-            self.server.start_background_task(self._run_gap_handler, self._on_gap, gap)
+        self._on_gap(gap)
 
     def _report_bad(self, message: Message, error: Exception) -> None:
         self._log.error("a message of server %s could not be applied: %r", message.uid, message, exc_info=error)
@@ -559,11 +560,7 @@ class ClusterMember(Membership):
         self._tell(error)
 
     def _tell(self, error: Exception) -> None:
-        if self._error_handler is not None:
-            try:
-                self._error_handler(error)
-            except Exception:  # noqa: BLE001  (a user's function may raise anything)
-                self._log.exception("the error_handler itself failed")
+        self._error_handler(error)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the first use, and `peers`: the server ids known in each namespace."""

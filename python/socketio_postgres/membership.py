@@ -201,6 +201,8 @@ class Membership(LocalSockets):
         interval = self._heartbeat.heartbeat_interval
         to_send = []
         self._leave_unused(now)
+        if self.server is not None:
+            self.forget_ghosts(now)
         late = now - self._tick_due
         if late > interval / 2:  # the event loop or the thread was blocked
             to_send += self._step_all(ClusterAdapter.wake, late, now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import itertools
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
@@ -61,12 +62,15 @@ class _HandedOver:
     def __init__(self, call: Callable[[], Coroutine[Any, Any, Any]], home: asyncio.AbstractEventLoop) -> None:
         self._call = call
         self._home = home
-        self._has_begun = False
+        self._claims = itertools.count()  # whoever draws 0 decides whether it is carried out
         self._value: Any = None
 
     async def _begin(self) -> Any:
-        self._has_begun = True
-        return await self._call()
+        # Otherwise nobody waits for it any more.
+        return await self._call() if self._is_first() else None
+
+    def _is_first(self) -> bool:
+        return next(self._claims) == 0
 
     def result(self) -> Any:
         """What it returned."""
@@ -91,17 +95,18 @@ class _HandedOver:
             while not (await asyncio.wait({end}, timeout=LOOK_INTERVAL))[0]:
                 if self._home.is_closed():
                     break
-                if not self._has_begun and time.monotonic() > deadline:
+                if time.monotonic() > deadline and self._is_first():
                     raise OperationTimeoutError(f"the event loop that serves was blocked for {HAND_OVER_LIMIT} s")
         finally:
+            is_given_up = self._is_first()
             end.cancel()  # unless it is done
-        if end.done() and not end.cancelled():
+        if not end.cancelled():
             self._value = end.result()
             return True
-        if self._has_begun:
-            raise ClosedError("the event loop that serves ended during the call")
-        begin.close()
-        return False
+        if is_given_up:
+            begin.close()
+            return False
+        raise ClosedError("the event loop that serves ended during the call")
 
 
 def _on_its_loop(callback: Callable[..., Any], loop: asyncio.AbstractEventLoop) -> Callable[..., Any]:

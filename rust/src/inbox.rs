@@ -106,6 +106,7 @@ struct Queue {
     bytes: usize,
     failures: usize,
     is_signalled: bool,
+    is_closed: bool,
     /// Threads in [`Inbox::wait`].
     waiters: usize,
     drained_at: Instant,
@@ -162,6 +163,7 @@ impl Inbox {
                 bytes: 0,
                 failures: 0,
                 is_signalled: false,
+                is_closed: false,
                 waiters: 0,
                 drained_at: Instant::now(),
                 stalled_since: None,
@@ -191,6 +193,18 @@ impl Inbox {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.lock().items.is_empty()
+    }
+
+    /// Nothing more is awaited: from now on the descriptor is readable, so that whoever waits looks here.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+        let _ = (&self.waker).write(&[1]);
+        self.ready.notify_all();
+    }
+
+    /// Whether it was closed; what it holds may still be taken.
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed
     }
 
     /// Bytes of messages waiting.
@@ -277,7 +291,7 @@ impl Inbox {
         queue.failures -= taken.iter().filter(|(_, item)| matches!(item, Item::Failure(_))).count();
         queue.stalled_since = (!queue.items.is_empty()).then_some(queue.drained_at);
         // Nothing to take: the wake-up of what was taken meanwhile came late.
-        if queue.items.is_empty() && (queue.is_signalled || taken.is_empty()) {
+        if queue.items.is_empty() && (queue.is_signalled || taken.is_empty()) && !queue.is_closed {
             queue.is_signalled = false;
             let mut sink = [0u8; 16];
             let _ = (&self.watched).read(&mut sink);
@@ -285,11 +299,11 @@ impl Inbox {
         taken
     }
 
-    /// Block until an item waits or the time is over; true when one waits.
+    /// Block until an item waits, it is closed or the time is over; true when an item waits.
     pub fn wait(&self, limit: Duration) -> bool {
         let mut queue = self.lock();
         queue.waiters += 1;
-        let waited = self.ready.wait_timeout_while(queue, limit, |queue| queue.items.is_empty());
+        let waited = self.ready.wait_timeout_while(queue, limit, |queue| queue.items.is_empty() && !queue.is_closed);
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         queue.waiters -= 1;
         !queue.items.is_empty()
@@ -417,6 +431,23 @@ mod tests {
         assert!(inbox.drain(9).is_empty());
         let mut byte = [0u8; 8];
         assert!((&inbox.watched).read(&mut byte).is_err(), "nobody is woken again and again");
+    }
+
+    #[test]
+    fn closing_wakes_whoever_waits_now_and_later() {
+        let inbox = Inbox::new(1000).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| inbox.wait(Duration::from_secs(60)));
+            inbox.close();
+            assert!(!waiting.join().unwrap());
+        });
+        inbox.push(1, message(10));
+        assert!(inbox.wait(Duration::from_secs(60)));
+        assert_eq!(inbox.drain(9).len(), 1);
+        assert!(inbox.drain(9).is_empty());
+        assert!(!inbox.wait(Duration::from_secs(60)));
+        let mut byte = [0u8; 8];
+        assert!((&inbox.watched).read(&mut byte).is_ok(), "an event loop is woken, too");
     }
 
     #[test]

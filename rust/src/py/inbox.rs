@@ -47,6 +47,15 @@ impl PyInbox {
         self.0.is_empty()
     }
 
+    fn close(&self) {
+        self.0.close();
+    }
+
+    #[getter]
+    fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     #[getter]
     fn dropped(&self) -> u64 {
         self.0.dropped()
