@@ -79,7 +79,7 @@ class AsyncPostgresClient:
     ) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
         self._error_handler = AsyncHook("error_handler", error_handler, log)
-        self._on_gap = AsyncHook("on_gap", on_gap, log)
+        self._on_gap = AsyncHook("on_gap", on_gap, log, self._error_handler)
 
     async def start(self) -> None:
         """Connect now instead of with the first call.

@@ -48,7 +48,9 @@ class AsyncEventFeed(AsyncEventLog):
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         super().__init__(dsn, **options)
         on_stall = self.options.on_stall
-        self._on_stall = AsyncHook("on_stall", on_stall if callable(on_stall) else None, self.options.logger)
+        self._on_stall = AsyncHook(
+            "on_stall", on_stall if callable(on_stall) else None, self.options.logger, self._error_handler
+        )
         self._warned_at = 0.0
         self._has_side_tables = False
 

@@ -36,8 +36,13 @@ class AsyncWaiting(ClusterMember):
     _loop: asyncio.AbstractEventLoop | None
     """The one that serves, or before that the one that was used last."""
 
-    def _hook(self, name: str, function: Callable[[Any], object] | None) -> AsyncHook:
-        return AsyncHook(name, function, self._log)
+    def _hook(
+        self,
+        name: str,
+        function: Callable[[Any], object] | None,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> AsyncHook:
+        return AsyncHook(name, function, self._log, failed)
 
     _check_function = staticmethod(AsyncHook.check)
 
@@ -70,6 +75,7 @@ class AsyncWaiting(ClusterMember):
                 return home if home.is_running() else None
             self._begin_anew(home)
         self._loop = loop
+        self._bus.used_on(loop)
         return None
 
     def _is_at_home(self) -> bool:

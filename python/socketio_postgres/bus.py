@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import dataclasses
 import functools
 import logging
 import os
@@ -15,6 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._password import AsyncPasswordCall
 from socketio_postgres.exceptions import ClosedError, ForkedProcessError, SocketIOPostgresError
 from socketio_postgres.handover import AsyncCalls, BlockingCalls, Operation
 from socketio_postgres.options import BusOptions, BusSettings
@@ -66,6 +68,7 @@ class Bus:
         before_exit: Callable[[], object] | None = None,
     ) -> None:
         self.options = options
+        self._password = None if options.password is None else AsyncPasswordCall(options.password)
         self._make_uid = uid
         self._is_raw = is_raw
         self._probe_interval = probe_interval
@@ -83,7 +86,10 @@ class Bus:
 
     def _make_core(self, inbox: _core.Inbox) -> _core.Bus:
         settings = BusSettings.make(
-            self.options, uid=self._make_uid(), is_raw=self._is_raw, probe_interval=self._probe_interval
+            dataclasses.replace(self.options, password=self._password),
+            uid=self._make_uid(),
+            is_raw=self._is_raw,
+            probe_interval=self._probe_interval,
         )
         return _core.Bus(settings, inbox, ITEM_TOKEN)
 
@@ -142,13 +148,23 @@ class Bus:
 
     # ------------------------------------------------------------------------------------------------ asyncio
 
+    def _calls(self) -> AsyncCalls:
+        if self._password is not None:
+            self._password.used()
+        return AsyncCalls.of_running_loop()
+
+    def used_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Note the loop whose calls do not pass here, because nothing of the core is waited for."""
+        if self._password is not None:
+            self._password.used_on(loop)
+
     async def wait_for_room(self) -> None:
         """Wait until the buffer has room, as whoever found none when they appended is to do before they go on."""
         await self.call(self.core.when_space)
 
     def publish_committed(self, message: Message) -> asyncio.Future[None]:
         """Append a message now; the future ends once it is committed."""
-        calls, opened = AsyncCalls.of_running_loop(), self._open_core
+        calls, opened = self._calls(), self._open_core
         if opened is None or self._is_closed:
             opened = self._opened()
         try:
@@ -158,7 +174,7 @@ class Bus:
 
     async def publish_many_committed(self, messages: list[Message]) -> None:
         """Append messages and wait until all of them are committed; raises the first failure."""
-        calls, core = AsyncCalls.of_running_loop(), self.core
+        calls, core = self._calls(), self.core
         commits, refusal = [], None
         for message in messages:
             try:
@@ -172,24 +188,24 @@ class Bus:
 
     async def notify_committed(self, channel: str, payload: str) -> None:
         """Append a raw notification and wait until it is committed."""
-        await AsyncCalls.of_running_loop().start(self.core.notify, channel, payload)
+        await self._calls().start(self.core.notify, channel, payload)
 
     async def flush(self) -> None:
         """Wait until everything published before is committed; raise what failed since the last flush."""
         core = self.core
-        await AsyncCalls.of_running_loop().start(core.flush)
+        await self._calls().start(core.flush)
         _raise_failures(core)
 
     async def call(self, operation: Operation) -> Any:
         """Run any operation of the core."""
-        return await AsyncCalls.of_running_loop().start(operation)
+        return await self._calls().start(operation)
 
     async def close(self, limit: float) -> None:
         """Commit what is buffered, within `limit` seconds, and disconnect."""
         core = self._begin_close()
         if core is not None:
             # Two parts report their end, the listener and the publisher, in this order or the other.
-            calls = AsyncCalls.of_running_loop()
+            calls = self._calls()
             done = calls.start(core.close_listener)
             await calls.start(core.close_publisher, limit)
             await done

@@ -44,7 +44,7 @@ class PostgresClient:
     ) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
         self._error_handler = Hook("error_handler", error_handler, log)
-        self._on_gap = Hook("on_gap", on_gap, log)
+        self._on_gap = Hook("on_gap", on_gap, log, self._error_handler)
 
     def start(self) -> None:
         """Blocking form of `AsyncPostgresClient.start`."""

@@ -31,6 +31,12 @@ def _is_coroutine_function(function: object) -> bool:
     )
 
 
+def _report(logger: logging.Logger, name: str, error: Exception, failed: Callable[[Exception], None] | None) -> None:
+    logger.error("%s raised: %r", name, error, exc_info=error)
+    if failed is not None:
+        failed(error)
+
+
 class AsyncHook:
     """For event loops: a coroutine function becomes a task, any other is called right there and must not block.
 
@@ -38,17 +44,25 @@ class AsyncHook:
         name: The option that it was given as.
         function: The function, or None for nobody.
         logger: Hears what it raises.
+        failed: Is told what it raises, too.
 
     Raises:
         OptionsError: It is no function.
     """
 
-    def __init__(self, name: str, function: Function | None, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Function | None,
+        logger: logging.Logger,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> None:
         if function is not None:
             self.check(name, function)
         self._name = name
         self._function = function
         self._log = logger
+        self._failed = failed
         self._tasks: set[asyncio.Task[None]] = set()  # the loop alone would not keep them
 
     @staticmethod
@@ -67,8 +81,8 @@ class AsyncHook:
             return
         try:
             result = self._function(value)
-        except Exception:  # noqa: BLE001  (a user's function may raise anything)
-            self._log.exception("%s itself failed", self._name)
+        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
+            _report(self._log, self._name, error, self._failed)
             return
         if inspect.isawaitable(result):
             self._go_on(result)
@@ -96,8 +110,8 @@ class AsyncHook:
     async def _run(self, result: Awaitable[object]) -> None:
         try:
             await result
-        except Exception:  # noqa: BLE001  (a user's function may raise anything)
-            self._log.exception("%s itself failed", self._name)
+        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
+            _report(self._log, self._name, error, self._failed)
 
 
 class Hook:
@@ -107,6 +121,7 @@ class Hook:
         name: The option that it was given as.
         function: The function, or None for nobody.
         logger: Hears what it raises.
+        failed: Is told what it raises, too.
         start: Runs a function in the background. Default: in a thread.
 
     Raises:
@@ -118,6 +133,7 @@ class Hook:
         name: str,
         function: Function | None,
         logger: logging.Logger,
+        failed: Callable[[Exception], None] | None = None,
         start: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         if function is not None:
@@ -125,6 +141,7 @@ class Hook:
         self._name = name
         self._function = function
         self._log = logger
+        self._failed = failed
         self._start = start or self._start_thread
         self._prepare()
 
@@ -181,8 +198,8 @@ class Hook:
             return
         try:
             result = self._function(value)
-        except Exception:  # noqa: BLE001  (a user's function may raise anything)
-            self._log.exception("%s itself failed", self._name)
+        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
+            _report(self._log, self._name, error, self._failed)
             return
         if inspect.iscoroutine(result):
             result.close()

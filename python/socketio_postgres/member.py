@@ -129,7 +129,7 @@ class ClusterMember(Membership):
         self._share_session = share_session
         self._log = logger or log
         self._error_handler = self._hook("error_handler", error_handler)
-        self._on_gap = self._hook("on_gap", on_gap)
+        self._on_gap = self._hook("on_gap", on_gap, self._error_handler)
         self._bus = Bus(
             BusOptions.of(dsn, {"channel": channel, **options}),
             uid=self._uid,
@@ -167,7 +167,12 @@ class ClusterMember(Membership):
         ):
             inherited.clear()
 
-    def _hook(self, name: str, function: Callable[[Any], object] | None) -> Callable[[Any], None]:
+    def _hook(
+        self,
+        name: str,
+        function: Callable[[Any], object] | None,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> Callable[[Any], None]:
         """What tells a function of the application's of something."""
         raise NotImplementedError
 

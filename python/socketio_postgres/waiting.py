@@ -42,8 +42,13 @@ class Waiting(ClusterMember):
     event of the server's own kind.
     """
 
-    def _hook(self, name: str, function: Callable[[Any], object] | None) -> Hook:
-        return Hook(name, function, self._log, self._start_background)
+    def _hook(
+        self,
+        name: str,
+        function: Callable[[Any], object] | None,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> Hook:
+        return Hook(name, function, self._log, failed, self._start_background)
 
     def _start_background(self, run: Callable[[], None]) -> None:
         """In a thread or greenlet of the server's kind."""
