@@ -43,7 +43,12 @@ REPLACEMENTS = [
     (r"One task at a\n", "One thread at a\n"),
     (r"Any number of tasks may", "Any number of threads may"),
     (r"; may be a coroutine function\.", "; it runs in a thread of its own."),
+    (r" May be a coroutine function\.\n", " It runs in a thread of its own.\n"),
     (r"\bawait ", ""),
+    (r" *@(on_serving_loop|starts_serving)\n", ""),
+    (r" *if not self\._is_at_home\(\):.*\n.*\n *return\n", ""),
+    (r"from socketio_postgres\.serving_loop import .*\n", ""),
+    (r"\n    It serves on the event loop that(.+\n)+", ""),
     (r"Coroutine\[Any, Any, None\]", "None"),
     (r"from collections\.abc import Coroutine\n", ""),
     (

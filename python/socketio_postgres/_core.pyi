@@ -180,12 +180,17 @@ class Inbox:
     def fileno(self) -> int: ...
     @property
     def is_empty(self) -> bool: ...
+    def close(self) -> None:
+        """Wake whoever waits, now and later; what it holds may still be taken."""
+
+    @property
+    def is_closed(self) -> bool: ...
     @property
     def dropped(self) -> int: ...
     @property
     def bytes(self) -> int: ...
     def wait(self, seconds: float) -> bool:
-        """Block, with the GIL released, until an item waits or the time is over; True when one waits."""
+        """Block, with the GIL released, until an item waits, it is closed or the time is over; True when one waits."""
 
     def drain(self, max_count: int, into: list[tuple[int, int, Any]] | None = None) -> list[tuple[int, int, Any]]:
         """Take up to `max_count` items: `(token, kind, value)`. An overflow becomes one item for each sender.

@@ -55,11 +55,16 @@ class AsyncCallbackSubscription:
             return
         except Exception as error:  # noqa: BLE001 - nobody else would hear of it
             self._report(error, f"the subscription to {self.channel} ended")
+        finally:
+            self._end()  # however that came, and be it that the event loop ends
 
-    async def cancel(self) -> None:
-        """Stop calling the handler; other subscriptions go on. After it returns no call is under way."""
+    def _end(self) -> None:
         if not self._is_cancelled:
             self._is_cancelled = True
             self._subscription.close()
             self._forget(self)
+
+    async def cancel(self) -> None:
+        """Stop calling the handler; other subscriptions go on. After it returns no call is under way."""
+        self._end()
         await self._background.stop()

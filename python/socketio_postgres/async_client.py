@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import inspect
 import logging
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -13,9 +12,10 @@ from typing import Any, Final
 from socketio_postgres import _core
 from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.bus import Bus
-from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.exceptions import ClosedError, OperationTimeoutError
 from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.handover import readable
+from socketio_postgres.hook import AsyncHook
 from socketio_postgres.options import BusKeywords, BusOptions
 
 __all__ = ["AsyncPostgresClient", "Notification"]
@@ -47,9 +47,9 @@ class AsyncPostgresClient:
     """Listen on channels, send notifications, keep attachments.
 
     The listening connection is opened again for ever; after a gap `on_gap` is called, and channels are listened to
-    as before. Notifications arrive in commit order. One that is not UTF-8, which only a database with the encoding
-    SQL_ASCII lets through, is skipped and told to `error_handler` as a `DecodeError`. Nothing connects before the first
-    call.
+    as before. Notifications arrive in commit order; of several tasks that wait for one, each gets another. One that is
+    not UTF-8, which only a database with the encoding SQL_ASCII lets through, is skipped and told to `error_handler` as
+    a `DecodeError`. Nothing connects before the first call.
 
         async with AsyncPostgresClient(dsn) as client:
             await client.listen("jobs")
@@ -59,9 +59,11 @@ class AsyncPostgresClient:
 
     Args:
         dsn: Connection string or URL as libpq reads it.
-        error_handler: Called with every background failure (an exception), after it was logged.
+        error_handler: Called with every background failure (an exception), after it was logged; a function or a
+            coroutine function. What it raises is logged.
         on_gap: Called with a `GapInfo` when notifications are missing: once the client listens again after its
             connection was lost, and when they came faster than they were taken and `receive_buffer_bytes` were full.
+            A function or a coroutine function, as `error_handler`.
         options: As in `BusOptions`.
 
     Raises:
@@ -77,10 +79,8 @@ class AsyncPostgresClient:
         **options: Unpack[BusKeywords],
     ) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
-        self._error_handler = error_handler
-        self._on_gap = on_gap
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._turn = asyncio.Lock()
+        self._error_handler = AsyncHook("error_handler", error_handler, log)
+        self._on_gap = AsyncHook("on_gap", on_gap, log, self._error_handler)
 
     async def start(self) -> None:
         """Connect now instead of with the first call.
@@ -141,6 +141,7 @@ class AsyncPostgresClient:
 
         Raises:
             OperationTimeoutError: None came in time.
+            ClosedError: The client was closed, and all that had arrived before were handed out.
         """
         try:
             return await asyncio.wait_for(self._next(), timeout)
@@ -148,36 +149,37 @@ class AsyncPostgresClient:
             raise OperationTimeoutError(f"no notification within {timeout} s") from None
 
     async def _next(self) -> Notification:
-        async with self._turn:
-            while True:
-                for _, kind, value in self._bus.inbox.drain(1):
-                    if kind == _core.NOTIFICATION:
-                        return Notification(*value)
-                    self._tell(kind, value)
-                    break
-                else:
-                    await readable(self._bus.inbox)
+        has_waited = False
+        while True:
+            inbox = self._bus.last_inbox
+            for _, kind, value in inbox.drain(1):
+                if kind == _core.NOTIFICATION:
+                    return Notification(*value)
+                self._tell(kind, value)
+                break
+            else:
+                if inbox.is_closed:
+                    raise ClosedError(f"the connection to {self._bus.description} is closed; create a new client")
+                await readable(inbox, again=has_waited)
+                has_waited = True
 
     def _tell(self, kind: int, value: Any) -> None:
         if kind == _core.FAILURE:
             log.error("%s: %s", self._bus.description, value)
-            if self._error_handler is not None:
-                self._error_handler(value)
+            self._error_handler(value)
         elif kind == _core.GAP:
             gap = GapInfo(*value)
             log.warning("%s: %s", self._bus.description, gap)
-            if self._on_gap is not None:
-                result = self._on_gap(gap)
-                if inspect.iscoroutine(result):
-                    task = asyncio.create_task(result)
-                    self._tasks.add(task)  # the loop alone would not keep it
-                    task.add_done_callback(self._tasks.discard)
+            self._on_gap(gap)
 
     def __aiter__(self) -> AsyncIterator[Notification]:
         return self
 
     async def __anext__(self) -> Notification:
-        return await self._next()
+        try:
+            return await self._next()
+        except ClosedError:
+            raise StopAsyncIteration from None
 
     async def ensure_table(self) -> None:
         """Create the attachment table if it is missing.
@@ -217,7 +219,7 @@ class AsyncPostgresClient:
         return self._bus.stats()
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Disconnect. An iteration ends once it has handed out what had arrived before."""
         await self._bus.close(CLOSE_LIMIT)
 
     async def __aenter__(self) -> Self:

@@ -12,10 +12,7 @@ from socketio_postgres._typing import Unpack
 from socketio_postgres.async_competing_subscription import AsyncCompetingSubscription
 from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.async_event_log import AsyncEventLog
-from socketio_postgres.async_store_calls import (
-    call,
-    run_operation,
-)
+from socketio_postgres.async_store_calls import run_operation
 from socketio_postgres.async_subscription import PATIENCE, AsyncSubscription
 from socketio_postgres.async_wait_until import wait_until
 from socketio_postgres.blocker import Stall
@@ -34,6 +31,7 @@ from socketio_postgres.exceptions import (
     StoreStalledError,
 )
 from socketio_postgres.filter import Filter, conditions_of
+from socketio_postgres.hook import AsyncHook
 
 __all__ = ["AsyncEventFeed"]
 
@@ -48,6 +46,10 @@ class AsyncEventFeed(AsyncEventLog):
 
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         super().__init__(dsn, **options)
+        on_stall = self.options.on_stall
+        self._on_stall = AsyncHook(
+            "on_stall", on_stall if callable(on_stall) else None, self.options.logger, self._error_handler
+        )
         self._warned_at = 0.0
         self._has_side_tables = False
 
@@ -317,12 +319,10 @@ class AsyncEventFeed(AsyncEventLog):
         if not stall.blockers:
             return
         self.options.logger.warning("%s", stall)
-        on_stall = self.options.on_stall
-        if on_stall == "error":
+        if self.options.on_stall == "error":
             self._warned_at = 0.0  # every subscription is told
             raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
-        if callable(on_stall):
-            await call(on_stall, stall)
+        self._on_stall(stall)
 
 
 def _no_durable(name: str | None) -> OptionsError:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._password import AsyncPasswordCall
 from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.async_store_calls import (
     EventSource,
@@ -41,6 +42,7 @@ from socketio_postgres.exceptions import (
     StoreClosedError,
 )
 from socketio_postgres.filter import Filter, conditions_of
+from socketio_postgres.hook import AsyncHook
 
 __all__ = ["AsyncEventLog"]
 
@@ -56,7 +58,9 @@ class AsyncEventLog:
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         self.options = EventStoreOptions.of(dsn, options)
         # What cannot work is told here, at the call that gave it.
-        self._core = _core.EventStore(self.options)
+        self._error_handler = AsyncHook("error_handler", self.options.error_handler, self.options.logger)
+        self._password = None if self.options.password is None else AsyncPasswordCall(self.options.password)
+        self._core = self._new_core()
         self._pid = os.getpid()
         self._is_open = False
         self._is_closed = False
@@ -72,13 +76,18 @@ class AsyncEventLog:
         values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
         return cls(values.pop("dsn"), **values)
 
+    def _new_core(self) -> _core.EventStore:
+        return _core.EventStore(dataclasses.replace(self.options, password=self._password))
+
     def _opened_core(self) -> _core.EventStore:
         if self._is_closed:
             raise StoreClosedError("the event store is closed; create a new one")
         if self._pid != os.getpid():
             if self._is_open:
                 raise ForkedProcessError("the event store was started before a fork; create it in the child process")
-            self._core, self._pid = _core.EventStore(self.options), os.getpid()
+            self._core, self._pid = self._new_core(), os.getpid()
+        if self._password is not None:
+            self._password.used()
         self._is_open = True
         return self._core
 
@@ -532,5 +541,4 @@ class AsyncEventLog:
 
     def _report(self, error: Exception, what: str) -> None:
         self.options.logger.error("%s: %s", what, error, exc_info=error)
-        if self.options.error_handler is not None:
-            self.options.error_handler(error)
+        self._error_handler(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from socketio_postgres._typing import Unpack
 from socketio_postgres.async_callback_subscription import AsyncCallbackSubscription
 from socketio_postgres.async_event_feed import AsyncEventFeed
@@ -13,6 +15,7 @@ from socketio_postgres.event import (
 )
 from socketio_postgres.event_store_options import EventStoreKeywords
 from socketio_postgres.filter import Filter
+from socketio_postgres.hook import AsyncHook
 
 __all__ = ["AsyncEventStore"]
 
@@ -61,11 +64,18 @@ class AsyncEventStore(AsyncEventFeed):
         return await self._call_back(handler, "events_global", [Filter("type", event_type)])
 
     async def _call_back(self, handler: Handler, channel: str, filters: list[Filter]) -> AsyncCallbackSubscription:
+        AsyncHook.check("handler", handler)
         subscription = self.subscribe(END, filters)
         await subscription.__aenter__()
-        callback = AsyncCallbackSubscription(subscription, handler, channel, self._report, self._callbacks.remove)
+        # Those of a loop that was closed without being ended are still here.
+        self._callbacks = [each for each in self._callbacks if each.is_active]
+        callback = AsyncCallbackSubscription(subscription, handler, channel, self._report, self._forget_callback)
         self._callbacks.append(callback)
         return callback
+
+    def _forget_callback(self, callback: AsyncCallbackSubscription) -> None:
+        with contextlib.suppress(ValueError):  # it had ended at once
+            self._callbacks.remove(callback)
 
     async def unsubscribe_from_stream(self, aggregate_id: str) -> None:
         """End every callback of an aggregate; `UnsubscribeFromStream` in Go."""
@@ -81,7 +91,7 @@ class AsyncEventStore(AsyncEventFeed):
 
     def active_subscriptions(self) -> list[str]:
         """Channels that callbacks are there for; `GetActiveSubscriptions` in Go."""
-        return sorted({callback.channel for callback in self._callbacks})
+        return sorted({callback.channel for callback in self._callbacks if callback.is_active})
 
     @property
     def is_listener_connected(self) -> bool:

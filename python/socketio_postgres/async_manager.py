@@ -13,11 +13,11 @@ from socketio_postgres.async_server_operator import AsyncServerChain, AsyncServe
 from socketio_postgres.async_waiting import AsyncWaiting
 from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.exceptions import PayloadTooLargeError
-from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.member import CLOSE_LIMIT, Delivery
 from socketio_postgres.messages import Message, MessageType
 from socketio_postgres.payload import value_fields
 from socketio_postgres.rooms import checked_sid, chosen_namespace, chosen_rooms, room_name, skipped_names
+from socketio_postgres.serving_loop import on_serving_loop, starts_serving
 
 __all__ = ["AsyncPostgresManager"]
 
@@ -33,6 +33,10 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     call order. Beyond that it offers the chain of Socket.IO: `mgr.to("room").fetch_sockets()` and so on. Nothing is
     started before the first use inside a running event loop.
 
+    It serves on the event loop that its clients connect on, or that called `start`; before that, on the first that
+    uses it. Other loops may call it, too, also in other threads: the serving loop carries that out. A loop that ends
+    takes only its own along: the next one that uses the manager begins anew, as a new server of the cluster.
+
     Args:
         dsn: Connection string or URL as libpq reads it.
         channel: Channel prefix; the same on all servers of a cluster. Node's `channelPrefix`.
@@ -44,9 +48,10 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         heartbeat_timeout: Seconds of silence after which a peer is no longer counted.
         cleanup_interval: Seconds after which attachments are deleted.
         share_session: Let other servers see the user session of a client as the `data` of a fetched socket.
-        error_handler: Called with every background failure (an exception), after it was logged.
-        on_gap: Called with a `GapInfo` when messages will not come, in a background task of its own; may be a coroutine
-            function. It runs once this server listens again, so what it reads is not older than what comes next.
+        error_handler: Called with every background failure (an exception), after it was logged. What it raises is
+            logged, too. May be a coroutine function.
+        on_gap: Called with a `GapInfo` when messages will not come. It runs once this server listens again, so what it
+            reads is not older than what comes next. May be a coroutine function.
         guard_empty_rooms: Let `sio.emit(..., to=[])` of the server be for nobody, and not, as python-socketio has it,
             for everybody.
         options: As in `BusOptions`.
@@ -57,6 +62,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
 
     # ------------------------------------------------------------------------------------------- life cycle
 
+    @starts_serving
     async def start(self) -> None:
         """Join the cluster now instead of with the first client.
 
@@ -78,6 +84,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             await self._run_core(core.flush)
             await self._run_core(core.self_test)
 
+    @on_serving_loop
     async def flush(self) -> None:
         """Wait until everything emitted before is committed.
 
@@ -87,10 +94,12 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         """
         await self._flush()
 
+    @on_serving_loop
     async def close(self) -> None:
         """Leave the cluster: commit what is buffered, say goodbye, disconnect. Clients are not touched."""
         await self._close(CLOSE_LIMIT)
 
+    @starts_serving
     async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`, but a client is told that it is connected only once LISTEN is active."""
         try:
@@ -98,8 +107,25 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         except PayloadTooLargeError as error:
             self._report(error)
             return None
+        if self._is_gone(eio_sid):
+            return None  # it hung up meanwhile, and nobody would take it from its rooms again
         sid: str | None = await super().pre_connect(eio_sid, namespace)
         return sid
+
+    async def connect(self, sid: str, namespace: str) -> str:
+        """As in `AsyncManager`. A client that hung up while its connect handler ran, is disconnected right away."""
+        if not self._is_here(sid, namespace) and self._is_gone(sid):
+            return sid  # its handler ran for so long after it hung up that it is forgotten already
+        connected: str = await super().connect(sid, namespace)
+        eio_sid = self.eio_sid_from_sid(connected, namespace)
+        if self._is_gone(eio_sid):
+            # python-socketio passed over it when it hung up, because it was not connected yet.
+            try:
+                await self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
+            except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
+                self._report_raised("a disconnect handler", error)
+            await AsyncManager.disconnect(self, connected, namespace)
+        return connected
 
     # ------------------------------------------------------------------------------------------ publishing
 
@@ -128,6 +154,9 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             NotAServerError: A callback without a server.
             ValueError: A callback without a room.
         """
+        if not self._is_at_home():  # no decorator: this is the one method that is called for each message
+            await self._emit_at_home(event, data, namespace, room, skip_sid, to=to, callback=callback, **kwargs)
+            return
         rooms = chosen_rooms(to, room)
         namespace = chosen_namespace(namespace)
         skipped = skipped_names(skip_sid)
@@ -159,6 +188,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         if not has_room:
             await self._wait_for_room()
 
+    @on_serving_loop
     async def can_disconnect(self, sid: str, namespace: str | None) -> bool:
         """True when the client is connected here; otherwise its own server is asked to disconnect it."""
         sid = checked_sid(sid)
@@ -172,6 +202,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         await self.disconnect(sid, meant)
         return False
 
+    @on_serving_loop
     async def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
         """Disconnect a client, wherever it is connected."""
         sid = checked_sid(sid)
@@ -184,6 +215,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             return
         await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace, to=[sid]))
 
+    @on_serving_loop
     async def enter_room(self, sid: str, namespace: str | None, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room, wherever it is connected.
 
@@ -197,6 +229,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             return
         await self._publish(Message(MessageType.SOCKETS_JOIN, namespace, to=[sid], rooms=[name]))
 
+    @on_serving_loop
     async def leave_room(self, sid: str, namespace: str | None, room: Any) -> None:
         """Remove a client from a room, wherever it is connected. It never leaves the one named by its own sid.
 
@@ -212,6 +245,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             return
         await self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[sid], rooms=[name]))
 
+    @on_serving_loop
     async def close_room(self, room: Any, namespace: str | None = None) -> None:
         """Remove all clients of all servers from a room.
 
@@ -228,6 +262,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         if not self._append(message):
             await self._wait_for_room()
 
+    @on_serving_loop
     async def _act(self, message: Message, target: Target) -> None:
         """Carry out a chain: here, and on the other servers."""
         if target.is_local:
@@ -300,12 +335,6 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
             self._report_raised("an acknowledgement callback", error)
 
-    async def _run_gap_handler(self, on_gap: GapHandler, gap: GapInfo) -> None:
-        try:
-            await self._call(on_gap, gap)
-        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
-            self._report_raised("on_gap", error)
-
     async def _handle_server_side(self, message: Message) -> None:
         result = None
         try:
@@ -318,6 +347,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
 
     # -------------------------------------------------------------------------------------------- requests
 
+    @on_serving_loop
     async def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]:
         self._require_server("fetch_sockets")
         if target.rooms == ():
@@ -333,6 +363,7 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         finally:
             self._end_request(adapter, request)
 
+    @on_serving_loop
     async def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
         self._require_server("emit_with_ack")
         if target.rooms == ():
@@ -355,9 +386,11 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         finally:
             self._end_request(adapter, request)
 
+    @on_serving_loop
     async def _server_side_emit(self, nsp: str, packet: list[Any]) -> None:
         await self._publish(Message(MessageType.SERVER_SIDE_EMIT, nsp, **value_fields(packet, self.json)))
 
+    @on_serving_loop
     async def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
         self._require_server("server_side_emit_with_ack")
         adapter = await self._member(target)

@@ -7,6 +7,7 @@ all that builds on it can be generated.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
@@ -58,14 +59,19 @@ class AsyncBackground:
     @property
     def is_running(self) -> bool:
         """Whether it has not ended yet."""
-        return not self._task.done()
+        return not self._task.done() and not self._task.get_loop().is_closed()
 
     async def stop(self) -> None:
-        """End it, and wait for that unless it is the caller itself."""
-        if self._task is asyncio.current_task():
+        """End it, and wait for that unless it is the caller itself. What another loop has going is only told to end."""
+        task, loop = self._task, self._task.get_loop()
+        if task is asyncio.current_task():
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        if loop is asyncio.get_running_loop():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        elif self.is_running:
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(task.cancel)
 
 
 async def call(function: Callable[[T], Awaitable[object] | object], argument: T) -> None:

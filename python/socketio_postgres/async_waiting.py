@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import math
 import os
 import time
-from collections.abc import Sequence
+from asyncio import get_running_loop
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from socketio_postgres import _core
@@ -16,9 +18,11 @@ from socketio_postgres.batch import Batch
 from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
 from socketio_postgres.handover import Operation, batches_of
+from socketio_postgres.hook import AsyncHook
 from socketio_postgres.local_delivery import FEW, Parcel, queue_for
 from socketio_postgres.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.messages import Message
+from socketio_postgres.serving_loop import on_serving_loop
 
 __all__ = ["AsyncWaiting"]
 
@@ -30,7 +34,22 @@ them some ten times as long to send, no more than one broadcast to a thousand cl
 class AsyncWaiting(ClusterMember):
     """Runs a cluster member on an event loop."""
 
+    _loop: asyncio.AbstractEventLoop | None
+    """The one that serves, or before that the one that was used last."""
+
+    def _hook(
+        self,
+        name: str,
+        function: Callable[[Any], object] | None,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> AsyncHook:
+        return AsyncHook(name, function, self._log, failed)
+
+    _check_function = staticmethod(AsyncHook.check)
+
     def _prepare_waiting(self) -> None:
+        self._loop = None
+        self._has_ended_with_loop = False
         self._joining: dict[str, tuple[asyncio.Task[None], float]] = {}
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._reader: asyncio.Task[None] | None = None
@@ -42,8 +61,62 @@ class AsyncWaiting(ClusterMember):
 
     # ------------------------------------------------------------------------------------------ life cycle
 
+    def _settle(self, loop: asyncio.AbstractEventLoop, *, serves: bool) -> asyncio.AbstractEventLoop | None:
+        """Whether another loop than the running one, and which, has to carry out a call.
+
+        Args:
+            loop: The running one.
+            serves: Whether the call makes its loop the one that serves: there a client connects, or `start` is called.
+        """
+        self._check_process()
+        home = self._loop
+        has_started = self._reader is not None or self.thread is not None
+        if home is not None and has_started and home is not loop:
+            # A loop that has clients keeps them, for as long as it is there.
+            if not home.is_closed() and (self.rooms or (home.is_running() and not serves)):
+                return home if home.is_running() else None
+            self._begin_anew(home)
+        self._loop = loop
+        self._bus.used_on(loop)
+        return None
+
+    def _is_at_home(self) -> bool:
+        """Whether the running loop is to carry out what is called."""
+        loop = get_running_loop()
+        return loop is self._loop or self._settle(loop, serves=False) is None
+
+    @on_serving_loop
+    async def _emit_at_home(self, *args: Any, **kwargs: Any) -> None:
+        await self.emit(*args, **kwargs)
+
+    def _begin_anew(self, home: asyncio.AbstractEventLoop) -> None:
+        """Another loop has served until now: begin as in a new process; its clients, if it had any, went with it."""
+        tasks = self._tasks()
+        has_left, is_closed = self._has_ended_with_loop, self._bus.is_closed
+        if not is_closed:
+            self._leave()
+        if not home.is_closed():
+            home.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+        if has_left or not is_closed:
+            self._bus.begin_anew()
+        self._prepare()
+        self._forget_clients()
+        self._renew_uid()
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        joining = [task for task, _ in self._joining.values()]
+        return [task for task in (self._reader, self._ticker, self._cleaner, self.thread, *joining) if task is not None]
+
+    def initialize(self) -> None:
+        """As in `AsyncPubSubManager`, and again on another event loop when the one that served has ended."""
+        with contextlib.suppress(RuntimeError):  # outside of any loop it starts nothing of ours
+            self._settle(get_running_loop(), serves=True)
+        super().initialize()
+
     async def _thread(self) -> None:
         """The background task that `initialize` starts; lives until the server's loop is torn down."""
+        if self.thread is not asyncio.current_task():
+            return  # another loop took over before it began
         try:
             self._open()  # first: what is registered while this looks at the handlers is joined by `_join_soon`
             joins = [self._join(nsp) for nsp in self._served_namespaces()]
@@ -52,15 +125,17 @@ class AsyncWaiting(ClusterMember):
                     self._report(error)
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            await self._close(GOODBYE_LIMIT)
+            if self.thread is asyncio.current_task() and not self._bus.is_closed:
+                await self._close(GOODBYE_LIMIT)
+                self._has_ended_with_loop = True
 
     async def _close(self, limit: float) -> None:
+        self._has_ended_with_loop = False
         if self._bus.is_closed:
             return
         self._leave()
-        joining = [task for task, _ in self._joining.values()]
-        for task in (self._reader, self._ticker, self._cleaner, self.thread, *joining):
-            if task is not None and task is not asyncio.current_task():
+        for task in self._tasks():
+            if task is not asyncio.current_task():
                 task.cancel()
         await self._bus.close(limit)
 
@@ -81,6 +156,8 @@ class AsyncWaiting(ClusterMember):
         self._check_process()
         if self._is_joined(namespace):
             return
+        if self.server is not None:
+            self.initialize()  # whose task takes leave when the loop ends
         task, deadline = self._ask(namespace)
         await asyncio.wait_for(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
 
@@ -246,5 +323,5 @@ class AsyncWaiting(ClusterMember):
         return request.responses if request.is_complete else self._timed_out(request, target, partial=partial)
 
     def _end_request(self, adapter: ClusterAdapter, request: Request) -> None:
-        del self._waiting[request.id]
+        self._waiting.pop(request.id, None)
         self._abandon(adapter, request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import dataclasses
 import functools
 import logging
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._password import AsyncPasswordCall
 from socketio_postgres.exceptions import ClosedError, ForkedProcessError, SocketIOPostgresError
 from socketio_postgres.handover import AsyncCalls, BlockingCalls, Operation
 from socketio_postgres.messages import Message
@@ -63,6 +65,7 @@ class Bus:
         before_exit: Callable[[], object] | None = None,
     ) -> None:
         self.options = options
+        self._password = None if options.password is None else AsyncPasswordCall(options.password)
         self._make_uid = uid
         self._is_raw = is_raw
         self._probe_interval = probe_interval
@@ -80,7 +83,10 @@ class Bus:
 
     def _make_core(self, inbox: _core.Inbox) -> _core.Bus:
         settings = BusSettings.make(
-            self.options, uid=self._make_uid(), is_raw=self._is_raw, probe_interval=self._probe_interval
+            dataclasses.replace(self.options, password=self._password),
+            uid=self._make_uid(),
+            is_raw=self._is_raw,
+            probe_interval=self._probe_interval,
         )
         return _core.Bus(settings, inbox, ITEM_TOKEN)
 
@@ -120,7 +126,34 @@ class Bus:
         """Where background items of this process's core arrive."""
         return self._opened()[1]
 
+    @property
+    def last_inbox(self) -> _core.Inbox:
+        """The same, also once the bus is closed: what arrived before may still be taken.
+
+        Raises:
+            ClosedError: It was closed before it was used.
+        """
+        opened = self._open_core
+        return opened[1] if opened is not None and self.is_closed else self.inbox
+
+    def begin_anew(self) -> None:
+        """Forget the core, and that it was closed; what it has buffered is still sent, then it disconnects."""
+        with _lock:
+            opened, self._open_core, self._is_closed = self._open_core, None, False
+            if opened is not None:
+                opened[1].close()
+
     # ------------------------------------------------------------------------------------------------ asyncio
+
+    def _calls(self) -> AsyncCalls:
+        if self._password is not None:
+            self._password.used()
+        return AsyncCalls.of_running_loop()
+
+    def used_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Note the loop whose calls do not pass here, because nothing of the core is waited for."""
+        if self._password is not None:
+            self._password.used_on(loop)
 
     async def wait_for_room(self) -> None:
         """Wait until the buffer has room, as whoever found none when they appended is to do before they go on."""
@@ -128,7 +161,7 @@ class Bus:
 
     def publish_committed(self, message: Message) -> asyncio.Future[None]:
         """Append a message now; the future ends once it is committed."""
-        calls, opened = AsyncCalls.of_running_loop(), self._open_core
+        calls, opened = self._calls(), self._open_core
         if opened is None or self._is_closed:
             opened = self._opened()
         try:
@@ -138,7 +171,7 @@ class Bus:
 
     async def publish_many_committed(self, messages: list[Message]) -> None:
         """Append messages and wait until all of them are committed; raises the first failure."""
-        calls, core = AsyncCalls.of_running_loop(), self.core
+        calls, core = self._calls(), self.core
         commits, refusal = [], None
         for message in messages:
             try:
@@ -152,24 +185,24 @@ class Bus:
 
     async def notify_committed(self, channel: str, payload: str) -> None:
         """Append a raw notification and wait until it is committed."""
-        await AsyncCalls.of_running_loop().start(self.core.notify, channel, payload)
+        await self._calls().start(self.core.notify, channel, payload)
 
     async def flush(self) -> None:
         """Wait until everything published before is committed; raise what failed since the last flush."""
         core = self.core
-        await AsyncCalls.of_running_loop().start(core.flush)
+        await self._calls().start(core.flush)
         _raise_failures(core)
 
     async def call(self, operation: Operation) -> Any:
         """Run any operation of the core."""
-        return await AsyncCalls.of_running_loop().start(operation)
+        return await self._calls().start(operation)
 
     async def close(self, limit: float) -> None:
         """Commit what is buffered, within `limit` seconds, and disconnect."""
         core = self._begin_close()
         if core is not None:
             # Two parts report their end, the listener and the publisher, in this order or the other.
-            calls = AsyncCalls.of_running_loop()
+            calls = self._calls()
             done = calls.start(core.close_listener)
             await calls.start(core.close_publisher, limit)
             await done
@@ -244,7 +277,10 @@ class Bus:
             opened = self._open_core if self._pid == os.getpid() and not self._is_closed else None
             self._is_closed, self._pid = True, os.getpid()
             _open.discard(self)
-            return opened[0] if opened else None
+            if opened is None:
+                return None
+            opened[1].close()
+            return opened[0]
 
     def take_failures(self) -> list[SocketIOPostgresError]:
         """Background failures since the last call, for objects that have no loop or thread to wait for them."""

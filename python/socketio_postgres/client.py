@@ -12,9 +12,10 @@ from socketio_postgres import _core
 from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.async_client import LISTEN_LIMIT, Notification
 from socketio_postgres.bus import Bus
-from socketio_postgres.exceptions import OperationTimeoutError
+from socketio_postgres.exceptions import ClosedError, OperationTimeoutError
 from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.handover import SIGNAL_INTERVAL
+from socketio_postgres.hook import Hook
 from socketio_postgres.options import BusKeywords, BusOptions
 
 __all__ = ["PostgresClient"]
@@ -25,7 +26,10 @@ log: Final = logging.getLogger("socketio_postgres")
 
 
 class PostgresClient:
-    """Blocking form of `AsyncPostgresClient`; any thread may call it, one at a time waits for notifications."""
+    """Blocking form of `AsyncPostgresClient`; any thread may call it, one at a time waits for notifications.
+
+    `error_handler` and `on_gap` are no coroutine functions here; they run in a thread of their own.
+    """
 
     def __init__(
         self,
@@ -36,8 +40,8 @@ class PostgresClient:
         **options: Unpack[BusKeywords],
     ) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
-        self._error_handler = error_handler
-        self._on_gap = on_gap
+        self._error_handler = Hook("error_handler", error_handler, log)
+        self._on_gap = Hook("on_gap", on_gap, log, self._error_handler)
         self._taken: list[tuple[int, int, Any]] = []
 
     def start(self) -> None:
@@ -62,14 +66,16 @@ class PostgresClient:
     def wait_for_notification(self, timeout: float | None = None) -> Notification:
         """Blocking form of `AsyncPostgresClient.wait_for_notification`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        inbox = self._bus.inbox
         while True:
+            inbox = self._bus.last_inbox
             for _, kind, value in self._take(inbox):
                 if kind == _core.NOTIFICATION:
                     return Notification(*value)
                 self._tell(kind, value)
                 break
             else:
+                if inbox.is_closed:
+                    raise ClosedError(f"the connection to {self._bus.description} is closed; create a new client")
                 left = SIGNAL_INTERVAL if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     raise OperationTimeoutError(f"no notification within {timeout} s")
@@ -83,19 +89,20 @@ class PostgresClient:
     def _tell(self, kind: int, value: Any) -> None:
         if kind == _core.FAILURE:
             log.error("%s: %s", self._bus.description, value)
-            if self._error_handler is not None:
-                self._error_handler(value)
+            self._error_handler(value)
         elif kind == _core.GAP:
             gap = GapInfo(*value)
             log.warning("%s: %s", self._bus.description, gap)
-            if self._on_gap is not None:
-                self._on_gap(gap)
+            self._on_gap(gap)
 
     def __iter__(self) -> Iterator[Notification]:
         return self
 
     def __next__(self) -> Notification:
-        return self.wait_for_notification()
+        try:
+            return self.wait_for_notification()
+        except ClosedError:
+            raise StopIteration from None
 
     def ensure_table(self) -> None:
         """Blocking form of `AsyncPostgresClient.ensure_table`."""

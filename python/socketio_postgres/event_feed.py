@@ -29,10 +29,8 @@ from socketio_postgres.exceptions import (
     StoreStalledError,
 )
 from socketio_postgres.filter import Filter, conditions_of
-from socketio_postgres.store_calls import (
-    call,
-    run_operation,
-)
+from socketio_postgres.hook import Hook
+from socketio_postgres.store_calls import run_operation
 from socketio_postgres.subscription import PATIENCE, Subscription
 from socketio_postgres.wait_until import wait_until
 
@@ -49,6 +47,10 @@ class EventFeed(EventLog):
 
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         super().__init__(dsn, **options)
+        on_stall = self.options.on_stall
+        self._on_stall = Hook(
+            "on_stall", on_stall if callable(on_stall) else None, self.options.logger, self._error_handler
+        )
         self._warned_at = 0.0
         self._has_side_tables = False
 
@@ -314,12 +316,10 @@ class EventFeed(EventLog):
         if not stall.blockers:
             return
         self.options.logger.warning("%s", stall)
-        on_stall = self.options.on_stall
-        if on_stall == "error":
+        if self.options.on_stall == "error":
             self._warned_at = 0.0  # every subscription is told
             raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
-        if callable(on_stall):
-            call(on_stall, stall)
+        self._on_stall(stall)
 
 
 def _no_durable(name: str | None) -> OptionsError:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._password import PasswordCall
 from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.blocker import BLOCKERS_SQL, Blocker
 from socketio_postgres.event import (
@@ -36,6 +37,7 @@ from socketio_postgres.exceptions import (
     StoreClosedError,
 )
 from socketio_postgres.filter import Filter, conditions_of
+from socketio_postgres.hook import Hook
 from socketio_postgres.store_calls import (
     EventSource,
     chunks_of,
@@ -57,7 +59,9 @@ class EventLog:
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         self.options = EventStoreOptions.of(dsn, options)
         # What cannot work is told here, at the call that gave it.
-        self._core = _core.EventStore(self.options)
+        self._error_handler = Hook("error_handler", self.options.error_handler, self.options.logger)
+        self._password = None if self.options.password is None else PasswordCall(self.options.password)
+        self._core = self._new_core()
         self._pid = os.getpid()
         self._is_open = False
         self._is_closed = False
@@ -73,13 +77,18 @@ class EventLog:
         values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
         return cls(values.pop("dsn"), **values)
 
+    def _new_core(self) -> _core.EventStore:
+        return _core.EventStore(dataclasses.replace(self.options, password=self._password))
+
     def _opened_core(self) -> _core.EventStore:
         if self._is_closed:
             raise StoreClosedError("the event store is closed; create a new one")
         if self._pid != os.getpid():
             if self._is_open:
                 raise ForkedProcessError("the event store was started before a fork; create it in the child process")
-            self._core, self._pid = _core.EventStore(self.options), os.getpid()
+            self._core, self._pid = self._new_core(), os.getpid()
+        if self._password is not None:
+            self._password.used()
         self._is_open = True
         return self._core
 
@@ -529,5 +538,4 @@ class EventLog:
 
     def _report(self, error: Exception, what: str) -> None:
         self.options.logger.error("%s: %s", what, error, exc_info=error)
-        if self.options.error_handler is not None:
-            self.options.error_handler(error)
+        self._error_handler(error)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from socketio_postgres._typing import Unpack
 from socketio_postgres.callback_subscription import CallbackSubscription
 from socketio_postgres.event import (
@@ -11,6 +13,7 @@ from socketio_postgres.event import (
 from socketio_postgres.event_feed import EventFeed
 from socketio_postgres.event_store_options import EventStoreKeywords
 from socketio_postgres.filter import Filter
+from socketio_postgres.hook import Hook
 from socketio_postgres.store_calls import (
     Handler,
 )
@@ -62,11 +65,18 @@ class EventStore(EventFeed):
         return self._call_back(handler, "events_global", [Filter("type", event_type)])
 
     def _call_back(self, handler: Handler, channel: str, filters: list[Filter]) -> CallbackSubscription:
+        Hook.check("handler", handler)
         subscription = self.subscribe(END, filters)
         subscription.__enter__()
-        callback = CallbackSubscription(subscription, handler, channel, self._report, self._callbacks.remove)
+        # Those of a loop that was closed without being ended are still here.
+        self._callbacks = [each for each in self._callbacks if each.is_active]
+        callback = CallbackSubscription(subscription, handler, channel, self._report, self._forget_callback)
         self._callbacks.append(callback)
         return callback
+
+    def _forget_callback(self, callback: CallbackSubscription) -> None:
+        with contextlib.suppress(ValueError):  # it had ended at once
+            self._callbacks.remove(callback)
 
     def unsubscribe_from_stream(self, aggregate_id: str) -> None:
         """End every callback of an aggregate; `UnsubscribeFromStream` in Go."""
@@ -82,7 +92,7 @@ class EventStore(EventFeed):
 
     def active_subscriptions(self) -> list[str]:
         """Channels that callbacks are there for; `GetActiveSubscriptions` in Go."""
-        return sorted({callback.channel for callback in self._callbacks})
+        return sorted({callback.channel for callback in self._callbacks if callback.is_active})
 
     @property
     def is_listener_connected(self) -> bool:

@@ -23,7 +23,8 @@ class EventStoreOptions:
         dsn: Connection string or URL as libpq reads it, `ConnectionString` in Go; may lead through a transaction
             pooler. Empty: the `PG*` environment variables alone.
         listen_dsn: Where to LISTEN, when `dsn` leads through a pooler. Default: `dsn`.
-        password: Callable that returns the password, for tokens that expire. Default: that of the DSN.
+        password: Callable that returns the password, for tokens that expire. A coroutine function runs on the event
+            loop that uses the object; on one of its own where there is none, or it is blocked. Default: the DSN's.
         table_name: `table` or `schema.table`, folded to lower case unless quoted. Default `events`.
         create_table: Create it when it is missing. Default True.
         max_open_conns: Most connections for writing and reading; whoever needs another waits. Default 25.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import itertools
 import os
 import time
@@ -19,7 +20,7 @@ from socketio_postgres import _core
 from socketio_postgres.exceptions import ForkedProcessError, OperationTimeoutError
 from socketio_postgres.green import wait_for_mode
 
-__all__ = ["AsyncCalls", "BlockingCalls", "Operation", "batches_of", "readable"]
+__all__ = ["AsyncCalls", "BlockingCalls", "Operation", "Reference", "batches_of", "nothing", "readable"]
 
 Operation: TypeAlias = Callable[[_core.Inbox, int], object]
 """Starts something in the core, which reports its end to the inbox under the token, or raises if it cannot."""
@@ -35,27 +36,47 @@ SIGNAL_INTERVAL: Final = 0.1
 
 
 T = TypeVar("T")
-_Reference: TypeAlias = Callable[[], "T | None"]
+Reference: TypeAlias = Callable[[], "T | None"]
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """A reference to something that is gone."""
 
 
-class AsyncCalls:
-    """Operations of the core as futures of one event loop."""
+class _Call(asyncio.Future[Any]):
+    """The end of one operation, as its loop waits for it; whoever gives it up is not waited for any more."""
 
-    _by_loop: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncCalls]] = weakref.WeakKeyDictionary()
-    _latest: ClassVar[tuple[_Reference[asyncio.AbstractEventLoop], _Reference[AsyncCalls]]] = (_nothing, _nothing)
+    of: dict[int, _Call]
+    token: int
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """As in `Future`. The operation goes on, for as long as PostgreSQL is away."""
+        self.of.pop(self.token, None)
+        return super().cancel(msg)
+
+
+class AsyncCalls:
+    """Operations of the core as futures of one event loop.
+
+    Attributes:
+        loop: Reference to that loop; a strong one would keep both for ever.
+    """
+
+    # The loop keeps the values, through its reader. Kept here they would keep the loop, through futures that wait.
+    _by_loop: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[AsyncCalls]]] = (
+        weakref.WeakKeyDictionary()
+    )
+    _latest: ClassVar[tuple[Reference[asyncio.AbstractEventLoop], Reference[AsyncCalls]]] = (nothing, nothing)
     """What was asked for last, and nearly always is next: a fraction of the time of the dictionary, at every emit."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: Reference[asyncio.AbstractEventLoop] = weakref.ref(loop)
         self._inbox = _core.Inbox(INBOX_BYTES)
         self._tokens = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._pending: dict[int, _Call] = {}
+        self._watching: dict[int, collections.deque[asyncio.Future[None]]] = {}
         # Taken from the inbox and not told yet: more than one turn when an exception such as Ctrl-C ends the first.
         self._taken: list[tuple[int, int, Any]] = []
-        # The loop keeps this object alive through the reader; a reference back would keep both for ever.
         loop.add_reader(self._inbox.fileno(), self._drain)
 
     @classmethod
@@ -65,19 +86,44 @@ class AsyncCalls:
         known, latest = cls._latest
         if known() is loop and (calls := latest()) is not None:
             return calls
-        calls = cls._by_loop.get(loop)
+        calls = cls._by_loop.get(loop, nothing)()
         if calls is None:
-            calls = cls._by_loop[loop] = cls(loop)
-        cls._latest = (weakref.ref(loop), weakref.ref(calls))
+            calls = cls(loop)
+            cls._by_loop[loop] = weakref.ref(calls)
+        cls._latest = (calls.loop, weakref.ref(calls))
         return calls
 
     def start(self, operation: Callable[..., object], *args: Any) -> asyncio.Future[Any]:
         """Start an `Operation` now, or what is one once it has `args`; the future has its result or exception."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        token = next(self._tokens)
-        operation(*args, self._inbox, token)
-        self._pending[token] = future
+        future = _Call(loop=asyncio.get_running_loop())
+        future.of, future.token = self._pending, next(self._tokens)
+        operation(*args, self._inbox, future.token)
+        self._pending[future.token] = future
         return future
+
+    async def readable(self, inbox: _core.Inbox, *, again: bool = False) -> None:
+        """Wait until an inbox holds something, or is closed. Each item wakes one of those who wait, in turn.
+
+        Args:
+            inbox: The inbox.
+            again: Keep the turn: what there was, was not what is waited for.
+        """
+        loop, descriptor = asyncio.get_running_loop(), inbox.fileno()
+        waiting = self._watching.get(descriptor)
+        if waiting is None:
+            waiting = self._watching[descriptor] = collections.deque()
+            loop.add_reader(descriptor, _wake_next, waiting)
+        woken: asyncio.Future[None] = loop.create_future()
+        (waiting.appendleft if again else waiting.append)(woken)
+        try:
+            await woken
+        finally:
+            with contextlib.suppress(ValueError):
+                waiting.remove(woken)
+            if not waiting and self._watching.get(descriptor) is waiting:
+                del self._watching[descriptor]
+                if not loop.is_closed():
+                    loop.remove_reader(descriptor)
 
     def _drain(self) -> None:
         try:
@@ -96,7 +142,7 @@ class AsyncCalls:
 
 
 async def batches_of(inbox: _core.Inbox) -> AsyncIterator[list[tuple[int, int, Any]]]:
-    """Yield the items of an inbox as they come, in order, for ever: those that are there together.
+    """Yield the items of an inbox as they come, in order, until it is closed: those that are there together.
 
     The next batch is not taken before the consumer has dealt with this one, so that a backlog stays in the bounded
     inbox. The consumer runs on the loop that iterates.
@@ -111,24 +157,23 @@ async def batches_of(inbox: _core.Inbox) -> AsyncIterator[list[tuple[int, int, A
         if items:
             yield items
             await asyncio.sleep(0)
+        elif inbox.is_closed:
+            return
         else:
             await readable(inbox)
 
 
-async def readable(inbox: _core.Inbox) -> None:
-    """Wait until an inbox holds something. One waiter at a time."""
-    loop = asyncio.get_running_loop()
-    woken: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(inbox.fileno(), _wake, woken)
-    try:
-        await woken
-    finally:
-        loop.remove_reader(inbox.fileno())
+async def readable(inbox: _core.Inbox, *, again: bool = False) -> None:
+    """See `AsyncCalls.readable`. Any number of tasks, of several loops, may wait."""
+    await AsyncCalls.of_running_loop().readable(inbox, again=again)
 
 
-def _wake(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
+def _wake_next(waiting: collections.deque[asyncio.Future[None]]) -> None:
+    while waiting:
+        woken = waiting.popleft()
+        if not woken.done():
+            woken.set_result(None)
+            return
 
 
 class BlockingCalls:

@@ -6,13 +6,16 @@ Mixed into both managers; needs nothing but the room dictionaries that python-so
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from socketio.base_manager import BaseManager
 
 from socketio_postgres.rooms import room_key, room_names
 
 __all__ = ["LocalSockets"]
+
+GHOST_AGE: Final = 60.0
+"""Seconds after which a client whose connection is gone is forgotten, although its handler has not ended, or failed."""
 
 
 class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not typed
@@ -22,6 +25,7 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
         super().__init__(*args, **kwargs)
         # Peers know room names as strings only: where an application uses room 42, the wire says "42".
         self._room_aliases: dict[str, dict[str, Any]] = {}
+        self._gone_since: dict[tuple[str, str], float] = {}
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """As in `BaseManager`."""
@@ -94,11 +98,43 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
     def is_alive(self, sid: str, namespace: str) -> bool:
         """Whether a client is connected and its transport is open.
 
-        A client that vanishes while its connect handler runs stays in python-socketio's rooms; peers that count it
-        would wait for its acknowledgement for ever.
+        A client that vanishes while its connect handler runs stays in python-socketio's rooms until that has ended;
+        peers that count it would wait for its acknowledgement.
         """
         if self.server is None or not self.is_connected(sid, namespace):
             return False
+        return not self._is_gone(self.eio_sid_from_sid(sid, namespace))
+
+    def _is_gone(self, eio_sid: str | None) -> bool:
+        """Whether a transport is closed, or about to tell the namespaces of its clients so."""
         # Engine.IO keeps a closed socket for up to its `ping_timeout`.
-        eio_socket = self.server.eio.sockets.get(self.eio_sid_from_sid(sid, namespace))
-        return eio_socket is not None and not eio_socket.closed
+        eio_socket = self.server.eio.sockets.get(eio_sid)
+        return eio_socket is None or eio_socket.closed is True or getattr(eio_socket, "closing", False) is True
+
+    def forget_ghosts(self, now: float) -> None:
+        """Forget clients that are gone and that python-socketio would keep for ever.
+
+        It passes over a client that hangs up while its connect handler runs, and comes to no end with one whose connect
+        or disconnect handler raises. A handler that is still running is given `GHOST_AGE` seconds.
+        """
+        since, self._gone_since = self._gone_since, {}
+        for pending in (getattr(self, "pending_connect", {}), self.pending_disconnect):
+            for namespace, sids in list(pending.items()):
+                clients = self.rooms.get(namespace, {}).get(None, {})
+                for sid in list(sids):
+                    if not self._is_gone(clients.get(sid)):
+                        continue
+                    gone_at = since.get((namespace, sid), now)
+                    if now - gone_at < GHOST_AGE:
+                        self._gone_since[namespace, sid] = gone_at
+                    else:
+                        self.basic_disconnect(sid, namespace)
+                        _discard(pending, namespace, sid)  # it does not, when nobody is left in the namespace
+
+
+def _discard(pending: dict[str, list[str]], namespace: str, sid: str) -> None:
+    left = [each for each in pending.get(namespace, []) if each != sid]
+    if left:
+        pending[namespace] = left
+    else:
+        pending.pop(namespace, None)

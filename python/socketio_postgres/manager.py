@@ -12,7 +12,6 @@ from socketio.pubsub_manager import PubSubManager
 
 from socketio_postgres.broadcast_operator import Target
 from socketio_postgres.exceptions import PayloadTooLargeError
-from socketio_postgres.gap import GapHandler, GapInfo
 from socketio_postgres.member import CLOSE_LIMIT, Delivery
 from socketio_postgres.messages import Message, MessageType
 from socketio_postgres.payload import value_fields
@@ -45,9 +44,10 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         heartbeat_timeout: Seconds of silence after which a peer is no longer counted.
         cleanup_interval: Seconds after which attachments are deleted.
         share_session: Let other servers see the user session of a client as the `data` of a fetched socket.
-        error_handler: Called with every background failure (an exception), after it was logged.
-        on_gap: Called with a `GapInfo` when messages will not come, in a background task of its own; may be a coroutine
-            function. It runs once this server listens again, so what it reads is not older than what comes next.
+        error_handler: Called with every background failure (an exception), after it was logged. What it raises is
+            logged, too. It runs in a thread of its own.
+        on_gap: Called with a `GapInfo` when messages will not come. It runs once this server listens again, so what it
+            reads is not older than what comes next. It runs in a thread of its own.
         guard_empty_rooms: Let `sio.emit(..., to=[])` of the server be for nobody, and not, as python-socketio has it,
             for everybody.
         options: As in `BusOptions`.
@@ -99,8 +99,25 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         except PayloadTooLargeError as error:
             self._report(error)
             return None
+        if self._is_gone(eio_sid):
+            return None  # it hung up meanwhile, and nobody would take it from its rooms again
         sid: str | None = super().pre_connect(eio_sid, namespace)
         return sid
+
+    def connect(self, sid: str, namespace: str) -> str:
+        """As in `Manager`. A client that hung up while its connect handler ran, is disconnected right away."""
+        if not self._is_here(sid, namespace) and self._is_gone(sid):
+            return sid  # its handler ran for so long after it hung up that it is forgotten already
+        connected: str = super().connect(sid, namespace)
+        eio_sid = self.eio_sid_from_sid(connected, namespace)
+        if self._is_gone(eio_sid):
+            # python-socketio passed over it when it hung up, because it was not connected yet.
+            try:
+                self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
+            except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
+                self._report_raised("a disconnect handler", error)
+            Manager.disconnect(self, connected, namespace)
+        return connected
 
     # ------------------------------------------------------------------------------------------ publishing
 
@@ -300,12 +317,6 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
             self._call(callback, *args)
         except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
             self._report_raised("an acknowledgement callback", error)
-
-    def _run_gap_handler(self, on_gap: GapHandler, gap: GapInfo) -> None:
-        try:
-            self._call(on_gap, gap)
-        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
-            self._report_raised("on_gap", error)
 
     def _handle_server_side(self, message: Message) -> None:
         result = None

@@ -132,10 +132,6 @@ class ClusterMember(Membership):
     ) -> None:
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         self.json = json or stdlib_json  # python-socketio before 5.16 has no such attribute
-        if error_handler is not None and not callable(error_handler):
-            raise bad("error_handler", error_handler, "must be callable")
-        if on_gap is not None and not callable(on_gap):
-            raise bad("on_gap", on_gap, "must be callable")
         if not isinstance(guard_empty_rooms, bool):
             raise bad("guard_empty_rooms", guard_empty_rooms, "must be True or False")
         self._guards_empty_rooms = guard_empty_rooms
@@ -144,9 +140,9 @@ class ClusterMember(Membership):
         self._manager: Any = self
         self._heartbeat = HeartbeatOptions(heartbeat_interval, heartbeat_timeout, cleanup_interval)
         self._share_session = share_session
-        self._error_handler = error_handler
-        self._on_gap = on_gap
         self._log = logger or log
+        self._error_handler = self._hook("error_handler", error_handler)
+        self._on_gap = self._hook("on_gap", on_gap, self._error_handler)
         self._bus = Bus(
             BusOptions.of(dsn, {"channel": channel, **options}),
             uid=self._uid,
@@ -170,9 +166,34 @@ class ClusterMember(Membership):
         """In a forked child begin anew: threads, tasks and connections stayed with the parent."""
         if self._pid != os.getpid():
             self._prepare()
-            # Clients stayed, too: counting them here, we would owe their acknowledgements.
-            for inherited in (self.rooms, self._room_aliases, self._connected_at, self.callbacks):
-                inherited.clear()
+            self._forget_clients()
+
+    def _forget_clients(self) -> None:
+        """Clients stayed with another process, or loop: counting them here, we would owe their acknowledgements."""
+        for inherited in (
+            self.rooms,
+            self._room_aliases,
+            self._connected_at,
+            self.callbacks,
+            getattr(self, "pending_connect", {}),  # absent before python-socketio 5.17
+            self.pending_disconnect,
+            self._gone_since,
+        ):
+            inherited.clear()
+
+    def _hook(
+        self,
+        name: str,
+        function: Callable[[Any], object] | None,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> Callable[[Any], None]:
+        """What tells a function of the application's of something."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _check_function(name: str, function: object) -> None:
+        """Refuse a function that this manager cannot call."""
+        raise NotImplementedError
 
     def _prepare_waiting(self) -> None:
         """Attributes of the half that waits."""
@@ -183,8 +204,11 @@ class ClusterMember(Membership):
         if self.write_only or self.server is None:
             return EMITTER_UID
         if self._host_pid != os.getpid():
-            self._host_pid, self.host_id = os.getpid(), uuid.uuid4().hex
+            self._renew_uid()
         return str(self.host_id)
+
+    def _renew_uid(self) -> None:
+        self._host_pid, self.host_id = os.getpid(), uuid.uuid4().hex
 
     def set_server(self, server: Any) -> None:
         """As in `BaseManager`; from now on the server's json module is used, and its `emit` knows empty lists."""
@@ -378,7 +402,7 @@ class ClusterMember(Membership):
 
     def _before_publishing(self, message: Message) -> None:
         self._check_process()
-        if not self.write_only and self.server is not None:
+        if not self._is_initialized and not self.write_only and self.server is not None:
             # Peers count whoever publishes as a server, so from the first message on we must listen, too.
             self.initialize()
         self._note_sent(message)
@@ -649,6 +673,7 @@ class ClusterMember(Membership):
         _core.channel_name(self.channel, namespace)
 
         def register(function: F) -> F:
+            self._check_function("handler", function)
             self._handlers[namespace, event] = function
             self._join_soon(namespace)
             return function
@@ -680,10 +705,6 @@ class ClusterMember(Membership):
 
     def _call_back(self, callback: Callable[..., Any], *args: Any) -> Any:
         """Run an application's callback; what it raises is logged."""
-        raise NotImplementedError
-
-    def _run_gap_handler(self, on_gap: GapHandler, gap: GapInfo) -> Any:
-        """Run the application's `on_gap`; what it raises is logged."""
         raise NotImplementedError
 
     @staticmethod
@@ -738,9 +759,7 @@ class ClusterMember(Membership):
 
     def _report_gap(self, gap: GapInfo) -> None:
         self._say(logging.WARNING, "%s: %s", self._bus.description, gap)
-        if self._on_gap is not None and self.server is not None:
-            # It may well read a database, or emit: not something to keep the reader from reading for.
-            self._in_background(self._run_gap_handler, self._on_gap, gap)
+        self._on_gap(gap)
 
     def _report_bad(self, message: Message, error: Exception) -> None:
         what = "a message of server %s could not be applied: %r"
@@ -752,11 +771,7 @@ class ClusterMember(Membership):
         self._tell(error)
 
     def _tell(self, error: Exception) -> None:
-        if self._error_handler is not None:
-            try:
-                self._error_handler(error)
-            except Exception as failure:  # noqa: BLE001  (a user's function may raise anything)
-                self._say(logging.ERROR, "the error_handler itself failed", exc_info=failure)
+        self._error_handler(error)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the first use, and `peers`: the server ids known in each namespace."""

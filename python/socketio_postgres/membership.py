@@ -221,6 +221,8 @@ class Membership(LocalSockets):
             to_send += self._step_all(ClusterAdapter.tick_along, now)
         self._publish_soon(*to_send)
         self._leave_unused(now)
+        if self.server is not None:
+            self.forget_ghosts(now)
         latest = now + min(TICK_INTERVAL, interval)
         self._tick_due = min([latest, *(adapter.next_tick() for adapter in list(self._adapters.values()))])
         return self._tick_due

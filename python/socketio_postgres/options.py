@@ -31,7 +31,8 @@ class BusOptions:
         dsn: Connection string or URL as libpq reads it, for publishing and attachments; may lead through a
             transaction pooler. Empty: the `PG*` environment variables alone.
         listen_dsn: Where to LISTEN, when `dsn` leads through a pooler. Default: `dsn`.
-        password: Callable that returns the password, for tokens that expire. Default: that of the DSN.
+        password: Callable that returns the password, for tokens that expire. A coroutine function runs on the event
+            loop that uses the object; on one of its own where there is none, or it is blocked. Default: the DSN's.
         channel: Channel prefix, `channelPrefix` in Node. Default `socket.io`.
         table_name: Attachment table, `tableName` in Node: `table` or `schema.table`, folded to lower case unless
             quoted. Default `socket_io_attachments`.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from socketio_postgres import _core
@@ -19,6 +20,7 @@ from socketio_postgres.exceptions import (
     PayloadTooLargeError,
 )
 from socketio_postgres.handover import BATCH, Operation
+from socketio_postgres.hook import Hook
 from socketio_postgres.local_delivery import Parcel
 from socketio_postgres.member import JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.messages import Message
@@ -31,7 +33,7 @@ RETRY_INTERVAL = 1.0
 DISCONNECT_LIMIT = 1.0
 
 END_LIMIT = 2.0
-"""Seconds that closing waits for the background thread; it may be inside the application's `error_handler`."""
+"""Seconds that closing waits for the background thread; it may be inside the application's logger."""
 
 
 class Waiting(ClusterMember):
@@ -40,6 +42,23 @@ class Waiting(ClusterMember):
     That one thread reads the inbox, drives the timers and joins namespaces; whoever needs the outcome waits for an
     event of the server's own kind.
     """
+
+    def _hook(
+        self,
+        name: str,
+        function: Callable[[Any], object] | None,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> Hook:
+        return Hook(name, function, self._log, failed, self._start_background)
+
+    def _start_background(self, run: Callable[[], None]) -> None:
+        """In a thread or greenlet of the server's kind."""
+        if self.server is None:
+            threading.Thread(target=run, name="socketio-postgres", daemon=True).start()
+        else:
+            self.server.start_background_task(run)
+
+    _check_function = staticmethod(Hook.check)
 
     def _prepare_waiting(self) -> None:
         self._tokens = itertools.count(1)

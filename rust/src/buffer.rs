@@ -231,7 +231,7 @@ mod tests {
         let inbox = Inbox::new(1000).unwrap();
         let mut buffer = Buffer::new(10, 10_000);
         buffer.append(raw("a"));
-        buffer.append_flush(Completion::new(inbox.clone(), 1));
+        buffer.append_flush(Completion::new(&inbox, 1));
         buffer.append(raw("b"));
         let group = buffer.take_group();
         assert_eq!(texts(&group), ["a"]);
@@ -286,7 +286,7 @@ mod tests {
         let inbox = Inbox::new(1000).unwrap();
         let mut buffer = Buffer::new(10, 10_000);
         buffer.append(raw("old"));
-        buffer.append_flush(Completion::new(inbox.clone(), 1));
+        buffer.append_flush(Completion::new(&inbox, 1));
         buffer.append(raw("old too"));
         buffer.append(raw("young"));
         let taken = buffer.take_while(|outgoing| matches!(&outgoing.wire, Encoded::Inline(text) if text != "young"));

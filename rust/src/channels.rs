@@ -139,7 +139,7 @@ mod tests {
     use crate::inbox::Inbox;
 
     fn completion(inbox: &Arc<Inbox>) -> Completion {
-        Completion::new(Arc::clone(inbox), 1)
+        Completion::new(inbox, 1)
     }
 
     #[test]

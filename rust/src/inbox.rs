@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -106,6 +106,7 @@ struct Queue {
     bytes: usize,
     failures: usize,
     is_signalled: bool,
+    is_closed: bool,
     /// Threads in [`Inbox::wait`].
     waiters: usize,
     drained_at: Instant,
@@ -162,6 +163,7 @@ impl Inbox {
                 bytes: 0,
                 failures: 0,
                 is_signalled: false,
+                is_closed: false,
                 waiters: 0,
                 drained_at: Instant::now(),
                 stalled_since: None,
@@ -191,6 +193,18 @@ impl Inbox {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.lock().items.is_empty()
+    }
+
+    /// Nothing more is awaited: from now on the descriptor is readable, so that whoever waits looks here.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+        let _ = (&self.waker).write(&[1]);
+        self.ready.notify_all();
+    }
+
+    /// Whether it was closed; what it holds may still be taken.
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed
     }
 
     /// Bytes of messages waiting.
@@ -298,7 +312,7 @@ impl Inbox {
         queue.failures -= taken.iter().filter(|(_, item)| matches!(item, Item::Failure(_))).count();
         queue.stalled_since = (!queue.items.is_empty()).then_some(queue.drained_at);
         // Nothing to take: the wake-up of what was taken meanwhile came late.
-        if queue.items.is_empty() && (queue.is_signalled || taken.is_empty()) {
+        if queue.items.is_empty() && (queue.is_signalled || taken.is_empty()) && !queue.is_closed {
             queue.is_signalled = false;
             let mut sink = [0u8; 16];
             let _ = (&self.watched).read(&mut sink);
@@ -306,11 +320,11 @@ impl Inbox {
         taken
     }
 
-    /// Block until an item waits or the time is over; true when one waits.
+    /// Block until an item waits, it is closed or the time is over; true when an item waits.
     pub fn wait(&self, limit: Duration) -> bool {
         let mut queue = self.lock();
         queue.waiters += 1;
-        let waited = self.ready.wait_timeout_while(queue, limit, |queue| queue.items.is_empty());
+        let waited = self.ready.wait_timeout_while(queue, limit, |queue| queue.items.is_empty() && !queue.is_closed);
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         queue.waiters -= 1;
         !queue.items.is_empty()
@@ -344,15 +358,18 @@ impl Drop for Taken<'_> {
 }
 
 /// The promise to tell one inbox, once, how an operation ended.
+///
+/// It does not keep the inbox: that of an event loop that is gone would keep its descriptors for as long as a message
+/// waits for PostgreSQL to come back.
 pub struct Completion {
-    target: Option<(Arc<Inbox>, u64)>,
+    target: Option<(Weak<Inbox>, u64)>,
     leftover: Option<Arc<Leftover>>,
 }
 
 impl Completion {
     /// Tell `inbox` under `token`.
-    pub fn new(inbox: Arc<Inbox>, token: u64) -> Self {
-        Self { target: Some((inbox, token)), leftover: None }
+    pub fn new(inbox: &Arc<Inbox>, token: u64) -> Self {
+        Self { target: Some((Arc::downgrade(inbox), token)), leftover: None }
     }
 
     /// Nobody is left to be told; only the background thread must go on until then.
@@ -369,8 +386,8 @@ impl Completion {
     /// Keep promises that end alike. Those to one inbox share its lock and its wake-up.
     pub fn finish_all(completions: Vec<Self>, result: &Result<Outcome>) {
         let targets: Vec<_> = completions.into_iter().filter_map(|mut each| each.target.take()).collect();
-        for run in targets.chunk_by(|(one, _), (next, _)| Arc::ptr_eq(one, next)) {
-            if let Some((inbox, _)) = run.first() {
+        for run in targets.chunk_by(|(one, _), (next, _)| Weak::ptr_eq(one, next)) {
+            if let Some(inbox) = run.first().and_then(|(inbox, _)| inbox.upgrade()) {
                 inbox.push_finished(run.iter().map(|(_, token)| *token), result);
             }
         }
@@ -378,7 +395,13 @@ impl Completion {
 
     /// Keep the promise.
     pub fn finish(mut self, result: Result<Outcome>) {
-        if let Some((inbox, token)) = self.target.take() {
+        self.tell(result);
+    }
+
+    fn tell(&mut self, result: Result<Outcome>) {
+        if let Some((inbox, token)) = self.target.take()
+            && let Some(inbox) = inbox.upgrade()
+        {
             inbox.push(token, Item::Finished(result));
         }
     }
@@ -387,9 +410,7 @@ impl Completion {
 impl Drop for Completion {
     /// A promise that would be forgotten (task cancelled, runtime gone) is kept as "closed": nobody waits for ever.
     fn drop(&mut self) {
-        if let Some((inbox, token)) = self.target.take() {
-            inbox.push(token, Item::Finished(Err(Error::Closed("connection"))));
-        }
+        self.tell(Err(Error::Closed("connection")));
     }
 }
 
@@ -482,9 +503,37 @@ mod tests {
     }
 
     #[test]
+    fn closing_wakes_whoever_waits_now_and_later() {
+        let inbox = Inbox::new(1000).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| inbox.wait(Duration::from_secs(60)));
+            inbox.close();
+            assert!(!waiting.join().unwrap());
+        });
+        inbox.push(1, message(10));
+        assert!(inbox.wait(Duration::from_secs(60)));
+        assert_eq!(inbox.drain(9).len(), 1);
+        assert!(inbox.drain(9).is_empty());
+        assert!(!inbox.wait(Duration::from_secs(60)));
+        let mut byte = [0u8; 8];
+        assert!((&inbox.watched).read(&mut byte).is_ok(), "an event loop is woken, too");
+    }
+
+    #[test]
+    fn a_promise_does_not_keep_the_inbox() {
+        let inbox = Inbox::new(1000).unwrap();
+        let (first, second) = (Completion::new(&inbox, 1), Completion::new(&inbox, 2));
+        let watched = Arc::downgrade(&inbox);
+        drop(inbox);
+        assert!(watched.upgrade().is_none(), "its descriptors are closed");
+        first.finish(Ok(Outcome::Done));
+        Completion::finish_all(vec![second], &Ok(Outcome::Done));
+    }
+
+    #[test]
     fn promises_that_end_alike_are_all_kept() {
         let (one, other) = (Inbox::new(1000).unwrap(), Inbox::new(1000).unwrap());
-        let of = |inbox: &Arc<Inbox>, token| Completion::new(inbox.clone(), token);
+        let of = |inbox: &Arc<Inbox>, token| Completion::new(inbox, token);
         Completion::finish_all(vec![of(&one, 1), of(&one, 2), of(&other, 3), of(&one, 4)], &Ok(Outcome::Done));
         let tokens = |inbox: &Inbox| inbox.drain(9).into_iter().map(|(token, _)| token).collect::<Vec<_>>();
         assert_eq!((tokens(&one), tokens(&other)), (vec![1, 2, 4], vec![3]));
@@ -548,7 +597,7 @@ mod tests {
     #[test]
     fn a_forgotten_promise_is_reported_closed() {
         let inbox = Inbox::new(1000).unwrap();
-        drop(Completion::new(inbox.clone(), 5));
+        drop(Completion::new(&inbox, 5));
         assert!(matches!(inbox.drain(9)[..], [(5, Item::Finished(Err(Error::Closed(_))))]));
     }
 }

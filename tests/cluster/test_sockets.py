@@ -305,7 +305,7 @@ async def test_a_disconnect_handler_may_ask_the_cluster(trio: Trio) -> None:
 
 
 async def test_who_vanishes_during_its_connect_handler_is_not_counted(trio: Trio) -> None:
-    """python-socketio 5.18 keeps such a client in its rooms for ever, and it will never acknowledge."""
+    """python-socketio 5.18 would keep such a client in its rooms for ever, and it will never acknowledge."""
     entered, leave = asyncio.Event(), asyncio.Event()
 
     async def connect(sid: str, environ: object, auth: object) -> None:
@@ -329,8 +329,7 @@ async def test_who_vanishes_during_its_connect_handler_is_not_counted(trio: Trio
         await eventually(lambda: all(each.closed for each in trio.b.sio.eio.sockets.values()), "it is gone")
         leave.set()
         await connecting
-    [ghost] = await eventually(lambda: list(trio.b.python.sids()), "the ghost")
-    await eventually(lambda: trio.b.manager.is_connected(ghost, "/"), "the ghost is taken for connected")
+    await eventually(lambda: not trio.b.python.sids(), "it is in no room")
 
     present = await trio.b.connect(replies={"ask": ["here"]})
     for server in trio.servers:
@@ -338,4 +337,3 @@ async def test_who_vanishes_during_its_connect_handler_is_not_counted(trio: Trio
             assert ids(await server.manager.timeout(15).fetch_sockets()) == {present.sid}
             assert await server.manager.timeout(15).emit_with_ack("ask") == ["here"]
         assert took.seconds < 10
-    trio.b.manager.basic_disconnect(ghost, "/")  # or stopping the server would wait for it

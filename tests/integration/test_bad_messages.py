@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import msgpack
 
 from socketio_postgres import AsyncEmitter, AttachmentMissingError, DecodeError, SocketIOPostgresError
+from socketio_postgres.hook import AsyncHook
 from tests.fixtures.bus import acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
@@ -195,7 +197,7 @@ async def test_an_error_handler_that_fails_disturbs_nobody(database: Database) -
             calls.append(error)
             raise RuntimeError("the handler goes wrong")
 
-        ours.manager._error_handler = broken
+        ours.manager._error_handler = AsyncHook("error_handler", broken, logging.getLogger(__name__))
         await acquainted(ours)
         client = await PythonClient.connect(ours.url)
         with database.connect() as connection:

@@ -340,3 +340,54 @@ def test_many_threads_notify(many: PostgresClient) -> None:
     assert failures == []
     for thread in range(8):
         assert [int(number) for sender, number in got if int(sender) == thread] == list(range(50))
+
+
+async def test_an_iteration_ends_when_the_client_is_closed(client: Steered, other: AsyncPostgresClient) -> None:
+    """Those that wait at that moment, too; what had arrived before is handed out."""
+    await client("listen", "jobs")
+    if isinstance(client.client, AsyncPostgresClient):
+
+        async def iterate() -> list[str]:
+            return [notification.payload async for notification in client.client]
+    else:
+
+        async def iterate() -> list[str]:
+            return await asyncio.to_thread(lambda: [notification.payload for notification in client.client])
+
+    waiting = [asyncio.create_task(iterate()) for _ in range(3)]
+    await other.notify("jobs", "1")
+    await asyncio.sleep(0.1)
+    await client("close")
+    found = await asyncio.wait_for(asyncio.gather(*waiting), TIMEOUT_S)
+    assert sorted(found) == [[], [], ["1"]]
+    assert await asyncio.wait_for(iterate(), TIMEOUT_S) == []
+    with pytest.raises(ClosedError, match="closed"):
+        await client("wait_for_notification", 1.0)
+
+
+async def test_what_had_arrived_is_handed_out_after_closing(client: Steered, other: AsyncPostgresClient) -> None:
+    await client("listen", "jobs")
+    await client("notify", "jobs", "own")
+    await other.notify("jobs", "others")
+    assert (await client.next()).payload == "own"
+    await eventually(lambda: client.client._bus.inbox.bytes > 0, "it has arrived")
+    await client("close")
+    assert (await client("wait_for_notification", 1.0)).payload == "others"
+
+
+async def test_an_error_handler_that_raises_stops_nobody(
+    database: Database, kind: Any, other: AsyncPostgresClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(error: object) -> None:
+        raise LookupError(type(error).__name__)
+
+    client = Steered(kind(database.dsn, error_handler=fail, on_gap=fail))
+    await client("listen", "jobs")
+    assert database.value(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {LISTENERS}") == 1
+    await eventually(lambda: client.client._bus.stats()["is_listening"] is False, "it notices")
+    await eventually(lambda: client.client._bus.stats()["is_listening"], "it listens again")
+    await other.notify("jobs", "after")
+    assert (await client.next()).payload == "after"
+    await eventually(lambda: "on_gap raised: LookupError('GapInfo')" in caplog.text, "it is logged")
+    await eventually(lambda: "error_handler raised: LookupError(" in caplog.text, "it is logged")
+    await client("close")

@@ -308,13 +308,13 @@ async def test_nothing_that_is_told_stops_the_reader(database: Database, monkeyp
         await one.manager.start()
         client = await PythonClient.connect(one.url)
 
-        def no_more_threads(*_: object) -> None:
-            raise RuntimeError("can't start new thread")
+        def fail(_: object) -> None:
+            raise RuntimeError("no more memory")
 
-        monkeypatch.setattr(one.sio, "start_background_task", no_more_threads)
+        monkeypatch.setattr(one.manager, "_report_gap", fail)
         notify(database, broadcast(1), broadcast(3))
         assert await client.wait_for("tick", 2) == [(1,), (3,)]
-        await eventually(lambda: "can't start new thread" in [str(error) for error in one.errors])
+        await eventually(lambda: "no more memory" in [str(error) for error in one.errors])
         monkeypatch.undo()
         await client.disconnect()
 

@@ -28,7 +28,7 @@ const SEEN: u8 = 8;
 
 impl PyInbox {
     pub fn completion(&self, token: u64) -> Completion {
-        Completion::new(Arc::clone(&self.0), token)
+        Completion::new(&self.0, token)
     }
 }
 
@@ -46,6 +46,15 @@ impl PyInbox {
     #[getter]
     fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+
+    #[getter]
+    fn is_closed(&self) -> bool {
+        self.0.is_closed()
     }
 
     #[getter]

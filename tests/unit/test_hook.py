@@ -1,0 +1,203 @@
+"""Functions of the application's are told of things in one way, whatever they do."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from socketio_postgres import (
+    AsyncEventStore,
+    AsyncPostgresClient,
+    AsyncPostgresManager,
+    EventStore,
+    OptionsError,
+    PostgresClient,
+    PostgresManager,
+    hook,
+)
+from socketio_postgres.hook import AsyncHook, Hook
+from tests.fixtures.waiting import TIMEOUT_S, eventually
+
+log = logging.getLogger(__name__)
+NOWHERE = "postgresql://app@127.0.0.1:1/app?connect_timeout=2"
+
+
+async def coroutine_function(_: object) -> None:
+    pass
+
+
+class WithCoroutine:
+    async def __call__(self, _: object) -> None:
+        pass
+
+
+COROUTINE_FUNCTIONS = [coroutine_function, WithCoroutine(), functools.partial(coroutine_function)]
+OPTIONS = [
+    (kind, option)
+    for option, kinds in {
+        "error_handler": (PostgresManager, PostgresClient, EventStore),
+        "on_gap": (PostgresManager, PostgresClient),
+        "on_stall": (EventStore,),
+    }.items()
+    for kind in kinds
+]
+
+
+@pytest.mark.parametrize("function", COROUTINE_FUNCTIONS)
+@pytest.mark.parametrize(("kind", "option"), OPTIONS)
+def test_blocking_classes_refuse_coroutine_functions(kind: Callable[..., Any], option: str, function: object) -> None:
+    with pytest.raises(OptionsError, match="coroutine function") as caught:
+        kind(NOWHERE, **{option: function})
+    assert caught.value.option == option
+
+
+@pytest.mark.parametrize("function", COROUTINE_FUNCTIONS)
+def test_handlers_of_blocking_classes_are_no_coroutine_functions(function: Callable[..., Any]) -> None:
+    with pytest.raises(OptionsError, match="coroutine function"):
+        PostgresManager(NOWHERE).on_server_side("job", function)
+    with pytest.raises(OptionsError, match="coroutine function"):
+        EventStore(NOWHERE).subscribe_to_all(function)
+
+
+@pytest.mark.parametrize("kind", [AsyncPostgresManager, AsyncPostgresClient, AsyncEventStore])
+def test_others_take_them(kind: Callable[..., Any]) -> None:
+    kind(NOWHERE, error_handler=coroutine_function)
+    with pytest.raises(OptionsError, match="callable"):
+        kind(NOWHERE, error_handler="print")
+
+
+async def test_an_event_loop_goes_on_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[object] = []
+    gate = asyncio.Event()
+
+    async def slow(value: object) -> None:
+        await gate.wait()
+        told.append(value)
+        raise LookupError(value)
+
+    failed: list[Exception] = []
+    tell = AsyncHook("on_gap", slow, log, failed.append)
+    for number in range(3):
+        tell(number)
+    await asyncio.sleep(0)
+    assert told == []
+    gate.set()
+    await eventually(lambda: told == [0, 1, 2] and len(failed) == 3, "it was told of all")
+    assert caplog.text.count("on_gap raised: LookupError") == 3
+
+
+async def test_a_function_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(value: object) -> None:
+        raise LookupError(value)
+
+    AsyncHook("error_handler", fail, log)(1)
+    assert "error_handler raised: LookupError(1)" in caplog.text
+    AsyncHook("error_handler", None, log)(1)
+
+
+async def test_calls_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(hook, "WAITING_MAX", 3)
+    gate = asyncio.Event()
+    told: list[object] = []
+
+    async def slow(value: object) -> None:
+        await gate.wait()
+        told.append(value)
+
+    tell = AsyncHook("on_gap", slow, log)
+    for number in range(5):
+        tell(number)
+    assert caplog.text.count("on_gap is not told: 3 calls of it are under way") == 2
+    gate.set()
+    await eventually(lambda: told == [0, 1, 2], "the others come")
+
+
+def test_the_loop_that_it_was_told_on_has_ended() -> None:
+    told: list[object] = []
+
+    async def note(value: object) -> None:
+        await asyncio.sleep(0)
+        told.append(value)
+
+    tell = AsyncHook("on_gap", note, log)
+
+    async def main(number: int) -> None:
+        tell(number)
+        if number:
+            await eventually(lambda: told == [number], "it was told")
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    loop.run_until_complete(main(0))
+    loop.close()
+    asyncio.run(main(1))
+    assert tell._tasks == set()
+
+
+def test_without_a_loop(caplog: pytest.LogCaptureFixture) -> None:
+    AsyncHook("error_handler", coroutine_function, log)(1)
+    assert "no event loop runs" in caplog.text
+
+
+def test_a_thread_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(hook, "WAITING_MAX", 3)
+    gate, last = threading.Event(), threading.Event()
+    told: list[object] = []
+
+    def slow(value: object) -> None:
+        gate.wait(TIMEOUT_S)
+        told.append((value, threading.current_thread().name))
+        if value == "last":
+            last.set()
+        raise LookupError(value)
+
+    tell = Hook("on_gap", slow, log)
+    tell(0)
+    while tell._values:
+        pass  # it is under way now
+    for value in (1, 2, "last", 4):
+        tell(value)
+    assert told == []
+    assert caplog.text.count("on_gap is not told: 3 calls of it wait") == 1
+    gate.set()
+    assert last.wait(TIMEOUT_S)
+    assert told == [(value, "socketio-postgres on_gap") for value in (0, 1, 2, "last")]
+
+
+def test_a_child_begins_anew() -> None:
+    """The thread that was telling stayed with the parent."""
+    gate, told = threading.Event(), threading.Event()
+
+    def slow(value: object) -> None:
+        gate.wait(TIMEOUT_S)
+        if value == os.getpid():
+            told.set()
+
+    tell = Hook("on_gap", slow, log)
+    tell(1)
+    child = os.fork()
+    if child == 0:
+        gate.set()
+        tell(os.getpid())
+        os._exit(0 if told.wait(TIMEOUT_S) else 1)
+    gate.set()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_turns_out_to_be_a_coroutine(caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+
+    def start(run: Callable[[], None]) -> None:
+        run()
+        done.set()
+
+    Hook("on_gap", lambda value: coroutine_function(value), log, start=start)(1)  # noqa: PLW0108 - the point
+    assert done.is_set()
+    assert "on_gap returned a coroutine" in caplog.text
