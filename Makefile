@@ -79,8 +79,8 @@ test-rust:  ## Rust tests; they need no interpreter
 WORKERS ?= 6
 PYTEST  := -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-test-py: build  ## Python tests; PYTEST_ARGS="tests/unit" for some of them
-	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
+test-py: build wheel  ## Python tests; PYTEST_ARGS="tests/unit" for some of them
+	SIO_PG_TEST_WHEEL=$$(ls $(CURDIR)/$(DIST)/*.whl) $(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 # For another Python than the virtual environment's: PYTHON=python3.10, REQUIRE="python-socketio==5.15.0" PYTEST_ARGS="…"
 test-wheel: wheel  ## Python tests of the wheel, in an environment of its own
