@@ -34,7 +34,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from benches.results import Row, Section, Table, Target, save
 from socketio_postgres import END, AsyncEventStore, Event, EventStore
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.fixtures.database import Database
 from tests.fixtures.go_event_store import RECORDED, create_table
 from tests.fixtures.waiting import eventually

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from socketio_postgres import AsyncEmitter
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.fixtures.bus import Serving, acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

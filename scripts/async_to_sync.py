@@ -14,18 +14,20 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "python" / "socketio_postgres"
 
 TWINS = {
-    "async_server_operator.py": "server_operator.py",
-    "async_manager.py": "manager.py",
-    "async_wait_until.py": "wait_until.py",
-    "async_subscription.py": "subscription.py",
-    "async_durable_subscription.py": "durable_subscription.py",
-    "async_competing_subscription.py": "competing_subscription.py",
-    "async_callback_subscription.py": "callback_subscription.py",
-    "async_store_in.py": "store_in.py",
-    "async_event_log.py": "event_log.py",
-    "async_event_feed.py": "event_feed.py",
-    "async_event_store.py": "event_store.py",
+    "_cluster": ["server_operator", "manager"],
+    "events": [
+        "wait_until",
+        "subscription",
+        "durable_subscription",
+        "competing_subscription",
+        "callback_subscription",
+        "store_in",
+        "event_log",
+        "event_feed",
+        "event_store",
+    ],
 }
+"""By package, the modules of its `_sync` folder; each is made from `async_…` beside that folder."""
 
 HEADER = "# Generated from {source} by scripts/async_to_sync.py; edit that file.\n"
 
@@ -58,14 +60,20 @@ REPLACEMENTS = [
     (r"started before the first use inside a running event loop", "started before the first use"),
     (r"\bsocketio\.async_manager\b", "socketio.manager"),
     (r"\bsocketio\.async_pubsub_manager\b", "socketio.pubsub_manager"),
-    (r"\bsocketio_postgres\.async_(\w+)", r"socketio_postgres.\1"),
     (r"\bAsync(?=[A-Z])", ""),
 ]
+
+
+def _twin_module(match: re.Match[str]) -> str:
+    """The module that a twin imports instead; some are written by hand, beside their originals."""
+    package, name = match.groups()
+    return f"socketio_postgres.{package}.{'_sync.' if name in TWINS[package] else ''}{name}"
 
 
 def twin_of(source: Path) -> str:
     """The blocking form of a module."""
     text = source.read_text()
+    text = re.sub(rf"\bsocketio_postgres\.({'|'.join(TWINS)})\.async_(\w+)", _twin_module, text)
     for pattern, replacement in REPLACEMENTS:
         text = re.sub(pattern, replacement, text)
     text = HEADER.format(source=source.name) + text
@@ -90,12 +98,12 @@ def twin_of(source: Path) -> str:
 def main() -> int:
     """Write or check every twin."""
     stale = []
-    for source, target in TWINS.items():
-        text = twin_of(PACKAGE / source)
-        path = PACKAGE / target
+    for package, name in ((package, name) for package, names in TWINS.items() for name in names):
+        text = twin_of(PACKAGE / package / f"async_{name}.py")
+        path = PACKAGE / package / "_sync" / f"{name}.py"
         if path.exists() and path.read_text() == text:
             continue
-        stale.append(target)
+        stale.append(path.relative_to(PACKAGE))
         if "--check" not in sys.argv:
             path.write_text(text)
     for target in stale:

@@ -31,9 +31,9 @@ from socketio_postgres import (
     OptionsError,
     SocketIOPostgresError,
     _core,
-    rooms,
 )
-from socketio_postgres.options import BusOptions
+from socketio_postgres._bus.options import BusOptions
+from socketio_postgres._cluster import rooms
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
 
@@ -170,7 +170,7 @@ def test_compatibility_table() -> None:
 
 
 def described(function: Callable[[Any], Any], value: Any) -> str:
-    """What a function of `socketio_postgres.rooms` makes of a value, in the words of docs/rooms.md."""
+    """What a function of `socketio_postgres._cluster.rooms` makes of a value, in the words of docs/rooms.md."""
     try:
         meaning = function(value)
     except OptionsError:

@@ -19,7 +19,7 @@ from benches.load.rounds import Turn, alternate
 from benches.load.stage import NAMES, ROOM, Stage
 from benches.load.worker import Worker
 from benches.results import Row, Table, Target
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 
 SETTINGS = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", "max_connections": "100"}
 CLIENTS = 8

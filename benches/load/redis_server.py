@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from socketio_postgres.embedded import free_port
+from socketio_postgres.demo.embedded import free_port
 
 START_LIMIT_S = 10.0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benches.load.redis_server import find_redis, redis_server
 from benches.load.worker import Worker, WorkerError
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.fixtures.database import SETTINGS, Database
 from tests.fixtures.node import install_packages
 

@@ -49,45 +49,44 @@ from socketio_postgres.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from socketio_postgres.async_client import AsyncPostgresClient, Notification
-    from socketio_postgres.async_competing_subscription import AsyncCompetingSubscription
-    from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
-    from socketio_postgres.async_emitter import AsyncEmitter
-    from socketio_postgres.async_event_store import AsyncEventStore
-    from socketio_postgres.async_manager import AsyncPostgresManager
-    from socketio_postgres.async_server_operator import AsyncRemoteSocket
-    from socketio_postgres.async_subscription import AsyncSubscription
-    from socketio_postgres.blocker import Blocker, Stall
-    from socketio_postgres.client import PostgresClient
-    from socketio_postgres.competing_subscription import CompetingSubscription
-    from socketio_postgres.durable_state import DurableState, PartitionState
-    from socketio_postgres.durable_subscription import DurableSubscription
-    from socketio_postgres.emitter import Emitter
-    from socketio_postgres.event import (
+    from socketio_postgres.client import AsyncPostgresClient, GapInfo, Notification, PostgresClient
+    from socketio_postgres.codec import Message, MessageType
+    from socketio_postgres.emitter import AsyncEmitter, Emitter
+    from socketio_postgres.events import (
         ANY,
         END,
         EXISTS,
         NO_STREAM,
         START,
+        AsyncCompetingSubscription,
+        AsyncDurableSubscription,
+        AsyncEventStore,
+        AsyncSubscription,
+        Blocker,
         CaughtUp,
         Checkpoint,
+        CompetingSubscription,
+        DurableState,
+        DurableSubscription,
         Event,
+        EventStore,
+        EventStoreOptions,
         FellBehind,
+        Filter,
         NotificationPayload,
         Page,
+        Park,
+        ParkedEvent,
+        PartitionState,
         Reconnected,
+        Skip,
+        Stall,
+        Stop,
         StoredEvent,
         StoreResult,
+        Subscription,
     )
-    from socketio_postgres.event_store import EventStore
-    from socketio_postgres.event_store_options import EventStoreOptions
-    from socketio_postgres.failure_policy import Park, ParkedEvent, Skip, Stop
-    from socketio_postgres.filter import Filter
-    from socketio_postgres.gap import GapInfo
-    from socketio_postgres.manager import PostgresManager
-    from socketio_postgres.messages import Message, MessageType
-    from socketio_postgres.server_operator import RemoteSocket
-    from socketio_postgres.subscription import Subscription
+    from socketio_postgres.manager import AsyncPostgresManager, AsyncRemoteSocket, PostgresManager, RemoteSocket
 
 __all__ = [
     "ANY",
@@ -169,65 +168,79 @@ __all__ = [
     "WrongExpectedVersionError",
 ]
 
-_HOMES: Final = {
-    "ANY": "event",
-    "END": "event",
-    "EXISTS": "event",
-    "NO_STREAM": "event",
-    "START": "event",
-    "AsyncCompetingSubscription": "async_competing_subscription",
-    "AsyncDurableSubscription": "async_durable_subscription",
-    "AsyncEmitter": "async_emitter",
-    "AsyncEventStore": "async_event_store",
-    "AsyncPostgresClient": "async_client",
-    "AsyncPostgresManager": "async_manager",
-    "AsyncRemoteSocket": "async_server_operator",
-    "AsyncSubscription": "async_subscription",
-    "Blocker": "blocker",
-    "CaughtUp": "event",
-    "Checkpoint": "event",
-    "CompetingSubscription": "competing_subscription",
-    "DurableState": "durable_state",
-    "DurableSubscription": "durable_subscription",
-    "Emitter": "emitter",
-    "Event": "event",
-    "EventStore": "event_store",
-    "EventStoreOptions": "event_store_options",
-    "FellBehind": "event",
-    "Filter": "filter",
-    "GapInfo": "gap",
-    "Message": "messages",
-    "MessageType": "messages",
-    "Notification": "async_client",
-    "NotificationPayload": "event",
-    "Page": "event",
-    "Park": "failure_policy",
-    "ParkedEvent": "failure_policy",
-    "PartitionState": "durable_state",
-    "PostgresClient": "client",
-    "PostgresManager": "manager",
-    "Reconnected": "event",
-    "RemoteSocket": "server_operator",
-    "Skip": "failure_policy",
-    "Stall": "blocker",
-    "Stop": "failure_policy",
-    "StoreResult": "event",
-    "StoredEvent": "event",
-    "Subscription": "subscription",
+_NAMES: Final = {
+    "client": [
+        "AsyncPostgresClient",
+        "GapInfo",
+        "Notification",
+        "PostgresClient",
+    ],
+    "codec": [
+        "Message",
+        "MessageType",
+    ],
+    "emitter": [
+        "AsyncEmitter",
+        "Emitter",
+    ],
+    "events": [
+        "ANY",
+        "AsyncCompetingSubscription",
+        "AsyncDurableSubscription",
+        "AsyncEventStore",
+        "AsyncSubscription",
+        "Blocker",
+        "CaughtUp",
+        "Checkpoint",
+        "CompetingSubscription",
+        "DurableState",
+        "DurableSubscription",
+        "END",
+        "EXISTS",
+        "Event",
+        "EventStore",
+        "EventStoreOptions",
+        "FellBehind",
+        "Filter",
+        "NO_STREAM",
+        "NotificationPayload",
+        "Page",
+        "Park",
+        "ParkedEvent",
+        "PartitionState",
+        "Reconnected",
+        "START",
+        "Skip",
+        "Stall",
+        "Stop",
+        "StoreResult",
+        "StoredEvent",
+        "Subscription",
+    ],
+    "manager": [
+        "AsyncPostgresManager",
+        "AsyncRemoteSocket",
+        "PostgresManager",
+        "RemoteSocket",
+    ],
 }
-"""Where the names come from that are imported when they are asked for; type checkers read the imports above."""
+_HOMES: Final = {name: module for module, names in _NAMES.items() for name in names}
+"""The modules of the names that are imported when they are asked for; type checkers read the imports above."""
+
+_MODULES: Final = {*_NAMES, "exceptions", "health"}
+"""The public modules that need no extra; they are attributes without having been imported."""
 
 __version__: str = _core.__version__
 
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name, also a misspelt one
 
     def __getattr__(name: str) -> Any:
-        """Import a public name when it is asked for, or one of their modules."""
+        """Import a public name, or module, when it is asked for."""
         if name in _HOMES:
             value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
             globals()[name] = value  # Python finds it there next time
             return value
-        if name in _HOMES.values():
+        if name in _MODULES:
             return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

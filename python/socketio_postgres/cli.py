@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(arguments: argparse.Namespace) -> int:
     # Here and not above: a command must not need the packages of another.
+    from socketio_postgres.demo.embedded import EmbeddedPostgresError  # noqa: PLC0415
     from socketio_postgres.demo.run import DemoError, run_demo  # noqa: PLC0415
-    from socketio_postgres.embedded import EmbeddedPostgresError  # noqa: PLC0415
 
     try:
         return run_demo(dsn=arguments.dsn, check=arguments.check)

@@ -8,15 +8,12 @@ decode(frame, nsp="/").packet()      # ['hello', 1]
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from socketio_postgres import _core
+from socketio_postgres._bus.messages import Message, MessageType
 from socketio_postgres.exceptions import DecodeError
 
-if TYPE_CHECKING:
-    from socketio_postgres.messages import Message
-
-__all__ = ["AttachmentHeader", "decode", "encode", "encode_msgpack"]
+__all__ = ["AttachmentHeader", "Message", "MessageType", "decode", "encode", "encode_msgpack"]
 
 
 @dataclasses.dataclass(frozen=True)

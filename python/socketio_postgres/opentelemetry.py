@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from socketio_postgres import _core
-from socketio_postgres.metrics import METRICS, Metric, Sources, read, samples
+from socketio_postgres._bus.metrics import METRICS, Metric, Sources, read, samples
 
 try:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter

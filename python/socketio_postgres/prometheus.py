@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from socketio_postgres.metrics import METRICS, Metric, Sources, read, samples
+from socketio_postgres._bus.metrics import METRICS, Metric, Sources, read, samples
 
 try:
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from socketio_postgres import AsyncPostgresManager
-from socketio_postgres.async_server_operator import AsyncServerOperator
+from socketio_postgres._cluster.async_server_operator import AsyncServerOperator
 from tests.cluster.servers import Server, Trio
 from tests.fixtures.clients import PythonClient
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import socketio
 
-from socketio_postgres import member
+from socketio_postgres._cluster import member
 from tests.cluster.servers import FakePeer, Server, Trio, open_trio
 from tests.fixtures.cluster import exactly
 from tests.fixtures.database import Database

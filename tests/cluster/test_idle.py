@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from socketio_postgres import AsyncPostgresManager, PostgresManager, _core
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.cluster.servers import FakePeer
 from tests.fixtures.database import SETTINGS, Database
 from tests.fixtures.program import Program

@@ -12,7 +12,8 @@ import psycopg
 import pytest
 import socketio
 
-from socketio_postgres import AsyncPostgresManager, PostgresManager, RequestTimeoutError, _core, adapter
+from socketio_postgres import AsyncPostgresManager, PostgresManager, RequestTimeoutError, _core
+from socketio_postgres._cluster import adapter
 from tests.cluster.servers import FakePeer, Server, Took, Trio
 from tests.fixtures.database import Database
 from tests.fixtures.server import PythonServer

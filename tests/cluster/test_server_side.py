@@ -20,7 +20,7 @@ from socketio_postgres import (
     PostgresManager,
     RequestTimeoutError,
 )
-from socketio_postgres.options import HeartbeatOptions
+from socketio_postgres._bus.options import HeartbeatOptions
 from tests.cluster.servers import FakePeer, Server, Took, Trio, open_trio
 from tests.fixtures.database import Database
 from tests.fixtures.spy import spying

@@ -12,7 +12,7 @@ import pytest
 import socketio
 
 from socketio_postgres import RequestTimeoutError
-from socketio_postgres.async_server_operator import AsyncRemoteSocket
+from socketio_postgres._cluster.async_server_operator import AsyncRemoteSocket
 from tests.cluster.servers import FakePeer, Server, Took, Trio, open_trio
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

@@ -28,7 +28,7 @@ from socketio_postgres import (
     StoredEvent,
     SubscriptionFencedError,
 )
-from socketio_postgres.async_competing_subscription import partition_of
+from socketio_postgres.events.async_competing_subscription import partition_of
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
 

@@ -22,7 +22,7 @@ from socketio_postgres import (
     StoreResult,
     WrongExpectedVersionError,
 )
-from socketio_postgres.event import ExpectedVersion
+from socketio_postgres.events.event import ExpectedVersion
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
 

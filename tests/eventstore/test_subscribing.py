@@ -27,7 +27,7 @@ from socketio_postgres import (
     StoreClosedError,
     StoredEvent,
 )
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually, nothing_arrives
 

@@ -22,8 +22,8 @@ from socketio_postgres import (
     MessageType,
     SelfTestError,
 )
-from socketio_postgres.bus import Bus
-from socketio_postgres.options import BusOptions
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.options import BusOptions
 from tests.faults.conftest import Rounds
 from tests.fixtures.bus import BusReader, publish, serving
 from tests.fixtures.clients import PythonClient

@@ -26,8 +26,8 @@ from socketio_postgres import (
     MessageType,
     OperationTimeoutError,
 )
-from socketio_postgres.bus import Bus
-from socketio_postgres.options import BusOptions
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.options import BusOptions
 from tests.fixtures.bus import BusReader
 from tests.fixtures.database import Database
 from tests.fixtures.pgbouncer import PgBouncer

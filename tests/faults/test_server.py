@@ -18,7 +18,7 @@ from socketio_postgres import (
     GapInfo,
     SocketIOPostgresError,
 )
-from socketio_postgres.embedded import StopMode, free_port
+from socketio_postgres.demo.embedded import StopMode, free_port
 from tests.faults.conftest import Rounds
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient

@@ -115,10 +115,10 @@ async def test_memory_is_bounded_under_a_flood(database: Database) -> None:
             database.value(FLOOD, CHANNEL, FLOOD_COUNT)  # blocks the loop
             stalled = time.monotonic()
             while queue_usage(database) != 0:
-                assert time.monotonic() < stalled + 20, "the queue is emptied while Python stands still"
+                assert time.monotonic() < stalled + 90, "the queue is emptied while Python stands still"
             # What PostgreSQL has handed over is not all read yet.
             while receiver.stats["received"] + receiver.stats["overflowed"] < FLOOD_COUNT:
-                assert time.monotonic() < stalled + 20, "everything is read while Python stands still"
+                assert time.monotonic() < stalled + 90, "everything is read while Python stands still"
         grown = memory_bytes() - before
         assert receiver.stats["inbox_bytes"] <= limit
         await eventually(lambda: receiver.gaps, "the loss is told")

@@ -26,9 +26,9 @@ from socketio_postgres import (
     OperationTimeoutError,
     PostgresClient,
 )
-from socketio_postgres.bus import Bus
-from socketio_postgres.handover import AsyncCalls
-from socketio_postgres.options import BusOptions
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.handover import AsyncCalls
+from socketio_postgres._bus.options import BusOptions
 from tests.fixtures.bus import BusReader
 from tests.fixtures.database import Database
 from tests.fixtures.postgres import LISTENS, OwnPostgres, sessions
@@ -211,6 +211,8 @@ STATEMENTS = {
 async def test_a_statement_is_not_answered(postgres: OwnPostgres, proxy: Proxy, operation: str) -> None:
     """One that writes is in doubt; the others may be asked again, on another connection."""
     name, arguments = OPERATIONS[operation]
+    async with bus_of(postgres.database.dsn) as bus:
+        await bus.call(bus.core.ensure_table)
     trap = proxy.swallow_from(STATEMENTS[operation])
     async with bus_of(proxy.dsn) as bus:
         run = functools.partial(getattr(bus.core, name), *arguments)
@@ -309,7 +311,7 @@ async def test_a_client_is_told_that_it_does_not_listen(
     postgres: OwnPostgres, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the outage; the channel stays wanted."""
-    for module in ("async_client", "client"):
+    for module in ("_bus.async_client", "_bus.client"):
         monkeypatch.setattr(f"socketio_postgres.{module}.LISTEN_LIMIT", 0.5)
     proxy.refuse()
     client = AsyncPostgresClient(proxy.dsn, error_handler=lambda _: None)

@@ -28,9 +28,9 @@ from socketio_postgres import (
     PayloadTooLargeError,
     PostgresClient,
     SocketIOPostgresError,
-    async_waiting,
 )
-from socketio_postgres.embedded import EmbeddedPostgres, free_port
+from socketio_postgres._cluster import async_waiting
+from socketio_postgres.demo.embedded import EmbeddedPostgres, free_port
 from tests.fixtures.bus import Serving, acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 
 from socketio_postgres import AsyncEmitter, AttachmentMissingError, DecodeError, SocketIOPostgresError
-from socketio_postgres.hook import AsyncHook
+from socketio_postgres._bus.hook import AsyncHook
 from tests.fixtures.bus import acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

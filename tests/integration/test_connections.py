@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from socketio_postgres import AsyncEmitter, ConnectionLostError, Emitter
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.fixtures.bus import BusReader, acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

@@ -17,7 +17,8 @@ import socketio
 import socketio.packet
 from engineio.async_socket import AsyncSocket
 
-from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter, local_delivery
+from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
+from socketio_postgres._cluster import local_delivery
 from tests.fixtures.bus import BusReader
 from tests.fixtures.database import Database
 from tests.fixtures.postgres import OwnPostgres

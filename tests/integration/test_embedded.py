@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from socketio_postgres import embedded, postgres_binaries
-from socketio_postgres.embedded import (
+from socketio_postgres.demo import embedded, postgres_binaries
+from socketio_postgres.demo.embedded import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
     PostgresBinaries,
     find_binaries,
 )
-from socketio_postgres.postgres_account import is_readable, server_account
+from socketio_postgres.demo.postgres_account import is_readable, server_account
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,7 +196,7 @@ def test_without_any_installation_the_error_says_what_to_install(monkeypatch: py
 def test_nothing_is_left_when_the_process_ends(ending: str) -> None:
     program = f"""
 import os, signal, sys
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 postgres = EmbeddedPostgres()
 postgres.start()
 print(postgres.pid, postgres.log_path.parent, flush=True)

@@ -27,8 +27,8 @@ from socketio_postgres import (
     ClosedError,
     Event,
     OperationTimeoutError,
-    serving_loop,
 )
+from socketio_postgres._cluster import serving_loop
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

@@ -19,7 +19,7 @@ from socketio_postgres import (
     OptionsError,
     SelfTestError,
 )
-from socketio_postgres.handover import AsyncCalls
+from socketio_postgres._bus.handover import AsyncCalls
 from tests.fixtures.bus import BusReader, frozen_publisher, publish, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

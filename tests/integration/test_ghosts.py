@@ -16,7 +16,8 @@ import pytest
 import socketio
 from werkzeug.serving import make_server
 
-from socketio_postgres import AsyncEmitter, AsyncPostgresManager, PostgresManager, local_sockets
+from socketio_postgres import AsyncEmitter, AsyncPostgresManager, PostgresManager
+from socketio_postgres._cluster import local_sockets
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

@@ -18,7 +18,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
 from socketio_postgres import AsyncEmitter, AsyncEventStore, Event
-from socketio_postgres.metrics import METRICS
+from socketio_postgres._bus.metrics import METRICS
 from socketio_postgres.opentelemetry import observe
 from socketio_postgres.prometheus import PostgresCollector
 from tests.fixtures.bus import acquainted, serving

@@ -16,7 +16,7 @@ import pytest
 
 import socketio_postgres
 from socketio_postgres import AsyncEmitter
-from socketio_postgres.embedded import free_port
+from socketio_postgres.demo.embedded import free_port
 from tests.fixtures.bus import acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database

@@ -17,9 +17,9 @@ from socketio_postgres import (
     AsyncPostgresManager,
     ConnectionLostError,
     Emitter,
-    _password,
 )
-from socketio_postgres._password import AsyncPasswordCall
+from socketio_postgres._bus import password as _password
+from socketio_postgres._bus.password import AsyncPasswordCall
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import TIMEOUT_S
 

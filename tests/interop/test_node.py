@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import pytest
 import socketio
 
-from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter, adapter
+from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
+from socketio_postgres._cluster import adapter
 from tests.fixtures.clients import Client, PythonClient
 from tests.fixtures.cluster import CASES, MEGABYTE, NAMESPACES, Case, Cluster, OurSide, Role, exactly
 from tests.fixtures.database import Database

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from socketio_postgres import AsyncPostgresManager
-from socketio_postgres.embedded import free_port
+from socketio_postgres.demo.embedded import free_port
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import new_database
 from tests.fixtures.program import Program

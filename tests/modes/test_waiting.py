@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from socketio_postgres import AsyncPostgresManager
-from socketio_postgres.embedded import EmbeddedPostgres
+from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.program import Program

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from socketio_postgres import AsyncPostgresManager
-from socketio_postgres.embedded import free_port
+from socketio_postgres.demo.embedded import free_port
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.program import Program

@@ -21,11 +21,11 @@ from socketio_postgres import (
     PostgresManager,
     RequestTimeoutError,
 )
-from socketio_postgres.async_server_operator import AsyncRemoteSocket
+from socketio_postgres._cluster.async_server_operator import AsyncRemoteSocket
 from socketio_postgres.health import problems
+from socketio_postgres.manager import RemoteSocket
 from socketio_postgres.opentelemetry import observe
 from socketio_postgres.prometheus import PostgresCollector
-from socketio_postgres.server_operator import RemoteSocket
 
 
 def misspelt() -> object:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from socketio_postgres.adapter import Apply, ClusterAdapter, Effect, PeerJoined, PeerLeft, Send
-from socketio_postgres.messages import EMITTER_UID, Message, MessageType
+from socketio_postgres._bus.messages import EMITTER_UID, Message, MessageType
+from socketio_postgres._cluster.adapter import Apply, ClusterAdapter, Effect, PeerJoined, PeerLeft, Send
 
 
 def new_adapter() -> ClusterAdapter:

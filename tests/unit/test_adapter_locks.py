@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from socketio_postgres.adapter import ClusterAdapter, Effect, PeerJoined, PeerLeft, Send
-from socketio_postgres.messages import Message, MessageType
+from socketio_postgres._bus.messages import Message, MessageType
+from socketio_postgres._cluster.adapter import ClusterAdapter, Effect, PeerJoined, PeerLeft, Send
 
 T = MessageType
 LOCKS = {"us": -7, "a": 1, "b": 2, "elsewhere": 3, "node": 4, "go": 5}

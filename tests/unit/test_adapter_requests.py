@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from socketio_postgres.adapter import (
+from socketio_postgres._bus.messages import EMITTER_UID, Message, MessageType
+from socketio_postgres._cluster.adapter import (
     FOREIGN_ANSWER,
     NATIVE_ANSWER,
     Apply,
@@ -16,7 +17,6 @@ from socketio_postgres.adapter import (
     Effect,
     Request,
 )
-from socketio_postgres.messages import EMITTER_UID, Message, MessageType
 
 T = MessageType
 

@@ -12,10 +12,11 @@ import pytest
 import socketio
 import socketio.packet
 
-from socketio_postgres import AsyncPostgresManager, Message, MessageType, async_waiting
-from socketio_postgres.adapter import ClusterAdapter
-from socketio_postgres.batch import Batch
-from socketio_postgres.local_delivery import FEW, Parcel
+from socketio_postgres import AsyncPostgresManager, Message, MessageType
+from socketio_postgres._cluster import async_waiting
+from socketio_postgres._cluster.adapter import ClusterAdapter
+from socketio_postgres._cluster.batch import Batch
+from socketio_postgres._cluster.local_delivery import FEW, Parcel
 from tests.unit.test_local_delivery import FakeSocket
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from socketio_postgres import AsyncEmitter, Emitter, EncodeError, Message, MessageType, OptionsError
-from socketio_postgres.broadcast_operator import REMEMBERED, BroadcastOperator, Namespace, Target
-from socketio_postgres.messages import RESERVED_EVENTS
+from socketio_postgres._bus.messages import RESERVED_EVENTS
+from socketio_postgres._cluster.broadcast_operator import REMEMBERED, BroadcastOperator, Namespace, Target
 
 NOWHERE = "postgresql://app@does-not-exist.invalid/app"
 

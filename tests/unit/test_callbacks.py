@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from socketio_postgres.callbacks import CALLBACK_COUNT, Callbacks
+from socketio_postgres._cluster.callbacks import CALLBACK_COUNT, Callbacks
 
 
 def test_who_asks_first_gets_it() -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from socketio_postgres import ClosedError, OperationTimeoutError, SocketIOPostgresError, _core, exceptions
-from socketio_postgres.bus import Bus
-from socketio_postgres.handover import AsyncCalls, BlockingCalls, batches_of, readable
-from socketio_postgres.options import BusOptions
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.handover import AsyncCalls, BlockingCalls, batches_of, readable
+from socketio_postgres._bus.options import BusOptions
 
 NOWHERE = "postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=2"
 

@@ -20,9 +20,9 @@ from socketio_postgres import (
     OptionsError,
     PostgresClient,
     PostgresManager,
-    hook,
 )
-from socketio_postgres.hook import AsyncHook, Hook
+from socketio_postgres._bus import hook
+from socketio_postgres._bus.hook import AsyncHook, Hook
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from socketio.msgpack_packet import MsgPackPacket
 
-from socketio_postgres import Message, MessageType, local_delivery
-from socketio_postgres.local_delivery import Parcel, event_maker, event_packets, queue_for
+from socketio_postgres import Message, MessageType
+from socketio_postgres._cluster import local_delivery
+from socketio_postgres._cluster.local_delivery import Parcel, event_maker, event_packets, queue_for
 
 VALUES = st.recursive(
     st.none()

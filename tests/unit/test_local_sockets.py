@@ -10,7 +10,7 @@ import socketio
 from socketio.async_manager import AsyncManager
 
 from socketio_postgres import OptionsError
-from socketio_postgres.local_sockets import LocalSockets
+from socketio_postgres._cluster.local_sockets import LocalSockets
 
 
 class Manager(LocalSockets, AsyncManager):  # type: ignore[misc]  # python-socketio is not typed

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from socketio_postgres import AsyncEmitter, _core
-from socketio_postgres.handover import AsyncCalls
+from socketio_postgres._bus.handover import AsyncCalls
 
 NOWHERE = "postgresql://app@127.0.0.1:1/app?connect_timeout=2"
 

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from socketio_postgres import EncodeError, Message, MessageType, _core, messages
+from socketio_postgres import EncodeError, Message, MessageType, _core
+from socketio_postgres._bus import messages
 
 
 def test_message_types_are_those_of_the_core() -> None:

@@ -22,7 +22,7 @@ from socketio_postgres import (
     Emitter,
     PostgresClient,
 )
-from socketio_postgres.metrics import METRICS, Metric, samples
+from socketio_postgres._bus.metrics import METRICS, Metric, samples
 from socketio_postgres.opentelemetry import observe
 from socketio_postgres.prometheus import PostgresCollector
 

@@ -16,7 +16,7 @@ from socketio_postgres import (
     PayloadTooLargeError,
     PostgresClient,
 )
-from socketio_postgres.options import BusOptions, HeartbeatOptions
+from socketio_postgres._bus.options import BusOptions, HeartbeatOptions
 
 DSN = "postgresql://app@db/app"
 CLASSES = [AsyncPostgresManager, AsyncEmitter, Emitter, AsyncPostgresClient, PostgresClient]

@@ -11,7 +11,7 @@ import pytest
 import socketio
 
 from socketio_postgres import EncodeError, Message, MessageType
-from socketio_postgres.payload import arguments, packet_fields
+from socketio_postgres._cluster.payload import arguments, packet_fields
 
 
 class Fancy:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_postgres import OptionsError
-from socketio_postgres.rooms import (
+from socketio_postgres._cluster.rooms import (
     bad,
     checked_namespace,
     checked_sid,

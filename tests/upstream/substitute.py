@@ -26,7 +26,7 @@ from socketio import AsyncServer, async_manager, async_pubsub_manager, manager, 
 from socketio.packet import Packet
 
 from socketio_postgres import AsyncPostgresManager, PostgresManager
-from socketio_postgres.messages import Message, MessageType
+from socketio_postgres._bus.messages import Message, MessageType
 
 STOCK_HANDLERS = frozenset(
     f"_handle_{method}" for method in ("emit", "callback", "disconnect", "enter_room", "leave_room", "close_room")

@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.gap import GapHandler, GapInfo
+from socketio_postgres._bus.handover import readable
+from socketio_postgres._bus.hook import AsyncHook
+from socketio_postgres._bus.options import BusKeywords, BusOptions
 from socketio_postgres._typing import Self, Unpack
-from socketio_postgres.bus import Bus
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError
-from socketio_postgres.gap import GapHandler, GapInfo
-from socketio_postgres.handover import readable
-from socketio_postgres.hook import AsyncHook
-from socketio_postgres.options import BusKeywords, BusOptions
 
 __all__ = ["AsyncPostgresClient", "Notification"]
 

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres._password import AsyncPasswordCall
+from socketio_postgres._bus.handover import AsyncCalls, BlockingCalls, Operation
+from socketio_postgres._bus.messages import Message
+from socketio_postgres._bus.options import BusOptions, BusSettings
+from socketio_postgres._bus.password import AsyncPasswordCall
 from socketio_postgres.exceptions import ClosedError, ForkedProcessError, SocketIOPostgresError
-from socketio_postgres.handover import AsyncCalls, BlockingCalls, Operation
-from socketio_postgres.messages import Message
-from socketio_postgres.options import BusOptions, BusSettings
 
 __all__ = ["Bus"]
 

@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
 from socketio_postgres import _core
+from socketio_postgres._bus.green import wait_for_mode
 from socketio_postgres.exceptions import ForkedProcessError, OperationTimeoutError
-from socketio_postgres.green import wait_for_mode
 
 __all__ = ["AsyncCalls", "BlockingCalls", "Operation", "Reference", "batches_of", "nothing", "readable"]
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from socketio_postgres.options import bad_option
+from socketio_postgres._bus.options import bad_option
 
 __all__ = ["AsyncHook", "Hook"]
 

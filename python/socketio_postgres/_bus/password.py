@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from concurrent import futures
 from typing import Final
 
-from socketio_postgres.handover import Reference, nothing
+from socketio_postgres._bus.handover import Reference, nothing
 
 __all__ = ["AsyncPasswordCall", "PasswordCall", "resolve"]
 

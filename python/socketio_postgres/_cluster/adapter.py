@@ -21,7 +21,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
-from socketio_postgres.messages import EMITTER_UID, Message, MessageType
+from socketio_postgres._bus.messages import EMITTER_UID, Message, MessageType
 
 __all__ = [
     "Apply",

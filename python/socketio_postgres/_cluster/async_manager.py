@@ -9,15 +9,15 @@ from typing import Any
 from socketio.async_manager import AsyncManager
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
-from socketio_postgres.async_server_operator import AsyncServerChain, AsyncServerSideActions
-from socketio_postgres.async_waiting import AsyncWaiting
-from socketio_postgres.broadcast_operator import Target
+from socketio_postgres._bus.messages import Message, MessageType
+from socketio_postgres._cluster.async_server_operator import AsyncServerChain, AsyncServerSideActions
+from socketio_postgres._cluster.async_waiting import AsyncWaiting
+from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.member import CLOSE_LIMIT, Delivery
+from socketio_postgres._cluster.payload import value_fields
+from socketio_postgres._cluster.rooms import checked_sid, chosen_namespace, chosen_rooms, room_name, skipped_names
+from socketio_postgres._cluster.serving_loop import on_serving_loop, starts_serving
 from socketio_postgres.exceptions import PayloadTooLargeError
-from socketio_postgres.member import CLOSE_LIMIT, Delivery
-from socketio_postgres.messages import Message, MessageType
-from socketio_postgres.payload import value_fields
-from socketio_postgres.rooms import checked_sid, chosen_namespace, chosen_rooms, room_name, skipped_names
-from socketio_postgres.serving_loop import on_serving_loop, starts_serving
 
 __all__ = ["AsyncPostgresManager"]
 

@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres.adapter import ClusterAdapter, Request
-from socketio_postgres.batch import Batch
-from socketio_postgres.broadcast_operator import Target
+from socketio_postgres._bus.handover import Operation, batches_of
+from socketio_postgres._bus.hook import AsyncHook
+from socketio_postgres._bus.messages import Message
+from socketio_postgres._cluster.adapter import ClusterAdapter, Request
+from socketio_postgres._cluster.batch import Batch
+from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.local_delivery import FEW, Parcel, queue_for
+from socketio_postgres._cluster.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
+from socketio_postgres._cluster.serving_loop import on_serving_loop
 from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
-from socketio_postgres.handover import Operation, batches_of
-from socketio_postgres.hook import AsyncHook
-from socketio_postgres.local_delivery import FEW, Parcel, queue_for
-from socketio_postgres.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
-from socketio_postgres.messages import Message
-from socketio_postgres.serving_loop import on_serving_loop
 
 __all__ = ["AsyncWaiting"]
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from engineio.packet import MESSAGE
 from engineio.packet import Packet as EnginePacket
 
-from socketio_postgres.local_delivery import FEW, has_stock_packets, queues_of
+from socketio_postgres._cluster.local_delivery import FEW, has_stock_packets, queues_of
 
 if TYPE_CHECKING:
     import asyncio
 
-    from socketio_postgres.member import ClusterMember
-    from socketio_postgres.messages import Message
+    from socketio_postgres._bus.messages import Message
+    from socketio_postgres._cluster.member import ClusterMember
 
 __all__ = ["Batch"]
 

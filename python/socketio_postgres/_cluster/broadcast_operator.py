@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from socketio_postgres.messages import RESERVED_EVENTS, Message, MessageType, Rooms
-from socketio_postgres.rooms import bad, checked_namespace, room_names
+from socketio_postgres._bus.messages import RESERVED_EVENTS, Message, MessageType, Rooms
+from socketio_postgres._cluster.rooms import bad, checked_namespace, room_names
 
 __all__ = ["BroadcastOperator", "Chain", "Namespace", "SocketActions", "Target"]
 

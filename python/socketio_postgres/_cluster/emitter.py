@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.messages import EMITTER_UID, Message
+from socketio_postgres._bus.options import BusKeywords, BusOptions
+from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._typing import Self, Unpack
-from socketio_postgres.broadcast_operator import Namespace, Target
-from socketio_postgres.bus import Bus
-from socketio_postgres.messages import EMITTER_UID, Message
-from socketio_postgres.options import BusKeywords, BusOptions
 
 __all__ = ["Emitter"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from socketio.base_server import BaseServer
 
-from socketio_postgres.rooms import room_names
+from socketio_postgres._cluster.rooms import room_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from engineio.packet import Packet as EnginePacket
 from socketio.async_server import AsyncServer
 from socketio.server import Server
 
-from socketio_postgres.messages import Message
+from socketio_postgres._bus.messages import Message
 
 __all__ = ["FEW", "Parcel", "event_maker", "event_packets", "has_stock_packets", "queue_for", "queues_of"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from socketio.base_manager import BaseManager
 
-from socketio_postgres.rooms import room_key, room_names
+from socketio_postgres._cluster.rooms import room_key, room_names
 
 __all__ = ["LocalSockets"]
 

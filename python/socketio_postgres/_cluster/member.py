@@ -16,12 +16,20 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
-from socketio_postgres import _core, payload
+from socketio_postgres import _core
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.gap import GapHandler, GapInfo
+from socketio_postgres._bus.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
+from socketio_postgres._bus.options import BusOptions, HeartbeatOptions, ManagerKeywords
+from socketio_postgres._cluster import payload
+from socketio_postgres._cluster.adapter import ClusterAdapter, Request, answer_arguments
+from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.empty_rooms import guard
+from socketio_postgres._cluster.handshake import handshake
+from socketio_postgres._cluster.local_delivery import Parcel, event_maker, event_packets
+from socketio_postgres._cluster.membership import Membership
+from socketio_postgres._cluster.rooms import bad, chosen_namespace, room_key
 from socketio_postgres._typing import Unpack
-from socketio_postgres.adapter import ClusterAdapter, Request, answer_arguments
-from socketio_postgres.broadcast_operator import Target
-from socketio_postgres.bus import Bus
-from socketio_postgres.empty_rooms import guard
 from socketio_postgres.exceptions import (
     ClosedError,
     CommitInDoubtError,
@@ -37,13 +45,6 @@ from socketio_postgres.exceptions import (
     SelfTestError,
     SocketIOPostgresError,
 )
-from socketio_postgres.gap import GapHandler, GapInfo
-from socketio_postgres.handshake import handshake
-from socketio_postgres.local_delivery import Parcel, event_maker, event_packets
-from socketio_postgres.membership import Membership
-from socketio_postgres.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
-from socketio_postgres.options import BusOptions, HeartbeatOptions, ManagerKeywords
-from socketio_postgres.rooms import bad, chosen_namespace, room_key
 
 __all__ = ["ClusterMember", "Delivery"]
 

@@ -10,13 +10,22 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres.adapter import Apply, ClusterAdapter, Complete, Effect, PeerJoined, PeerLeft, Request, Send
-from socketio_postgres.bus import Bus
-from socketio_postgres.callbacks import Callbacks
-from socketio_postgres.local_sockets import LocalSockets
-from socketio_postgres.messages import Message
-from socketio_postgres.options import HeartbeatOptions
-from socketio_postgres.rooms import checked_namespace, chosen_namespace
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.messages import Message
+from socketio_postgres._bus.options import HeartbeatOptions
+from socketio_postgres._cluster.adapter import (
+    Apply,
+    ClusterAdapter,
+    Complete,
+    Effect,
+    PeerJoined,
+    PeerLeft,
+    Request,
+    Send,
+)
+from socketio_postgres._cluster.callbacks import Callbacks
+from socketio_postgres._cluster.local_sockets import LocalSockets
+from socketio_postgres._cluster.rooms import checked_namespace, chosen_namespace
 
 __all__ = ["Membership"]
 

@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from socketio_postgres import _core
-from socketio_postgres.adapter import ClusterAdapter, Request
-from socketio_postgres.broadcast_operator import Target
+from socketio_postgres._bus.handover import BATCH, Operation
+from socketio_postgres._bus.hook import Hook
+from socketio_postgres._bus.messages import Message
+from socketio_postgres._cluster.adapter import ClusterAdapter, Request
+from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.local_delivery import Parcel
+from socketio_postgres._cluster.member import JOIN_LIMIT, ClusterMember, Handler
 from socketio_postgres.exceptions import (
     ClosedError,
     ForkedProcessError,
     OperationTimeoutError,
     PayloadTooLargeError,
 )
-from socketio_postgres.handover import BATCH, Operation
-from socketio_postgres.hook import Hook
-from socketio_postgres.local_delivery import Parcel
-from socketio_postgres.member import JOIN_LIMIT, ClusterMember, Handler
-from socketio_postgres.messages import Message
 
 __all__ = ["Waiting"]
 

@@ -21,8 +21,13 @@ from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from socketio_postgres._typing import Self
-from socketio_postgres.postgres_account import public_tempdir, readable_copy, server_account
-from socketio_postgres.postgres_binaries import EmbeddedPostgresError, PostgresBinaries, default_binaries, find_binaries
+from socketio_postgres.demo.postgres_account import public_tempdir, readable_copy, server_account
+from socketio_postgres.demo.postgres_binaries import (
+    EmbeddedPostgresError,
+    PostgresBinaries,
+    default_binaries,
+    find_binaries,
+)
 
 if TYPE_CHECKING:
     import pwd

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from socketio_postgres.postgres_binaries import EmbeddedPostgresError
+from socketio_postgres.demo.postgres_binaries import EmbeddedPostgresError
 
 if TYPE_CHECKING:
     import pwd

@@ -11,8 +11,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from socketio_postgres.demo.embedded import EmbeddedPostgres, free_port
 from socketio_postgres.demo.process import DSN_VARIABLE, READY
-from socketio_postgres.embedded import EmbeddedPostgres, free_port
 from socketio_postgres.exceptions import SocketIOPostgresError
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from socketio_postgres.async_store_calls import AsyncBackground, Handler, call
-from socketio_postgres.async_subscription import AsyncSubscription
-from socketio_postgres.event import NotificationPayload, StoreResult
+from socketio_postgres.events.async_store_calls import AsyncBackground, Handler, call
+from socketio_postgres.events.async_subscription import AsyncSubscription
+from socketio_postgres.events.event import NotificationPayload, StoreResult
 from socketio_postgres.exceptions import ClosedError
 
 __all__ = ["AsyncCallbackSubscription"]

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, Final
 
 from socketio_postgres._typing import Self
-from socketio_postgres.async_durable_subscription import CHECKPOINT_COUNT, AsyncDurableSubscription
-from socketio_postgres.async_store_calls import EventHandler, sleep
-from socketio_postgres.async_user_connection import run_on
-from socketio_postgres.event import StoredEvent
+from socketio_postgres.events.async_durable_subscription import CHECKPOINT_COUNT, AsyncDurableSubscription
+from socketio_postgres.events.async_store_calls import EventHandler, sleep
+from socketio_postgres.events.async_user_connection import run_on
+from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.failure_policy import FailurePolicy
 from socketio_postgres.exceptions import ConnectionLostError, EventStoreError, SubscriptionFencedError
-from socketio_postgres.failure_policy import FailurePolicy
 
 __all__ = ["AsyncCompetingSubscription", "partition_of"]
 

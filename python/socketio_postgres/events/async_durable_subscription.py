@@ -12,17 +12,17 @@ from types import TracebackType
 from typing import Any, Final
 
 from socketio_postgres._typing import Self
-from socketio_postgres.async_store_calls import EventHandler, call, sleep
-from socketio_postgres.async_subscription import AsyncSubscription
-from socketio_postgres.async_user_connection import run_on
-from socketio_postgres.event import StoredEvent
+from socketio_postgres.events.async_store_calls import EventHandler, call, sleep
+from socketio_postgres.events.async_subscription import AsyncSubscription
+from socketio_postgres.events.async_user_connection import run_on
+from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
 from socketio_postgres.exceptions import (
     ConnectionLostError,
     EventStoreError,
     OptionsError,
     SubscriptionFencedError,
 )
-from socketio_postgres.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
 
 __all__ = ["AsyncDurableSubscription"]
 

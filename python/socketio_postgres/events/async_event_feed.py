@@ -8,16 +8,17 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._typing import Unpack
-from socketio_postgres.async_competing_subscription import AsyncCompetingSubscription
-from socketio_postgres.async_durable_subscription import AsyncDurableSubscription
-from socketio_postgres.async_event_log import AsyncEventLog
-from socketio_postgres.async_store_calls import run_operation
-from socketio_postgres.async_subscription import PATIENCE, AsyncSubscription
-from socketio_postgres.async_wait_until import wait_until
-from socketio_postgres.blocker import Stall
-from socketio_postgres.durable_state import DurableState
-from socketio_postgres.event import (
+from socketio_postgres.events.async_competing_subscription import AsyncCompetingSubscription
+from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
+from socketio_postgres.events.async_event_log import AsyncEventLog
+from socketio_postgres.events.async_store_calls import run_operation
+from socketio_postgres.events.async_subscription import PATIENCE, AsyncSubscription
+from socketio_postgres.events.async_wait_until import wait_until
+from socketio_postgres.events.blocker import Stall
+from socketio_postgres.events.durable_state import DurableState
+from socketio_postgres.events.event import (
     END,
     START,
     AfterVersion,
@@ -25,13 +26,12 @@ from socketio_postgres.event import (
     StoreResult,
     check_version,
 )
-from socketio_postgres.event_store_options import EventStoreKeywords
+from socketio_postgres.events.filter import Filter, conditions_of
+from socketio_postgres.events.options import EventStoreKeywords
 from socketio_postgres.exceptions import (
     OptionsError,
     StoreStalledError,
 )
-from socketio_postgres.filter import Filter, conditions_of
-from socketio_postgres.hook import AsyncHook
 
 __all__ = ["AsyncEventFeed"]
 

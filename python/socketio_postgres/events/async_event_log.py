@@ -12,16 +12,17 @@ from types import TracebackType
 from typing import Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres._password import AsyncPasswordCall
+from socketio_postgres._bus.hook import AsyncHook
+from socketio_postgres._bus.password import AsyncPasswordCall
 from socketio_postgres._typing import Self, Unpack
-from socketio_postgres.async_store_calls import (
+from socketio_postgres.events.async_store_calls import (
     EventSource,
     chunks_of,
     run_operation,
 )
-from socketio_postgres.async_store_in import store_in
-from socketio_postgres.blocker import BLOCKERS_SQL, Blocker
-from socketio_postgres.event import (
+from socketio_postgres.events.async_store_in import store_in
+from socketio_postgres.events.blocker import BLOCKERS_SQL, Blocker
+from socketio_postgres.events.event import (
     ANY,
     VERSION_MAX,
     Event,
@@ -32,7 +33,8 @@ from socketio_postgres.event import (
     check_version,
     expected_number,
 )
-from socketio_postgres.event_store_options import EventStoreKeywords, EventStoreOptions
+from socketio_postgres.events.filter import Filter, conditions_of
+from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
 from socketio_postgres.exceptions import (
     EventNotFoundError,
     ForkedProcessError,
@@ -41,8 +43,6 @@ from socketio_postgres.exceptions import (
     OptionsError,
     StoreClosedError,
 )
-from socketio_postgres.filter import Filter, conditions_of
-from socketio_postgres.hook import AsyncHook
 
 __all__ = ["AsyncEventLog"]
 

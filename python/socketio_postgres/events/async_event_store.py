@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 
+from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._typing import Unpack
-from socketio_postgres.async_callback_subscription import AsyncCallbackSubscription
-from socketio_postgres.async_event_feed import AsyncEventFeed
-from socketio_postgres.async_store_calls import (
+from socketio_postgres.events.async_callback_subscription import AsyncCallbackSubscription
+from socketio_postgres.events.async_event_feed import AsyncEventFeed
+from socketio_postgres.events.async_store_calls import (
     Handler,
 )
-from socketio_postgres.event import (
+from socketio_postgres.events.event import (
     END,
 )
-from socketio_postgres.event_store_options import EventStoreKeywords
-from socketio_postgres.filter import Filter
-from socketio_postgres.hook import AsyncHook
+from socketio_postgres.events.filter import Filter
+from socketio_postgres.events.options import EventStoreKeywords
 
 __all__ = ["AsyncEventStore"]
 

@@ -12,9 +12,9 @@ import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
-from socketio_postgres.event import Event, NotificationPayload, StoredEvent
+from socketio_postgres._bus.handover import AsyncCalls, Operation
+from socketio_postgres.events.event import Event, NotificationPayload, StoredEvent
 from socketio_postgres.exceptions import OperationTimeoutError
-from socketio_postgres.handover import AsyncCalls, Operation
 
 __all__ = [
     "AsyncBackground",

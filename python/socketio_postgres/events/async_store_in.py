@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from socketio_postgres.async_user_connection import rows_on
-from socketio_postgres.event import StoreResult
+from socketio_postgres.events.async_user_connection import rows_on
+from socketio_postgres.events.event import StoreResult
 from socketio_postgres.exceptions import (
     DuplicateEventError,
     OptionsError,

@@ -10,9 +10,9 @@ from typing import Final, TypeAlias
 
 from socketio_postgres import _core
 from socketio_postgres._typing import Self
-from socketio_postgres.async_store_calls import run_operation
-from socketio_postgres.async_wait_until import wait_until
-from socketio_postgres.event import (
+from socketio_postgres.events.async_store_calls import run_operation
+from socketio_postgres.events.async_wait_until import wait_until
+from socketio_postgres.events.event import (
     END,
     START,
     AfterVersion,

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from socketio_postgres.user_connection import library_of, numbered, percent, psycopg_cursor, sqlalchemy_text, texts
+from socketio_postgres.events.user_connection import (
+    library_of,
+    numbered,
+    percent,
+    psycopg_cursor,
+    sqlalchemy_text,
+    texts,
+)
 
 __all__ = ["rows_on", "run_on"]
 

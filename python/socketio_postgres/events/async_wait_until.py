@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from socketio_postgres.async_store_calls import sleep
+from socketio_postgres.events.async_store_calls import sleep
 from socketio_postgres.exceptions import OperationTimeoutError
 
 __all__ = ["wait_until"]

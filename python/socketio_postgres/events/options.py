@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from socketio_postgres.blocker import Stall
-from socketio_postgres.options import Password, bad_option, check_names
+from socketio_postgres._bus.options import Password, bad_option, check_names
+from socketio_postgres.events.blocker import Stall
 
 __all__ = ["EventStoreKeywords", "EventStoreOptions", "OnStall"]
 

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias, TypeVar
 
-from socketio_postgres.event import Event, NotificationPayload, StoredEvent
-from socketio_postgres.green import has_hub, pause
-from socketio_postgres.handover import BlockingCalls, Operation
+from socketio_postgres._bus.green import has_hub, pause
+from socketio_postgres._bus.handover import BlockingCalls, Operation
+from socketio_postgres.events.event import Event, NotificationPayload, StoredEvent
 
 __all__ = [
     "Background",

@@ -80,7 +80,7 @@ pub fn password_source(callable: Py<PyAny>) -> PasswordSource {
             let ask = || -> PyResult<String> {
                 let mut value = callable.bind(py).call0()?;
                 if value.hasattr("__await__")? {
-                    value = py.import("socketio_postgres._password")?.call_method1("resolve", (value,))?;
+                    value = py.import("socketio_postgres._bus.password")?.call_method1("resolve", (value,))?;
                 }
                 value.extract()
             };

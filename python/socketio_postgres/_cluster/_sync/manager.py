@@ -10,14 +10,15 @@ from typing import Any
 from socketio.manager import Manager
 from socketio.pubsub_manager import PubSubManager
 
-from socketio_postgres.broadcast_operator import Target
+from socketio_postgres._bus.messages import Message, MessageType
+from socketio_postgres._cluster._sync.server_operator import ServerChain, ServerSideActions
+from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.member import CLOSE_LIMIT, Delivery
+from socketio_postgres._cluster.payload import value_fields
+from socketio_postgres._cluster.rooms import checked_sid, chosen_namespace, chosen_rooms, room_name, skipped_names
+from socketio_postgres._cluster.serving_loop import on_serving_loop, starts_serving
+from socketio_postgres._cluster.waiting import Waiting
 from socketio_postgres.exceptions import PayloadTooLargeError
-from socketio_postgres.member import CLOSE_LIMIT, Delivery
-from socketio_postgres.messages import Message, MessageType
-from socketio_postgres.payload import value_fields
-from socketio_postgres.rooms import checked_sid, chosen_namespace, chosen_rooms, room_name, skipped_names
-from socketio_postgres.server_operator import ServerChain, ServerSideActions
-from socketio_postgres.waiting import Waiting
 
 __all__ = ["PostgresManager"]
 

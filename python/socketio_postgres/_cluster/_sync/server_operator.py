@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol, TypeAlias
 
-from socketio_postgres.broadcast_operator import (
+from socketio_postgres._bus.messages import Message
+from socketio_postgres._cluster.broadcast_operator import (
     Chain,
     EmitActions,
     SocketActions,
@@ -14,9 +15,8 @@ from socketio_postgres.broadcast_operator import (
     checked_event,
     checked_timeout,
 )
+from socketio_postgres._cluster.rooms import checked_namespace
 from socketio_postgres.exceptions import RequestTimeoutError
-from socketio_postgres.messages import Message
-from socketio_postgres.rooms import checked_namespace
 
 __all__ = ["RemoteSocket", "ServerNamespace", "ServerOperator"]
 

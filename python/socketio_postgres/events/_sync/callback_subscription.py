@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from socketio_postgres.event import NotificationPayload, StoreResult
+from socketio_postgres.events._sync.subscription import Subscription
+from socketio_postgres.events.event import NotificationPayload, StoreResult
+from socketio_postgres.events.store_calls import Background, Handler, call
 from socketio_postgres.exceptions import ClosedError
-from socketio_postgres.store_calls import Background, Handler, call
-from socketio_postgres.subscription import Subscription
 
 __all__ = ["CallbackSubscription"]
 

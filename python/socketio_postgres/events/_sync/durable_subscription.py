@@ -13,17 +13,17 @@ from types import TracebackType
 from typing import Any, Final
 
 from socketio_postgres._typing import Self
-from socketio_postgres.event import StoredEvent
+from socketio_postgres.events._sync.subscription import Subscription
+from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
+from socketio_postgres.events.store_calls import EventHandler, call, sleep
+from socketio_postgres.events.user_connection import run_on
 from socketio_postgres.exceptions import (
     ConnectionLostError,
     EventStoreError,
     OptionsError,
     SubscriptionFencedError,
 )
-from socketio_postgres.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
-from socketio_postgres.store_calls import EventHandler, call, sleep
-from socketio_postgres.subscription import Subscription
-from socketio_postgres.user_connection import run_on
 
 __all__ = ["DurableSubscription"]
 

@@ -9,12 +9,16 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._bus.hook import Hook
 from socketio_postgres._typing import Unpack
-from socketio_postgres.blocker import Stall
-from socketio_postgres.competing_subscription import CompetingSubscription
-from socketio_postgres.durable_state import DurableState
-from socketio_postgres.durable_subscription import DurableSubscription
-from socketio_postgres.event import (
+from socketio_postgres.events._sync.competing_subscription import CompetingSubscription
+from socketio_postgres.events._sync.durable_subscription import DurableSubscription
+from socketio_postgres.events._sync.event_log import EventLog
+from socketio_postgres.events._sync.subscription import PATIENCE, Subscription
+from socketio_postgres.events._sync.wait_until import wait_until
+from socketio_postgres.events.blocker import Stall
+from socketio_postgres.events.durable_state import DurableState
+from socketio_postgres.events.event import (
     END,
     START,
     AfterVersion,
@@ -22,17 +26,13 @@ from socketio_postgres.event import (
     StoreResult,
     check_version,
 )
-from socketio_postgres.event_log import EventLog
-from socketio_postgres.event_store_options import EventStoreKeywords
+from socketio_postgres.events.filter import Filter, conditions_of
+from socketio_postgres.events.options import EventStoreKeywords
+from socketio_postgres.events.store_calls import run_operation
 from socketio_postgres.exceptions import (
     OptionsError,
     StoreStalledError,
 )
-from socketio_postgres.filter import Filter, conditions_of
-from socketio_postgres.hook import Hook
-from socketio_postgres.store_calls import run_operation
-from socketio_postgres.subscription import PATIENCE, Subscription
-from socketio_postgres.wait_until import wait_until
 
 __all__ = ["EventFeed"]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import contextlib
 
+from socketio_postgres._bus.hook import Hook
 from socketio_postgres._typing import Unpack
-from socketio_postgres.callback_subscription import CallbackSubscription
-from socketio_postgres.event import (
+from socketio_postgres.events._sync.callback_subscription import CallbackSubscription
+from socketio_postgres.events._sync.event_feed import EventFeed
+from socketio_postgres.events.event import (
     END,
 )
-from socketio_postgres.event_feed import EventFeed
-from socketio_postgres.event_store_options import EventStoreKeywords
-from socketio_postgres.filter import Filter
-from socketio_postgres.hook import Hook
-from socketio_postgres.store_calls import (
+from socketio_postgres.events.filter import Filter
+from socketio_postgres.events.options import EventStoreKeywords
+from socketio_postgres.events.store_calls import (
     Handler,
 )
 

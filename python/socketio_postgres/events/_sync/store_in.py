@@ -9,14 +9,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from socketio_postgres.event import StoreResult
+from socketio_postgres.events.event import StoreResult
+from socketio_postgres.events.user_connection import rows_on
 from socketio_postgres.exceptions import (
     DuplicateEventError,
     OptionsError,
     SchemaMismatchError,
     WrongExpectedVersionError,
 )
-from socketio_postgres.user_connection import rows_on
 
 __all__ = ["store_in"]
 

@@ -11,7 +11,8 @@ from typing import Final, TypeAlias
 
 from socketio_postgres import _core
 from socketio_postgres._typing import Self
-from socketio_postgres.event import (
+from socketio_postgres.events._sync.wait_until import wait_until
+from socketio_postgres.events.event import (
     END,
     START,
     AfterVersion,
@@ -24,9 +25,8 @@ from socketio_postgres.event import (
     StoreResult,
     check_version,
 )
+from socketio_postgres.events.store_calls import run_operation
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, StoreClosedError
-from socketio_postgres.store_calls import run_operation
-from socketio_postgres.wait_until import wait_until
 
 __all__ = ["Subscription"]
 

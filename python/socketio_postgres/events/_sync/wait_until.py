@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from socketio_postgres.events.store_calls import sleep
 from socketio_postgres.exceptions import OperationTimeoutError
-from socketio_postgres.store_calls import sleep
 
 __all__ = ["wait_until"]
 

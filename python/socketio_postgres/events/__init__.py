@@ -1,0 +1,107 @@
+"""The event store: a durable, ordered log of events in PostgreSQL, with realtime subscriptions.
+
+    from socketio_postgres.events import AsyncEventStore, Event
+
+It knows nothing of Socket.IO and its clusters. All names are at the top of the package, too.
+"""
+
+from __future__ import annotations
+
+from socketio_postgres.events._sync.competing_subscription import CompetingSubscription
+from socketio_postgres.events._sync.durable_subscription import DurableSubscription
+from socketio_postgres.events._sync.event_store import EventStore
+from socketio_postgres.events._sync.subscription import Subscription
+from socketio_postgres.events.async_competing_subscription import AsyncCompetingSubscription
+from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
+from socketio_postgres.events.async_event_store import AsyncEventStore
+from socketio_postgres.events.async_subscription import AsyncSubscription
+from socketio_postgres.events.blocker import Blocker, Stall
+from socketio_postgres.events.durable_state import DurableState, PartitionState
+from socketio_postgres.events.event import (
+    ANY,
+    END,
+    EXISTS,
+    NO_STREAM,
+    START,
+    CaughtUp,
+    Checkpoint,
+    Event,
+    FellBehind,
+    NotificationPayload,
+    Page,
+    Reconnected,
+    StoredEvent,
+    StoreResult,
+)
+from socketio_postgres.events.failure_policy import Park, ParkedEvent, Skip, Stop
+from socketio_postgres.events.filter import Filter
+from socketio_postgres.events.options import EventStoreOptions
+from socketio_postgres.exceptions import (
+    AggregateIdTooLongError,
+    CommitInDoubtError,
+    DuplicateEventError,
+    EventNotFoundError,
+    EventStoreError,
+    FilterError,
+    IncompatibleVersionError,
+    InvalidConnectionError,
+    LocksNotVisibleError,
+    SchemaMismatchError,
+    StoreClosedError,
+    StoreRewoundError,
+    StoreStalledError,
+    SubscriptionFencedError,
+    UnknownOptionError,
+    WrongExpectedVersionError,
+)
+
+__all__ = [
+    "ANY",
+    "END",
+    "EXISTS",
+    "NO_STREAM",
+    "START",
+    "AggregateIdTooLongError",
+    "AsyncCompetingSubscription",
+    "AsyncDurableSubscription",
+    "AsyncEventStore",
+    "AsyncSubscription",
+    "Blocker",
+    "CaughtUp",
+    "Checkpoint",
+    "CommitInDoubtError",
+    "CompetingSubscription",
+    "DuplicateEventError",
+    "DurableState",
+    "DurableSubscription",
+    "Event",
+    "EventNotFoundError",
+    "EventStore",
+    "EventStoreError",
+    "EventStoreOptions",
+    "FellBehind",
+    "Filter",
+    "FilterError",
+    "IncompatibleVersionError",
+    "InvalidConnectionError",
+    "LocksNotVisibleError",
+    "NotificationPayload",
+    "Page",
+    "Park",
+    "ParkedEvent",
+    "PartitionState",
+    "Reconnected",
+    "SchemaMismatchError",
+    "Skip",
+    "Stall",
+    "Stop",
+    "StoreClosedError",
+    "StoreResult",
+    "StoreRewoundError",
+    "StoreStalledError",
+    "StoredEvent",
+    "Subscription",
+    "SubscriptionFencedError",
+    "UnknownOptionError",
+    "WrongExpectedVersionError",
+]
