@@ -7,17 +7,17 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use _core::attachment::AttachmentTable;
-use _core::codec::{self, Encoded, Limits, Seal};
-use _core::connection::Connector;
-use _core::conninfo::Conninfo;
-use _core::echo::Echo;
-use _core::inbox::{Inbox, Outlet};
-use _core::intake::{Intake, IntakeSettings};
-use _core::listener::Sink as _;
-use _core::protocol::{Body, Data, Flags, Message, Opts};
-use _core::rooms::Rooms;
-use _core::session::Session;
+use _core::connect::connection::Connector;
+use _core::connect::conninfo::Conninfo;
+use _core::connect::session::Session;
+use _core::handover::inbox::{Inbox, Outlet};
+use _core::receive::attachment::AttachmentTable;
+use _core::receive::echo::Echo;
+use _core::receive::intake::{Intake, IntakeSettings};
+use _core::receive::listener::Sink as _;
+use _core::receive::rooms::Rooms;
+use _core::wire::codec::{self, Encoded, Limits, Seal};
+use _core::wire::protocol::{Body, Data, Flags, Message, Opts};
 
 const CHANNEL: &str = "socket.io#/";
 const UID: &str = "a1b2c3d4e5f60718";

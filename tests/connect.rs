@@ -7,10 +7,10 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use _core::connection::{Connector, Encoding, Link, PasswordSource};
-use _core::conninfo::Conninfo;
+use _core::connect::connection::{Connector, Encoding, Link, PasswordSource};
+use _core::connect::conninfo::Conninfo;
+use _core::connect::mended::unreadable_bytes;
 use _core::error::{Error, Result, ServerReport};
-use _core::mended::unreadable_bytes;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;

@@ -6,11 +6,11 @@
 use std::hint::black_box;
 use std::time::{Instant, SystemTime};
 
-use _core::codec::{self, Encoded, Limits, Seal, msgpack};
-use _core::echo::Echo;
-use _core::protocol::{Body, Data, Flags, Message, Opts};
-use _core::rooms::Rooms;
-use _core::sequence::{Sender, Sequences};
+use _core::receive::echo::Echo;
+use _core::receive::rooms::Rooms;
+use _core::receive::sequence::{Sender, Sequences};
+use _core::wire::codec::{self, Encoded, Limits, Seal, msgpack};
+use _core::wire::protocol::{Body, Data, Flags, Message, Opts};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const CHANNEL: &str = "socket.io#/";

@@ -4,7 +4,7 @@
 
 mod common;
 
-use _core::codec;
+use _core::wire::codec;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

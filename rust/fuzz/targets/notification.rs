@@ -4,9 +4,9 @@
 
 mod common;
 
-use _core::codec::{self, Received};
-use _core::protocol::Message;
-use _core::signature::SigningKey;
+use _core::wire::codec::{self, Received};
+use _core::wire::protocol::Message;
+use _core::wire::signature::SigningKey;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 fuzz_target!(|data: &[u8]| -> Corpus {

@@ -4,9 +4,9 @@
 
 #![no_main]
 
-use _core::codec::{self, Encoded, Limits, Received, Seal};
-use _core::protocol::{Message, NOTIFY_LIMIT_BYTES, channel_name};
-use _core::signature::SigningKey;
+use _core::wire::codec::{self, Encoded, Limits, Received, Seal};
+use _core::wire::protocol::{Message, NOTIFY_LIMIT_BYTES, channel_name};
+use _core::wire::signature::SigningKey;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 fuzz_target!(|data: &[u8]| -> Corpus {

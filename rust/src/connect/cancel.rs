@@ -19,7 +19,7 @@ use tokio_postgres::CancelToken;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::conninfo::Host;
+use crate::connect::conninfo::Host;
 
 /// Longest wait for a cancel request to be taken, and for a sign that it had an effect. On a link that is a black hole
 /// this is what it costs to ask.

@@ -1,10 +1,11 @@
 //! Establish one connection to a server that accepts writes, trying every host and address.
 
-use crate::cancel::Canceller;
-use crate::conninfo::{Conninfo, Host, SslMode};
+use crate::connect::cancel::Canceller;
+use crate::connect::conninfo::{Conninfo, Host, SslMode};
+use crate::connect::mended::{self, Mended, Plain};
+use crate::connect::socket;
+use crate::connect::tls;
 use crate::error::{Error, Result, ServerReport};
-use crate::mended::{self, Mended, Plain};
-use crate::{socket, tls};
 use rand::seq::SliceRandom;
 use std::fmt::{self, Write as _};
 use std::future::{Future, poll_fn};

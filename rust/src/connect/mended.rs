@@ -15,7 +15,7 @@ use tokio_postgres::config::{Config, SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Connection, Error, Notification};
 
-use crate::socket::Socket;
+use crate::connect::socket::Socket;
 
 /// First byte of a `NotificationResponse`. Source: PostgreSQL "Message Formats", as all of what follows.
 const NOTIFICATION: u8 = b'A';

@@ -16,10 +16,10 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
-use crate::cancel::{CANCEL_LIMIT, Canceller};
-use crate::connection::{Connector, Encoding, Link};
+use crate::connect::cancel::{CANCEL_LIMIT, Canceller};
+use crate::connect::connection::{Connector, Encoding, Link};
+use crate::connect::pulse::Pulse;
 use crate::error::{Error, Result};
-use crate::pulse::Pulse;
 
 /// How long closing waits for what is under way, and for the server to take our farewell; then comes what
 /// [`CANCEL_LIMIT`] allows.

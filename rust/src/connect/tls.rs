@@ -3,7 +3,7 @@
 //! The stream itself is `tokio-postgres-rustls`: it takes any rustls configuration, does SCRAM channel binding and
 //! adds no crypto provider (`rustls-tokio-postgres` brings more crates and its own choice of roots).
 
-use crate::conninfo::{RootCert, SslMode, TlsFile, TlsSettings, TlsVersion};
+use crate::connect::conninfo::{RootCert, SslMode, TlsFile, TlsSettings, TlsVersion};
 use crate::error::{Error, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};

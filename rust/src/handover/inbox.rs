@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::connect::runtime::Leftover;
 use crate::error::{Error, Result};
-use crate::gap::{Gap, Overflow};
-use crate::protocol::Message;
-use crate::runtime::Leftover;
-use crate::store::feed::Batch;
-use crate::store::reader::Page;
-use crate::store::writer::Position;
+use crate::store::read::feed::Batch;
+use crate::store::read::reader::Page;
+use crate::store::write::writer::Position;
+use crate::wire::gap::{Gap, Overflow};
+use crate::wire::protocol::Message;
 
 /// Most background failures that wait for Python; a flood of bad messages must not fill the memory. Further ones are
 /// only counted.
@@ -433,10 +433,10 @@ impl Outlet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Body;
+    use crate::wire::protocol::Body;
 
     fn message(size: usize) -> Item {
-        let packet = crate::protocol::Data::Json("x".repeat(size));
+        let packet = crate::wire::protocol::Data::Json("x".repeat(size));
         Item::Message(Message::new("/", Body::ServerSideEmit { packet, request_id: None }))
     }
 
@@ -573,7 +573,7 @@ mod tests {
     fn holes_beyond_the_limit_are_counted_in_the_overflow() {
         let inbox = Inbox::new(10_000).unwrap();
         let hole = |count| {
-            let (reason, since) = (crate::gap::Reason::Hole, std::time::SystemTime::now());
+            let (reason, since) = (crate::wire::gap::Reason::Hole, std::time::SystemTime::now());
             Item::Gap(Gap { reason, nsp: None, sender: None, missing: count, since })
         };
         for _ in 0..20_000 {

@@ -3,9 +3,9 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use crate::codec::Encoded;
 use crate::error::Error;
-use crate::inbox::{Completion, Outcome};
+use crate::handover::inbox::{Completion, Outcome};
+use crate::wire::codec::Encoded;
 
 /// Most messages in one transaction: the commit holds a server-wide lock while they are copied to the queue.
 const GROUP_MESSAGES: usize = 1000;
@@ -200,7 +200,7 @@ impl Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inbox::Inbox;
+    use crate::handover::inbox::Inbox;
 
     fn raw(text: &str) -> Outgoing {
         let wire = Encoded::Inline(text.to_owned());

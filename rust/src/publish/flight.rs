@@ -4,18 +4,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::attachment::AttachmentTable;
-use crate::buffer::Outgoing;
-use crate::codec::Encoded;
-use crate::echo::Echo;
+use crate::connect::queue;
+use crate::connect::session::OpenConnection;
 use crate::error::{Error, Result};
-use crate::outbox::Outbox;
-use crate::queue;
-use crate::session::OpenConnection;
-use crate::statement;
+use crate::publish::buffer::Outgoing;
+use crate::publish::outbox::Outbox;
+use crate::publish::statement;
+use crate::receive::attachment::AttachmentTable;
+use crate::receive::echo::Echo;
+use crate::wire::codec::Encoded;
 
 /// A stack of parts still to be sent, the first one last. However this ends, by an error, or by the deadline of
-/// [`Publisher::close`](crate::publisher::Publisher::close), every message is settled or back in the buffer afterwards.
+/// [`Publisher::close`](crate::publish::publisher::Publisher::close), every message is settled or back in the buffer afterwards.
 pub struct Flight<'a> {
     outbox: &'a Outbox,
     connection: &'a Arc<OpenConnection>,

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::buffer::{Buffer, Outgoing};
+use crate::connect::outage::Outage;
 use crate::error::{Error, Result};
-use crate::inbox::{Completion, Item, Outcome, Outlet};
-use crate::outage::Outage;
+use crate::handover::inbox::{Completion, Item, Outcome, Outlet};
+use crate::publish::buffer::{Buffer, Outgoing};
 
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::attachment::AttachmentTable;
-use crate::backoff::Backoff;
-use crate::buffer::{Buffer, Outgoing};
-use crate::codec::{self, Encoded, Limits, Seal};
-use crate::echo::Echo;
+use crate::connect::backoff::Backoff;
+use crate::connect::outage::Present;
+use crate::connect::runtime;
+use crate::connect::session::Session;
 use crate::error::{Error, Result};
-use crate::flight::Flight;
-use crate::inbox::{Completion, Outcome, Outlet};
-use crate::outage::Present;
-use crate::outbox::{Contents, Outbox, PublisherStats, Unreported};
-use crate::protocol::{EMITTER_UID, Message, NOTIFY_LIMIT_BYTES, channel_name, check_channel};
-use crate::runtime;
-use crate::session::Session;
-use crate::signature::SigningKey;
+use crate::handover::inbox::{Completion, Outcome, Outlet};
+use crate::publish::buffer::{Buffer, Outgoing};
+use crate::publish::flight::Flight;
+use crate::publish::outbox::{Contents, Outbox, PublisherStats, Unreported};
+use crate::receive::attachment::AttachmentTable;
+use crate::receive::echo::Echo;
+use crate::wire::codec::{self, Encoded, Limits, Seal};
+use crate::wire::protocol::{EMITTER_UID, Message, NOTIFY_LIMIT_BYTES, channel_name, check_channel};
+use crate::wire::signature::SigningKey;
 
 /// Letters of an emitter's process id on the wire: 48 bits.
 const PROCESS_LENGTH: usize = 8;

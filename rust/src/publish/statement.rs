@@ -3,11 +3,11 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use crate::attachment::AttachmentTable;
-use crate::buffer::Outgoing;
-use crate::codec::Encoded;
 use crate::error::{Error, Result};
-use crate::protocol::quote_literal;
+use crate::publish::buffer::Outgoing;
+use crate::receive::attachment::AttachmentTable;
+use crate::wire::codec::Encoded;
+use crate::wire::protocol::quote_literal;
 
 /// Commit a group: one transaction, and one round trip. Stores what needs the table there, which must exist.
 pub async fn commit(client: &Client, table: &AttachmentTable, group: &[Outgoing]) -> Result<()> {

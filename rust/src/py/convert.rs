@@ -11,10 +11,10 @@ use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, 
 use serde::ser::{Error as _, Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
 use serde_json::value::RawValue;
 
-use crate::codec::json;
-use crate::codec::msgpack::{self, Build};
 use crate::error::{Error, Result};
-use crate::protocol::{Data, MAX_DEPTH};
+use crate::wire::codec::json;
+use crate::wire::codec::msgpack::{self, Build};
+use crate::wire::protocol::{Data, MAX_DEPTH};
 
 const CHANGED: &str = "it changed while it was being encoded; give a copy of what others may change";
 

@@ -6,8 +6,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict as _, PyDict, PyModule};
 
+use crate::connect::outage::Present;
 use crate::error::Error;
-use crate::outage::Present;
 use crate::store::error::StoreError;
 
 static EXCEPTIONS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();

@@ -11,8 +11,8 @@ use pyo3::types::{IntoPyDict as _, PyDict, PyString, PyTuple};
 
 use super::convert::{self, Root};
 use crate::error::{Error, Result};
-use crate::protocol::Data;
 use crate::store::event::{NewEvent, StoredEvent};
+use crate::wire::protocol::Data;
 
 /// See `_core.pyi`.
 #[pyclass(name = "StoredEvent", frozen, module = "socketio_postgres._core")]

@@ -9,8 +9,8 @@ use pyo3::types::{PyBytes, PyList};
 
 use super::error::exception;
 use super::message::PyMessage;
-use crate::gap::{Gap, Reason};
-use crate::inbox::{Completion, Inbox, Item, Outcome};
+use crate::handover::inbox::{Completion, Inbox, Item, Outcome};
+use crate::wire::gap::{Gap, Reason};
 
 /// See `_core.pyi`.
 #[pyclass(name = "Inbox", frozen, module = "socketio_postgres._core")]

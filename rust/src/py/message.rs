@@ -5,8 +5,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::convert::{self, Root};
-use crate::codec::{self, Encoded, Limits, Received};
-use crate::protocol::{Body, Data, Flags, Message, MessageType, NOTIFY_LIMIT_BYTES, Opts, PACKET_EVENT};
+use crate::wire::codec::{self, Encoded, Limits, Received};
+use crate::wire::protocol::{Body, Data, Flags, Message, MessageType, NOTIFY_LIMIT_BYTES, Opts, PACKET_EVENT};
 
 /// See `_core.pyi`.
 #[pyclass(name = "Message", frozen, module = "socketio_postgres._core")]
@@ -354,10 +354,10 @@ pub fn decode_msgpack(body: &[u8], uid: &str, nsp: &str) -> PyResult<PyMessage> 
 /// Constants that `messages.py` repeats; a test compares them.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NOTIFY_LIMIT_BYTES", NOTIFY_LIMIT_BYTES)?;
-    module.add("CHANNEL_LIMIT_BYTES", crate::protocol::CHANNEL_LIMIT_BYTES)?;
-    module.add("MAX_DEPTH", crate::protocol::MAX_DEPTH)?;
-    module.add("EMITTER_UID", crate::protocol::EMITTER_UID)?;
-    module.add("SOURCE", crate::protocol::SOURCE)?;
+    module.add("CHANNEL_LIMIT_BYTES", crate::wire::protocol::CHANNEL_LIMIT_BYTES)?;
+    module.add("MAX_DEPTH", crate::wire::protocol::MAX_DEPTH)?;
+    module.add("EMITTER_UID", crate::wire::protocol::EMITTER_UID)?;
+    module.add("SOURCE", crate::wire::protocol::SOURCE)?;
     let names: Vec<(String, u8)> = MessageType::ALL.iter().map(|kind| (format!("{kind:?}"), kind.number())).collect();
     module.add("MESSAGE_TYPES", names)?;
     module.add_class::<PyMessage>()?;

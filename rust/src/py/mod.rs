@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
+use crate::connect::runtime;
 use crate::error::Result;
-use crate::{protocol, runtime};
+use crate::wire::protocol;
 
 /// The longest wait there is, a century: the clock cannot tell a moment much later.
 const LONGEST_WAIT: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -34,7 +35,7 @@ fn channel_name(prefix: &str, nsp: &str) -> Result<String> {
 /// See `_core.pyi`.
 #[pyfunction]
 fn member_lock(uid: &str) -> u32 {
-    crate::probe::member_id(uid)
+    crate::receive::probe::member_id(uid)
 }
 
 /// See `_core.pyi`.

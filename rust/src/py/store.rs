@@ -11,23 +11,23 @@ use super::bus::password_source;
 use super::error::{exception, outage, outage_seconds};
 use super::event::{self, PyStoredEvent};
 use super::inbox::PyInbox;
-use crate::connection::Connector;
-use crate::conninfo::{Conninfo, process_env};
+use crate::connect::connection::Connector;
+use crate::connect::conninfo::{Conninfo, process_env};
+use crate::connect::runtime::{self, Lease};
 use crate::error::{Error, Result};
-use crate::inbox::Outcome;
-use crate::runtime::{self, Lease};
+use crate::handover::inbox::Outcome;
 use crate::store::error::Expected;
 use crate::store::event::{NewEvent, StoredEvent};
 use crate::store::event_store::{EventStore, Opened, Settings};
-use crate::store::feed::{Question, Start, Subscription};
 use crate::store::filter::{Condition, Filter};
-use crate::store::import::Import;
 use crate::store::pool::Limits;
-use crate::store::reader::Query;
-use crate::store::reading::Reading;
+use crate::store::read::feed::{Question, Start, Subscription};
+use crate::store::read::reader::Query;
+use crate::store::read::reading::Reading;
+use crate::store::read::wakeup;
 use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY, TableName};
-use crate::store::wakeup;
-use crate::store::writer::{self, Request};
+use crate::store::write::import::Import;
+use crate::store::write::writer::{self, Request};
 
 /// The complete settings, checked and defaulted by `event_store_options.py`.
 #[derive(FromPyObject)]

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::error::{Error, Result, ServerReport};
-use crate::protocol::quote_identifier;
+use crate::wire::protocol::quote_identifier;
 
 /// Advisory lock key of everything that must happen once per database: creating and expiring. Spells "sio.pg".
 const LOCK_KEY: i64 = 0x7369_6f2e_7067;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
-use crate::inbox::Completion;
-use crate::protocol::quote_identifier;
+use crate::handover::inbox::Completion;
+use crate::wire::protocol::quote_identifier;
 
 /// See the module documentation.
 #[derive(Default)]
@@ -136,7 +136,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::inbox::Inbox;
+    use crate::handover::inbox::Inbox;
 
     fn completion(inbox: &Arc<Inbox>) -> Completion {
         Completion::new(inbox, 1)

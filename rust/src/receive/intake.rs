@@ -12,21 +12,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::attachment::{AttachmentTable, Body};
-use crate::backoff::Backoff;
-use crate::codec::{self, Received};
-use crate::echo::Echo;
+use crate::connect::backoff::Backoff;
+use crate::connect::runtime;
+use crate::connect::session::Session;
 use crate::error::{Error, Result};
-use crate::gap::{Gap, Overflow, Reason};
-use crate::inbox::{Item, Outlet, SMALL_BYTES};
-use crate::lanes::{Lanes, Slot};
-use crate::listener::Sink;
-use crate::protocol::{Body as MessageBody, EMITTER_UID, Message};
-use crate::rooms::Rooms;
-use crate::runtime;
-use crate::sequence::{Arrival, Sender, Sequences};
-use crate::session::Session;
-use crate::signature::{Signed, SigningKey};
+use crate::handover::inbox::{Item, Outlet, SMALL_BYTES};
+use crate::receive::attachment::{AttachmentTable, Body};
+use crate::receive::echo::Echo;
+use crate::receive::lanes::{Lanes, Slot};
+use crate::receive::listener::Sink;
+use crate::receive::rooms::Rooms;
+use crate::receive::sequence::{Arrival, Sender, Sequences};
+use crate::wire::codec::{self, Received};
+use crate::wire::gap::{Gap, Overflow, Reason};
+use crate::wire::protocol::{Body as MessageBody, EMITTER_UID, Message};
+use crate::wire::signature::{Signed, SigningKey};
 
 /// Most attachments fetched by one query.
 const FETCH_COUNT: usize = 64;

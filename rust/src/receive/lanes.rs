@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use foldhash::HashMap;
 
-use crate::gap::{Gap, Overflow};
-use crate::inbox::SMALL_BYTES;
-use crate::protocol::Message;
+use crate::handover::inbox::SMALL_BYTES;
+use crate::wire::gap::{Gap, Overflow};
+use crate::wire::protocol::Message;
 
 /// One place in a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Body;
+    use crate::wire::protocol::Body;
 
     fn ready(nsp: &str) -> Slot {
         Slot::Ready(Message::new(nsp, Body::Heartbeat), "a".to_owned())

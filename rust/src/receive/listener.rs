@@ -15,20 +15,20 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 
-use crate::backoff::Backoff;
-use crate::channels::{Change, Channels};
-use crate::connection::{Connector, Link};
-use crate::echo::Echo;
+use crate::connect::backoff::Backoff;
+use crate::connect::connection::{Connector, Link};
+use crate::connect::mended;
+use crate::connect::outage::{Outage, Present};
+use crate::connect::queue;
+use crate::connect::runtime;
+use crate::connect::session::Session;
 use crate::error::{Error, LikelyCause, Result};
-use crate::gap::{Gap, Overflow, Reason};
-use crate::inbox::{Completion, Item, Notification, Outcome, Outlet};
-use crate::mended;
-use crate::outage::{Outage, Present};
-use crate::probe::{self, Identity, MemberLock};
-use crate::protocol::{check_channel, quote_identifier};
-use crate::queue;
-use crate::runtime;
-use crate::session::Session;
+use crate::handover::inbox::{Completion, Item, Notification, Outcome, Outlet};
+use crate::receive::channels::{Change, Channels};
+use crate::receive::echo::Echo;
+use crate::receive::probe::{self, Identity, MemberLock};
+use crate::wire::gap::{Gap, Overflow, Reason};
+use crate::wire::protocol::{check_channel, quote_identifier};
 
 /// Longest wait for an answer, or silence before it, while a session is being set up; later it is the probe's interval.
 const SETUP_LIMIT: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use foldhash::{HashMap, HashSet};
 
-use crate::protocol::{Body, Message};
+use crate::wire::protocol::{Body, Message};
 
 #[derive(Default)]
 struct Namespace {
@@ -124,7 +124,7 @@ impl Rooms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Data, Opts};
+    use crate::wire::protocol::{Data, Opts};
 
     fn opts(rooms: &[&str]) -> Opts {
         Opts { rooms: rooms.iter().map(ToString::to_string).collect(), ..Opts::default() }

@@ -4,10 +4,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
 use crate::error::{Error, Result, ServerReport};
-use crate::protocol::NOTIFY_LIMIT_BYTES;
 use crate::store::error::StoreError;
 use crate::store::json;
 use crate::store::table::Table;
+use crate::wire::protocol::NOTIFY_LIMIT_BYTES;
 
 /// Longest aggregate id under go-sync-kit's trigger: it makes the channel `stream_<id>` of it, at most 63 bytes.
 pub const AGGREGATE_ID_LIMIT_BYTES: usize = 56;

@@ -7,20 +7,20 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio_postgres::types::Type;
 
-use crate::connection::Connector;
+use crate::connect::connection::Connector;
+use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::inbox::{Completion, Outcome};
-use crate::runtime;
+use crate::handover::inbox::{Completion, Outcome};
 use crate::store::error::StoreError;
 use crate::store::event::{NewEvent, get};
-use crate::store::feed::{Feed, Owner, Subscription};
 use crate::store::filter::Filter;
 use crate::store::pool::{Bind, Limits, Pool};
-use crate::store::reader::{self, Query};
-use crate::store::sharing::{self, Member, Shared, Wanted};
+use crate::store::read::feed::{Feed, Owner, Subscription};
+use crate::store::read::reader::{self, Query};
+use crate::store::read::sharing::{self, Member, Shared, Wanted};
+use crate::store::read::wakeup;
 use crate::store::table::{self, Part, Table, TableName};
-use crate::store::wakeup;
-use crate::store::writer::{self, Request, Writer};
+use crate::store::write::writer::{self, Request, Writer};
 
 /// Everything a store needs to know, decided by the Python layer.
 pub struct Settings {

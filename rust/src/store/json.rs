@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::protocol::MAX_DEPTH;
+use crate::wire::protocol::MAX_DEPTH;
 
 /// A parsed document.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
-use crate::connection::Connector;
+use crate::connect::connection::Connector;
 use crate::error::{Error, Result};
 use crate::store::error::StoreError;
 

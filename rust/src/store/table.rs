@@ -7,10 +7,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::error::{Error, Result};
-use crate::protocol::{quote_identifier, quote_literal};
 use crate::store::error::StoreError;
 use crate::store::event::get;
 use crate::store::pool::{Pool, Pooled};
+use crate::wire::protocol::{quote_identifier, quote_literal};
 
 /// Advisory lock of everything that changes the schema. Spells "sio.es".
 const MIGRATION_LOCK: i64 = 0x7369_6f2e_6573;
@@ -61,7 +61,7 @@ impl TableName {
         let wrong = || {
             Error::options("table_name", name, "give table or schema.table, each at most 63 bytes, quoted if unusual")
         };
-        let mut parts = crate::attachment::parse_name(name).ok_or_else(wrong)?;
+        let mut parts = crate::receive::attachment::parse_name(name).ok_or_else(wrong)?;
         let is_valid = |part: &String| !part.is_empty() && part.len() <= 63;
         if parts.len() > 2 || !parts.iter().all(is_valid) {
             return Err(wrong());

@@ -1,8 +1,8 @@
 //! What must be true of every message that was decoded, whatever it was decoded from.
 
-use _core::codec::{self, json, msgpack};
 use _core::error::Result;
-use _core::protocol::{Data, MAX_DEPTH, Message};
+use _core::wire::codec::{self, json, msgpack};
+use _core::wire::protocol::{Data, MAX_DEPTH, Message};
 
 /// Look at all of it, as a server that has clients for it does, and pass it on.
 pub fn check(message: &Message) {

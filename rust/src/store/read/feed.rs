@@ -20,19 +20,19 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::backoff::Backoff;
+use crate::connect::backoff::Backoff;
+use crate::connect::outage::Outage;
+use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::inbox::{Completion, Outcome};
-use crate::outage::Outage;
-use crate::runtime;
+use crate::handover::inbox::{Completion, Outcome};
 use crate::store::error::StoreError;
 use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::Pool;
-use crate::store::reader::{self, Query, Settler};
+use crate::store::read::reader::{self, Query, Settler};
+use crate::store::read::wakeup::Wakeup;
+use crate::store::read::watermark::Holders;
 use crate::store::table::Table;
-use crate::store::wakeup::Wakeup;
-use crate::store::watermark::Holders;
 
 /// Most events in one read of the keeper.
 const PAGE: i64 = 1000;

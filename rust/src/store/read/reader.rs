@@ -12,8 +12,8 @@ use crate::store::error::StoreError;
 use crate::store::event::{COLUMNS, StoredEvent, get};
 use crate::store::filter::{Filter, Parameter};
 use crate::store::pool::{Bind, Pool, Pooled};
+use crate::store::read::watermark::{Holders, Watermark};
 use crate::store::table::Table;
-use crate::store::watermark::{Holders, Watermark};
 
 /// Events, and from where it is safe to go on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
 use tokio_postgres::Row;
 
+use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::inbox::{Completion, Outcome};
-use crate::runtime;
+use crate::handover::inbox::{Completion, Outcome};
 use crate::store::event::{StoredEvent, get};
 use crate::store::event_store::EventStore;
-use crate::store::reader::{self, Page, Query};
+use crate::store::read::reader::{self, Page, Query};
 
 /// Pages that wait for the consumer, beside the one it has and the one being read.
 const AHEAD: usize = 1;

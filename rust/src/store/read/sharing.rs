@@ -6,12 +6,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::connection::Connector;
-use crate::store::feed::Feed;
+use crate::connect::connection::Connector;
 use crate::store::pool::{Limits, Pool};
-use crate::store::reader::Settler;
+use crate::store::read::feed::Feed;
+use crate::store::read::reader::Settler;
+use crate::store::read::wakeup::{self, Wakeup};
 use crate::store::table::Table;
-use crate::store::wakeup::{self, Wakeup};
 
 /// What stores have in common that share a feed.
 #[derive(Clone)]

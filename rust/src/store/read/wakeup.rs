@@ -12,13 +12,13 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client};
 
-use crate::connection::{Connection, Connector};
+use crate::connect::connection::{Connection, Connector};
+use crate::connect::outage::Outage;
+use crate::connect::queue;
 use crate::error::{Error, Result};
-use crate::outage::Outage;
-use crate::protocol::quote_identifier;
-use crate::queue;
 use crate::store::error::StoreError;
 use crate::store::table::{GO_CHANNEL, Table};
+use crate::wire::protocol::quote_identifier;
 
 /// First delay between attempts to connect; it doubles up to the setting.
 const FIRST_DELAY: Duration = Duration::from_millis(50);

@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinHandle;
 
+use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::inbox::{Completion, Outcome};
-use crate::runtime;
+use crate::handover::inbox::{Completion, Outcome};
 use crate::store::event::NewEvent;
 use crate::store::event_store::EventStore;
 

@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::backoff::Backoff;
+use crate::connect::backoff::Backoff;
+use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::inbox::{Completion, Outcome};
-use crate::runtime;
-use crate::store::copy::copy;
+use crate::handover::inbox::{Completion, Outcome};
 use crate::store::error::{Expected, StoreError};
 use crate::store::event::{NewEvent, get, micros};
 use crate::store::pool::{BEGIN, Bind, Pool, Pooled};
-use crate::store::statements::{Checks, Columns, Sql};
 use crate::store::table::Table;
+use crate::store::write::copy::copy;
+use crate::store::write::statements::{Checks, Columns, Sql};
 
 /// Most bytes of events in one statement.
 const GROUP_BYTES: usize = 8 * 1024 * 1024;

@@ -4,7 +4,7 @@
 //! formats are read into [`Fields`] and made into a [`Body`] here, once.
 
 use crate::error::Result;
-use crate::protocol::{Body, Data, MessageType, Opts};
+use crate::wire::protocol::{Body, Data, MessageType, Opts};
 
 use super::undecodable;
 

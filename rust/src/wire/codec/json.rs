@@ -9,7 +9,7 @@ use std::fmt::{self, Write as _};
 use super::fields::{Fields, Slice};
 use super::{HINT_KEY, HINT_LIMIT_BYTES, Received, Stamp, undecodable};
 use crate::error::Result;
-use crate::protocol::{Body, Data, Flags, MAX_DEPTH, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
+use crate::wire::protocol::{Body, Data, Flags, MAX_DEPTH, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
 
 // ---------------------------------------------------------------------------------------------------- writing
 

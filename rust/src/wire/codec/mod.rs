@@ -10,8 +10,8 @@ pub mod json;
 pub mod msgpack;
 
 use crate::error::{Error, Result};
-use crate::protocol::{Data, Message, NOTIFY_LIMIT_BYTES};
-use crate::signature::SigningKey;
+use crate::wire::protocol::{Data, Message, NOTIFY_LIMIT_BYTES};
+use crate::wire::signature::SigningKey;
 
 pub use fields::{Fields, Slice};
 pub use glance::{Glance, glance};

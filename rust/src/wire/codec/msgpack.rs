@@ -7,7 +7,7 @@ use rmp::encode as w;
 use super::fields::{Fields, Slice};
 use super::json;
 use crate::error::{Error, Result};
-use crate::protocol::{Body, Data, MAX_DEPTH, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
+use crate::wire::protocol::{Body, Data, MAX_DEPTH, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
 use reader::Reader;
 pub use reader::{Build, build};
 

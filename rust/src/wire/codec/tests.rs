@@ -5,7 +5,7 @@ use serde_json::{Value, json as value};
 
 use super::msgpack::{Build, build};
 use super::*;
-use crate::protocol::{Body, Flags, MAX_DEPTH, MessageType, Opts};
+use crate::wire::protocol::{Body, Flags, MAX_DEPTH, MessageType, Opts};
 
 const LIMITS: Limits = Limits { payload_threshold_bytes: 8000, max_payload_bytes: 1 << 24 };
 

@@ -3,9 +3,9 @@
 use rmp::Marker;
 use rmp::decode::RmpRead as _;
 
-use crate::codec::undecodable;
 use crate::error::{Error, Result};
-use crate::protocol::{Flags, MAX_DEPTH, Opts};
+use crate::wire::codec::undecodable;
+use crate::wire::protocol::{Flags, MAX_DEPTH, Opts};
 
 /// Makes values of some kind out of a MessagePack document.
 pub trait Build {

@@ -1,0 +1,14 @@
+//! How a session comes to be, and how it stays well: connection strings, TLS, one connection for requests, outages.
+
+pub mod backoff;
+pub mod cancel;
+pub mod connection;
+pub mod conninfo;
+pub mod mended;
+pub mod outage;
+pub mod pulse;
+pub mod queue;
+pub mod runtime;
+pub mod session;
+pub mod socket;
+pub mod tls;

@@ -1,0 +1,3 @@
+//! The queue between the core and Python.
+
+pub mod inbox;

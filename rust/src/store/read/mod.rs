@@ -1,0 +1,8 @@
+//! Reading events, and hearing of new ones, in an order that is safe against late commits.
+
+pub mod feed;
+pub mod reader;
+pub mod reading;
+pub mod sharing;
+pub mod wakeup;
+pub mod watermark;

@@ -1,0 +1,6 @@
+//! Storing events.
+
+pub mod copy;
+pub mod import;
+pub mod statements;
+pub mod writer;
