@@ -34,7 +34,7 @@ build: $(VENV)/.built  ## Build the extension, optimised, and install the packag
 $(DIST)/.built: $(STAMP) $(RUST) pyproject.toml README.md $(shell find python -name '*.py*')
 	rm -rf $(DIST)
 	$(BIN)/maturin build --release --quiet --out $(DIST)
-	$(BIN)/maturin sdist --quiet --out $(DIST)
+	$(BIN)/maturin sdist --out $(DIST)
 	touch $@
 
 wheel: $(DIST)/.built  ## Build the wheel and the sdist that users install, into dist/
