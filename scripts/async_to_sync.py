@@ -49,7 +49,7 @@ REPLACEMENTS = [
     (r"\bawait ", ""),
     (r" *@(on_serving_loop|starts_serving)\n", ""),
     (r" *if not self\._is_at_home\(\):.*\n.*\n *return\n", ""),
-    (r"from socketio_postgres\.serving_loop import .*\n", ""),
+    (r"from socketio_postgres\._cluster\.serving_loop import .*\n", ""),
     (r"\n    It serves on the event loop that(.+\n)+", ""),
     (r"Coroutine\[Any, Any, None\]", "None"),
     (r"from collections\.abc import Coroutine\n", ""),

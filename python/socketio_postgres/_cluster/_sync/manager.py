@@ -16,7 +16,6 @@ from socketio_postgres._cluster.broadcast_operator import Target
 from socketio_postgres._cluster.member import CLOSE_LIMIT, Delivery
 from socketio_postgres._cluster.payload import value_fields
 from socketio_postgres._cluster.rooms import checked_sid, chosen_namespace, chosen_rooms, room_name, skipped_names
-from socketio_postgres._cluster.serving_loop import on_serving_loop, starts_serving
 from socketio_postgres._cluster.waiting import Waiting
 from socketio_postgres.exceptions import PayloadTooLargeError
 
