@@ -137,7 +137,7 @@ demo: build  ## Two chat servers, an emitter and a PostgreSQL; DEMO_ARGS=--check
 
 clean:  ## Remove everything that was built
 	cargo clean
-	rm -rf $(VENV) dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/interop/node/node_modules
+	rm -rf $(VENV) dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/peers/node/node_modules
 
 all: lint test fuzz  ## What CI runs
 	$(MAKE) demo DEMO_ARGS=--check

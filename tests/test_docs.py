@@ -155,7 +155,7 @@ def test_statistics_of_the_store(database: Database) -> None:
 def test_compatibility_table() -> None:
     text = (ROOT / "README.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
-    packages = json.loads((ROOT / "tests/interop/node/package.json").read_text())["dependencies"]
+    packages = json.loads((ROOT / "tests/peers/node/package.json").read_text())["dependencies"]
     for name in ("@socket.io/postgres-adapter", "@socket.io/postgres-emitter"):
         assert f"`{name}` {packages[name]}" in text
     assert packages["socket.io"] == packages["socket.io-client"]

@@ -15,7 +15,7 @@ from typing import Any
 from typing_extensions import Self
 
 ROOT = Path(__file__).parents[2]
-NODE_MODULES = ROOT / "tests" / "interop" / "node" / "node_modules"
+NODE_MODULES = ROOT / "tests" / "peers" / "node" / "node_modules"
 LIMIT_S = 180.0
 """Longest that one command may take."""
 

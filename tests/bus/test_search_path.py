@@ -67,8 +67,8 @@ def _fragments(path: Path) -> Iterator[str]:
 
 def _sources() -> list[Path]:
     rust, python = ROOT / "rust" / "src", ROOT / "python" / "socketio_postgres"
-    modules = [path for path in python.glob("*.py") if not path.name.startswith("embedded")]
-    return sorted([*rust.rglob("*.sql"), *rust.glob("*.rs"), *rust.glob("store/*.rs"), *modules])
+    modules = [path for path in python.rglob("*.py") if "demo" not in path.parts]
+    return sorted([*rust.rglob("*.sql"), *rust.rglob("*.rs"), *modules])
 
 
 def test_all_that_is_postgresqls_is_called_by_its_full_name(database: Database) -> None:

@@ -1,6 +1,6 @@
 """Together with go-sync-kit on its own table, against recordings of it.
 
-A live Go process can take the recordings' place: tests/interop/go_event_store is the program that they were made with.
+A live Go process can take the recordings' place: tests/peers/go_event_store is the program that they were made with.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from socketio_postgres import END, NO_STREAM, AsyncEventStore, Event, EventNotFoundError, Filter
-from tests.eventstore.conftest import GO_TABLE, OUR_TABLE
+from tests.events.conftest import GO_TABLE, OUR_TABLE
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
 

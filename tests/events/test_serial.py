@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from socketio_postgres import NO_STREAM, AsyncEventStore, Event, EventStore
-from tests.eventstore.test_order_model import collect, write
+from tests.events.test_order_model import collect, write
 from tests.fixtures.database import Database
 from tests.fixtures.event_schedule import NaiveReader, Seen, check
 from tests.fixtures.waiting import eventually, nothing_arrives

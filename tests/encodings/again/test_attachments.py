@@ -1,3 +1,3 @@
 """Attachments, in databases of other encodings."""
 
-from tests.integration.test_attachments import *  # noqa: F403 - found by pytest, with the fixtures
+from tests.bus.test_attachments import *  # noqa: F403 - found by pytest, with the fixtures

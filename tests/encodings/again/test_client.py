@@ -1,3 +1,3 @@
 """The low-level clients, in databases of other encodings."""
 
-from tests.integration.test_client import *  # noqa: F403 - found by pytest, with the fixtures
+from tests.bus.test_client import *  # noqa: F403 - found by pytest, with the fixtures

@@ -1,3 +1,3 @@
 """Signed messages, in databases of other encodings."""
 
-from tests.integration.test_signing import *  # noqa: F403 - found by pytest, with the fixtures
+from tests.bus.test_signing import *  # noqa: F403 - found by pytest, with the fixtures

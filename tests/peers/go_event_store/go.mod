@@ -1,4 +1,4 @@
-module socketio-postgres/tests/interop/go_event_store
+module socketio-postgres/tests/peers/go_event_store
 
 go 1.24.4
 
