@@ -330,6 +330,9 @@ async def test_a_query_given_up_stands_in_nobodys_way(database: Database, *, end
                 other.execute("COMMIT")
             await eventually(lambda: store.stats()["in_use"] == 0, "it is done with")
             assert store.stats()["idle"] == int(ends)
+            await eventually(
+                lambda: not waits_for_a_lock(database), "it is taken back, although the lock is still held"
+            )
 
 
 async def test_a_commit_in_doubt_is_resolved_by_id(our_store: AsyncEventStore, database: Database) -> None:

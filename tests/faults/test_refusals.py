@@ -194,7 +194,7 @@ async def test_a_store_whose_commit_is_in_doubt_is_told_so(database: Database, r
                 await asyncio.sleep(ATTEMPTS_S)
                 assert not storing.done(), "it is still asked for"
                 await store.close()
-                with pytest.raises(CommitInDoubtError, match="28000|closed"):
+                with pytest.raises(CommitInDoubtError, match=r"28000|closed"):
                     await storing
 
 
