@@ -183,6 +183,7 @@ async def test_a_chain_refuses_before_it_acts_here(database: Database, kind: typ
     await ours.emit("fourth")
     await client.wait_for("fourth")
     assert client.received("third") == []
+    await _flush(ours)
     [socket] = await ours.fetch_sockets(client.sid, timeout=5)
     assert socket["rooms"] == [client.sid]
     await client.disconnect()

@@ -58,7 +58,7 @@ async def test_nothing_can_be_changed_or_moved(database: Database) -> None:
         await io.emit("hello", 1)
         await io.emit("hello", BIG)
         await reader.wait_for(2)
-        inline, header = (frame.payload for frame in spy.frames)
+        inline, header = (frame.payload for frame in await spy.wait_for(lambda _: True, 2))
         row = json.loads(header)["attachmentId"]
         other_row = database.value("INSERT INTO socket_io_attachments (payload) VALUES ('\\x90') RETURNING id")
         forged: list[tuple[str, str]] = [

@@ -330,6 +330,9 @@ async def test_a_query_given_up_stands_in_nobodys_way(database: Database, *, end
                 other.execute("COMMIT")
             await eventually(lambda: store.stats()["in_use"] == 0, "it is done with")
             assert store.stats()["idle"] == int(ends)
+            await eventually(
+                lambda: not waits_for_a_lock(database), "it is taken back, although the lock is still held"
+            )
 
 
 async def test_a_commit_in_doubt_is_resolved_by_id(our_store: AsyncEventStore, database: Database) -> None:
@@ -357,6 +360,19 @@ async def test_a_commit_in_doubt_is_resolved_by_id(our_store: AsyncEventStore, d
     await asyncio.wait([killing])
     assert [event.data for event in await our_store.load()] == list(range(100))
     assert [event.version for event in await our_store.load()] == [result.version for result in results]
+
+
+async def test_closing_waits_for_a_call_that_waits_for_a_lock(our_store: AsyncEventStore, database: Database) -> None:
+    async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
+        await our_store.store_in(connection, Event("T", "a", 1), expected=NO_STREAM)
+        late = asyncio.create_task(our_store.store(Event("T", "a", 2)))
+        await eventually(lambda: waits_for_a_lock(database), "it waits")
+        closing = asyncio.create_task(our_store.close())
+        done, _ = await asyncio.wait([closing, late], timeout=0.5)
+        assert not done
+        await connection.commit()
+    assert (await late).version == 2
+    await closing
 
 
 async def test_after_close(our_store: AsyncEventStore) -> None:

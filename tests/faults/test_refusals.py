@@ -19,14 +19,17 @@ from socketio_postgres import (
     AsyncEmitter,
     AsyncEventStore,
     AsyncPostgresClient,
+    CommitInDoubtError,
     DatabaseError,
     Event,
+    OperationTimeoutError,
 )
 from socketio_postgres.health import problems
 from tests.fixtures.bus import BusReader, serving
 from tests.fixtures.database import Database
 from tests.fixtures.pgbouncer import PgBouncer
 from tests.fixtures.postgres import OwnPostgres
+from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 
 ROLE = "refused"
@@ -177,6 +180,42 @@ async def test_subscriptions_go_on(database: Database, role: Database, caplog: p
     assert len(refusals) == 2, "listening and reading, and not one for each attempt"
     assert [getattr(error, "sqlstate", "") for error in told].count("28000") == 2
     assert SECRET not in caplog.text
+
+
+async def test_a_store_whose_commit_is_in_doubt_is_told_so(database: Database, role: Database) -> None:
+    """That connections are refused afterwards does not answer what became of it; nor does closing."""
+    async with AsyncEventStore(role.dsn) as store:
+        await store.store(Event("T", "a", 0))
+        with database.connect() as other, other.transaction():
+            other.execute("LOCK TABLE events")
+            storing = asyncio.create_task(store.store(Event("T", "a", 1)))
+            await eventually(lambda: _waits_for_a_lock(database), "it is under way")
+            with altered(database, *NO_LOGIN):
+                await asyncio.sleep(ATTEMPTS_S)
+                assert not storing.done(), "it is still asked for"
+                await store.close()
+                with pytest.raises(CommitInDoubtError, match=r"28000|closed"):
+                    await storing
+
+
+def _waits_for_a_lock(database: Database) -> bool:
+    return bool(
+        database.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'", database.name
+        )
+    )
+
+
+async def test_a_store_that_cannot_connect_in_time_has_sent_nothing(database: Database) -> None:
+    with Proxy(database) as proxy:
+        async with AsyncEventStore(proxy.dsn) as store:
+            await store.store(Event("T", "a", 0))
+            trap = proxy.swallow_from(b"user\0", count=float("inf"))
+            proxy.reset()
+            await eventually(lambda: not proxy.links, "all are cut")
+            with pytest.raises(OperationTimeoutError, match="connect"):
+                await store.store(Event("T", "a", 1))
+            assert len(trap.caught) <= 2, "a second attempt is enough: there is nothing to be asked for"
 
 
 async def test_a_subscription_ends_after_as_many_attempts_as_it_was_given(database: Database, role: Database) -> None:

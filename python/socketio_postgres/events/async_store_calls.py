@@ -43,6 +43,8 @@ async def run_operation(operation: Operation, timeout: float | None = None) -> A
     """
     try:
         return await asyncio.wait_for(AsyncCalls.of_running_loop().start(operation), timeout)
+    except OperationTimeoutError:
+        raise  # the core's own, which says what took so long
     except asyncio.TimeoutError:
         raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s") from None
 

@@ -70,13 +70,13 @@ impl<'a> Flight<'a> {
             let sent_bytes = group.iter().map(Outgoing::size_bytes).sum();
             let work = |client| statement::commit(client, self.table, group);
             let sent = self.connection.commit("commit messages", sent_bytes, work).await;
-            self.is_sending = sent.as_ref().is_err_and(Error::is_connection_lost);
+            self.is_sending = sent.as_ref().is_err_and(is_lost_under_way);
             match sent {
                 Ok(()) => {
                     expect_echo(self.echo, group, began);
                     self.settle(&Ok(()));
                 }
-                Err(error) if error.is_connection_lost() => {
+                Err(error) if is_lost_under_way(&error) => {
                     self.settle(&Err(in_doubt(&reason_of(&error))));
                     return Err(error);
                 }
@@ -156,6 +156,11 @@ fn expect_echo(echo: &Echo, group: &[Outgoing], began: Instant) {
 /// Whether what is wrong with the attachment table would fail messages that do not need it.
 fn is_mixed(group: &[Outgoing]) -> bool {
     group.iter().any(Outgoing::is_attachment) && !group.iter().all(Outgoing::is_attachment)
+}
+
+/// Whether a commit may have reached the server. Otherwise the connection was given up before it was sent.
+fn is_lost_under_way(error: &Error) -> bool {
+    error.is_connection_lost() && !matches!(error, Error::ConnectionLost { may_be_sent: false, .. })
 }
 
 /// What happened, without what was being done: a commit, always.

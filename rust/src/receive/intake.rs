@@ -517,7 +517,7 @@ async fn fetch(shared: &Shared) {
                 if backoff.attempts() == 0 {
                     shared.outlet.push(Item::Failure(error.clone()));
                 }
-                if error.is_transient() {
+                if error.is_transient() || error.is_connection_lost() {
                     shared.want_again(batch.into_iter());
                     if let Some(since) = in_vain {
                         shared.give_up(since); // but not before a second attempt, on a new connection

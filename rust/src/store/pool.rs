@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
+use crate::connect::cancel::Canceller;
 use crate::connect::connection::Connector;
 use crate::error::{Error, Result};
 use crate::store::error::StoreError;
@@ -21,7 +22,8 @@ use crate::store::error::StoreError;
 /// Opens a transaction in which each statement sees what was committed before it. Expected versions rest on it: they are
 /// looked at after a wait for a lock, whatever isolation the role or the database has by default.
 pub const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
-/// How long a query that nobody waits for any more may take until its connection is closed instead of kept.
+/// How long a query that nobody waits for any more may take until it is cancelled, and its connection closed instead of
+/// kept.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// Most statements kept prepared per connection; the store itself has about a dozen, filters make others.
 const STATEMENTS: usize = 100;
@@ -67,6 +69,7 @@ struct Idle {
 
 struct Connection {
     client: Client,
+    canceller: Canceller,
     statements: HashMap<String, Statement>,
     born: Instant,
 }
@@ -154,7 +157,9 @@ impl Pool {
         tokio::spawn(async move {
             let _ = link.connection.await;
         });
-        pooled.connection = Some(Connection { client: link.client, statements: HashMap::new(), born: Instant::now() });
+        let (client, canceller) = (link.client, link.canceller);
+        let connection = Connection { client, canceller, statements: HashMap::new(), born: Instant::now() };
+        pooled.connection = Some(connection);
         let mut state = self.lock();
         state.stats.open += 1;
         if !std::mem::replace(&mut state.is_watched, true) {
@@ -215,12 +220,14 @@ async fn watch(pool: Weak<Pool>, limits: Limits) {
 
 /// Keep a connection whose query was given up out of the pool until that has ended.
 async fn settle(mut pooled: Pooled) {
+    let Ok(Connection { client, canceller, .. }) = pooled.connection() else { return };
     // Answers come in order, and nothing is asked here.
-    let is_idle = match pooled.client() {
-        Ok(client) => timeout(SETTLE_LIMIT, client.simple_query("")).await.is_ok_and(|answer| answer.is_ok()),
-        Err(_) => false,
-    };
-    pooled.set_dirty(!is_idle);
+    let answered = timeout(SETTLE_LIMIT, client.simple_query("")).await;
+    if answered.is_err() {
+        // Behind a lock it would wait on for as long as that is held: the server does not look whether we are there.
+        canceller.cancel().await;
+    }
+    pooled.set_dirty(!answered.is_ok_and(|answer| answer.is_ok()));
 }
 
 impl Drop for Pooled {

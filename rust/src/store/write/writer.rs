@@ -72,6 +72,8 @@ pub struct WriterStats {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Request>,
+    /// Calls that go on in tasks of their own.
+    alone: usize,
     stats: WriterStats,
     is_running: bool,
     is_closed: bool,
@@ -134,7 +136,7 @@ impl Writer {
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
         let state = self.shared.lock();
-        !state.is_running && state.queue.is_empty()
+        !state.is_running && state.alone == 0 && state.queue.is_empty()
     }
 
     /// Counters.
@@ -245,17 +247,29 @@ async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
 }
 
 fn spawn_alone(shared: &Arc<Shared>, request: Request, doubt: Option<Instant>) {
-    shared.lock().stats.alone += 1;
+    {
+        let mut state = shared.lock();
+        state.stats.alone += 1;
+        state.alone += 1;
+    }
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let result = store_alone(&shared, &request, doubt).await;
         shared.settle(request, result);
+        shared.lock().alone -= 1;
     });
 }
 
-/// The connection broke while a commit may have been under way.
+/// The connection broke while a commit may have been under way. Only connecting has a limit of time.
 fn is_in_doubt(error: &Error) -> bool {
-    error.is_connection_lost() && !matches!(error, Error::ConnectionLost { may_be_sent: false, .. } | Error::Refused(_))
+    let is_before_sending =
+        matches!(error, Error::ConnectionLost { may_be_sent: false, .. } | Error::Refused(_) | Error::Timeout { .. });
+    error.is_connection_lost() && !is_before_sending
+}
+
+/// No connection is to be had any more.
+fn is_closed(error: &Error) -> bool {
+    matches!(error, Error::Store(error) if **error == StoreError::Closed)
 }
 
 /// Another writer was faster, or in the way: try again. 23505 unique violation, 40001 serialization failure,
@@ -363,7 +377,7 @@ async fn store_alone(shared: &Shared, request: &Request, mut doubt: Option<Insta
     let mut conflicts = 0;
     loop {
         match attempt(shared, request).await {
-            Err(error) if error.is_connection_lost() => {
+            Err(error) if error.is_connection_lost() || is_closed(&error) => {
                 if is_in_doubt(&error) {
                     doubt.get_or_insert_with(Instant::now);
                 }
@@ -383,11 +397,13 @@ async fn store_alone(shared: &Shared, request: &Request, mut doubt: Option<Insta
     }
 }
 
+/// Whatever the last attempt to ask failed with, it did not tell what became of the commit.
 fn in_doubt(error: Error) -> Error {
-    match error {
-        Error::ConnectionLost { context, reason, .. } => Error::ConnectionLost { context, reason, may_be_sent: true },
-        other => other,
-    }
+    let (context, reason) = match error {
+        Error::ConnectionLost { context, reason, .. } => (context, reason),
+        other => ("store events".to_owned(), other.to_string()),
+    };
+    Error::ConnectionLost { context, reason, may_be_sent: true }
 }
 
 async fn attempt(shared: &Shared, request: &Request) -> Result<Vec<Position>> {
