@@ -46,7 +46,7 @@ REPLACEMENTS = [
     (r" May be a coroutine function\.\n", " It runs in a thread of its own.\n"),
     (r"\bawait ", ""),
     (r" *@(on_serving_loop|starts_serving)\n", ""),
-    (r" *if not self\._is_at_home\(\):.*\n.*\n *return\n", ""),
+    (r" *if not self\._is_at_home\(\):.*\n.*\n *return( False)?\n", ""),
     (r"from socketio_postgres\.serving_loop import .*\n", ""),
     (r"\n    It serves on the event loop that(.+\n)+", ""),
     (r"Coroutine\[Any, Any, None\]", "None"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from socketio.async_manager import AsyncManager
 from socketio.async_pubsub_manager import AsyncPubSubManager
@@ -20,6 +20,10 @@ from socketio_postgres.rooms import checked_sid, chosen_namespace, chosen_rooms,
 from socketio_postgres.serving_loop import on_serving_loop, starts_serving
 
 __all__ = ["AsyncPostgresManager"]
+
+HAS_PRE_CONNECT: Final = hasattr(AsyncManager, "pre_connect")
+"""Whether the server calls `connect` once the connect handler has ended. Before python-socketio 5.17 it calls it first,
+with the id of the connection instead of the client's, and has no `pre_connect`."""
 
 
 class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaiting, AsyncPubSubManager):  # type: ignore[misc]  # python-socketio is not typed
@@ -102,18 +106,25 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     @starts_serving
     async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`, but a client is told that it is connected only once LISTEN is active."""
+        if not await self._may_connect(eio_sid, namespace):
+            return None
+        sid: str | None = await super().pre_connect(eio_sid, namespace)
+        return sid
+
+    async def _may_connect(self, eio_sid: str, namespace: str) -> bool:
         try:
             await self._try_to_join(namespace)
         except PayloadTooLargeError as error:
             self._report(error)
-            return None
-        if self._is_gone(eio_sid):
-            return None  # it hung up meanwhile, and nobody would take it from its rooms again
-        sid: str | None = await super().pre_connect(eio_sid, namespace)
-        return sid
+            return False
+        return not self._is_gone(eio_sid)  # it hung up meanwhile, and nobody would take it from its rooms again
 
-    async def connect(self, sid: str, namespace: str) -> str:
+    @starts_serving
+    async def connect(self, sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`. A client that hung up while its connect handler ran, is disconnected right away."""
+        if not HAS_PRE_CONNECT:
+            is_allowed = await self._may_connect(sid, namespace)
+            return await super().connect(sid, namespace) if is_allowed else None  # type: ignore[no-any-return]
         if not self._is_here(sid, namespace) and self._is_gone(sid):
             return sid  # its handler ran for so long after it hung up that it is forgotten already
         connected: str = await super().connect(sid, namespace)
@@ -188,9 +199,11 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         if not has_room:
             await self._wait_for_room()
 
-    @on_serving_loop
     async def can_disconnect(self, sid: str, namespace: str | None) -> bool:
         """True when the client is connected here; otherwise its own server is asked to disconnect it."""
+        if not self._is_at_home():  # the server would go on here with what belongs to the loop that serves
+            await self.disconnect(sid, namespace)
+            return False
         sid = checked_sid(sid)
         meant = chosen_namespace(namespace)
         if not self._is_here(sid, meant):

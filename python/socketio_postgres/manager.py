@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from socketio.manager import Manager
 from socketio.pubsub_manager import PubSubManager
@@ -20,6 +20,10 @@ from socketio_postgres.server_operator import ServerChain, ServerSideActions
 from socketio_postgres.waiting import Waiting
 
 __all__ = ["PostgresManager"]
+
+HAS_PRE_CONNECT: Final = hasattr(Manager, "pre_connect")
+"""Whether the server calls `connect` once the connect handler has ended. Before python-socketio 5.17 it calls it first,
+with the id of the connection instead of the client's, and has no `pre_connect`."""
 
 
 class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  # type: ignore[misc]  # python-socketio is not typed
@@ -94,18 +98,24 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
 
     def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `Manager`, but a client is told that it is connected only once LISTEN is active."""
+        if not self._may_connect(eio_sid, namespace):
+            return None
+        sid: str | None = super().pre_connect(eio_sid, namespace)
+        return sid
+
+    def _may_connect(self, eio_sid: str, namespace: str) -> bool:
         try:
             self._try_to_join(namespace)
         except PayloadTooLargeError as error:
             self._report(error)
-            return None
-        if self._is_gone(eio_sid):
-            return None  # it hung up meanwhile, and nobody would take it from its rooms again
-        sid: str | None = super().pre_connect(eio_sid, namespace)
-        return sid
+            return False
+        return not self._is_gone(eio_sid)  # it hung up meanwhile, and nobody would take it from its rooms again
 
-    def connect(self, sid: str, namespace: str) -> str:
+    def connect(self, sid: str, namespace: str) -> str | None:
         """As in `Manager`. A client that hung up while its connect handler ran, is disconnected right away."""
+        if not HAS_PRE_CONNECT:
+            is_allowed = self._may_connect(sid, namespace)
+            return super().connect(sid, namespace) if is_allowed else None  # type: ignore[no-any-return]
         if not self._is_here(sid, namespace) and self._is_gone(sid):
             return sid  # its handler ran for so long after it hung up that it is forgotten already
         connected: str = super().connect(sid, namespace)

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -266,6 +267,41 @@ async def test_a_loop_that_only_emits_gives_way_to_the_one_with_clients(database
             assert await client.wait_for("second") == [(2,)]
         await one.sio.emit("third", 3)
         assert await client.wait_for("third") == [(3,)]
+        await client.disconnect()
+
+
+async def test_start_takes_over_from_a_loop_that_runs_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other loop still runs in its own thread ends without closing what begins here."""
+    mgr = AsyncPostgresManager(database.dsn)
+    socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    begin_anew = mgr._bus.begin_anew
+
+    def begin_and_give_way() -> None:
+        begin_anew()
+        time.sleep(0.3)  # not a wait, but the time for the other thread to run
+
+    monkeypatch.setattr(mgr._bus, "begin_anew", begin_and_give_way)
+    with start_blocking_portal("asyncio") as portal:
+        await asyncio.to_thread(portal.call, mgr.start)
+        await mgr.start()
+        await mgr.emit("hello", 1)
+        await mgr.flush()
+        await mgr.close()
+
+
+async def test_the_serving_loop_disconnects_for_another(database: Database) -> None:
+    async with serving(database) as one:
+        client = await PythonClient.connect(one.url)
+        handled: list[int] = []
+
+        async def handle(*_: object) -> None:
+            handled.append(threading.get_ident())
+
+        one.sio.on("disconnect", handle)
+        await elsewhere(lambda: one.sio.disconnect(client.sid))
+        await eventually(lambda: handled == [threading.get_ident()], "the handler ran on the loop that serves")
+        await eventually(lambda: not one.manager.rooms, "it has left")
+        assert one.errors == []
         await client.disconnect()
 
 
