@@ -51,6 +51,7 @@ REPLACEMENTS = [
     (r"\n    It serves on the event loop that(.+\n)+", ""),
     (r"Coroutine\[Any, Any, None\]", "None"),
     (r"from collections\.abc import Coroutine\n", ""),
+    (r"(from collections\.abc import )Coroutine, ", r"\1"),
     (
         r"socketio\.AsyncServer\(client_manager=mgr, async_mode=\"asgi\"\)",
         'socketio.Server(client_manager=mgr, async_mode="threading")',
