@@ -115,19 +115,30 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         """As in `Manager`. A client that hung up while its connect handler ran, is disconnected right away."""
         if not HAS_PRE_CONNECT:
             is_allowed = self._may_connect(sid, namespace)
-            return super().connect(sid, namespace) if is_allowed else None  # type: ignore[no-any-return]
+            return super().connect(sid, namespace) if is_allowed else None
         if not self._is_here(sid, namespace) and self._is_gone(sid):
             return sid  # its handler ran for so long after it hung up that it is forgotten already
         connected: str = super().connect(sid, namespace)
         eio_sid = self.eio_sid_from_sid(connected, namespace)
         if self._is_gone(eio_sid):
             # python-socketio passed over it when it hung up, because it was not connected yet.
-            try:
-                self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
-            except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
-                self._report_raised("a disconnect handler", error)
-            Manager.disconnect(self, connected, namespace)
+            self._disconnect_gone(connected, eio_sid, namespace)
         return connected
+
+    def _disconnect_gone(self, sid: str, eio_sid: str | None, namespace: str) -> None:
+        try:
+            self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
+        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
+            self._report_raised("a disconnect handler", error)
+        Manager.disconnect(self, sid, namespace)
+
+    def _end_connections(self, eio_sids: list[str]) -> None:
+        for eio_sid in eio_sids:
+            for namespace in list(self.get_namespaces()):
+                sid = self.sid_from_eio_sid(eio_sid, namespace)
+                if self.is_connected(sid, namespace):
+                    self._disconnect_gone(sid, eio_sid, namespace)
+            self.server.environ.pop(eio_sid, None)
 
     # ------------------------------------------------------------------------------------------ publishing
 
