@@ -347,6 +347,11 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
                 result = self._call(handler, *args)
         except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
             self._report_bad(message, error)
+        except BaseException:
+            # What it waited for was cancelled, or a Timeout of gevent's. Or this server ends, and says that itself.
+            if not self._bus.is_closed:
+                self._answer_server_side(message, None)
+            raise
         self._answer_server_side(message, result)
 
     # -------------------------------------------------------------------------------------------- requests
