@@ -84,6 +84,9 @@ class AsyncHook:
         except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
             _report(self._log, self._name, error, self._failed)
             return
+        except asyncio.CancelledError:  # of a future that it looked at: it is not whoever tells it who is cancelled
+            self._log.error("%s raised a CancelledError", self._name)
+            return
         if inspect.isawaitable(result):
             self._go_on(result)
 

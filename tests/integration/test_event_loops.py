@@ -399,6 +399,35 @@ def test_a_loop_that_ends_during_a_call_of_another(database: Database) -> None:
     asyncio.run(close_of(mgr))
 
 
+def test_a_loop_that_stops_during_a_call_of_another(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is never closed, as after `run_until_complete`."""
+    monkeypatch.setattr(serving_loop, "HAND_OVER_LIMIT", 0.1)
+    monkeypatch.setattr(serving_loop, "LOOK_INTERVAL", 0.02)
+    mgr = AsyncPostgresManager(database.dsn)
+    socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    begun = threading.Event()
+
+    async def wait_for_ever(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    async def serve() -> Future[Any]:
+        await mgr.start()
+        mgr._flush = wait_for_ever  # type: ignore[method-assign]
+        call = in_thread(mgr.flush)
+        await asyncio.to_thread(begun.wait, TIMEOUT_S)
+        return call
+
+    loop = asyncio.new_event_loop()
+    call = loop.run_until_complete(serve())
+    with pytest.raises(ClosedError, match="ended during the call"):
+        call.result(TIMEOUT_S)
+    del mgr._flush
+    loop.run_until_complete(mgr.close())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
 # ----------------------------------------------------------------------------------------------- nothing grows
 
 
