@@ -48,11 +48,12 @@ REPLACEMENTS = [
     (r" May be a coroutine function\.\n", " It runs in a thread of its own.\n"),
     (r"\bawait ", ""),
     (r" *@(on_serving_loop|starts_serving)\n", ""),
-    (r" *if not self\._is_at_home\(\):.*\n.*\n *return\n", ""),
+    (r" *if not self\._is_at_home\(\):.*\n.*\n *return( False)?\n", ""),
     (r"from socketio_postgres\._cluster\.serving_loop import .*\n", ""),
     (r"\n    It serves on the event loop that(.+\n)+", ""),
     (r"Coroutine\[Any, Any, None\]", "None"),
     (r"from collections\.abc import Coroutine\n", ""),
+    (r"(from collections\.abc import )Coroutine, ", r"\1"),
     (
         r"socketio\.AsyncServer\(client_manager=mgr, async_mode=\"asgi\"\)",
         'socketio.Server(client_manager=mgr, async_mode="threading")',

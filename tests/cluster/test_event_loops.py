@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -269,6 +270,41 @@ async def test_a_loop_that_only_emits_gives_way_to_the_one_with_clients(database
         await client.disconnect()
 
 
+async def test_start_takes_over_from_a_loop_that_runs_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other loop still runs in its own thread ends without closing what begins here."""
+    mgr = AsyncPostgresManager(database.dsn)
+    socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    begin_anew = mgr._bus.begin_anew
+
+    def begin_and_give_way() -> None:
+        begin_anew()
+        time.sleep(0.3)  # not a wait, but the time for the other thread to run
+
+    monkeypatch.setattr(mgr._bus, "begin_anew", begin_and_give_way)
+    with start_blocking_portal("asyncio") as portal:
+        await asyncio.to_thread(portal.call, mgr.start)
+        await mgr.start()
+        await mgr.emit("hello", 1)
+        await mgr.flush()
+        await mgr.close()
+
+
+async def test_the_serving_loop_disconnects_for_another(database: Database) -> None:
+    async with serving(database) as one:
+        client = await PythonClient.connect(one.url)
+        handled: list[int] = []
+
+        async def handle(*_: object) -> None:
+            handled.append(threading.get_ident())
+
+        one.sio.on("disconnect", handle)
+        await elsewhere(lambda: one.sio.disconnect(client.sid))
+        await eventually(lambda: handled == [threading.get_ident()], "the handler ran on the loop that serves")
+        await eventually(lambda: not one.manager.rooms, "it has left")
+        assert one.errors == []
+        await client.disconnect()
+
+
 async def test_another_loop_while_one_serves(database: Database) -> None:
     async with serving(database) as one, spying(database) as spy:
         client = await PythonClient.connect(one.url, replies={"question": ["answer"]})
@@ -361,6 +397,35 @@ def test_a_loop_that_ends_during_a_call_of_another(database: Database) -> None:
     del mgr._flush
     asyncio.run(sio.emit("hello", 1))
     asyncio.run(close_of(mgr))
+
+
+def test_a_loop_that_stops_during_a_call_of_another(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is never closed, as after `run_until_complete`."""
+    monkeypatch.setattr(serving_loop, "HAND_OVER_LIMIT", 0.1)
+    monkeypatch.setattr(serving_loop, "LOOK_INTERVAL", 0.02)
+    mgr = AsyncPostgresManager(database.dsn)
+    socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    begun = threading.Event()
+
+    async def wait_for_ever(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    async def serve() -> Future[Any]:
+        await mgr.start()
+        mgr._flush = wait_for_ever  # type: ignore[method-assign]
+        call = in_thread(mgr.flush)
+        await asyncio.to_thread(begun.wait, TIMEOUT_S)
+        return call
+
+    loop = asyncio.new_event_loop()
+    call = loop.run_until_complete(serve())
+    with pytest.raises(ClosedError, match="ended during the call"):
+        call.result(TIMEOUT_S)
+    del mgr._flush
+    loop.run_until_complete(mgr.close())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
 
 
 # ----------------------------------------------------------------------------------------------- nothing grows

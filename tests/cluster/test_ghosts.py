@@ -177,6 +177,35 @@ async def test_a_disconnect_handler_that_fails(
     caplog.clear()
 
 
+async def test_a_disconnect_handler_that_fails_hides_no_other_namespace(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """python-socketio does not come to the namespaces after it, and keeps what the web server said of the client."""
+    monkeypatch.setattr(local_sockets, "GHOST_AGE", 0.3)
+    told: list[object] = []
+
+    async def fail(*_: object) -> None:
+        raise LookupError("no such user")
+
+    async def tell(sid: str, reason: str) -> None:
+        told.append((sid, reason))
+
+    async with serving(database) as one:
+        one.sio.on("disconnect", fail)
+        one.sio.on("connect", lambda *_: None, namespace="/chat")
+        one.sio.on("disconnect", tell, namespace="/chat")
+        client = socketio.AsyncClient(reconnection=False)
+        await client.connect(one.url, namespaces=["/"], transports=["websocket"])
+        await client._send_packet(client.packet_class(0, namespace="/chat"))
+        await eventually(lambda: "/chat" in one.manager.rooms, "it is in both")
+        sid = next(iter(one.manager.rooms["/chat"][None]))
+        await client.eio.disconnect(abort=True)
+        await eventually(lambda: left_by(one.manager) == {}, "it is gone")
+        await eventually(lambda: told == [(sid, "transport close")], "the other namespace was told")
+        assert one.sio.environ == {}
+    caplog.clear()
+
+
 async def test_a_slow_handler_keeps_its_client_for_a_while(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """And when it ends after that, nothing comes back."""
     monkeypatch.setattr(local_sockets, "GHOST_AGE", 0.3)

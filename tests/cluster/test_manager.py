@@ -131,6 +131,16 @@ async def test_send_is_an_event(pair: Pair) -> None:
     assert await pair.got("message") == everybody_gets(("hello",))
 
 
+async def test_many_events_of_a_chain(pair: Pair) -> None:
+    await pair.one.manager.to("red").emit_many([("e", number) for number in range(300)])
+    numbers = [(number,) for number in range(300)]
+    assert await pair.got() == dict.fromkeys("acd", numbers)
+    await pair.one.manager.to([]).emit_many([("e", 1)])
+    with pytest.raises(OptionsError, match="events"):
+        await pair.one.manager.of("/").emit_many(["e"])
+    assert await pair.got() == dict.fromkeys("acd", numbers)
+
+
 # --------------------------------------------------------------------------------------------------- emit: to whom
 
 

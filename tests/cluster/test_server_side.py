@@ -102,6 +102,18 @@ async def test_who_has_no_handler_or_a_failing_one_answers_nothing(
     assert record.exc_info[0] is ZeroDivisionError
 
 
+async def test_who_waits_for_something_cancelled_answers_nothing(trio: Trio) -> None:
+    listen(trio.b)
+
+    @trio.c.manager.on_server_side("ask")
+    async def answer() -> None:
+        cancelled = asyncio.get_running_loop().create_future()
+        cancelled.cancel()
+        await cancelled
+
+    assert sorted(await trio.a.manager.server_side_emit_with_ack("ask", timeout=15), key=str) == [None, "b"]
+
+
 async def test_a_handler_may_itself_ask_the_cluster(trio: Trio) -> None:
     client = await trio.a.connect(replies={"ask": ["the client"]})
 

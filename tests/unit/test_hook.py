@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -201,3 +203,41 @@ def test_what_turns_out_to_be_a_coroutine(caplog: pytest.LogCaptureFixture) -> N
     Hook("on_gap", lambda value: coroutine_function(value), log, start=start)(1)  # noqa: PLW0108 - the point
     assert done.is_set()
     assert "on_gap returned a coroutine" in caplog.text
+
+
+def test_what_ends_the_thread_silences_nobody() -> None:
+    """`sys.exit()`, and the time-outs of gevent and eventlet, which are no `Exception`."""
+    gate, last = threading.Event(), threading.Event()
+    told: list[object] = []
+
+    def leave(value: object) -> None:
+        gate.wait(TIMEOUT_S)
+        told.append(value)
+        if value == "last":
+            last.set()
+        raise SystemExit
+
+    def start(run: Callable[[], None]) -> None:
+        def run_quietly() -> None:  # pytest would complain
+            with contextlib.suppress(SystemExit):
+                run()
+
+        threading.Thread(target=run_quietly).start()
+
+    tell = Hook("on_gap", leave, log, start=start)
+    for value in (0, 1, 2):
+        tell(value)
+    gate.set()
+    while len(told) < 3 or tell._is_running:
+        time.sleep(0.01)
+    tell("last")
+    assert last.wait(TIMEOUT_S)
+    assert told == [0, 1, 2, "last"]
+
+
+async def test_a_function_that_looks_at_a_cancelled_future(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever tells it is the one that reads for the whole server."""
+    cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    AsyncHook("error_handler", lambda _: cancelled.result(), log)(1)
+    assert "error_handler raised a CancelledError" in caplog.text

@@ -84,6 +84,9 @@ class AsyncHook:
         except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
             _report(self._log, self._name, error, self._failed)
             return
+        except asyncio.CancelledError:  # of a future that it looked at: it is not whoever tells it who is cancelled
+            self._log.error("%s raised a CancelledError", self._name)
+            return
         if inspect.isawaitable(result):
             self._go_on(result)
 
@@ -179,10 +182,13 @@ class Hook:
         if not has_room:
             self._log.error("%s is not told: %d calls of it wait", self._name, WAITING_MAX)
         if is_first:
-            try:
-                self._start(self._run)
-            except RuntimeError:  # the interpreter is ending, and starts no thread any more
-                self._run()
+            self._begin()
+
+    def _begin(self) -> None:
+        try:
+            self._start(self._run)
+        except RuntimeError:  # the interpreter is ending, and starts no thread any more
+            self._run()
 
     def _run(self) -> None:
         while True:
@@ -191,7 +197,14 @@ class Hook:
                     self._is_running = False
                     return
                 value = self._values.popleft()
-            self._tell(value)
+            try:
+                self._tell(value)
+            except BaseException:  # SystemExit, a Timeout of gevent's: it ends this thread, and not those to come
+                with self._lock:
+                    self._is_running = bool(self._values)
+                if self._is_running:
+                    self._begin()
+                raise
 
     def _tell(self, value: object) -> None:
         if self._function is None:

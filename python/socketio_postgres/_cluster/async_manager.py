@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from socketio.async_manager import AsyncManager
 from socketio.async_pubsub_manager import AsyncPubSubManager
@@ -20,6 +20,10 @@ from socketio_postgres._cluster.serving_loop import on_serving_loop, starts_serv
 from socketio_postgres.exceptions import PayloadTooLargeError
 
 __all__ = ["AsyncPostgresManager"]
+
+HAS_PRE_CONNECT: Final = hasattr(AsyncManager, "pre_connect")
+"""Whether the server calls `connect` once the connect handler has ended. Before python-socketio 5.17 it calls it first,
+with the id of the connection instead of the client's, and has no `pre_connect`."""
 
 
 class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaiting, AsyncPubSubManager):  # type: ignore[misc]  # python-socketio is not typed
@@ -102,30 +106,48 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
     @starts_serving
     async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`, but a client is told that it is connected only once LISTEN is active."""
+        if not await self._may_connect(eio_sid, namespace):
+            return None
+        sid: str | None = await super().pre_connect(eio_sid, namespace)
+        return sid
+
+    async def _may_connect(self, eio_sid: str, namespace: str) -> bool:
         try:
             await self._try_to_join(namespace)
         except PayloadTooLargeError as error:
             self._report(error)
-            return None
-        if self._is_gone(eio_sid):
-            return None  # it hung up meanwhile, and nobody would take it from its rooms again
-        sid: str | None = await super().pre_connect(eio_sid, namespace)
-        return sid
+            return False
+        return not self._is_gone(eio_sid)  # it hung up meanwhile, and nobody would take it from its rooms again
 
-    async def connect(self, sid: str, namespace: str) -> str:
+    @starts_serving
+    async def connect(self, sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`. A client that hung up while its connect handler ran, is disconnected right away."""
+        if not HAS_PRE_CONNECT:
+            is_allowed = await self._may_connect(sid, namespace)
+            return await super().connect(sid, namespace) if is_allowed else None
         if not self._is_here(sid, namespace) and self._is_gone(sid):
             return sid  # its handler ran for so long after it hung up that it is forgotten already
         connected: str = await super().connect(sid, namespace)
         eio_sid = self.eio_sid_from_sid(connected, namespace)
         if self._is_gone(eio_sid):
             # python-socketio passed over it when it hung up, because it was not connected yet.
-            try:
-                await self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
-            except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
-                self._report_raised("a disconnect handler", error)
-            await AsyncManager.disconnect(self, connected, namespace)
+            await self._disconnect_gone(connected, eio_sid, namespace)
         return connected
+
+    async def _disconnect_gone(self, sid: str, eio_sid: str | None, namespace: str) -> None:
+        try:
+            await self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
+        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
+            self._report_raised("a disconnect handler", error)
+        await AsyncManager.disconnect(self, sid, namespace)
+
+    async def _end_connections(self, eio_sids: list[str]) -> None:
+        for eio_sid in eio_sids:
+            for namespace in list(self.get_namespaces()):
+                sid = self.sid_from_eio_sid(eio_sid, namespace)
+                if self.is_connected(sid, namespace):
+                    await self._disconnect_gone(sid, eio_sid, namespace)
+            self.server.environ.pop(eio_sid, None)
 
     # ------------------------------------------------------------------------------------------ publishing
 
@@ -188,9 +210,11 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         if not has_room:
             await self._wait_for_room()
 
-    @on_serving_loop
     async def can_disconnect(self, sid: str, namespace: str | None) -> bool:
         """True when the client is connected here; otherwise its own server is asked to disconnect it."""
+        if not self._is_at_home():  # the server would go on here with what belongs to the loop that serves
+            await self.disconnect(sid, namespace)
+            return False
         sid = checked_sid(sid)
         meant = chosen_namespace(namespace)
         if not self._is_here(sid, meant):
@@ -343,6 +367,11 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
                 result = await self._call(handler, *args)
         except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
             self._report_bad(message, error)
+        except BaseException:
+            # What it waited for was cancelled, or a Timeout of gevent's. Or this server ends, and says that itself.
+            if not self._bus.is_closed:
+                self._answer_server_side(message, None)
+            raise
         self._answer_server_side(message, result)
 
     # -------------------------------------------------------------------------------------------- requests

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, Protocol, TypeAlias
 
 from socketio_postgres._bus.messages import Message
@@ -97,6 +97,10 @@ class AsyncServerOperator(AsyncServerChain, EmitActions[Done]):
     def __init__(self, manager: Requests, target: Target) -> None:
         self._manager = manager
         self._target = target
+
+    async def _send_many(self, messages: Iterator[Message], target: Target) -> None:
+        for message in messages:
+            await self._manager._act(message, target)  # noqa: SLF001
 
 
 class AsyncServerSideActions:

@@ -95,13 +95,14 @@ class AsyncWaiting(ClusterMember):
         has_left, is_closed = self._has_ended_with_loop, self._bus.is_closed
         if not is_closed:
             self._leave()
-        if not home.is_closed():
-            home.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
         if has_left or not is_closed:
             self._bus.begin_anew()
         self._prepare()
         self._forget_clients()
         self._renew_uid()
+        # Last, because another thread may run them: one that found itself in office would close what begins here.
+        with contextlib.suppress(RuntimeError):  # it has been closed, and nothing of it runs any more
+            home.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         joining = [task for task, _ in self._joining.values()]

@@ -111,18 +111,20 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
         eio_socket = self.server.eio.sockets.get(eio_sid)
         return eio_socket is None or eio_socket.closed is True or getattr(eio_socket, "closing", False) is True
 
-    def forget_ghosts(self, now: float) -> None:
-        """Forget clients that are gone and that python-socketio would keep for ever.
+    def forget_ghosts(self, now: float) -> list[str]:
+        """Forget clients that are gone and that python-socketio would keep for ever; returns their connections.
 
         It passes over a client that hangs up while its connect handler runs, and comes to no end with one whose connect
         or disconnect handler raises. A handler that is still running is given `GHOST_AGE` seconds.
         """
         since, self._gone_since = self._gone_since, {}
+        connections = []
         for pending in (getattr(self, "pending_connect", {}), self.pending_disconnect):
             for namespace, sids in list(pending.items()):
                 clients = self.rooms.get(namespace, {}).get(None, {})
                 for sid in list(sids):
-                    if not self._is_gone(clients.get(sid)):
+                    eio_sid = clients.get(sid)
+                    if not self._is_gone(eio_sid):
                         continue
                     gone_at = since.get((namespace, sid), now)
                     if now - gone_at < GHOST_AGE:
@@ -130,6 +132,9 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
                     else:
                         self.basic_disconnect(sid, namespace)
                         _discard(pending, namespace, sid)  # it does not, when nobody is left in the namespace
+                        if eio_sid is not None:
+                            connections.append(eio_sid)
+        return connections
 
 
 def _discard(pending: dict[str, list[str]], namespace: str, sid: str) -> None:

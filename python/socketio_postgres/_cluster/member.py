@@ -242,10 +242,6 @@ class ClusterMember(Membership):
             self._connected_at.pop((namespace, sid), None)
         self._mirror_room(namespace, room)
 
-    def _in_background(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run a function of ours in a task or thread of its own, to its end."""
-        raise NotImplementedError
-
     # ----------------------------------------------------------------------------------------- from the core
 
     def _take_item(self, kind: int, value: Any) -> None:

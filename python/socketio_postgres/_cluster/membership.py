@@ -71,6 +71,14 @@ class Membership(LocalSockets):
         """Append messages that nobody waits for, to one transaction."""
         raise NotImplementedError
 
+    def _in_background(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run a function of ours in a task or thread of its own, to its end."""
+        raise NotImplementedError
+
+    def _end_connections(self, eio_sids: list[str]) -> Any:
+        """Come to the namespaces that python-socketio did not come to when these connections were lost."""
+        raise NotImplementedError
+
     def _complete(self, request: Request) -> None:
         """A request has all its answers: wake who waits for it."""
         raise NotImplementedError
@@ -230,8 +238,8 @@ class Membership(LocalSockets):
             to_send += self._step_all(ClusterAdapter.tick_along, now)
         self._publish_soon(*to_send)
         self._leave_unused(now)
-        if self.server is not None:
-            self.forget_ghosts(now)
+        if self.server is not None and (ended := self.forget_ghosts(now)):
+            self._in_background(self._end_connections, ended)
         latest = now + min(TICK_INTERVAL, interval)
         self._tick_due = min([latest, *(adapter.next_tick() for adapter in list(self._adapters.values()))])
         return self._tick_due

@@ -95,8 +95,12 @@ class _HandedOver:
             while not (await asyncio.wait({end}, timeout=LOOK_INTERVAL))[0]:
                 if self._home.is_closed():
                     break
-                if time.monotonic() > deadline and self._is_first():
+                if time.monotonic() <= deadline:
+                    continue
+                if self._is_first():
                     raise OperationTimeoutError(f"the event loop that serves was blocked for {HAND_OVER_LIMIT} s")
+                if not self._home.is_running():  # stopped, and perhaps never closed
+                    break
         finally:
             is_given_up = self._is_first()
             end.cancel()  # unless it is done

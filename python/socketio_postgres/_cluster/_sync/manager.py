@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from socketio.manager import Manager
 from socketio.pubsub_manager import PubSubManager
@@ -20,6 +20,10 @@ from socketio_postgres._cluster.waiting import Waiting
 from socketio_postgres.exceptions import PayloadTooLargeError
 
 __all__ = ["PostgresManager"]
+
+HAS_PRE_CONNECT: Final = hasattr(Manager, "pre_connect")
+"""Whether the server calls `connect` once the connect handler has ended. Before python-socketio 5.17 it calls it first,
+with the id of the connection instead of the client's, and has no `pre_connect`."""
 
 
 class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  # type: ignore[misc]  # python-socketio is not typed
@@ -94,30 +98,47 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
 
     def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `Manager`, but a client is told that it is connected only once LISTEN is active."""
+        if not self._may_connect(eio_sid, namespace):
+            return None
+        sid: str | None = super().pre_connect(eio_sid, namespace)
+        return sid
+
+    def _may_connect(self, eio_sid: str, namespace: str) -> bool:
         try:
             self._try_to_join(namespace)
         except PayloadTooLargeError as error:
             self._report(error)
-            return None
-        if self._is_gone(eio_sid):
-            return None  # it hung up meanwhile, and nobody would take it from its rooms again
-        sid: str | None = super().pre_connect(eio_sid, namespace)
-        return sid
+            return False
+        return not self._is_gone(eio_sid)  # it hung up meanwhile, and nobody would take it from its rooms again
 
-    def connect(self, sid: str, namespace: str) -> str:
+    def connect(self, sid: str, namespace: str) -> str | None:
         """As in `Manager`. A client that hung up while its connect handler ran, is disconnected right away."""
+        if not HAS_PRE_CONNECT:
+            is_allowed = self._may_connect(sid, namespace)
+            return super().connect(sid, namespace) if is_allowed else None
         if not self._is_here(sid, namespace) and self._is_gone(sid):
             return sid  # its handler ran for so long after it hung up that it is forgotten already
         connected: str = super().connect(sid, namespace)
         eio_sid = self.eio_sid_from_sid(connected, namespace)
         if self._is_gone(eio_sid):
             # python-socketio passed over it when it hung up, because it was not connected yet.
-            try:
-                self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
-            except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
-                self._report_raised("a disconnect handler", error)
-            Manager.disconnect(self, connected, namespace)
+            self._disconnect_gone(connected, eio_sid, namespace)
         return connected
+
+    def _disconnect_gone(self, sid: str, eio_sid: str | None, namespace: str) -> None:
+        try:
+            self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
+        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
+            self._report_raised("a disconnect handler", error)
+        Manager.disconnect(self, sid, namespace)
+
+    def _end_connections(self, eio_sids: list[str]) -> None:
+        for eio_sid in eio_sids:
+            for namespace in list(self.get_namespaces()):
+                sid = self.sid_from_eio_sid(eio_sid, namespace)
+                if self.is_connected(sid, namespace):
+                    self._disconnect_gone(sid, eio_sid, namespace)
+            self.server.environ.pop(eio_sid, None)
 
     # ------------------------------------------------------------------------------------------ publishing
 
@@ -326,6 +347,11 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
                 result = self._call(handler, *args)
         except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
             self._report_bad(message, error)
+        except BaseException:
+            # What it waited for was cancelled, or a Timeout of gevent's. Or this server ends, and says that itself.
+            if not self._bus.is_closed:
+                self._answer_server_side(message, None)
+            raise
         self._answer_server_side(message, result)
 
     # -------------------------------------------------------------------------------------------- requests

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias
 
 from socketio_postgres._bus.messages import Message
@@ -97,6 +98,10 @@ class ServerOperator(ServerChain, EmitActions[Done]):
     def __init__(self, manager: Requests, target: Target) -> None:
         self._manager = manager
         self._target = target
+
+    def _send_many(self, messages: Iterator[Message], target: Target) -> None:
+        for message in messages:
+            self._manager._act(message, target)  # noqa: SLF001
 
 
 class ServerSideActions:
