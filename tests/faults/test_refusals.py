@@ -82,7 +82,7 @@ async def test_what_is_buffered_waits(database: Database, role: Database) -> Non
             assert (outage["kind"], outage["sqlstate"]) == ("DatabaseError", "28000")
             assert "not permitted to log in" in outage["text"]
             assert SECRET not in outage["text"]
-            assert io.stats()["publisher_outage_seconds"] == pytest.approx(time.time() - outage["since"], abs=0.5)
+            assert io.stats()["publisher_outage_seconds"] == pytest.approx(time.time() - outage["since"], abs=5)
             assert io.stats()["buffer_count"] == 500
         await asyncio.gather(*waiting)
         assert await reader.wait_for(501) == [["n", number] for number in range(-1, 500)]

@@ -73,6 +73,7 @@ impl<'a> Flight<'a> {
             self.is_sending = sent.as_ref().is_err_and(is_lost_under_way);
             match sent {
                 Ok(()) => {
+                    self.outbox.outage.ended(); // before anybody hears that it is over
                     expect_echo(self.echo, group, began);
                     self.settle(&Ok(()));
                 }
