@@ -270,6 +270,40 @@ async def test_a_loop_that_only_emits_gives_way_to_the_one_with_clients(database
         await client.disconnect()
 
 
+def test_a_loop_that_is_ending_gives_way(database: Database) -> None:
+    """It still runs, in another thread, but only to say goodbye."""
+    mgr = AsyncPostgresManager(database.dsn)
+    socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    close = mgr._bus.close
+    is_ending, may_end = threading.Event(), threading.Event()
+
+    async def close_slowly(limit: float) -> None:
+        await close(limit)
+        is_ending.set()
+        await eventually(may_end.is_set, "it was used meanwhile")
+
+    async def use() -> str:
+        await mgr.emit("hello", 1)
+        await mgr.flush()
+        return str(mgr.host_id)
+
+    async def serve() -> str:
+        await mgr.start()
+        mgr._bus.close = close_slowly  # type: ignore[method-assign]
+        return await use()
+
+    serving_there = in_thread(serve)
+    assert is_ending.wait(TIMEOUT_S)
+    mgr._bus.close = close  # type: ignore[method-assign]
+    try:
+        host_id = asyncio.run(use())
+    finally:
+        may_end.set()
+    assert host_id != serving_there.result(TIMEOUT_S)
+    assert asyncio.run(use()) != host_id
+    asyncio.run(close_of(mgr))
+
+
 async def test_start_takes_over_from_a_loop_that_runs_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the other loop still runs in its own thread ends without closing what begins here."""
     mgr = AsyncPostgresManager(database.dsn)

@@ -72,8 +72,9 @@ class AsyncWaiting(ClusterMember):
         home = self._loop
         has_started = self._reader is not None or self.thread is not None
         if home is not None and has_started and home is not loop:
-            # A loop that has clients keeps them, for as long as it is there.
-            if not home.is_closed() and (self.rooms or (home.is_running() and not serves)):
+            # A loop that has clients keeps them, for as long as it is there. One that is ending has let them go.
+            is_there = not home.is_closed() and not (self._has_ended_with_loop and self._bus.is_closed)
+            if is_there and (self.rooms or (home.is_running() and not serves)):
                 return home if home.is_running() else None
             self._begin_anew(home)
         self._loop = loop
@@ -127,11 +128,10 @@ class AsyncWaiting(ClusterMember):
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
             if self.thread is asyncio.current_task() and not self._bus.is_closed:
-                await self._close(GOODBYE_LIMIT)
-                self._has_ended_with_loop = True
+                await self._close(GOODBYE_LIMIT, ends_with_loop=True)
 
-    async def _close(self, limit: float) -> None:
-        self._has_ended_with_loop = False
+    async def _close(self, limit: float, *, ends_with_loop: bool = False) -> None:
+        self._has_ended_with_loop = ends_with_loop
         if self._bus.is_closed:
             return
         self._leave()

@@ -48,12 +48,22 @@ def _carried_out(method: F, *, serves: bool) -> F:
                 break
             if kwargs.get("callback") is not None:
                 kwargs["callback"] = _on_its_loop(kwargs["callback"], loop)
-            handed_over = _HandedOver(functools.partial(method, self, *args, **kwargs), home)
+            handed_over = _HandedOver(functools.partial(_while_it_serves, self, method, *args, **kwargs), home)
             if await handed_over.is_carried_out():
                 return handed_over.result()
         return await method(self, *args, **kwargs)
 
     return cast("F", call)
+
+
+class _HasEndedError(Exception):
+    """The loop that was to carry out a call is being torn down; nothing was done."""
+
+
+async def _while_it_serves(manager: Any, method: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kw: Any) -> Any:
+    if manager._has_ended_with_loop:  # noqa: SLF001  (a part of it)
+        raise _HasEndedError
+    return await method(manager, *args, **kw)
 
 
 class _HandedOver:
@@ -105,7 +115,10 @@ class _HandedOver:
             is_given_up = self._is_first()
             end.cancel()  # unless it is done
         if not end.cancelled():
-            self._value = end.result()
+            try:
+                self._value = end.result()
+            except _HasEndedError:
+                return False
             return True
         if is_given_up:
             begin.close()
