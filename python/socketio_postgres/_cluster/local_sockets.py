@@ -28,8 +28,14 @@ class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not
         self._gone_since: dict[tuple[str, str], float] = {}
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
-        """As in `BaseManager`."""
+        """As in `BaseManager`, with the check of python-socketio 5.17 whatever its version.
+
+        Raises:
+            ValueError: The room is named by the sid of another client, whose messages would be heard there.
+        """
         room = room_key(room)
+        if room not in {None, sid} and room in self.rooms.get(namespace, {}).get(None, {}):
+            raise ValueError("cannot enter a sid room")
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         if isinstance(room, int):
             self._room_aliases.setdefault(namespace, {})[str(room)] = room
