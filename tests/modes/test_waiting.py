@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -104,6 +105,15 @@ async def test_others_run_while_somebody_waits(mode: str, own_postgres: Embedded
             assert not [value for value in results.values() if isinstance(value, str) and "Timeout" in value]
 
 
+async def interrupted(program: Program) -> int:
+    """Press Ctrl-C until the program ends. Greenlets share a thread: whichever runs at that moment hears of it."""
+    for _ in range(4):
+        program.signal(signal.SIGINT)
+        with contextlib.suppress(AssertionError):
+            return await program.wait(5.0)
+    return await program.wait(5.0)
+
+
 @pytest.mark.parametrize("what", ["start", "flush", "emit", "wait_for_notification"])
 @pytest.mark.parametrize("library", ["threading", "gevent", "eventlet"])
 async def test_ctrl_c_ends_a_wait(library: str, what: str) -> None:
@@ -112,8 +122,7 @@ async def test_ctrl_c_ends_a_wait(library: str, what: str) -> None:
         arguments = ["-W", "ignore", "-m", "tests.modes.waiter", library, what, port]
         with Program(arguments) as program:
             await eventually(lambda: "others run" in program.output, "threads or greenlets run meanwhile")
-            program.signal(signal.SIGINT)
-            assert await program.wait(5.0) == 3, program.output
+            assert await interrupted(program) == 3, program.output
             assert program.output.splitlines()[-1] == "interrupted"
 
 
@@ -126,7 +135,7 @@ async def test_ctrl_c_ends_a_server_that_says_goodbye(mode: str, database: Datab
             client = await PythonClient.connect(program.url)
             await eventually(lambda: mgr.server_count() == 2, "the servers know each other")
             program.signal(signal.SIGINT)
-            code = await program.wait(5.0)
+            code = await program.wait()
             # Far less than the heartbeat's time-out: it was said, not found out.
             await eventually(lambda: mgr.server_count() == 1, "the goodbye was heard", 3.0)
             assert code in {0, 1}, program.output
