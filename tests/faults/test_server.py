@@ -60,7 +60,7 @@ async def test_it_is_frozen(postgres: OwnPostgres, rounds: Rounds, recovered: Re
         await work.recover(receiver)
         for number in rounds(1):
             postgres.freeze()
-            await eventually(lambda: not receiver.stats["is_listening"], "the receiver notices", 3.0)
+            await eventually(lambda: not receiver.stats["is_listening"], "the receiver notices", 20.0)
             await asyncio.sleep(1)
             postgres.thaw()
             recovered(await work.recover(receiver), RECOVERY_S)
