@@ -14,9 +14,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches.shared import CHANNEL, MESSAGES, MESSAGES_OF_CHECK, Committed, Run
-from tests.fixtures.database import Database, database, postgres_dsn
+from tests.fixtures.database import Database, database, encoding, postgres_dsn
 
-__all__ = ["committed", "count", "database", "patient", "postgres_dsn", "run"]
+__all__ = ["committed", "count", "database", "encoding", "patient", "postgres_dsn", "run"]
 
 
 @pytest.fixture(autouse=True)
