@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -93,6 +94,7 @@ class OneMember:
         self.sio.manager_initialized = True
         self._arrivals = arrivals
         self.sio.eio.send_packet = self._send_packet
+        self.sio.eio.sockets["eio1"] = SimpleNamespace(closed=False, closing=False)  # or the client would be forgotten
 
     async def _send_packet(self, eio_sid: str, packet: Any) -> None:  # noqa: ARG002
         if "fence" in packet.data:
