@@ -7,8 +7,11 @@ import contextlib
 import functools
 import itertools
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -47,6 +50,8 @@ SETUP_S = 5.0
 """The same while a listening session is being set up."""
 CLOSE_S = 3.0
 """How long a statement that is under way may hold closing up, beyond the time that it was given."""
+EXIT_S = 5.0
+"""The same for what is buffered when the process ends."""
 SLACK_S = 10.0
 """For a slow machine. A wait without an end does not end within it either."""
 
@@ -105,6 +110,56 @@ async def test_an_address_does_not_answer(black_hole: int) -> None:
     async with bus_of(f"host=127.0.0.1 port={black_hole} user=any connect_timeout=1") as bus:
         with pytest.raises(OperationTimeoutError, match="connect to"):
             await within(1, start(bus))
+
+
+SILENT_RESOLVER = """
+#include <netdb.h>
+#include <string.h>
+#include <unistd.h>
+#include <dlfcn.h>
+
+typedef int look_up(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
+    while (name != NULL && strcmp(name, "unknown.invalid") == 0)
+        sleep(1);
+    return ((look_up *)dlsym(RTLD_NEXT, "getaddrinfo"))(name, service, hints, found);
+}
+"""
+LOOK_UP = """
+import sys
+from socketio_postgres import Emitter, OperationTimeoutError
+io = Emitter(sys.argv[1])
+try:
+    io.start()
+except OperationTimeoutError as error:
+    print("given up:", error)
+else:
+    io.emit("arrives")
+    io.flush()
+    print("is committed")
+"""
+
+
+@pytest.fixture(scope="module")
+def silent_resolver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that lets the look-up of one name take for ever, as with a name server that does not answer."""
+    folder = tmp_path_factory.mktemp("resolver")
+    source, library = folder / "resolver.c", folder / "resolver.so"
+    source.write_text("#define _GNU_SOURCE\n" + SILENT_RESOLVER)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)  # noqa: S607
+    return library
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the library replaces a function of Linux's C library")
+@pytest.mark.parametrize(("others", "printed"), [("", "given up: "), (",127.0.0.1", "is committed")])
+async def test_a_name_is_not_looked_up(postgres: OwnPostgres, silent_resolver: Path, others: str, printed: str) -> None:
+    """The next host is tried, and the process ends although the system still looks."""
+    hosts = "unknown.invalid" + others
+    dsn = make_conninfo(postgres.database.dsn, host=hosts, connect_timeout=1)
+    with Program(["-c", LOOK_UP, dsn], env={"LD_PRELOAD": str(silent_resolver)}) as program:
+        assert await program.wait(1 + EXIT_S + CLOSE_S + SLACK_S) == 0
+        assert printed in program.output
 
 
 STEPS = {"TLS": SSL_REQUEST, "authentication": b"user\0", "which server it is": b"pg_is_in_recovery"}
@@ -386,7 +441,6 @@ from socketio_postgres import Emitter
 io = Emitter(sys.argv[1])
 io.emit("last words")
 """
-EXIT_S = 5.0
 
 
 async def test_the_process_ends(postgres: OwnPostgres, proxy: Proxy) -> None:
