@@ -9,4 +9,5 @@ pub mod publish;
 mod py;
 pub mod receive;
 pub mod store;
+pub mod table_name;
 pub mod wire;

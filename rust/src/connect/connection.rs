@@ -271,7 +271,7 @@ impl Connector {
         let limit = self.conninfo.connect_timeout;
         match timeout(limit, work).await {
             Ok(result) => result,
-            Err(_) => Err(Error::Timeout { context, seconds: limit.as_secs_f64().into() }),
+            Err(_) => Err(Error::Timeout { context, limit }),
         }
     }
 

@@ -217,7 +217,7 @@ impl OpenConnection {
         F: Future<Output = Result<T>>,
     {
         self.pulse.asked();
-        let late = |_| Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() };
+        let late = |_| Error::Timeout { context: context.to_owned(), limit };
         timeout(limit, work(&self.client)).await.map_err(late)?
     }
 

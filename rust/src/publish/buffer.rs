@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use crate::error::Error;
-use crate::handover::inbox::{Completion, Outcome};
+use crate::handover::completion::Completion;
 use crate::wire::codec::Encoded;
 
 /// Most messages in one transaction: the commit holds a server-wide lock while they are copied to the queue.
@@ -132,7 +132,7 @@ impl Buffer {
         let mut raw: HashSet<(String, String)> = HashSet::new();
         while let Some(entry) = self.queue.pop_front() {
             match entry {
-                Entry::Flush(completion) if group.is_empty() => completion.finish(Ok(Outcome::Done)),
+                Entry::Flush(completion) if group.is_empty() => completion.finish(Ok(())),
                 Entry::Message(next) => {
                     inline_bytes += next.inline_bytes();
                     attachment_bytes += next.attachment_bytes();
@@ -162,7 +162,7 @@ impl Buffer {
     pub fn answer_flushes(&mut self) {
         while let Some(Entry::Flush(_)) = self.queue.front() {
             if let Some(Entry::Flush(completion)) = self.queue.pop_front() {
-                completion.finish(Ok(Outcome::Done));
+                completion.finish(Ok(()));
             }
         }
     }
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_flush_waits_for_what_is_in_front_of_it() {
-        let inbox = Inbox::new(1000).unwrap();
+        let inbox = Inbox::<()>::new(1000).unwrap();
         let mut buffer = Buffer::new(10, 10_000);
         buffer.append(raw("a"));
         buffer.append_flush(Completion::new(&inbox, 1));
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_taken_and_flushes_stay() {
-        let inbox = Inbox::new(1000).unwrap();
+        let inbox = Inbox::<()>::new(1000).unwrap();
         let mut buffer = Buffer::new(10, 10_000);
         buffer.append(raw("old"));
         buffer.append_flush(Completion::new(&inbox, 1));

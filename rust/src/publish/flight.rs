@@ -15,7 +15,7 @@ use crate::receive::echo::Echo;
 use crate::wire::codec::Encoded;
 
 /// A stack of parts still to be sent, the first one last. However this ends, by an error, or by the deadline of
-/// [`Publisher::close`](crate::publish::publisher::Publisher::close), every message is settled or back in the buffer afterwards.
+/// `Publisher::close`, every message is settled or back in the buffer afterwards.
 pub struct Flight<'a> {
     outbox: &'a Outbox,
     connection: &'a Arc<OpenConnection>,

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use crate::connect::outage::Outage;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Item, Outcome, Outlet};
+use crate::handover::completion::Completion;
+use crate::handover::item::{Item, Recipient};
 use crate::publish::buffer::{Buffer, Outgoing};
 
 /// Counters since the start.
@@ -114,14 +115,14 @@ impl Contents {
 /// See the module documentation.
 pub struct Outbox {
     contents: Mutex<Contents>,
-    outlet: Outlet,
+    recipient: Recipient,
     /// Why nothing can be committed.
     pub outage: Outage,
 }
 
 impl Outbox {
-    /// An empty one that reports to `outlet` what nobody waits for.
-    pub fn new(buffer: Buffer, outlet: Outlet) -> Self {
+    /// An empty one that reports to `recipient` what nobody waits for.
+    pub fn new(buffer: Buffer, recipient: Recipient) -> Self {
         let contents = Contents {
             buffer,
             unreported: Unreported::default(),
@@ -133,7 +134,7 @@ impl Outbox {
             space_waiters: Vec::new(),
             is_dropping: false,
         };
-        Self { contents: Mutex::new(contents), outlet, outage: Outage::default() }
+        Self { contents: Mutex::new(contents), recipient, outage: Outage::default() }
     }
 
     /// The contents, for this caller alone.
@@ -149,7 +150,7 @@ impl Outbox {
 
     /// Report a failure that concerns the connection, or messages that nobody waits for.
     pub fn report(&self, error: &Error) {
-        self.outlet.push(Item::Failure(error.clone()));
+        self.recipient.push(Item::Failure(error.clone()));
     }
 
     /// Keep `completion` until there is room.
@@ -157,7 +158,7 @@ impl Outbox {
         let mut contents = self.lock();
         if contents.is_closed || !contents.buffer.is_full() {
             drop(contents);
-            completion.finish(Ok(Outcome::Done));
+            completion.finish(Ok(()));
         } else {
             contents.space_waiters.push(completion);
         }
@@ -199,8 +200,8 @@ impl Outbox {
         let waiters = if contents.buffer.is_full() { Vec::new() } else { contents.take_space_waiters() };
         // Whoever is told goes on at once, often with the next message: not into our lock.
         drop(contents);
-        Completion::finish_all(completions, &result.clone().map(|()| Outcome::Done));
-        Completion::finish_all(waiters, &Ok(Outcome::Done));
+        Completion::finish_all(completions, &result.clone());
+        Completion::finish_all(waiters, &Ok(()));
         if let (true, Err(error)) = (unobserved, result) {
             self.report(error);
         }

@@ -16,7 +16,8 @@ use crate::connect::outage::Present;
 use crate::connect::runtime;
 use crate::connect::session::Session;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome, Outlet};
+use crate::handover::completion::Completion;
+use crate::handover::item::Recipient;
 use crate::publish::buffer::{Buffer, Outgoing};
 use crate::publish::flight::Flight;
 use crate::publish::outbox::{Contents, Outbox, PublisherStats, Unreported};
@@ -86,10 +87,10 @@ impl Publisher {
         session: Session,
         table: Arc<AttachmentTable>,
         echo: Arc<Echo>,
-        outlet: Outlet,
+        recipient: Recipient,
     ) -> Result<Self> {
         let buffer = Buffer::new(settings.buffer_count, settings.buffer_bytes);
-        let outbox = Outbox::new(buffer, outlet);
+        let outbox = Outbox::new(buffer, recipient);
         let process = if settings.uid == EMITTER_UID { Some(new_process_id()?) } else { None };
         let shared =
             Shared { settings, process, session, table, echo, outbox, changed: Notify::new(), closed: Notify::new() };
@@ -106,7 +107,7 @@ impl Publisher {
                     connection.ask("look up the attachment table", |client| shared.table.ensure(client)).await?;
                 }
                 shared.outbox.outage.ended();
-                Ok(Outcome::Done)
+                Ok(())
             };
             completion.finish(result.await);
         });
@@ -203,7 +204,7 @@ impl Publisher {
         let mut contents = self.shared.outbox.lock();
         if contents.is_closed {
             drop(contents);
-            completion.finish(Ok(Outcome::Done));
+            completion.finish(Ok(()));
             return Ok(());
         }
         contents.is_closed = true;
@@ -212,7 +213,7 @@ impl Publisher {
             let session = self.shared.session.clone();
             runtime::handle()?.spawn(async move {
                 session.close().await;
-                completion.finish(Ok(Outcome::Done));
+                completion.finish(Ok(()));
             });
             return Ok(());
         }
@@ -321,7 +322,7 @@ async fn run(shared: Arc<Shared>) {
         (contents.closing.take(), contents.take_space_waiters())
     };
     for completion in waiters.into_iter().chain(closing.map(|(completion, _)| completion)) {
-        completion.finish(Ok(Outcome::Done));
+        completion.finish(Ok(()));
     }
 }
 

@@ -8,6 +8,7 @@ mod inbox;
 mod interpreter;
 mod json;
 mod message;
+mod settings;
 mod store;
 
 use std::time::Duration;

@@ -2,32 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::bus::password_source;
 use super::error::{exception, outage, outage_seconds};
 use super::event::{self, PyStoredEvent};
-use super::inbox::PyInbox;
-use crate::connect::connection::Connector;
-use crate::connect::conninfo::{Conninfo, process_env};
+use super::inbox::{PyInbox, ToPython};
+use super::settings::{connectors, seconds};
 use crate::connect::runtime::{self, Lease};
 use crate::error::{Error, Result};
-use crate::handover::inbox::Outcome;
-use crate::store::error::Expected;
 use crate::store::event::{NewEvent, StoredEvent};
 use crate::store::event_store::{EventStore, Opened, Settings};
 use crate::store::filter::{Condition, Filter};
 use crate::store::pool::Limits;
-use crate::store::read::feed::{Question, Start, Subscription};
-use crate::store::read::reader::Query;
+use crate::store::read::feed::{Batch, Next, Start, Subscription};
+use crate::store::read::reader::{Page, Query};
 use crate::store::read::reading::Reading;
 use crate::store::read::wakeup;
-use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY, TableName};
+use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY};
 use crate::store::write::import::Import;
-use crate::store::write::writer::{self, Request};
+use crate::store::write::writer::{self, Position, Request};
+use crate::table_name::TableName;
 
 /// The complete settings, checked and defaulted by `event_store_options.py`.
 #[derive(FromPyObject)]
@@ -98,20 +94,8 @@ impl Drop for PyReading {
     }
 }
 
-fn seconds(option: &str, value: f64) -> Result<Duration> {
-    Duration::try_from_secs_f64(value).map_err(|error| Error::options(option, value.to_string(), error.to_string()))
-}
-
 fn check_process(pid: u32) -> Result<()> {
     if pid == std::process::id() { Ok(()) } else { Err(Error::Forked("event store")) }
-}
-
-fn expected(number: i64) -> Expected {
-    match number {
-        0 => Expected::NoStream,
-        -1 => Expected::Exists,
-        version => Expected::Version(version),
-    }
 }
 
 /// Id, aggregate id, type, data and metadata of an event to store.
@@ -144,15 +128,7 @@ fn filter(given: Vec<GivenCondition>) -> Result<Filter> {
 impl PyEventStore {
     #[new]
     fn new(settings: GivenSettings) -> PyResult<Self> {
-        let password = settings.password.map(password_source);
-        let connector = |dsn: &str| -> Result<Arc<Connector>> {
-            Ok(Arc::new(Connector::new(Conninfo::parse(dsn, &process_env)?, password.clone(), Vec::new())?))
-        };
-        let writing = connector(&settings.dsn)?;
-        let listen_connector = match &settings.listen_dsn {
-            Some(dsn) => connector(dsn)?,
-            None => Arc::clone(&writing),
-        };
+        let (writing, listen_connector) = connectors(&settings.dsn, settings.listen_dsn.as_deref(), settings.password)?;
         let description = writing.conninfo().redacted();
         let table_name = TableName::parse(&settings.table_name)?;
         let store = EventStore::new(Settings {
@@ -189,10 +165,8 @@ impl PyEventStore {
 
     fn open(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         check_process(self.pid)?;
-        Ok(self.store.spawn(inbox.completion(token), |store| async move {
-            store.open().await?;
-            Ok(Outcome::Done)
-        })?)
+        let work = |store: Arc<EventStore>| async move { store.open().await.map(drop) };
+        Ok(self.store.spawn(inbox.completion(token), work)?)
     }
 
     fn layout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
@@ -222,7 +196,6 @@ impl PyEventStore {
     ) -> PyResult<()> {
         check_process(self.pid)?;
         let events = event::new_events(events)?;
-        let expected = expected.into_iter().map(|(id, number)| (id, self::expected(number))).collect();
         Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) })?)
     }
 
@@ -382,7 +355,7 @@ impl PySubscription {
     fn begin(&self, after: Option<i64>, inbox: &PyInbox, token: u64) -> PyResult<()> {
         check_process(self.pid)?;
         let start = after.map_or(Start::End, Start::After);
-        Ok(self.subscription.ask(Question::Begin(start), inbox.completion(token))?)
+        Ok(self.subscription.begin(start, inbox.completion(token))?)
     }
 
     fn next(
@@ -396,8 +369,8 @@ impl PySubscription {
     ) -> PyResult<()> {
         check_process(self.pid)?;
         let patience = super::wait_of(patience_seconds);
-        let question = Question::Next { position, limit, reports_progress, patience };
-        Ok(self.subscription.ask(question, inbox.completion(token))?)
+        let next = Next { position, limit, reports_progress, patience };
+        Ok(self.subscription.next(next, inbox.completion(token))?)
     }
 
     fn nudge(&self) {
@@ -423,29 +396,38 @@ fn events<'py>(py: Python<'py>, events: &[Arc<StoredEvent>]) -> PyResult<Bound<'
     PyList::new(py, events.iter().map(event).collect::<PyResult<Vec<_>>>()?)
 }
 
-/// Results of the store's operations.
-pub fn outcome_to_python<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyAny>> {
-    Ok(match outcome {
-        Outcome::Positions(positions) => {
-            let list = PyList::empty(py);
-            // Events of one transaction have one time: one object for all of them.
-            let mut time = (None, event::datetime(py, None)?);
-            for position in positions {
-                if position.created_at != time.0 {
-                    time = (position.created_at, event::datetime(py, position.created_at)?);
-                }
-                list.append((position.version, &time.1, position.is_duplicate))?;
+impl ToPython for Vec<Position> {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let list = PyList::empty(py);
+        // Events of one transaction have one time: one object for all of them.
+        let mut time = (None, event::datetime(py, None)?);
+        for position in self {
+            if position.created_at != time.0 {
+                time = (position.created_at, event::datetime(py, position.created_at)?);
             }
-            list.into_any()
+            list.append((position.version, &time.1, position.is_duplicate))?;
         }
-        Outcome::Page(page) => (events(py, &page.events)?, page.safe_since).into_pyobject(py)?.into_any(),
-        Outcome::Batch(batch) => {
-            let events = events(py, &batch.events)?;
-            (events, batch.position, batch.is_caught_up, batch.reconnects).into_pyobject(py)?.into_any()
-        }
-        Outcome::Rows(rows) => rows.into_pyobject(py)?,
-        Outcome::Done | Outcome::Number(_) | Outcome::Bytes(_) => py.None().into_bound(py),
-    })
+        Ok(list.into_any())
+    }
+}
+
+impl ToPython for Page {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok((events(py, &self.events)?, self.safe_since).into_pyobject(py)?.into_any())
+    }
+}
+
+impl ToPython for Batch {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let events = events(py, &self.events)?;
+        Ok((events, self.position, self.is_caught_up, self.reconnects).into_pyobject(py)?.into_any())
+    }
+}
+
+impl ToPython for Vec<Vec<Option<String>>> {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.into_pyobject(py)
+    }
 }
 
 /// Add the classes.

@@ -16,7 +16,7 @@ use crate::connect::backoff::Backoff;
 use crate::connect::runtime;
 use crate::connect::session::Session;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Item, Outlet, SMALL_BYTES};
+use crate::handover::item::{Item, Recipient, SMALL_BYTES};
 use crate::receive::attachment::{AttachmentTable, Body};
 use crate::receive::echo::Echo;
 use crate::receive::lanes::{Lanes, Slot};
@@ -127,7 +127,7 @@ struct Shared {
     table: Arc<AttachmentTable>,
     echo: Arc<Echo>,
     rooms: Arc<Rooms>,
-    outlet: Outlet,
+    recipient: Recipient,
     state: Mutex<State>,
     closed: Notify,
 }
@@ -147,10 +147,10 @@ impl Intake {
         table: Arc<AttachmentTable>,
         echo: Arc<Echo>,
         rooms: Arc<Rooms>,
-        outlet: Outlet,
+        recipient: Recipient,
     ) -> Self {
         let (state, closed) = (Mutex::default(), Notify::new());
-        Self { shared: Arc::new(Shared { settings, session, table, echo, rooms, outlet, state, closed }) }
+        Self { shared: Arc::new(Shared { settings, session, table, echo, rooms, recipient, state, closed }) }
     }
 
     /// Counters.
@@ -181,12 +181,12 @@ impl Sink for Intake {
                 _ => stats.undecodable += 1,
             }
         }
-        self.shared.outlet.push(Item::Failure(error));
+        self.shared.recipient.push(Item::Failure(error));
     }
 
     fn lost(&self, since: SystemTime) {
         self.shared.lock().stats.gaps += 1;
-        self.shared.outlet.push(Item::Gap(Gap {
+        self.shared.recipient.push(Item::Gap(Gap {
             reason: Reason::Reconnect,
             nsp: None,
             sender: None,
@@ -353,7 +353,7 @@ impl Shared {
     }
 
     fn has_room(&self, state: &State, size: usize) -> bool {
-        let waiting = state.lanes.bytes() + self.outlet.inbox.bytes();
+        let waiting = state.lanes.bytes() + self.recipient.inbox.bytes();
         waiting == 0 || waiting + size <= self.settings.buffer_bytes
     }
 
@@ -380,7 +380,7 @@ impl Shared {
             Slot::Gap(gap) => {
                 state.stats.gaps += 1;
                 state.stats.missing = state.stats.missing.saturating_add(gap.missing.unwrap_or_default());
-                self.outlet.push(Item::Gap(gap));
+                self.recipient.push(Item::Gap(gap));
             }
             Slot::Overflow(overflow) => self.overflow(state, overflow),
             Slot::Fetching(_) => {}
@@ -399,7 +399,7 @@ impl Shared {
         let nsp = message.nsp.clone();
         let joined =
             if let MessageBody::SocketsJoin { rooms, .. } = &message.body { rooms.clone() } else { Vec::new() };
-        if self.outlet.push(Item::Message(message)) {
+        if self.recipient.push(Item::Message(message)) {
             state.stats.received += 1;
         } else {
             self.rooms.settled(&nsp, &joined);
@@ -422,13 +422,13 @@ impl Shared {
         if state.seen.values().map(foldhash::HashMap::len).sum::<usize>() >= SEEN_LIMIT {
             state.seen.clear();
         }
-        self.outlet.push(Item::Seen { nsp: nsp.to_owned(), uid: uid.to_owned() });
+        self.recipient.push(Item::Seen { nsp: nsp.to_owned(), uid: uid.to_owned() });
         state.seen.entry(nsp.to_owned()).or_default().insert(uid.to_owned(), now);
     }
 
     fn overflow(&self, state: &mut State, overflow: Overflow) {
         state.stats.missing = state.stats.missing.saturating_add(overflow.missing());
-        if self.outlet.inbox.push_overflow(self.outlet.token, overflow) {
+        if self.recipient.push_overflow(overflow) {
             state.stats.gaps += 1;
         }
     }
@@ -483,7 +483,7 @@ impl Shared {
         }
         drop(state);
         if let Some(error) = failure {
-            self.outlet.push(Item::Failure(on_channel(error, &wanted.channel)));
+            self.recipient.push(Item::Failure(on_channel(error, &wanted.channel)));
         }
     }
 }
@@ -515,7 +515,7 @@ async fn fetch(shared: &Shared) {
             Err(error) => {
                 shared.table.forget_if_gone(&error).await;
                 if backoff.attempts() == 0 {
-                    shared.outlet.push(Item::Failure(error.clone()));
+                    shared.recipient.push(Item::Failure(error.clone()));
                 }
                 if error.is_transient() || error.is_connection_lost() {
                     shared.want_again(batch.into_iter());

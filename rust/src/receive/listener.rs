@@ -23,7 +23,8 @@ use crate::connect::queue;
 use crate::connect::runtime;
 use crate::connect::session::Session;
 use crate::error::{Error, LikelyCause, Result};
-use crate::handover::inbox::{Completion, Item, Notification, Outcome, Outlet};
+use crate::handover::completion::Completion;
+use crate::handover::item::{Item, Notification, Recipient};
 use crate::receive::channels::{Change, Channels};
 use crate::receive::echo::Echo;
 use crate::receive::probe::{self, Identity, MemberLock};
@@ -56,7 +57,7 @@ pub trait Sink: Send + Sync + 'static {
 /// Hands raw notifications to Python.
 pub struct RawSink {
     /// Where to.
-    pub outlet: Outlet,
+    pub recipient: Recipient,
     /// Notifications that were no text, skipped.
     pub undecodable: AtomicU64,
 }
@@ -64,18 +65,24 @@ pub struct RawSink {
 impl Sink for RawSink {
     fn take(&self, channel: &str, payload: &str, pid: i32, _: SystemTime) {
         let notification = Notification { channel: channel.to_owned(), payload: payload.to_owned(), pid };
-        if !self.outlet.push(Item::Notification(notification)) {
-            self.outlet.inbox.push_overflow(self.outlet.token, Overflow::of(None, None));
+        if !self.recipient.push(Item::Notification(notification)) {
+            self.recipient.push_overflow(Overflow::of(None, None));
         }
     }
 
     fn skip(&self, error: Error) {
         self.undecodable.fetch_add(1, Ordering::Relaxed);
-        self.outlet.push(Item::Failure(error));
+        self.recipient.push(Item::Failure(error));
     }
 
     fn lost(&self, since: SystemTime) {
-        self.outlet.push(Item::Gap(Gap { reason: Reason::Reconnect, nsp: None, sender: None, missing: None, since }));
+        self.recipient.push(Item::Gap(Gap {
+            reason: Reason::Reconnect,
+            nsp: None,
+            sender: None,
+            missing: None,
+            since,
+        }));
     }
 
     fn unlistened(&self, _: &str) {}
@@ -126,7 +133,7 @@ struct Shared {
     connector: Arc<Connector>,
     settings: ListenerSettings,
     sink: Arc<dyn Sink>,
-    outlet: Outlet,
+    recipient: Recipient,
     state: Mutex<State>,
     outage: Outage,
     changed: Notify,
@@ -159,9 +166,14 @@ pub struct ListenerStats {
 
 impl Listener {
     /// A listener that connects with the first channel, or with [`Listener::start`].
-    pub fn new(connector: Arc<Connector>, settings: ListenerSettings, sink: Arc<dyn Sink>, outlet: Outlet) -> Self {
+    pub fn new(
+        connector: Arc<Connector>,
+        settings: ListenerSettings,
+        sink: Arc<dyn Sink>,
+        recipient: Recipient,
+    ) -> Self {
         let (state, outage, changed, closed) = (Mutex::default(), Outage::default(), Notify::new(), Notify::new());
-        Self { shared: Arc::new(Shared { connector, settings, sink, outlet, state, outage, changed, closed }) }
+        Self { shared: Arc::new(Shared { connector, settings, sink, recipient, state, outage, changed, closed }) }
     }
 
     /// Connect; `completion` hears how the present attempt ends. After a failure the attempts go on.
@@ -170,7 +182,7 @@ impl Listener {
         if state.channels.is_open() {
             state.lost_before_start = state.sessions_lost;
             drop(state);
-            completion.finish(Ok(Outcome::Done));
+            completion.finish(Ok(()));
             return Ok(());
         }
         state.starting.push(completion);
@@ -208,7 +220,7 @@ impl Listener {
         let was_closed = std::mem::replace(&mut state.is_closed, true);
         if was_closed || !state.is_running {
             drop(state);
-            completion.finish(Ok(Outcome::Done));
+            completion.finish(Ok(()));
             return Ok(());
         }
         state.closing = Some(completion);
@@ -248,7 +260,7 @@ impl Listener {
         drop(self.open_state()?);
         let shared = Arc::clone(&self.shared);
         runtime::handle()?.spawn(async move {
-            completion.finish(self_test(&shared).await.map(|()| Outcome::Done));
+            completion.finish(self_test(&shared).await);
         });
         Ok(())
     }
@@ -301,7 +313,7 @@ async fn run(shared: Arc<Shared>) {
     drop(state);
     drop(forgotten);
     if let Some(completion) = closing {
-        completion.finish(Ok(Outcome::Done));
+        completion.finish(Ok(()));
     }
 }
 
@@ -321,7 +333,7 @@ async fn work(shared: &Shared) {
             state.channels.lost();
             state.lost_since = state.lost_since.or(state.alive_at);
             if state.members.take().is_some() {
-                shared.outlet.push(Item::Members(None));
+                shared.recipient.push(Item::Members(None));
             }
             let mut failed: Vec<_> = state.starting.drain(..).collect();
             if is_first && !error.is_transient() {
@@ -334,7 +346,7 @@ async fn work(shared: &Shared) {
             }
         }
         if shared.outage.failed(&error) {
-            shared.outlet.push(Item::Failure(error));
+            shared.recipient.push(Item::Failure(error));
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
@@ -406,7 +418,7 @@ fn not_text(channel: &str, size_bytes: usize) -> Error {
 }
 
 async fn within<T>(limit: Duration, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() };
+    let late = |_| Error::Timeout { context: context.to_owned(), limit };
     timeout(limit, work).await.map_err(late)?
 }
 
@@ -426,7 +438,7 @@ async fn unless_silent<T>(
             Ok(result) => return result,
             Err(_) if began.elapsed() < limit || shared.is_hearing(limit) => probe::remind(client),
             Err(_) => {
-                return Err(Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() });
+                return Err(Error::Timeout { context: context.to_owned(), limit });
             }
         }
     }
@@ -459,7 +471,7 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
     }
     drop(state);
     // Only now may the application act on "listening again": what it reads is not older than LISTEN.
-    shared.outlet.push(Item::Listening { after_gap });
+    shared.recipient.push(Item::Listening { after_gap });
     if after_gap {
         shared.sink.lost(since.unwrap_or_else(SystemTime::now));
     }
@@ -472,7 +484,7 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
 async fn keep_membership(shared: &Shared, client: &Client) -> Result<()> {
     let Some(lock) = shared.settings.member_lock else { return Ok(()) };
     // Each probe hands something over, so a loop that runs looks at least once in an interval.
-    let is_member = shared.outlet.inbox.idle() < 2 * shared.settings.probe_interval;
+    let is_member = shared.recipient.inbox.idle() < 2 * shared.settings.probe_interval;
     if is_member != shared.lock().is_member {
         probe::set_member(client, lock, is_member).await?;
         shared.lock().is_member = is_member;
@@ -510,7 +522,7 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
         state.members = class.map(|_| found.members.len());
     }
     if class.is_some() {
-        shared.outlet.push(Item::Members(Some(found.members)));
+        shared.recipient.push(Item::Members(Some(found.members)));
     }
     // The server sends what was committed before it answers. So what was there long before we asked should have come,
     // however long the row of notifications in front of it.
@@ -599,7 +611,7 @@ async fn refuse(shared: &Shared, client: &Client, change: &Change) -> Result<()>
         Completion::finish_all(waiting, &Err(error.clone()));
         // Whoever waits may ask again and again.
         if is_first {
-            shared.outlet.push(Item::Failure(error));
+            shared.recipient.push(Item::Failure(error));
         }
     }
     Ok(())
@@ -607,6 +619,6 @@ async fn refuse(shared: &Shared, client: &Client, change: &Change) -> Result<()>
 
 fn finish(completions: impl IntoIterator<Item = Completion>) {
     for completion in completions {
-        completion.finish(Ok(Outcome::Done));
+        completion.finish(Ok(()));
     }
 }

@@ -17,7 +17,6 @@ use tokio_postgres::{Client, Row, Statement};
 use crate::connect::cancel::Canceller;
 use crate::connect::connection::Connector;
 use crate::error::{Error, Result};
-use crate::store::error::StoreError;
 
 /// Opens a transaction in which each statement sees what was committed before it. Expected versions rest on it: they are
 /// looked at after a wait for a lock, whatever isolation the role or the database has by default.
@@ -126,14 +125,14 @@ impl Pool {
             permit
         } else {
             let asked = Instant::now();
-            let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Closed)?;
+            let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Error::StoreClosed)?;
             let mut state = self.lock();
             state.stats.wait_count += 1;
             state.stats.wait_duration += asked.elapsed();
             permit
         };
         if self.is_closed.load(Ordering::Acquire) {
-            return Err(StoreError::Closed.into());
+            return Err(Error::StoreClosed);
         }
         self.close_expired();
         let idle = {

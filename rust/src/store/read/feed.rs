@@ -24,8 +24,7 @@ use crate::connect::backoff::Backoff;
 use crate::connect::outage::Outage;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome};
-use crate::store::error::StoreError;
+use crate::handover::completion::Completion;
 use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::Pool;
@@ -53,22 +52,17 @@ pub enum Start {
     End,
 }
 
-/// What a subscriber asks.
+/// What a subscriber asks for: what comes after a position, as soon as there is something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Question {
-    /// Is this a good start, and at which position is it?
-    Begin(Start),
-    /// What comes after a position? Answered as soon as there is something.
-    Next {
-        /// All before is known.
-        position: i64,
-        /// At most so many events.
-        limit: usize,
-        /// Answer, too, as soon as it is known that there is nothing up to a higher position.
-        reports_progress: bool,
-        /// Answer with what is known after so long, even if it is nothing.
-        patience: Duration,
-    },
+pub struct Next {
+    /// All before is known.
+    pub position: i64,
+    /// At most so many events.
+    pub limit: usize,
+    /// Answer, too, as soon as it is known that there is nothing up to a higher position.
+    pub reports_progress: bool,
+    /// Answer with what is known after so long, even if it is nothing.
+    pub patience: Duration,
 }
 
 /// What a subscription is given at a time.
@@ -233,7 +227,7 @@ impl Feed {
     pub fn subscribe(self: &Arc<Self>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
         let mut life = self.life();
         if life.is_closed {
-            return Err(StoreError::Closed.into());
+            return Err(Error::StoreClosed);
         }
         if !life.is_running {
             self.progress.send_replace(Progress::default());
@@ -256,7 +250,7 @@ impl Feed {
     /// End all subscriptions and the keeper.
     pub fn close(&self) {
         self.life().is_closed = true;
-        self.progress.send_modify(|progress| progress.failure = Some(StoreError::Closed.into()));
+        self.progress.send_modify(|progress| progress.failure = Some(Error::StoreClosed));
         self.stop.notify_one();
     }
 
@@ -431,19 +425,36 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Answer in the background, trying again after what time can mend. A new question takes the old one's place.
-    pub fn ask(self: &Arc<Self>, question: Question, completion: Completion) -> Result<()> {
+    /// Whether this is a good start, and at which position it is.
+    pub fn begin(self: &Arc<Self>, start: Start, completion: Completion<i64>) -> Result<()> {
+        self.answer(completion, |this| async move { this.retried(|| this.find_start(start), || None).await })
+    }
+
+    /// What comes after a position.
+    pub fn next(self: &Arc<Self>, next: Next, completion: Completion<Batch>) -> Result<()> {
+        let began = Instant::now();
+        self.answer(completion, move |this| async move {
+            let nothing = || this.batch(Vec::new(), next.position, false);
+            this.retried(|| this.take(next), || (began.elapsed() >= next.patience).then(nothing)).await
+        })
+    }
+
+    /// Answer a question in the background; it takes the place of the one before.
+    fn answer<T, F>(self: &Arc<Self>, completion: Completion<T>, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
+    where
+        T: 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::Closed("subscription"));
         }
-        let subscription = Arc::clone(self);
+        let (mut closed, work) = (self.owner.is_closed.subscribe(), work(Arc::clone(self)));
         let answering = runtime::handle()?.spawn(async move {
-            let mut closed = subscription.owner.is_closed.subscribe();
             let result = tokio::select! {
                 biased;
-                _ = closed.wait_for(|&is_closed| is_closed) => Err(StoreError::Closed.into()),
-                result = subscription.answer_until(question) => result,
+                _ = closed.wait_for(|&is_closed| is_closed) => Err(Error::StoreClosed),
+                result = work => result,
             };
             completion.finish(result);
         });
@@ -474,39 +485,28 @@ impl Subscription {
         }
     }
 
-    /// Answer, trying again what time can mend.
-    async fn answer_until(&self, question: Question) -> Result<Outcome> {
-        let (began, mut backoff) = (Instant::now(), Backoff::default());
+    /// Try again what time can mend, until there is something to say instead.
+    async fn retried<T, F>(&self, attempt: impl Fn() -> F, instead: impl Fn() -> Option<T>) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut backoff = Backoff::default();
         loop {
             // The keeper's failure is final; one of ours may be mended by trying again, as the keeper does.
             if let Some(error) = self.feed.progress.borrow().failure.clone() {
                 return Err(error);
             }
-            match self.answer(question).await {
-                Err(error) if passes(&error) => {
-                    if let Question::Next { position, patience, .. } = question
-                        && began.elapsed() >= patience
-                    {
-                        return Ok(Outcome::Batch(Box::new(self.batch(Vec::new(), position, false))));
-                    }
-                    sleep(backoff.next_delay()).await;
-                }
+            match attempt().await {
+                Err(error) if passes(&error) => match instead() {
+                    Some(answer) => return Ok(answer),
+                    None => sleep(backoff.next_delay()).await,
+                },
                 result => return result,
             }
         }
     }
 
-    async fn answer(&self, question: Question) -> Result<Outcome> {
-        match question {
-            Question::Begin(start) => self.begin(start).await.map(Outcome::Number),
-            Question::Next { position, limit, reports_progress, patience } => {
-                let batch = self.take(position, limit, reports_progress, patience).await?;
-                Ok(Outcome::Batch(Box::new(batch)))
-            }
-        }
-    }
-
-    async fn begin(&self, start: Start) -> Result<i64> {
+    async fn find_start(&self, start: Start) -> Result<i64> {
         let feed = &self.feed;
         let Start::After(position) = start else {
             let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
@@ -522,7 +522,8 @@ impl Subscription {
         if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
     }
 
-    async fn take(&self, begun: i64, limit: usize, reports_progress: bool, patience: Duration) -> Result<Batch> {
+    async fn take(&self, next: Next) -> Result<Batch> {
+        let Next { position: begun, limit, reports_progress, patience } = next;
         let deadline = tokio::time::Instant::now() + patience;
         let mut progress = self.feed.progress.subscribe();
         let mut position = begun;
@@ -543,7 +544,7 @@ impl Subscription {
                 return Ok(self.batch(Vec::new(), position, true));
             }
             tokio::select! {
-                changed = progress.changed() => changed.map_err(|_| StoreError::Closed)?,
+                changed = progress.changed() => changed.map_err(|_| Error::StoreClosed)?,
                 () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, settled.is_some())),
                 () = tokio::time::sleep_until(deadline) => {
                     if settled.is_some_and(|settled| settled < position) {

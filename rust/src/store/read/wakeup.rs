@@ -16,7 +16,6 @@ use crate::connect::connection::{Connection, Connector};
 use crate::connect::outage::Outage;
 use crate::connect::queue;
 use crate::error::{Error, Result};
-use crate::store::error::StoreError;
 use crate::store::table::{GO_CHANNEL, Table};
 use crate::wire::protocol::quote_identifier;
 
@@ -163,7 +162,7 @@ impl Wakeup {
         let context = || "the test of the listening session".to_owned();
         timeout(limit, queue::listen(client, "listen for events", &script))
             .await
-            .map_err(|_| Error::Timeout { context: context(), seconds: limit.as_secs_f64().into() })??;
+            .map_err(|_| Error::Timeout { context: context(), limit })??;
         if timeout(limit.min(Duration::from_secs(5)), tested.notified()).await.is_ok() {
             return Ok(());
         }
@@ -171,12 +170,11 @@ impl Wakeup {
         // the probe's answer; only what is not there even then does not come.
         self.probe(table, client).await?;
         timeout(Duration::ZERO, tested.notified()).await.map_err(|_| {
-            StoreError::InvalidConnection(
+            Error::InvalidConnection(
                 "LISTEN does not work over this connection: a notification to ourselves did not arrive; it needs a \
                  direct connection or a pooler in session mode, see listen_dsn"
                     .to_owned(),
             )
-            .into()
         })
     }
 
@@ -187,10 +185,7 @@ impl Wakeup {
         let sql = "SELECT channel FROM pg_catalog.pg_listening_channels() AS channel";
         let rows = timeout(limit, client.query_typed(sql, &[])).await;
         let rows = rows
-            .map_err(|_| Error::Timeout {
-                context: "the probe of the listening session".to_owned(),
-                seconds: limit.as_secs_f64().into(),
-            })?
+            .map_err(|_| Error::Timeout { context: "the probe of the listening session".to_owned(), limit })?
             .map_err(|error| Error::from_postgres("probe the listening session", &error, false))?;
         let channel = table.wake_channel();
         if rows.iter().any(|row| row.try_get::<_, &str>(0).is_ok_and(|held| held == channel)) {

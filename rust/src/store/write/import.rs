@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome};
+use crate::handover::completion::Completion;
 use crate::store::event::NewEvent;
 use crate::store::event_store::EventStore;
 
@@ -14,7 +14,7 @@ use crate::store::event_store::EventStore;
 pub struct Import {
     store: Arc<EventStore>,
     /// The chunk under way.
-    chunk: Mutex<Option<JoinHandle<Result<Outcome>>>>,
+    chunk: Mutex<Option<JoinHandle<Result<i64>>>>,
 }
 
 impl Import {
@@ -25,7 +25,7 @@ impl Import {
 
     /// Begin to store a chunk once the one before is stored, and tell how many that one had. No events: only wait.
     /// After a chunk that failed this one is not begun.
-    pub fn add(&self, events: Vec<NewEvent>, completion: Completion) -> Result<()> {
+    pub fn add(&self, events: Vec<NewEvent>, completion: Completion<i64>) -> Result<()> {
         let mut chunk = self.chunk.lock().unwrap_or_else(PoisonError::into_inner);
         let before = chunk.take();
         let (told, failed) = tokio::sync::oneshot::channel::<bool>();
@@ -35,13 +35,13 @@ impl Import {
             *chunk = Some(handle.spawn(async move {
                 match failed.await {
                     Ok(false) => store.copy(events).await,
-                    _ => Ok(Outcome::Number(0)),
+                    _ => Ok(0),
                 }
             }));
         }
         handle.spawn(async move {
             let result = match before {
-                None => Ok(Outcome::Number(0)),
+                None => Ok(0),
                 Some(before) => before.await.unwrap_or(Err(Error::Closed("event store"))),
             };
             let _ = told.send(result.is_err());

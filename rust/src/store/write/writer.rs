@@ -18,10 +18,10 @@ use tokio_postgres::types::Type;
 use crate::connect::backoff::Backoff;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome};
-use crate::store::error::{Expected, StoreError};
-use crate::store::event::{NewEvent, get, micros};
+use crate::handover::completion::Completion;
+use crate::store::event::NewEvent;
 use crate::store::pool::{BEGIN, Bind, Pool, Pooled};
+use crate::store::row::{get, micros};
 use crate::store::table::Table;
 use crate::store::write::copy::copy;
 use crate::store::write::statements::{Checks, Columns, Sql};
@@ -48,10 +48,11 @@ pub struct Position {
 pub struct Request {
     /// At least one.
     pub events: Vec<NewEvent>,
-    /// What is expected of aggregates; those not named here may be as they like.
-    pub expected: BTreeMap<String, Expected>,
+    /// What is expected of aggregates before these events: the version of the last one, 0 for none, -1 for any. Those not
+    /// named here may be as they like.
+    pub expected: BTreeMap<String, i64>,
     /// Told the positions, in the order of the events.
-    pub completion: Completion,
+    pub completion: Completion<Vec<Position>>,
 }
 
 /// Counters since the start.
@@ -104,7 +105,7 @@ impl Writer {
     pub fn store(&self, request: Request) -> Result<()> {
         let mut state = self.shared.lock();
         if state.is_closed {
-            return Err(StoreError::Closed.into());
+            return Err(Error::StoreClosed);
         }
         state.queue.push_back(request);
         if !std::mem::replace(&mut state.is_running, true) {
@@ -202,7 +203,7 @@ impl Shared {
             Err(_) => state.stats.failed += 1,
         }
         drop(state);
-        request.completion.finish(result.map(Outcome::Positions));
+        request.completion.finish(result);
     }
 }
 
@@ -269,7 +270,7 @@ fn is_in_doubt(error: &Error) -> bool {
 
 /// No connection is to be had any more.
 fn is_closed(error: &Error) -> bool {
-    matches!(error, Error::Store(error) if **error == StoreError::Closed)
+    matches!(error, Error::StoreClosed)
 }
 
 /// Another writer was faster, or in the way: try again. 23505 unique violation, 40001 serialization failure,
@@ -444,7 +445,7 @@ async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled)
         let version = get(row, 1)?;
         if !get::<bool>(row, 3)? {
             let id = request.events.get(index).map(|event| event.id.clone()).unwrap_or_default();
-            return Err(StoreError::DuplicateEvent { id, version }.into());
+            return Err(Error::DuplicateEvent { id, version });
         }
         if let Some(slot) = positions.get_mut(index) {
             *slot = Some(Position { version, created_at: micros(row, 2)?, is_duplicate: true });
@@ -455,9 +456,9 @@ async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled)
     }
     for row in &actual {
         let (aggregate_id, actual): (String, i64) = (get(row, 0)?, get(row, 1)?);
-        let expected = request.expected.get(&aggregate_id).copied().unwrap_or(Expected::Any);
-        if !expected.holds(actual) {
-            return Err(StoreError::WrongExpectedVersion { aggregate_id, expected, actual }.into());
+        let is_met = |&expected: &i64| if expected == -1 { actual > 0 } else { actual == expected };
+        if let Some(&expected) = request.expected.get(&aggregate_id).filter(|expected| !is_met(expected)) {
+            return Err(Error::WrongExpectedVersion { aggregate_id, expected, actual });
         }
     }
     let missing: Vec<NewEvent> = request
@@ -500,7 +501,7 @@ pub fn check(events: &[NewEvent], table: &Table) -> Result<()> {
     for event in events {
         event.check(table)?;
         if !ids.insert(event.id.as_str()) {
-            return Err(StoreError::DuplicateEvent { id: event.id.clone(), version: 0 }.into());
+            return Err(Error::DuplicateEvent { id: event.id.clone(), version: 0 });
         }
     }
     Ok(())
