@@ -4,6 +4,7 @@
 pub mod connect;
 pub mod error;
 pub mod handover;
+pub mod lock;
 pub mod publish;
 #[cfg(feature = "python")]
 mod py;

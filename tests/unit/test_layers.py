@@ -25,7 +25,7 @@ LAYERS = (
 """From the ground up."""
 
 CRATE_LAYERS = (
-    {"error"},
+    {"error", "lock"},
     {"connect", "wire"},
     {"table_name"},
     {"handover"},

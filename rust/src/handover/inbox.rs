@@ -8,12 +8,13 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::handover::completion::Answers;
 use crate::handover::item::{Item, Receiver};
+use crate::lock::{Mutex, wait_while};
 use crate::wire::gap::Overflow;
 
 /// Most background failures that wait for Python; a flood of bad messages must not fill the memory. Further ones are
@@ -117,10 +118,6 @@ impl<A> Inbox<A> {
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue<A>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Descriptor that is readable while items wait.
     pub fn fileno(&self) -> RawFd {
         self.watched.as_raw_fd()
@@ -133,24 +130,24 @@ impl<A> Inbox<A> {
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.lock().items.is_empty()
+        self.queue.lock().items.is_empty()
     }
 
     /// Nothing more is awaited: from now on the descriptor is readable, so that whoever waits looks here.
     pub fn close(&self) {
-        self.lock().is_closed = true;
+        self.queue.lock().is_closed = true;
         let _ = (&self.waker).write(&[1]);
         self.ready.notify_all();
     }
 
     /// Whether it was closed; what it holds may still be taken.
     pub fn is_closed(&self) -> bool {
-        self.lock().is_closed
+        self.queue.lock().is_closed
     }
 
     /// How long something has waited without Python taking anything; zero when nothing waits.
     pub fn stalled(&self) -> Duration {
-        self.lock().stalled_since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.queue.lock().stalled_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Let go of the queue, and then wake who waits for it: the other way round they would run into its lock.
@@ -173,7 +170,7 @@ impl<A> Inbox<A> {
     }
 
     fn put_back(&self, items: VecDeque<(u64, Entry<A>)>) {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         for (token, entry) in items.into_iter().rev() {
             queue.bytes += entry.size_bytes();
             queue.failures += usize::from(entry.is_failure());
@@ -190,7 +187,7 @@ impl<A> Inbox<A> {
 
     /// Take up to `max` items. The descriptor stays readable while items remain.
     pub fn drain(&self, max: usize) -> Vec<(u64, Entry<A>)> {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         queue.drained_at = Instant::now();
         let count = queue.items.len().min(max);
         let taken: Vec<_> = queue.items.drain(..count).collect();
@@ -208,10 +205,9 @@ impl<A> Inbox<A> {
 
     /// Block until an item waits, it is closed or the time is over; true when an item waits.
     pub fn wait(&self, limit: Duration) -> bool {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         queue.waiters += 1;
-        let waited = self.ready.wait_timeout_while(queue, limit, |queue| queue.items.is_empty() && !queue.is_closed);
-        let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        queue = wait_while(&self.ready, queue, limit, |queue| queue.items.is_empty() && !queue.is_closed);
         queue.waiters -= 1;
         !queue.items.is_empty()
     }
@@ -220,7 +216,7 @@ impl<A> Inbox<A> {
 impl<A: Send> Receiver for Inbox<A> {
     fn push(&self, token: u64, item: Item) -> bool {
         let size = item.size_bytes();
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         if size > 0 && queue.bytes + size > self.limit_bytes && queue.bytes > 0 {
             if let Item::Gap(gap) = item {
                 queue.append_overflow(token, Overflow::from_gap(gap));
@@ -244,24 +240,24 @@ impl<A: Send> Receiver for Inbox<A> {
     }
 
     fn push_overflow(&self, token: u64, overflow: Overflow) -> bool {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         let is_first = queue.append_overflow(token, overflow);
         self.release(queue);
         is_first
     }
 
     fn bytes(&self) -> usize {
-        self.lock().bytes
+        self.queue.lock().bytes
     }
 
     fn idle(&self) -> Duration {
-        self.lock().drained_at.elapsed()
+        self.queue.lock().drained_at.elapsed()
     }
 }
 
 impl<T, A: From<T> + Send> Answers<T> for Inbox<A> {
     fn finished(&self, results: &mut dyn Iterator<Item = (u64, Result<T>)>) {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         for (token, result) in results {
             queue.append(token, Entry::Finished(result.map(A::from)));
         }
@@ -350,10 +346,10 @@ mod tests {
         assert_eq!(taken.first().unwrap().0, 2);
         drop(taken);
         assert!(inbox.bytes() < bytes);
-        assert_eq!(inbox.lock().failures, 1);
+        assert_eq!(inbox.queue.lock().failures, 1);
         let tokens = |taken: Vec<(u64, Entry)>| taken.into_iter().map(|(token, _)| token).collect::<Vec<_>>();
         assert_eq!(tokens(inbox.drain(9)), [2, 3, 4, 5]);
-        assert_eq!((inbox.bytes(), inbox.lock().failures), (0, 0));
+        assert_eq!((inbox.bytes(), inbox.queue.lock().failures), (0, 0));
         inbox.push(6, message(10));
         drop(inbox.take(9));
         assert!(inbox.wait(Duration::ZERO) && (&inbox.watched).read(&mut [0; 8]).is_ok(), "it is readable again");

@@ -1,13 +1,14 @@
 //! What the publisher's callers and its task share: the buffer, who waits for what in it, and what became of it all.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Instant;
 
 use crate::connect::outage::Outage;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
 use crate::handover::item::{Item, Recipient};
+use crate::lock::Mutex;
 use crate::publish::buffer::{Buffer, Outgoing};
 
 /// Counters since the start.
@@ -139,7 +140,7 @@ impl Outbox {
 
     /// The contents, for this caller alone.
     pub fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+        self.contents.lock()
     }
 
     /// The contents, while messages are accepted.

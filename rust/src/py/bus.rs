@@ -1,7 +1,7 @@
 //! `Bus`: one PostgreSQL as seen by one Python object: publisher, listener and attachment table together.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
 use crate::handover::inbox::Inbox;
 use crate::handover::item::{Receiver as _, Recipient};
+use crate::lock::Mutex;
 use crate::publish::publisher::{OnFull, Publisher, PublisherSettings};
 use crate::receive::attachment::AttachmentTable;
 use crate::receive::attachment::Body;
@@ -116,7 +117,7 @@ impl Drop for PyBus {
         runtime::leave_to(self.pid, &self.publisher);
         runtime::leave_to(self.pid, &self.listener);
         runtime::leave_to(self.pid, &self.intake);
-        let lease = self.lease.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let lease = self.lease.get_mut().take();
         let Some(lease) = lease.filter(|_| self.pid == std::process::id() && self.is_used.load(Ordering::Relaxed))
         else {
             return;
@@ -367,7 +368,7 @@ impl PyBus {
 
     fn release(&self) {
         // The lock is free before the runtime ends.
-        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let lease = self.lease.lock().take();
         drop(lease);
     }
 

@@ -7,7 +7,7 @@
 //! Nothing here waits for Python. What does not fit is dropped, and a gap stands in its place.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
@@ -17,6 +17,7 @@ use crate::connect::runtime;
 use crate::connect::session::Session;
 use crate::error::{Error, Result};
 use crate::handover::item::{Item, Recipient, SMALL_BYTES};
+use crate::lock::Mutex;
 use crate::receive::attachment::{AttachmentTable, Body};
 use crate::receive::echo::Echo;
 use crate::receive::lanes::{Lanes, Slot};
@@ -155,7 +156,7 @@ impl Intake {
 
     /// Counters.
     pub fn stats(&self) -> IntakeStats {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         IntakeStats { held_bytes: state.lanes.bytes(), ..state.stats }
     }
 
@@ -175,7 +176,7 @@ impl Sink for Intake {
 
     fn skip(&self, error: Error) {
         {
-            let stats = &mut self.shared.lock().stats;
+            let stats = &mut self.shared.state.lock().stats;
             match error {
                 Error::Signature { .. } => stats.bad_signatures += 1,
                 _ => stats.undecodable += 1,
@@ -185,7 +186,7 @@ impl Sink for Intake {
     }
 
     fn lost(&self, since: SystemTime) {
-        self.shared.lock().stats.gaps += 1;
+        self.shared.state.lock().stats.gaps += 1;
         self.shared.recipient.push(Item::Gap(Gap {
             reason: Reason::Reconnect,
             nsp: None,
@@ -196,14 +197,14 @@ impl Sink for Intake {
     }
 
     fn unlistened(&self, channel: &str) {
-        self.shared.lock().sequences.forget(channel);
+        self.shared.state.lock().sequences.forget(channel);
     }
 }
 
 impl Intake {
     fn fetch_if_wanted(&self) {
         {
-            let mut state = self.shared.lock();
+            let mut state = self.shared.state.lock();
             if state.wanted.is_empty() || std::mem::replace(&mut state.is_fetching, true) {
                 return;
             }
@@ -244,10 +245,6 @@ fn sender_of(uid: &str, process: Option<&str>) -> String {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn take(&self, channel: &str, payload: &str, arrived: SystemTime) -> Result<()> {
         let settings = &self.settings;
         let bad = |reason| Error::Signature { channel: channel.to_owned(), reason };
@@ -262,14 +259,14 @@ impl Shared {
         let (received, stamp) = codec::decode_stamped(payload, nsp)?;
         let (Received::Message(Message { uid, nsp, .. }) | Received::Attachment { uid, nsp, .. }) = &received;
         if *uid == settings.uid && uid != EMITTER_UID {
-            self.lock().stats.own += 1;
+            self.state.lock().stats.own += 1;
             if let Some(number) = stamp.sequence {
                 self.echo.arrived(channel, number, Instant::now());
             }
             return Ok(());
         }
         let process = stamp.process.as_deref();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if !self.observe(&mut state, channel, Origin { nsp, uid, process }, stamp.sequence, arrived) {
             return Ok(());
         }
@@ -297,7 +294,7 @@ impl Shared {
         if glance.uid == self.settings.uid || !self.rooms.are_empty(nsp, glance.rooms()) {
             return false;
         }
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.lanes.is_held_up(channel) {
             return false; // sockets may enter the rooms by a message that still waits there
         }
@@ -434,7 +431,7 @@ impl Shared {
     }
 
     fn want_again(&self, batch: impl DoubleEndedIterator<Item = Wanted>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for wanted in batch.rev() {
             state.wanted.push_front(wanted);
         }
@@ -443,7 +440,7 @@ impl Shared {
     /// Give up what has waited too long, the time not counted in which the database could be asked.
     fn give_up(&self, in_vain: Instant) {
         let late: Vec<Wanted> = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let is_late = |wanted: &Wanted| wanted.since.max(in_vain).elapsed() >= FETCH_LIMIT;
             let count = state.wanted.iter().take_while(|wanted| is_late(wanted)).count();
             state.wanted.drain(..count).collect()
@@ -463,7 +460,7 @@ impl Shared {
             }
             codec::decode_attachment(body, &wanted.uid, &wanted.from.nsp)
         });
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let (slot, failure) = match result {
             Ok(message) => {
                 state.stats.attachments += 1;
@@ -495,7 +492,7 @@ async fn fetch(shared: &Shared) {
     let mut in_vain: Option<Instant> = None;
     loop {
         let batch: Vec<Wanted> = {
-            let mut state = shared.lock();
+            let mut state = shared.state.lock();
             // After a failure the first one is asked for alone: that has the best chance.
             let count = state.wanted.len().min(if in_vain.is_none() { FETCH_COUNT } else { 1 });
             if count == 0 {

@@ -8,7 +8,7 @@
 //! and by the [`Echo`] of what we publish ourselves.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
@@ -25,6 +25,7 @@ use crate::connect::session::Session;
 use crate::error::{Error, LikelyCause, Result};
 use crate::handover::completion::Completion;
 use crate::handover::item::{Item, Notification, Recipient};
+use crate::lock::Mutex;
 use crate::receive::channels::{Change, Channels};
 use crate::receive::echo::Echo;
 use crate::receive::probe::{self, Identity, MemberLock};
@@ -216,7 +217,7 @@ impl Listener {
 
     /// Disconnect for good.
     pub fn close(&self, completion: Completion) -> Result<()> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let was_closed = std::mem::replace(&mut state.is_closed, true);
         if was_closed || !state.is_running {
             drop(state);
@@ -231,7 +232,7 @@ impl Listener {
 
     /// State and counters.
     pub fn stats(&self) -> ListenerStats {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         let is_listening = state.channels.is_complete();
         ListenerStats {
             state: match (state.is_closed, state.is_running, is_listening) {
@@ -266,7 +267,7 @@ impl Listener {
     }
 
     fn open_state(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         if state.is_closed { Err(Error::Closed("listener")) } else { Ok(state) }
     }
 
@@ -291,11 +292,7 @@ impl State {
 impl Shared {
     /// Whether anything arrived within the last `limit`.
     fn is_hearing(&self, limit: Duration) -> bool {
-        self.lock().heard_at.is_some_and(|at| at.elapsed() < limit)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().heard_at.is_some_and(|at| at.elapsed() < limit)
     }
 }
 
@@ -305,7 +302,7 @@ async fn run(shared: Arc<Shared>) {
         () = shared.closed.notified() => {}
     }
     shared.settings.echo.lost();
-    let mut state = shared.lock();
+    let mut state = shared.state.lock();
     state.channels.lost();
     state.is_running = false;
     let forgotten = (state.channels.take_waiting(), std::mem::take(&mut state.starting));
@@ -327,7 +324,7 @@ async fn work(shared: &Shared) {
             Err(error) => error,
         };
         {
-            let mut state = shared.lock();
+            let mut state = shared.state.lock();
             (state.sessions_lost, state.lost_by) = (state.sessions_lost + 1, Some(error.clone()));
             shared.settings.echo.lost(); // after it, for a self-test that waits
             state.channels.lost();
@@ -369,7 +366,7 @@ async fn session(shared: &Shared, link: Link, is_first: &mut bool, backoff: &mut
             match message.await {
                 Some(Ok(AsyncMessage::Notification(n))) => {
                     if together == 0 {
-                        arrived = shared.lock().is_alive();
+                        arrived = shared.state.lock().is_alive();
                     }
                     together = (together + 1) % TOGETHER;
                     match mended::unreadable_bytes(&n) {
@@ -449,7 +446,7 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
     let settings = &shared.settings;
     let prepare = async {
         let identity = probe::identify(client).await?;
-        shared.lock().identity = Some(identity);
+        shared.state.lock().identity = Some(identity);
         probe::configure(client, IDLE_INTERVALS * settings.probe_interval).await
     };
     let context = "setting the listening session up";
@@ -457,12 +454,12 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
     unless_silent(shared, client, SETUP_LIMIT, context, apply(shared, client, true)).await?;
     // From here on whoever asked for a channel believes to hear everything.
     let after_gap = !std::mem::replace(is_first, false);
-    shared.lock().is_member = false;
+    shared.state.lock().is_member = false;
     unless_silent(shared, client, SETUP_LIMIT, context, keep_membership(shared, client)).await?;
     check(shared, client, SETUP_LIMIT).await?;
     backoff.reset();
     shared.outage.ended();
-    let mut state = shared.lock();
+    let mut state = shared.state.lock();
     let since = state.lost_since.take();
     state.reconnects += u64::from(after_gap);
     let starting: Vec<_> = state.starting.drain(..).collect();
@@ -485,9 +482,9 @@ async fn keep_membership(shared: &Shared, client: &Client) -> Result<()> {
     let Some(lock) = shared.settings.member_lock else { return Ok(()) };
     // Each probe hands something over, so a loop that runs looks at least once in an interval.
     let is_member = shared.recipient.inbox.idle() < 2 * shared.settings.probe_interval;
-    if is_member != shared.lock().is_member {
+    if is_member != shared.state.lock().is_member {
         probe::set_member(client, lock, is_member).await?;
-        shared.lock().is_member = is_member;
+        shared.state.lock().is_member = is_member;
     }
     Ok(())
 }
@@ -495,7 +492,7 @@ async fn keep_membership(shared: &Shared, client: &Client) -> Result<()> {
 /// Probe the session, and look for the echo of what we published.
 async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> {
     let settings = &shared.settings;
-    let asks_queue_usage = shared.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
+    let asks_queue_usage = shared.state.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
     let class = settings.member_lock.map(|lock| lock.class);
     let work = async {
         keep_membership(shared, client).await?;
@@ -504,7 +501,7 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
     let asked_at = Instant::now();
     let found = unless_silent(shared, client, limit, "the probe of the listening session", work).await?;
     {
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         state.is_alive();
         if asks_queue_usage {
             state.queue_usage = found.queue_usage;
@@ -538,7 +535,7 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
 
 /// Why we are deaf, if it can be told from who the sessions are.
 async fn explain(shared: &Shared) -> Option<Error> {
-    let listener = shared.lock().identity.clone()?;
+    let listener = shared.state.lock().identity.clone()?;
     let connection = shared.settings.writer.open().await.ok()?;
     let writer = connection.ask_aside("identify the server", SETUP_LIMIT, probe::identify).await.ok()?;
     probe::diagnose(&listener, &writer)
@@ -553,7 +550,7 @@ async fn self_test(shared: &Shared) -> Result<()> {
     let awaited = shared.settings.echo.awaited();
     loop {
         {
-            let state = shared.lock();
+            let state = shared.state.lock();
             match &state.lost_by {
                 _ if state.is_closed => return Err(Error::Closed("listener")),
                 // With the session went what was awaited of it.
@@ -572,7 +569,7 @@ async fn self_test(shared: &Shared) -> Result<()> {
 async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result<()> {
     let mut is_new_session = is_new_session;
     loop {
-        let change = shared.lock().channels.change();
+        let change = shared.state.lock().channels.change();
         let script = change.script();
         if !script.is_empty()
             && let Err(error) = queue::listen(client, "listen", &script).await
@@ -587,7 +584,7 @@ async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result
         for channel in change.dropped() {
             shared.sink.unlistened(channel);
         }
-        let (done, is_over) = shared.lock().channels.changed(change);
+        let (done, is_over) = shared.state.lock().channels.changed(change);
         finish(done);
         if is_over {
             return Ok(());
@@ -607,7 +604,7 @@ async fn refuse(shared: &Shared, client: &Client, change: &Change) -> Result<()>
         if !error.is_about_a_value() {
             return Err(error);
         }
-        let (waiting, is_first) = shared.lock().channels.refuse(channel);
+        let (waiting, is_first) = shared.state.lock().channels.refuse(channel);
         Completion::finish_all(waiting, &Err(error.clone()));
         // Whoever waits may ask again and again.
         if is_first {

@@ -1,7 +1,7 @@
 //! One event store as one object sees it: opened on first use, closed once.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
@@ -11,6 +11,7 @@ use crate::connect::connection::Connector;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
+use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::{Bind, Limits, Pool};
@@ -66,7 +67,7 @@ impl Opened {
     /// Why subscriptions had to wait, since this was asked last or the store was opened.
     pub fn take_failures(&self) -> Vec<Error> {
         let feed = self.feed();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let mut failures = Vec::new();
         for (told, outage) in told.iter_mut().zip([&feed.wakeup.outage, &feed.outage]) {
             let (news, count) = outage.news(*told);
@@ -228,7 +229,7 @@ impl EventStore {
             };
             let _ = tokio::time::timeout(limit, idle).await;
             // The last store of the table ends what they share.
-            let member = opened.member.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let member = opened.member.lock().take();
             if let Some(member) = member {
                 member.close().await;
             }

@@ -12,8 +12,8 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -25,6 +25,7 @@ use crate::connect::outage::Outage;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
+use crate::lock::Mutex;
 use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::Pool;
@@ -215,17 +216,9 @@ impl Feed {
         })
     }
 
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A new subscription; the feed runs while there are any.
     pub fn subscribe(self: &Arc<Self>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
-        let mut life = self.life();
+        let mut life = self.life.lock();
         if life.is_closed {
             return Err(Error::StoreClosed);
         }
@@ -249,7 +242,7 @@ impl Feed {
 
     /// End all subscriptions and the keeper.
     pub fn close(&self) {
-        self.life().is_closed = true;
+        self.life.lock().is_closed = true;
         self.progress.send_modify(|progress| progress.failure = Some(Error::StoreClosed));
         self.stop.notify_one();
     }
@@ -262,7 +255,7 @@ impl Feed {
             reads: self.reads.load(Ordering::Relaxed),
             pages: self.pages.load(Ordering::Relaxed),
             looks: self.looks.load(Ordering::Relaxed),
-            gap: self.gap.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            gap: self.gap.lock().clone(),
         }
     }
 
@@ -320,7 +313,7 @@ impl Feed {
         let waiting = |holders: &Holders| self.set_gap(Some(holders.iter().cloned().collect()));
         let settled = self.settler.settle_now(&self.table, waiting).await?;
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
-        *self.ring() = Ring { floor: position, ..Ring::default() };
+        *self.ring.lock() = Ring { floor: position, ..Ring::default() };
         self.set_gap(None);
         self.progress.send_modify(|progress| progress.position = Some(position));
         Ok(position)
@@ -357,13 +350,13 @@ impl Feed {
     }
 
     fn set_gap(&self, holders: Option<Vec<String>>) {
-        let mut gap = self.gap.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gap = self.gap.lock();
         *gap = holders.map(|holders| Gap { since: gap.as_ref().map_or_else(Instant::now, |gap| gap.since), holders });
     }
 
     fn append(&self, events: &[Arc<StoredEvent>], end: i64) {
         {
-            let mut ring = self.ring();
+            let mut ring = self.ring.lock();
             for event in events.iter().filter(|event| event.version <= end) {
                 ring.bytes += event.size_bytes();
                 ring.events.push_back(Arc::clone(event));
@@ -396,7 +389,7 @@ async fn run(feed: Arc<Feed>) {
         feed.wakeup.rest();
         feed.outage.ended();
         feed.settler.close().await;
-        let mut life = feed.life();
+        let mut life = feed.life.lock();
         // A stop may be overtaken by a new subscription.
         if error.is_none() && life.subscriptions > 0 && !life.is_closed {
             drop(life);
@@ -445,7 +438,7 @@ impl Subscription {
         T: 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = self.asking.lock();
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::Closed("subscription"));
         }
@@ -474,11 +467,11 @@ impl Subscription {
         if self.pid != std::process::id() || self.is_closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        if let Some(asking) = self.asking.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(asking) = self.asking.lock().take() {
             asking.abort(); // its completion says "closed"
         }
         self.owner.subscriptions.fetch_sub(1, Ordering::Relaxed);
-        let mut life = self.feed.life();
+        let mut life = self.feed.life.lock();
         life.subscriptions -= 1;
         if life.subscriptions == 0 {
             self.feed.stop.notify_one();
@@ -581,7 +574,7 @@ impl Subscription {
     }
 
     fn take_from_ring(&self, position: i64, settled: i64, limit: usize) -> Option<(Vec<Arc<StoredEvent>>, i64)> {
-        let ring = self.feed.ring();
+        let ring = self.feed.ring.lock();
         if position < ring.floor {
             return None;
         }

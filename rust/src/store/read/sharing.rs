@@ -3,10 +3,11 @@
 //! Stores share what connects and listens alike. The first one makes it, with connections of its own; it ends with the
 //! last one.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connect::connection::Connector;
+use crate::lock::Mutex;
 use crate::store::pool::{Limits, Pool};
 use crate::store::read::feed::Feed;
 use crate::store::read::reader::Settler;
@@ -45,10 +46,6 @@ struct Entry {
 }
 
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
-
-fn entries() -> MutexGuard<'static, Vec<Entry>> {
-    ENTRIES.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What is shared.
 pub struct Shared {
@@ -94,7 +91,7 @@ pub fn join(wanted: &Wanted<'_>, table: &Arc<Table>) -> Member {
         table: Arc::clone(table),
     };
     let pid = key.pid;
-    let mut entries = entries();
+    let mut entries = ENTRIES.lock();
     if let Some(entry) = entries.iter_mut().find(|entry| entry.key.is_same(&key)) {
         entry.members += 1;
         return Member { shared: Arc::clone(&entry.shared), pid, is_left: false };
@@ -121,7 +118,7 @@ impl Member {
         if self.pid != std::process::id() {
             return None;
         }
-        let mut entries = entries();
+        let mut entries = ENTRIES.lock();
         let index = entries.iter().position(|entry| Arc::ptr_eq(&entry.shared, &self.shared))?;
         let entry = entries.get_mut(index)?;
         entry.members -= 1;

@@ -1,12 +1,13 @@
 //! Storing very many events by `COPY`: while the server takes one chunk in, the next one is made.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
 use crate::connect::runtime;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
+use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::event_store::EventStore;
 
@@ -26,7 +27,7 @@ impl Import {
     /// Begin to store a chunk once the one before is stored, and tell how many that one had. No events: only wait.
     /// After a chunk that failed this one is not begun.
     pub fn add(&self, events: Vec<NewEvent>, completion: Completion<i64>) -> Result<()> {
-        let mut chunk = self.chunk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chunk = self.chunk.lock();
         let before = chunk.take();
         let (told, failed) = tokio::sync::oneshot::channel::<bool>();
         let store = Arc::clone(&self.store);

@@ -9,7 +9,7 @@
 //! writer of ours can add to the aggregate, nor hold a lower version that commits later.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
@@ -19,6 +19,7 @@ use crate::connect::backoff::Backoff;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
+use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::pool::{BEGIN, Bind, Pool, Pooled};
 use crate::store::row::{get, micros};
@@ -103,7 +104,7 @@ impl Writer {
 
     /// Store the events of a call; its completion hears of the commit.
     pub fn store(&self, request: Request) -> Result<()> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if state.is_closed {
             return Err(Error::StoreClosed);
         }
@@ -131,18 +132,18 @@ impl Writer {
 
     /// Accept nothing more; what is under way is finished.
     pub fn close(&self) {
-        self.shared.lock().is_closed = true;
+        self.shared.state.lock().is_closed = true;
     }
 
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         !state.is_running && state.alone == 0 && state.queue.is_empty()
     }
 
     /// Counters.
     pub fn stats(&self) -> WriterStats {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         WriterStats { waiting: state.queue.len(), ..state.stats }
     }
 }
@@ -158,16 +159,12 @@ impl Request {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The next calls that fit into one statement; `None` ends the task.
     ///
     /// A group is all conditional or all not. An id comes once in it, and an aggregate that somebody expects something
     /// of only in one call: the statement sees the table as it was before all of them.
     fn take_group(&self) -> Option<Vec<Request>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut group: Vec<Request> = Vec::new();
         let (mut count, mut bytes) = (0, 0);
         let (mut ids, mut aggregates) = (HashSet::new(), HashSet::new());
@@ -197,7 +194,7 @@ impl Shared {
     }
 
     fn settle(&self, request: Request, result: Result<Vec<Position>>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         match &result {
             Ok(positions) => state.stats.stored += positions.iter().filter(|p| !p.is_duplicate).count() as u64,
             Err(_) => state.stats.failed += 1,
@@ -238,7 +235,7 @@ async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
             return;
         }
     };
-    shared.lock().stats.groups += 1;
+    shared.state.lock().stats.groups += 1;
     for (request, found) in group.into_iter().zip(found) {
         match found {
             Some(found) => shared.settle(request, Ok(found)),
@@ -249,7 +246,7 @@ async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
 
 fn spawn_alone(shared: &Arc<Shared>, request: Request, doubt: Option<Instant>) {
     {
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         state.stats.alone += 1;
         state.alone += 1;
     }
@@ -257,7 +254,7 @@ fn spawn_alone(shared: &Arc<Shared>, request: Request, doubt: Option<Instant>) {
     tokio::spawn(async move {
         let result = store_alone(&shared, &request, doubt).await;
         shared.settle(request, result);
-        shared.lock().alone -= 1;
+        shared.state.lock().alone -= 1;
     });
 }
 
@@ -384,7 +381,7 @@ async fn store_alone(shared: &Shared, request: &Request, mut doubt: Option<Insta
                 }
                 // The ids decide what became of an earlier attempt, once the server answers again.
                 let Some(since) = doubt else { return Err(error) };
-                if since.elapsed() >= DOUBT_LIMIT || shared.lock().is_closed {
+                if since.elapsed() >= DOUBT_LIMIT || shared.state.lock().is_closed {
                     return Err(in_doubt(error));
                 }
                 tokio::time::sleep(backoff.next_delay()).await;
