@@ -32,11 +32,6 @@ impl<T> Completion<T> {
         Self { target: None, _leftover: Some(leftover) }
     }
 
-    /// Withdraw the promise: the caller learns the outcome in another way.
-    pub fn cancel(mut self) {
-        self.target = None;
-    }
-
     /// Keep the promise.
     pub fn finish(mut self, result: Result<T>) {
         self.tell(result);

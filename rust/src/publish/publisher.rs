@@ -18,9 +18,8 @@ use crate::connect::session::Session;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
 use crate::handover::item::Recipient;
-use crate::publish::buffer::{Buffer, Outgoing};
+use crate::publish::buffer::{Buffer, Outgoing, PublisherStats, Queue, Unreported};
 use crate::publish::flight::Flight;
-use crate::publish::outbox::{Contents, Outbox, PublisherStats, Unreported};
 use crate::receive::attachment::AttachmentTable;
 use crate::receive::echo::Echo;
 use crate::wire::codec::{self, Encoded, Limits, Seal};
@@ -70,7 +69,7 @@ struct Shared {
     session: Session,
     table: Arc<AttachmentTable>,
     echo: Arc<Echo>,
-    outbox: Outbox,
+    buffer: Buffer,
     changed: Notify,
     closed: Notify,
 }
@@ -89,11 +88,10 @@ impl Publisher {
         echo: Arc<Echo>,
         recipient: Recipient,
     ) -> Result<Self> {
-        let buffer = Buffer::new(settings.buffer_count, settings.buffer_bytes);
-        let outbox = Outbox::new(buffer, recipient);
+        let buffer = Buffer::new(settings.buffer_count, settings.buffer_bytes, recipient);
         let process = if settings.uid == EMITTER_UID { Some(new_process_id()?) } else { None };
         let shared =
-            Shared { settings, process, session, table, echo, outbox, changed: Notify::new(), closed: Notify::new() };
+            Shared { settings, process, session, table, echo, buffer, changed: Notify::new(), closed: Notify::new() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -106,7 +104,7 @@ impl Publisher {
                 if check_table {
                     connection.ask("look up the attachment table", |client| shared.table.ensure(client)).await?;
                 }
-                shared.outbox.outage.ended();
+                shared.buffer.outage.ended();
                 Ok(())
             };
             completion.finish(result.await);
@@ -114,56 +112,53 @@ impl Publisher {
         Ok(())
     }
 
-    /// Append a cluster message to the buffer. `Ok(false)`: there was no room, so wait for it (`when_space`) before the
-    /// next one.
-    pub fn publish(&self, message: &Message, completion: Option<Completion>) -> Result<bool> {
+    /// Append a cluster message to the buffer; once it is admitted, `waiter` makes the promise to tell of its commit.
+    /// `Ok(false)`: there was no room, so wait for it (`when_space`) before the next one.
+    pub fn publish(&self, message: &Message, waiter: Option<impl FnOnce() -> Completion>) -> Result<bool> {
         let (channel, encoded) = self.encode(message)?;
-        let mut contents = self.shared.outbox.open()?;
-        let had_room = !contents.buffer.is_full();
-        if !had_room && self.shared.settings.on_full == OnFull::Drop && completion.is_none() {
-            let news = contents.give_up(&channel);
-            drop(contents);
+        let mut queue = self.shared.buffer.open()?;
+        let had_room = !queue.is_full();
+        if !had_room && self.shared.settings.on_full == OnFull::Drop && waiter.is_none() {
+            let news = queue.give_up(&channel);
+            drop(queue);
             if let Some(error) = news {
-                self.shared.outbox.report(&error);
+                self.shared.buffer.report(&error);
             }
             return Ok(true);
         }
-        let completion = self.admit(&contents, completion)?;
-        self.append(&mut contents, message, channel, encoded, completion)?;
-        self.wake(contents)?;
+        self.admit(&queue)?;
+        self.append(&mut queue, message, channel, encoded, || waiter.map(|promise| promise()))?;
+        self.wake(queue)?;
         Ok(had_room)
     }
 
     /// Append messages so that they share a transaction, as far as there is room; returns how many were appended.
     pub fn publish_many(&self, messages: &[&Message]) -> Result<usize> {
         let encoded = messages.iter().map(|message| self.encode(message)).collect::<Result<Vec<_>>>()?;
-        let mut contents = self.shared.outbox.open()?;
+        let mut queue = self.shared.buffer.open()?;
         let mut count = 0;
         for (message, (channel, encoded)) in messages.iter().zip(encoded) {
-            if contents.buffer.is_full() {
+            if queue.is_full() {
                 break;
             }
-            if let Err(error) = self.append(&mut contents, message, channel, encoded, None) {
-                self.wake(contents)?; // those before it go all the same
+            if let Err(error) = self.append(&mut queue, message, channel, encoded, || None) {
+                self.wake(queue)?; // those before it go all the same
                 return Err(error);
             }
             count += 1;
         }
-        self.wake(contents)?;
+        self.wake(queue)?;
         Ok(count)
     }
 
-    /// Refuse a message if the buffer is full and nobody is to wait for room; then nothing is reported to `completion`.
-    fn admit(&self, contents: &Contents, completion: Option<Completion>) -> Result<Option<Completion>> {
-        if contents.buffer.is_full() && self.shared.settings.on_full != OnFull::Wait {
-            forget(completion);
-            return Err(contents.buffer.full_error());
-        }
-        Ok(completion)
+    /// Refuse a message if the buffer is full and nobody is to wait for room.
+    fn admit(&self, queue: &Queue) -> Result<()> {
+        let is_refused = queue.is_full() && self.shared.settings.on_full != OnFull::Wait;
+        if is_refused { Err(queue.full_error()) } else { Ok(()) }
     }
 
-    /// Append a notification with a payload of the caller's own.
-    pub fn notify(&self, channel: &str, payload: &str, completion: Completion) -> Result<()> {
+    /// Append a notification with a payload of the caller's own; `waiter` as in [`Publisher::publish`].
+    pub fn notify(&self, channel: &str, payload: &str, waiter: impl FnOnce() -> Completion) -> Result<()> {
         check_channel(channel)?;
         if payload.len() > NOTIFY_LIMIT_BYTES {
             let what = format!("payload for channel {channel:?}");
@@ -175,41 +170,42 @@ impl Publisher {
                 reason: "PostgreSQL text holds no NUL character".into(),
             });
         }
-        let mut contents = self.shared.outbox.open()?;
-        let completion = self.admit(&contents, Some(completion))?;
+        let mut queue = self.shared.buffer.open()?;
+        self.admit(&queue)?;
         let (channel, wire) = (channel.to_owned(), Encoded::Inline(payload.to_owned()));
-        contents.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
-        self.wake(contents)
+        let completion = Some(waiter());
+        queue.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
+        self.wake(queue)
     }
 
     /// Messages that failed, with nobody told of each, since this was asked last.
     pub fn take_unreported(&self) -> Unreported {
-        std::mem::take(&mut self.shared.outbox.lock().unreported)
+        std::mem::take(&mut self.shared.buffer.lock().unreported)
     }
 
     /// Keep `completion` until everything appended before is committed or failed.
     pub fn flush(&self, completion: Completion) -> Result<()> {
-        let mut contents = self.shared.outbox.lock();
-        contents.buffer.append_flush(completion);
-        self.wake(contents)
+        let mut queue = self.shared.buffer.lock();
+        queue.append_flush(completion);
+        self.wake(queue)
     }
 
     /// Keep `completion` until there is room in the buffer.
     pub fn when_space(&self, completion: Completion) {
-        self.shared.outbox.when_space(completion);
+        self.shared.buffer.when_space(completion);
     }
 
     /// Accept nothing more, commit what is buffered within `limit`, disconnect.
     pub fn close(&self, limit: Duration, completion: Completion) -> Result<()> {
-        let mut contents = self.shared.outbox.lock();
-        if contents.is_closed {
-            drop(contents);
+        let mut queue = self.shared.buffer.lock();
+        if queue.is_closed {
+            drop(queue);
             completion.finish(Ok(()));
             return Ok(());
         }
-        contents.is_closed = true;
-        if !contents.is_running && contents.buffer.is_empty() {
-            drop(contents);
+        queue.is_closed = true;
+        if !queue.is_running && queue.is_empty() {
+            drop(queue);
             let session = self.shared.session.clone();
             runtime::handle()?.spawn(async move {
                 session.close().await;
@@ -217,22 +213,21 @@ impl Publisher {
             });
             return Ok(());
         }
-        contents.closing = Some((completion, Instant::now() + limit));
-        self.wake(contents)?;
+        queue.closing = Some((completion, Instant::now() + limit));
+        self.wake(queue)?;
         self.shared.closed.notify_one();
         Ok(())
     }
 
     /// Counters and queue depths.
     pub fn stats(&self) -> PublisherStats {
-        let contents = self.shared.outbox.lock();
-        let (waiting_count, waiting_bytes) = (contents.buffer.count(), contents.buffer.bytes());
-        PublisherStats { waiting_count, waiting_bytes, reconnects: self.shared.session.reconnects(), ..contents.stats }
+        let queue = self.shared.buffer.lock();
+        PublisherStats { reconnects: self.shared.session.reconnects(), ..queue.stats }
     }
 
     /// Why nothing was committed at the last attempt, and since when that is so.
     pub fn outage(&self) -> Option<Present> {
-        self.shared.outbox.outage.present()
+        self.shared.buffer.outage.present()
     }
 
     fn encode(&self, message: &Message) -> Result<(String, Encoded)> {
@@ -243,26 +238,27 @@ impl Publisher {
 
     fn append(
         &self,
-        contents: &mut Contents,
+        queue: &mut Queue,
         message: &Message,
         channel: String,
         encoded: Encoded,
-        completion: Option<Completion>,
+        completion: impl FnOnce() -> Option<Completion>,
     ) -> Result<()> {
         let settings = &self.shared.settings;
-        let sequence = contents.next_sequence(&channel);
+        let sequence = queue.next_sequence(&channel);
         let seal = self.shared.seal(sequence, &channel);
         let wire = codec::finish(encoded, seal, message, &settings.uid, settings.limits)?;
-        contents.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: Some(sequence) });
+        let (since, completion) = (Instant::now(), completion());
+        queue.append(Outgoing { channel, wire, since, completion, sequence: Some(sequence) });
         Ok(())
     }
 
-    fn wake(&self, mut contents: MutexGuard<'_, Contents>) -> Result<()> {
-        if !contents.is_running {
+    fn wake(&self, mut queue: MutexGuard<'_, Queue>) -> Result<()> {
+        if !queue.is_running {
             runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
-            contents.is_running = true;
+            queue.is_running = true;
         }
-        drop(contents);
+        drop(queue);
         self.shared.changed.notify_one();
         Ok(())
     }
@@ -294,32 +290,25 @@ fn new_process_id() -> Result<String> {
     Ok(bytes.into_iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect())
 }
 
-/// Drop a completion without reporting it: its caller learns the outcome from the return value.
-fn forget(completion: Option<Completion>) {
-    if let Some(completion) = completion {
-        completion.cancel();
-    }
-}
-
 /// The publisher's task: work until closed, but not past the deadline of [`Publisher::close`].
 async fn run(shared: Arc<Shared>) {
     let overtime = async {
         shared.closed.notified().await;
-        let deadline = shared.outbox.lock().closing.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
+        let deadline = shared.buffer.lock().closing.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
         tokio::time::sleep_until(deadline.into()).await;
     };
     tokio::select! {
         () = work(&shared) => {}
         () = overtime => {}
     }
-    shared.outbox.fail_while(&Error::Closed("publisher"), |_| true);
+    shared.buffer.fail_while(&Error::Closed("publisher"), |_| true);
     shared.session.close().await;
     let (closing, waiters) = {
-        let mut contents = shared.outbox.lock();
+        let mut queue = shared.buffer.lock();
         // In one step with the end: a flush that comes later finds no task, and starts one.
-        contents.buffer.answer_flushes();
-        contents.is_running = false;
-        (contents.closing.take(), contents.take_space_waiters())
+        queue.answer_flushes();
+        queue.is_running = false;
+        (queue.closing.take(), queue.take_space_waiters())
     };
     for completion in waiters.into_iter().chain(closing.map(|(completion, _)| completion)) {
         completion.finish(Ok(()));
@@ -330,9 +319,10 @@ async fn run(shared: Arc<Shared>) {
 async fn work(shared: &Shared) {
     let mut backoff = Backoff::default();
     loop {
-        let (is_idle, has_messages, is_closed) = {
-            let contents = shared.outbox.lock();
-            (contents.buffer.is_empty(), contents.buffer.count() > 0, contents.is_closed)
+        let (is_idle, is_closed) = {
+            let mut queue = shared.buffer.lock();
+            queue.answer_flushes();
+            (queue.is_empty(), queue.is_closed)
         };
         if is_idle {
             if is_closed {
@@ -341,29 +331,25 @@ async fn work(shared: &Shared) {
             shared.changed.notified().await;
             continue;
         }
-        if !has_messages {
-            shared.outbox.lock().buffer.take_group(); // only flushes wait
-            continue;
-        }
         let connection = match shared.session.open().await {
             Ok(connection) => connection,
             Err(error) => {
                 if !error.is_transient() {
                     // It has never connected, and waiting cannot mend that: the caller must hear of it now.
-                    shared.outbox.fail_while(&error, |_| true);
+                    shared.buffer.fail_while(&error, |_| true);
                 }
                 wait_after(shared, &error, &mut backoff).await;
                 continue;
             }
         };
-        let mut group = Flight::take(&shared.outbox, &connection, &shared.table, &shared.echo);
+        let mut group = Flight::take(&shared.buffer, &connection, &shared.table, &shared.echo);
         if connection.is_narrow() {
             group.respell(|outgoing| shared.in_ascii(outgoing));
         }
         match group.commit().await {
             Ok(()) => {
                 backoff.reset();
-                shared.outbox.outage.ended();
+                shared.buffer.outage.ended();
             }
             Err(error) => {
                 connection.leave();
@@ -376,17 +362,17 @@ async fn work(shared: &Shared) {
 /// After a failed attempt: report it, fail what may no longer wait, and wait before the next attempt.
 async fn wait_after(shared: &Shared, error: &Error, backoff: &mut Backoff) {
     let age = shared.settings.buffer_age;
-    shared.outbox.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
-    if shared.outbox.outage.failed(error) && error.is_transient() {
-        shared.outbox.report(error); // otherwise each message has said so
+    shared.buffer.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
+    if shared.buffer.outage.failed(error) && error.is_transient() {
+        shared.buffer.report(error); // otherwise each message has said so
     }
     let mut pause = pin!(sleep(backoff.next_delay()));
     loop {
         {
-            let mut contents = shared.outbox.lock();
+            let mut queue = shared.buffer.lock();
             // Nothing is in flight here, so a flush need not wait for what was published after it.
-            contents.buffer.answer_flushes();
-            if contents.is_closed && contents.buffer.is_empty() {
+            queue.answer_flushes();
+            if queue.is_closed && queue.is_empty() {
                 return;
             }
         }

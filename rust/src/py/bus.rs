@@ -244,7 +244,7 @@ impl PyBus {
     #[pyo3(signature = (message, inbox=None, token=0))]
     fn publish(&self, message: &PyMessage, inbox: Option<&PyInbox>, token: u64) -> PyResult<bool> {
         self.check_process()?;
-        Ok(self.publisher.publish(&message.0, inbox.map(|inbox| inbox.completion(token)))?)
+        Ok(self.publisher.publish(&message.0, inbox.map(|inbox| || inbox.completion(token)))?)
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "pyo3 makes the list")]
@@ -256,7 +256,7 @@ impl PyBus {
 
     fn notify(&self, channel: &str, payload: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
-        Ok(self.publisher.notify(channel, payload, inbox.completion(token))?)
+        Ok(self.publisher.notify(channel, payload, || inbox.completion(token))?)
     }
 
     fn when_space(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
