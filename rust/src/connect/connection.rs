@@ -7,7 +7,7 @@ use crate::connect::socket;
 use crate::connect::tls;
 use crate::error::{Error, Result, ServerReport};
 use rand::seq::SliceRandom;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
@@ -132,8 +132,6 @@ impl fmt::Debug for Link {
 pub struct Connector {
     conninfo: Arc<Conninfo>,
     password: Option<PasswordSource>,
-    /// The start-up parameter `options`.
-    options: String,
     preparing: Arc<Semaphore>,
     /// Whether it ever did.
     has_connected: Arc<AtomicBool>,
@@ -141,8 +139,7 @@ pub struct Connector {
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { conninfo, password: _, options, preparing: _, has_connected: _ } = self;
-        f.debug_struct("Connector").field("conninfo", conninfo).field("options", options).finish_non_exhaustive()
+        f.debug_struct("Connector").field("conninfo", &self.conninfo).finish_non_exhaustive()
     }
 }
 
@@ -167,38 +164,13 @@ impl Connector {
             (Some(one), Some(two)) => Arc::ptr_eq(one, two),
             _ => false,
         };
-        is_same_password && self.conninfo == other.conninfo && self.options == other.options
+        is_same_password && self.conninfo == other.conninfo
     }
 
-    /// `session_options` are settings such as `statement_timeout`, sent at start-up as `-c name=value`. Poolers
-    /// refuse what they do not know, so pass none unless the user asked for it.
-    pub fn new(
-        conninfo: Conninfo,
-        password: Option<PasswordSource>,
-        session_options: Vec<(String, String)>,
-    ) -> Result<Self> {
-        let mut options = conninfo.options.clone().unwrap_or_default();
-        for (name, value) in session_options {
-            let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
-            if name.is_empty() || !name.chars().all(is_name) {
-                return Err(Error::options("session option", name, "is not the name of a PostgreSQL setting"));
-            }
-            if value.contains('\0') {
-                return Err(Error::options(name, "", "contains a NUL character"));
-            }
-            // The server splits at white space and takes a backslash as the escape.
-            let mut escaped = String::with_capacity(value.len());
-            for c in value.chars() {
-                if c == '\\' || c.is_ascii_whitespace() || c == '\x0b' {
-                    escaped.push('\\');
-                }
-                escaped.push(c);
-            }
-            let space = if options.is_empty() { "" } else { " " };
-            let _ = write!(options, "{space}-c {name}={escaped}"); // writing to a String cannot fail
-        }
+    /// A connector that has not connected yet.
+    pub fn new(conninfo: Conninfo, password: Option<PasswordSource>) -> Self {
         let preparing = Arc::new(Semaphore::new(PREPARING));
-        Ok(Self { conninfo: Arc::new(conninfo), password, options, preparing, has_connected: Arc::default() })
+        Self { conninfo: Arc::new(conninfo), password, preparing, has_connected: Arc::default() }
     }
 
     /// The configuration it connects with.
@@ -431,8 +403,8 @@ impl Connector {
         if let Some(password) = &credential.password {
             config.password(password);
         }
-        if !self.options.is_empty() {
-            config.options(&self.options);
+        if let Some(options) = &conninfo.options {
+            config.options(options);
         }
         match (address, host.socket_dir()) {
             (Some(address), _) => {

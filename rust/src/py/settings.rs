@@ -17,7 +17,7 @@ pub fn connectors(
 ) -> Result<(Arc<Connector>, Arc<Connector>)> {
     let password = password.map(password_source);
     let connector = |dsn| -> Result<Arc<Connector>> {
-        Ok(Arc::new(Connector::new(Conninfo::parse(dsn, &process_env)?, password.clone(), Vec::new())?))
+        Ok(Arc::new(Connector::new(Conninfo::parse(dsn, &process_env)?, password.clone())))
     };
     let requests = connector(dsn)?;
     let listening = listen_dsn.map_or_else(|| Ok(Arc::clone(&requests)), connector)?;
