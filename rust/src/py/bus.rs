@@ -24,7 +24,7 @@ use crate::receive::attachment::Body;
 use crate::receive::echo::Echo;
 use crate::receive::intake::{Intake, IntakeSettings};
 use crate::receive::listener::{Listener, ListenerSettings, RawSink, Sink};
-use crate::receive::probe::MemberLock;
+use crate::receive::membership::MemberLock;
 use crate::receive::rooms::Rooms;
 use crate::wire::codec::Limits;
 use crate::wire::protocol;

@@ -1,24 +1,25 @@
 //! Listening: a connection of its own that holds `LISTEN` for the wanted channels and is opened again for ever.
 //!
-//! The session runs nothing but `LISTEN`, `UNLISTEN` and probes, never a transaction, and reading it never waits for
-//! anyone: a notification goes to a [`Sink`] that must not block. Otherwise PostgreSQL could neither shrink the
-//! notification queue nor vacuum, for the whole database.
+//! What it hears goes to a [`Sink`] that must not block.
 //!
 //! A session that looks healthy and hears nothing is found by the probe (it no longer answers, or holds other channels)
 //! and by the [`Echo`] of what we publish ourselves.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::Client;
 
 use crate::connect::backoff::Backoff;
 use crate::connect::connection::{Connector, Link};
+use crate::connect::listening::{self, Heard, Listening};
 use crate::connect::mended;
 use crate::connect::outage::{Outage, Present};
+use crate::connect::probe::{self, Identity};
 use crate::connect::queue;
 use crate::connect::runtime;
 use crate::connect::session::Session;
@@ -28,20 +29,14 @@ use crate::handover::item::{Item, Notification, Recipient};
 use crate::lock::Mutex;
 use crate::receive::channels::{Change, Channels};
 use crate::receive::echo::Echo;
-use crate::receive::probe::{self, Identity, MemberLock};
+use crate::receive::membership::{self, MemberLock};
 use crate::wire::gap::{Gap, Overflow, Reason};
 use crate::wire::protocol::{check_channel, quote_identifier};
 
 /// Longest wait for an answer, or silence before it, while a session is being set up; later it is the probe's interval.
 const SETUP_LIMIT: Duration = Duration::from_secs(5);
-/// After so many intervals without a probe the server ends the session: then this process does not run.
-const IDLE_INTERVALS: u32 = 3;
 /// `pg_notification_queue_usage` takes locks that publishers need, so it is asked rarely.
 const QUEUE_USAGE_INTERVAL: Duration = Duration::from_secs(30);
-/// Notifications that come without a pause look at the clocks once for so many: two calls and a lock each are a tenth of
-/// what a message costs that is for nobody here.
-const TOGETHER: u32 = 64;
-
 /// Takes notifications, in the order of their commits. Called on the background thread; must not block.
 pub trait Sink: Send + Sync + 'static {
     /// One notification arrived: its channel, its payload, the process id of the session that sent it, and when. What
@@ -112,10 +107,6 @@ struct State {
     closing: Option<Completion>,
     /// Who the present session is.
     identity: Option<Identity>,
-    /// When a session last gave a sign of life.
-    alive_at: Option<SystemTime>,
-    /// The same on the other clock.
-    heard_at: Option<Instant>,
     /// When the session that was lost had given its last; sessions that failed in between tell nothing.
     lost_since: Option<SystemTime>,
     /// How many were lost or could not be opened, and what ended the last one.
@@ -136,6 +127,7 @@ struct Shared {
     sink: Arc<dyn Sink>,
     recipient: Recipient,
     state: Mutex<State>,
+    heard: Heard,
     outage: Outage,
     changed: Notify,
     closed: Notify,
@@ -173,8 +165,11 @@ impl Listener {
         sink: Arc<dyn Sink>,
         recipient: Recipient,
     ) -> Self {
-        let (state, outage, changed, closed) = (Mutex::default(), Outage::default(), Notify::new(), Notify::new());
-        Self { shared: Arc::new(Shared { connector, settings, sink, recipient, state, outage, changed, closed }) }
+        let (state, heard, outage) = (Mutex::default(), Heard::default(), Outage::default());
+        let (changed, closed) = (Notify::new(), Notify::new());
+        Self {
+            shared: Arc::new(Shared { connector, settings, sink, recipient, state, heard, outage, changed, closed }),
+        }
     }
 
     /// Connect; `completion` hears how the present attempt ends. After a failure the attempts go on.
@@ -244,7 +239,7 @@ impl Listener {
             is_listening,
             channels: state.channels.count(),
             reconnects: state.reconnects,
-            alive_age: state.alive_at.and_then(|at| at.elapsed().ok()),
+            alive_age: self.shared.heard.at().and_then(|at| at.elapsed().ok()),
             members: state.members,
             queue_usage: state.queue_usage,
         }
@@ -282,20 +277,6 @@ impl Listener {
     }
 }
 
-impl State {
-    fn is_alive(&mut self) -> SystemTime {
-        self.heard_at = Some(Instant::now());
-        *self.alive_at.insert(SystemTime::now())
-    }
-}
-
-impl Shared {
-    /// Whether anything arrived within the last `limit`.
-    fn is_hearing(&self, limit: Duration) -> bool {
-        self.state.lock().heard_at.is_some_and(|at| at.elapsed() < limit)
-    }
-}
-
 async fn run(shared: Arc<Shared>) {
     tokio::select! {
         () = work(&shared) => {}
@@ -328,7 +309,7 @@ async fn work(shared: &Shared) {
             (state.sessions_lost, state.lost_by) = (state.sessions_lost + 1, Some(error.clone()));
             shared.settings.echo.lost(); // after it, for a self-test that waits
             state.channels.lost();
-            state.lost_since = state.lost_since.or(state.alive_at);
+            state.lost_since = state.lost_since.or(shared.heard.at());
             if state.members.take().is_some() {
                 shared.recipient.push(Item::Members(None));
             }
@@ -351,61 +332,32 @@ async fn work(shared: &Shared) {
 
 /// Drive one session until it breaks; returns why.
 async fn session(shared: &Shared, link: Link, is_first: &mut bool, backoff: &mut Backoff) -> Error {
-    let Link { client, mut connection, canceller, .. } = link;
-    let lost = |reason: String| Error::ConnectionLost { context: "listen".to_owned(), reason, may_be_sent: false };
-    let reading = async {
-        let (mut arrived, mut together) = (SystemTime::UNIX_EPOCH, 0);
-        loop {
-            let message = std::future::poll_fn(|cx| {
-                let message = connection.poll_message(cx);
-                if message.is_pending() {
-                    together = 0;
-                }
-                message
-            });
-            match message.await {
-                Some(Ok(AsyncMessage::Notification(n))) => {
-                    if together == 0 {
-                        arrived = shared.state.lock().is_alive();
-                    }
-                    together = (together + 1) % TOGETHER;
-                    match mended::unreadable_bytes(&n) {
-                        None => shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived),
-                        Some(size_bytes) => shared.sink.skip(not_text(n.channel(), size_bytes)),
-                    }
-                }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Error::from_postgres("listen", &error, false),
-                None => return lost("the server closed the connection".to_owned()),
-            }
-        }
+    let (listening, reading) = listening::halves(link, &shared.heard, shared.settings.probe_interval);
+    let take = |n: &tokio_postgres::Notification, arrived| match mended::unreadable_bytes(n) {
+        None => shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived),
+        Some(size_bytes) => shared.sink.skip(not_text(n.channel(), size_bytes)),
     };
-    let listening = async {
-        let mut under_way = canceller.guard();
-        if let Err(error) = set_up(shared, &client, is_first, backoff).await {
-            return error;
+    reading.run("listen", take, keep(shared, &listening, is_first, backoff)).await
+}
+
+/// Set a session up, bring it to the channels that are wanted, and probe it.
+async fn keep(
+    shared: &Shared,
+    session: &Listening<'_>,
+    is_first: &mut bool,
+    backoff: &mut Backoff,
+) -> Result<Infallible> {
+    set_up(shared, session, is_first, backoff).await?;
+    let interval = shared.settings.probe_interval;
+    let mut probe_at = Instant::now() + interval;
+    loop {
+        let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), shared.changed.notified());
+        if is_changed.await.is_ok() {
+            session.ask("LISTEN", 2 * interval, apply(shared, &session.client, false)).await?;
+        } else {
+            probe_at = Instant::now() + interval;
+            check(shared, session, interval).await?;
         }
-        let interval = shared.settings.probe_interval;
-        let mut probe_at = Instant::now() + interval;
-        loop {
-            under_way.is_answered = true;
-            let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), shared.changed.notified());
-            let is_changed = is_changed.await.is_ok();
-            under_way.is_answered = false;
-            let done = if is_changed {
-                unless_silent(shared, &client, 2 * interval, "LISTEN", apply(shared, &client, false)).await
-            } else {
-                probe_at = Instant::now() + interval;
-                check(shared, &client, interval).await
-            };
-            if let Err(error) = done {
-                return error;
-            }
-        }
-    };
-    tokio::select! {
-        error = reading => error,
-        error = listening => error,
     }
 }
 
@@ -414,49 +366,20 @@ fn not_text(channel: &str, size_bytes: usize) -> Error {
     Error::Decode { channel: channel.to_owned(), size_bytes, reason }
 }
 
-async fn within<T>(limit: Duration, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| Error::Timeout { context: context.to_owned(), limit };
-    timeout(limit, work).await.map_err(late)?
-}
-
-/// Wait for an answer for as long as anything else arrives, and then for `limit`: it stands behind the notifications that
-/// were sent before it, and those may be many, or the link slow.
-async fn unless_silent<T>(
-    shared: &Shared,
-    client: &Client,
-    limit: Duration,
-    context: &str,
-    work: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    let began = Instant::now();
-    let mut work = Box::pin(work);
-    loop {
-        match timeout(limit.min(shared.settings.probe_interval), &mut work).await {
-            Ok(result) => return result,
-            Err(_) if began.elapsed() < limit || shared.is_hearing(limit) => probe::remind(client),
-            Err(_) => {
-                return Err(Error::Timeout { context: context.to_owned(), limit });
-            }
-        }
-    }
-}
-
 /// Everything from the open connection to "listening again".
-async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: &mut Backoff) -> Result<()> {
-    let settings = &shared.settings;
+async fn set_up(shared: &Shared, session: &Listening<'_>, is_first: &mut bool, backoff: &mut Backoff) -> Result<()> {
+    let (context, client) = ("setting the listening session up", &session.client);
     let prepare = async {
-        let identity = probe::identify(client).await?;
-        shared.state.lock().identity = Some(identity);
-        probe::configure(client, IDLE_INTERVALS * settings.probe_interval).await
+        shared.state.lock().identity = Some(probe::identify(client).await?);
+        probe::configure(client, shared.settings.probe_interval).await
     };
-    let context = "setting the listening session up";
-    within(SETUP_LIMIT, context, prepare).await?;
-    unless_silent(shared, client, SETUP_LIMIT, context, apply(shared, client, true)).await?;
+    session.ask(context, SETUP_LIMIT, prepare).await?;
+    session.ask(context, SETUP_LIMIT, apply(shared, client, true)).await?;
     // From here on whoever asked for a channel believes to hear everything.
     let after_gap = !std::mem::replace(is_first, false);
     shared.state.lock().is_member = false;
-    unless_silent(shared, client, SETUP_LIMIT, context, keep_membership(shared, client)).await?;
-    check(shared, client, SETUP_LIMIT).await?;
+    session.ask(context, SETUP_LIMIT, keep_membership(shared, client)).await?;
+    check(shared, session, SETUP_LIMIT).await?;
     backoff.reset();
     shared.outage.ended();
     let mut state = shared.state.lock();
@@ -483,26 +406,26 @@ async fn keep_membership(shared: &Shared, client: &Client) -> Result<()> {
     // Each probe hands something over, so a loop that runs looks at least once in an interval.
     let is_member = shared.recipient.inbox.idle() < 2 * shared.settings.probe_interval;
     if is_member != shared.state.lock().is_member {
-        probe::set_member(client, lock, is_member).await?;
+        membership::set_member(client, lock, is_member).await?;
         shared.state.lock().is_member = is_member;
     }
     Ok(())
 }
 
 /// Probe the session, and look for the echo of what we published.
-async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> {
+async fn check(shared: &Shared, session: &Listening<'_>, limit: Duration) -> Result<()> {
     let settings = &shared.settings;
     let asks_queue_usage = shared.state.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
     let class = settings.member_lock.map(|lock| lock.class);
     let work = async {
-        keep_membership(shared, client).await?;
-        probe::probe(client, class, asks_queue_usage).await
+        keep_membership(shared, &session.client).await?;
+        probe::probe(&session.client, class, asks_queue_usage).await
     };
     let asked_at = Instant::now();
-    let found = unless_silent(shared, client, limit, "the probe of the listening session", work).await?;
+    let found = session.ask("the probe of the listening session", limit, work).await?;
+    shared.heard.note();
     {
         let mut state = shared.state.lock();
-        state.is_alive();
         if asks_queue_usage {
             state.queue_usage = found.queue_usage;
             state.queue_usage_at = Some(Instant::now());
@@ -516,10 +439,10 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
                     .to_owned(),
             });
         }
-        state.members = class.map(|_| found.members.len());
+        state.members = class.map(|_| found.locks.len());
     }
     if class.is_some() {
-        shared.recipient.push(Item::Members(Some(found.members)));
+        shared.recipient.push(Item::Members(Some(found.locks)));
     }
     // The server sends what was committed before it answers. So what was there long before we asked should have come,
     // however long the row of notifications in front of it.
