@@ -275,6 +275,19 @@ impl Error {
         Self::Options { option: option.into(), value: value.into(), reason: reason.into() }
     }
 
+    /// An [`Error::ConnectionLost`] with no commit in flight.
+    #[allow(clippy::needless_pass_by_value, reason = "an error, or a text")]
+    pub fn lost(context: impl Into<String>, reason: impl ToString) -> Self {
+        Self::ConnectionLost { context: context.into(), reason: reason.to_string(), may_be_sent: false }
+    }
+
+    /// An [`Error::Database`] in words of our own.
+    pub fn refused(sqlstate: &str, context: impl Into<String>, message: impl Into<String>) -> Self {
+        let (sqlstate, severity, message) = (sqlstate.to_owned(), "ERROR".to_owned(), message.into());
+        let report = ServerReport { sqlstate, severity, message, ..ServerReport::default() };
+        Self::Database { context: context.into(), report: Box::new(report) }
+    }
+
     /// Translate a driver error met while doing `context`. `in_flight` says whether a commit was under way.
     ///
     /// A report whose SQLSTATE says that the server is ending the session (class 57P, 08) counts as a lost

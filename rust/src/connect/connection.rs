@@ -293,12 +293,11 @@ impl Connector {
         if let Some(addr) = host.addr {
             return Ok(vec![Some(addr)]);
         }
-        let lost =
-            |reason: String| Error::ConnectionLost { context: format!("look {host} up"), reason, may_be_sent: false };
-        let found = lookup_host((host.name.as_str(), host.port)).await.map_err(|error| lost(error.to_string()))?;
+        let context = format!("look {host} up");
+        let found = lookup_host((host.name.as_str(), host.port)).await.map_err(|error| Error::lost(&context, error))?;
         let mut addresses: Vec<_> = found.map(|address| Some(address.ip())).collect();
         if addresses.is_empty() {
-            return Err(lost("the name has no address".to_owned()));
+            return Err(Error::lost(context, "the name has no address"));
         }
         if self.conninfo.shuffles_hosts {
             addresses.shuffle(&mut rand::rng());
@@ -367,12 +366,7 @@ impl Connector {
         // Told that the client reads UTF-8, the server refuses to send anything else: it reports an error in between,
         // which the driver does not survive either.
         const CHECK_NOTHING: &str = "SET client_encoding TO 'SQL_ASCII'";
-        let lost = |error: io::Error| Error::ConnectionLost {
-            context: context.to_owned(),
-            reason: error.to_string(),
-            may_be_sent: false,
-        };
-        let socket = socket::open(config).await.map_err(lost)?;
+        let socket = socket::open(config).await.map_err(|error| Error::lost(context, error))?;
         let Ok(tls) = MakeTlsConnect::<Plain>::make_tls_connect(&mut tls, &host.server_name());
         let opened = mended::connect(config, socket, tls).await;
         let (client, connection) = opened.map_err(|error| self.translate(&error, context, credential))?;
@@ -496,9 +490,7 @@ fn as_outage(error: Error) -> Error {
     match error {
         Error::Database { .. } => Error::Refused(Box::new(error)),
         // A certificate that is gone, a password that is no longer given: no option of the caller's became wrong.
-        Error::Options { .. } => {
-            Error::ConnectionLost { context: "connect".to_owned(), reason: error.to_string(), may_be_sent: false }
-        }
+        Error::Options { .. } => Error::lost("connect", error),
         other => other,
     }
 }
@@ -534,19 +526,9 @@ fn combine(mut failures: Vec<Error>) -> Error {
     let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
     let reasons = reasons.join("; ");
     if failures.iter().all(|error| sqlstate(error) == Some(READ_ONLY)) {
-        return read_only("connect".to_owned(), format!("none of the servers accepts writes: {reasons}"));
+        return Error::refused(READ_ONLY, "connect", format!("none of the servers accepts writes: {reasons}"));
     }
-    Error::ConnectionLost { context: "connect to any server".to_owned(), reason: reasons, may_be_sent: false }
-}
-
-fn read_only(context: String, message: String) -> Error {
-    let report = ServerReport {
-        sqlstate: READ_ONLY.to_owned(),
-        severity: "ERROR".to_owned(),
-        message,
-        ..ServerReport::default()
-    };
-    Error::Database { context, report: Box::new(report) }
+    Error::lost("connect to any server", reasons)
 }
 
 /// Run a statement on a connection that nobody else polls yet.
@@ -583,12 +565,14 @@ async fn check_writable(client: &Client, connection: &mut Connection, host: &Hos
         _ => None,
     });
     match row {
-        Some((Some("t"), _)) => Err(read_only(
-            context.to_owned(),
+        Some((Some("t"), _)) => Err(Error::refused(
+            READ_ONLY,
+            context,
             format!("{host} is a hot standby: LISTEN/NOTIFY need the primary; connect to it, or name several hosts"),
         )),
-        Some((_, Some("on"))) => Err(read_only(
-            context.to_owned(),
+        Some((_, Some("on"))) => Err(Error::refused(
+            READ_ONLY,
+            context,
             format!("{host} gives read-only sessions (default_transaction_read_only is on): a writable one is needed"),
         )),
         _ => Ok(()),

@@ -115,10 +115,7 @@ impl Reading<'_> {
                     }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return Error::from_postgres(context, &error, false),
-                    None => {
-                        let (context, reason) = (context.to_owned(), "the server closed the connection".to_owned());
-                        return Error::ConnectionLost { context, reason, may_be_sent: false };
-                    }
+                    None => return Error::lost(context, "the server closed the connection"),
                 }
             }
         };

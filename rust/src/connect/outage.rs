@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     fn lost(reason: &str) -> Error {
-        Error::ConnectionLost { context: "connect".to_owned(), reason: reason.to_owned(), may_be_sent: false }
+        Error::lost("connect", reason)
     }
 
     #[test]

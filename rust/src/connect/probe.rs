@@ -37,11 +37,7 @@ pub async fn identify(client: &Client) -> Result<Identity> {
 }
 
 fn no_row() -> Error {
-    Error::ConnectionLost {
-        context: "probe the listening session".to_owned(),
-        reason: "the answer has no row".to_owned(),
-        may_be_sent: false,
-    }
+    Error::lost("probe the listening session", "the answer has no row")
 }
 
 /// Why a listening session hears nothing of what `writer` publishes, if that can be told from who the two are.

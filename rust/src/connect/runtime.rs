@@ -117,14 +117,8 @@ pub fn handle() -> Result<Handle> {
     if let Some(runtime) = &owned.runtime {
         return Ok(runtime.handle().clone());
     }
-    let runtime =
-        Builder::new_multi_thread().worker_threads(1).thread_name("socketio-postgres").enable_all().build().map_err(
-            |error| Error::ConnectionLost {
-                context: "start the background thread".to_owned(),
-                reason: error.to_string(),
-                may_be_sent: false,
-            },
-        )?;
+    let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("socketio-postgres").enable_all().build();
+    let runtime = runtime.map_err(|error| Error::lost("start the background thread", error))?;
     let handle = runtime.handle().clone();
     owned.runtime = Some(runtime);
     Ok(handle)

@@ -91,11 +91,7 @@ impl<A> Inbox<A> {
     /// [`Receiver::push_overflow`]: reading from PostgreSQL never stops, because a listener that stops reading holds back
     /// the notification queue and vacuum of the whole database. Results of operations and gaps are never dropped.
     pub fn new(limit_bytes: usize) -> Result<Arc<Self>> {
-        let failed = |error: std::io::Error| Error::ConnectionLost {
-            context: "create the hand-over socket".to_owned(),
-            reason: error.to_string(),
-            may_be_sent: false,
-        };
+        let failed = |error: std::io::Error| Error::lost("create the hand-over socket", error);
         let (waker, watched) = UnixStream::pair().map_err(failed)?;
         waker.set_nonblocking(true).map_err(failed)?;
         watched.set_nonblocking(true).map_err(failed)?;

@@ -282,11 +282,7 @@ impl Shared {
 fn new_process_id() -> Result<String> {
     const LETTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
     let mut bytes = [0; PROCESS_LENGTH];
-    getrandom::fill(&mut bytes).map_err(|error| Error::ConnectionLost {
-        context: "draw a random id".to_owned(),
-        reason: error.to_string(),
-        may_be_sent: false,
-    })?;
+    getrandom::fill(&mut bytes).map_err(|error| Error::lost("draw a random id", error))?;
     Ok(bytes.into_iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect())
 }
 

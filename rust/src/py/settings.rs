@@ -38,11 +38,7 @@ fn password_source(callable: Py<PyAny>) -> PasswordSource {
             ask().map_err(|error| {
                 // The message of a user's exception may hold the secret: name its type only.
                 let kind = error.get_type(py).qualname().map_or_else(|_| String::new(), |name| name.to_string());
-                Error::ConnectionLost {
-                    context: "ask the password callable".to_owned(),
-                    reason: format!("it raised {kind}"),
-                    may_be_sent: false,
-                }
+                Error::lost("ask the password callable", format!("it raised {kind}"))
             })
         })
     })

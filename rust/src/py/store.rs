@@ -19,6 +19,7 @@ use crate::store::pool::Limits;
 use crate::store::read::feed::{Batch, Next, Start, Subscription};
 use crate::store::read::reader::{Page, Query};
 use crate::store::read::reading::Reading;
+use crate::store::read::sharing::Wanted;
 use crate::store::read::wakeup;
 use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY};
 use crate::store::write::import::Import;
@@ -124,6 +125,18 @@ fn filter(given: Vec<GivenCondition>) -> Result<Filter> {
     Filter::new(given.into_iter().map(condition).collect::<Result<_>>()?)
 }
 
+impl PyEventStore {
+    /// Run an operation in the background.
+    fn run<T, F>(&self, inbox: &PyInbox, token: u64, work: impl FnOnce(Arc<EventStore>) -> F) -> PyResult<()>
+    where
+        T: ToPython,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        check_process(self.pid)?;
+        Ok(self.store.spawn(inbox.completion(token), work)?)
+    }
+}
+
 #[pymethods]
 impl PyEventStore {
     #[new]
@@ -131,11 +144,14 @@ impl PyEventStore {
         let (writing, listen_connector) = connectors(&settings.dsn, settings.listen_dsn.as_deref(), settings.password)?;
         let description = writing.conninfo().redacted();
         let table_name = TableName::parse(&settings.table_name)?;
-        let store = EventStore::new(Settings {
+        let wanted = Wanted {
             connector: writing,
             listen_connector,
-            table_name: table_name.clone(),
-            may_create: settings.create_table,
+            listening: wakeup::Settings {
+                notification_timeout: seconds("notification_timeout", settings.notification_timeout)?,
+                reconnect_interval: seconds("reconnect_interval", settings.reconnect_interval)?,
+                max_reconnect_attempts: settings.max_reconnect_attempts,
+            },
             limits: Limits {
                 max_open: settings.max_open_conns,
                 max_idle: settings.max_idle_conns,
@@ -143,13 +159,13 @@ impl PyEventStore {
                 max_idle_time: seconds("conn_max_idle_time", settings.conn_max_idle_time)?,
                 is_preparing: settings.enable_prepared_stmts,
             },
-            listening: wakeup::Settings {
-                notification_timeout: seconds("notification_timeout", settings.notification_timeout)?,
-                reconnect_interval: seconds("reconnect_interval", settings.reconnect_interval)?,
-                max_reconnect_attempts: settings.max_reconnect_attempts,
-            },
-            batch_size: settings.batch_size,
             poll_interval: seconds("poll_interval", settings.poll_interval)?,
+        };
+        let store = EventStore::new(Settings {
+            wanted: Arc::new(wanted),
+            table_name: table_name.clone(),
+            may_create: settings.create_table,
+            batch_size: settings.batch_size,
         });
         Ok(Self { pid: std::process::id(), description, table_name, store, _lease: Lease::new() })
     }
@@ -164,9 +180,7 @@ impl PyEventStore {
     }
 
     fn open(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
-        let work = |store: Arc<EventStore>| async move { store.open().await.map(drop) };
-        Ok(self.store.spawn(inbox.completion(token), work)?)
+        self.run(inbox, token, |store| async move { store.open().await.map(drop) })
     }
 
     fn layout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
@@ -238,25 +252,19 @@ impl PyEventStore {
         inbox: &PyInbox,
         token: u64,
     ) -> PyResult<()> {
-        check_process(self.pid)?;
         let query = Query { since, until, limit, is_backwards, filter: filter(conditions)? };
-        Ok(self.store.spawn(inbox.completion(token), |store| async move { store.load(query).await })?)
+        self.run(inbox, token, |store| async move { store.load(query).await })
     }
 
     fn latest_version(&self, is_settled: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
-        let work = |store: Arc<EventStore>| async move { store.latest_version(is_settled).await };
-        Ok(self.store.spawn(inbox.completion(token), work)?)
+        self.run(inbox, token, move |store| async move { store.latest_version(is_settled).await })
     }
 
     fn settled_version(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
-        let work = |store: Arc<EventStore>| async move { store.settled_version().await };
-        Ok(self.store.spawn(inbox.completion(token), work)?)
+        self.run(inbox, token, move |store| async move { store.settled_version().await })
     }
 
     fn migrate(&self, part: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
         let part = match part {
             "subscriptions" => Part::Subscriptions,
             "guard" => Part::Guard,
@@ -264,12 +272,11 @@ impl PyEventStore {
             "go_notify" => Part::GoNotify,
             _ => Part::Events,
         };
-        Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.migrate(part).await })?)
+        self.run(inbox, token, move |store| async move { store.migrate(part).await })
     }
 
     fn query(&self, sql: String, texts: Vec<Option<String>>, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
-        Ok(self.store.spawn(inbox.completion(token), |store| async move { store.query(sql, texts).await })?)
+        self.run(inbox, token, |store| async move { store.query(sql, texts).await })
     }
 
     fn subscribe(&self, conditions: Vec<GivenCondition>) -> PyResult<PySubscription> {
@@ -279,9 +286,8 @@ impl PyEventStore {
     }
 
     fn close(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
         let limit = super::wait_of(limit_seconds);
-        Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.close(limit).await })?)
+        self.run(inbox, token, move |store| async move { store.close(limit).await })
     }
 
     fn take_failures<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::error::{Error, Result, ServerReport};
+use crate::error::{Error, Result};
 use crate::table_name::TableName;
 
 /// Advisory lock key of everything that must happen once per database: creating and expiring. Spells "sio.pg".
@@ -159,16 +159,11 @@ impl AttachmentTable {
     }
 
     fn refused(&self, sqlstate: &str, reason: &str) -> Error {
-        Error::Database {
-            context: format!("attachment table {}", self.quoted),
-            report: Box::new(ServerReport {
-                sqlstate: sqlstate.to_owned(),
-                severity: "ERROR".to_owned(),
-                message: reason.to_owned(),
-                hint: Some(format!("run this once as a role that may:\n{}", self.ddl())),
-                ..ServerReport::default()
-            }),
+        let mut error = Error::refused(sqlstate, format!("attachment table {}", self.quoted), reason);
+        if let Error::Database { report, .. } = &mut error {
+            report.hint = Some(format!("run this once as a role that may:\n{}", self.ddl()));
         }
+        error
     }
 
     /// Store one body in a table that is there; returns its id.

@@ -7,18 +7,16 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio_postgres::types::Type;
 
-use crate::connect::connection::Connector;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
 use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::filter::Filter;
-use crate::store::pool::{Bind, Limits, Pool};
+use crate::store::pool::{Bind, Pool};
 use crate::store::read::feed::{Feed, Owner, Subscription};
 use crate::store::read::reader::{self, Page, Query};
 use crate::store::read::sharing::{self, Member, Shared, Wanted};
-use crate::store::read::wakeup;
 use crate::store::row::get;
 use crate::store::table::{self, Part, Table};
 use crate::store::write::writer::{self, Request, Writer};
@@ -26,22 +24,14 @@ use crate::table_name::TableName;
 
 /// Everything a store needs to know, decided by the Python layer.
 pub struct Settings {
-    /// Where to write and read.
-    pub connector: Arc<Connector>,
-    /// Where to listen.
-    pub listen_connector: Arc<Connector>,
+    /// How to connect and listen.
+    pub wanted: Arc<Wanted>,
     /// The table.
     pub table_name: TableName,
     /// Make it when it is missing.
     pub may_create: bool,
-    /// The pool.
-    pub limits: Limits,
-    /// The listening connection.
-    pub listening: wakeup::Settings,
     /// Most events in one statement.
     pub batch_size: usize,
-    /// Longest time between two looks at the table while nothing is heard.
-    pub poll_interval: Duration,
 }
 
 /// What exists once the table was found.
@@ -90,7 +80,7 @@ pub struct EventStore {
 impl EventStore {
     /// A store that connects on use.
     pub fn new(settings: Settings) -> Arc<Self> {
-        let pool = Pool::new(Arc::clone(&settings.connector), settings.limits);
+        let pool = Pool::new(Arc::clone(&settings.wanted.connector), settings.wanted.limits);
         Arc::new(Self { settings, pool, opened: OnceCell::new(), is_closed: AtomicBool::new(false) })
     }
 
@@ -104,14 +94,7 @@ impl EventStore {
             let table = table::open(&self.pool, &settings.table_name, settings.may_create).await?;
             reader::check_locks(&self.pool, &table).await?;
             let table = Arc::new(table);
-            let wanted = Wanted {
-                connector: &settings.connector,
-                listen_connector: &settings.listen_connector,
-                listening: settings.listening,
-                limits: settings.limits,
-                poll_interval: settings.poll_interval,
-            };
-            let member = sharing::join(&wanted, &table);
+            let member = sharing::join(&settings.wanted, &table);
             let feed = &member.shared.feed;
             Ok(Opened {
                 told: Mutex::new([&feed.wakeup.outage, &feed.outage].map(|outage| outage.news(u64::MAX).1)),

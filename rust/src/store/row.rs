@@ -3,7 +3,9 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
-use crate::error::{Error, Result, ServerReport};
+use crate::error::{Error, Result};
+
+const DATA_EXCEPTION: &str = "22000";
 
 /// The text of a `jsonb` value: a version byte and the text.
 struct JsonText(String);
@@ -52,12 +54,6 @@ pub fn json_text(row: &Row, column: usize) -> Result<Option<String>> {
 pub fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
     row.try_get(column).map_err(|error| {
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        let report = ServerReport {
-            sqlstate: "22000".to_owned(), // data exception
-            severity: "ERROR".to_owned(),
-            message: format!("{error}: {cause}"),
-            ..ServerReport::default()
-        };
-        Error::Database { context: "read a row".to_owned(), report: Box::new(report) }
+        Error::refused(DATA_EXCEPTION, "read a row", format!("{error}: {cause}"))
     })
 }

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -181,11 +181,7 @@ pub struct Feed {
     progress: watch::Sender<Progress>,
     life: Mutex<Life>,
     stop: Notify,
-    read: AtomicU64,
-    reads: AtomicU64,
-    pages: AtomicU64,
-    looks: AtomicU64,
-    gap: Mutex<Option<Gap>>,
+    stats: Mutex<FeedStats>,
 }
 
 impl Feed {
@@ -208,11 +204,7 @@ impl Feed {
             progress: watch::Sender::new(Progress::default()),
             life: Mutex::default(),
             stop: Notify::new(),
-            read: AtomicU64::new(0),
-            reads: AtomicU64::new(0),
-            pages: AtomicU64::new(0),
-            looks: AtomicU64::new(0),
-            gap: Mutex::default(),
+            stats: Mutex::default(),
         })
     }
 
@@ -249,14 +241,7 @@ impl Feed {
 
     /// Counters.
     pub fn stats(&self) -> FeedStats {
-        FeedStats {
-            position: self.progress.borrow().position.unwrap_or(0),
-            read: self.read.load(Ordering::Relaxed),
-            reads: self.reads.load(Ordering::Relaxed),
-            pages: self.pages.load(Ordering::Relaxed),
-            looks: self.looks.load(Ordering::Relaxed),
-            gap: self.gap.lock().clone(),
-        }
+        FeedStats { position: self.progress.borrow().position.unwrap_or(0), ..self.stats.lock().clone() }
     }
 
     /// The keeper: find out where the table is settled, and read on from there.
@@ -309,7 +294,7 @@ impl Feed {
 
     /// Where to start: no history is scanned, but nothing may be added before it any more.
     async fn find_beginning(&self) -> Result<i64> {
-        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.stats.lock().looks += 1;
         let waiting = |holders: &Holders| self.set_gap(Some(holders.iter().cloned().collect()));
         let settled = self.settler.settle_now(&self.table, waiting).await?;
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
@@ -325,9 +310,9 @@ impl Feed {
         let all = Query { since: from, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
         let (sql, parameters) = reader::sql(&self.table, &all);
         let binds = reader::binds(&parameters);
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.stats.lock().reads += 1;
         let (rows, settled) = if looks_behind {
-            self.looks.fetch_add(1, Ordering::Relaxed);
+            self.stats.lock().looks += 1;
             let (settled, rows) = self.settler.step_and_read(&self.table, Some((&sql, &binds))).await?;
             if settled.last < from {
                 return Err(reader::rewound(&self.table, from, settled.last));
@@ -350,18 +335,19 @@ impl Feed {
     }
 
     fn set_gap(&self, holders: Option<Vec<String>>) {
-        let mut gap = self.gap.lock();
+        let gap = &mut self.stats.lock().gap;
         *gap = holders.map(|holders| Gap { since: gap.as_ref().map_or_else(Instant::now, |gap| gap.since), holders });
     }
 
     fn append(&self, events: &[Arc<StoredEvent>], end: i64) {
         {
             let mut ring = self.ring.lock();
-            for event in events.iter().filter(|event| event.version <= end) {
+            let count = events.partition_point(|event| event.version <= end);
+            for event in events.iter().take(count) {
                 ring.bytes += event.size_bytes();
                 ring.events.push_back(Arc::clone(event));
-                self.read.fetch_add(1, Ordering::Relaxed);
             }
+            self.stats.lock().read += count as u64;
             // Full: the oldest go, and whoever is behind them reads pages.
             while ring.events.len() > RING_COUNT || ring.bytes > RING_BYTES {
                 let Some(oldest) = ring.events.pop_front() else { break };
@@ -559,7 +545,7 @@ impl Subscription {
         if let Some((events, end)) = self.take_from_ring(position, settled, limit) {
             return Ok(self.batch(events, end, end >= settled));
         }
-        self.feed.pages.fetch_add(1, Ordering::Relaxed);
+        self.feed.stats.lock().pages += 1;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // What is not settled is cut off here and not by the statement; see `reader::sql`.
         let query = Query { since: position, until: i64::MAX, limit, is_backwards: false, filter: self.filter.clone() };

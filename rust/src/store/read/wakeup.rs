@@ -166,10 +166,6 @@ impl Wakeup {
         if found.channels.contains(&table.wake_channel()) {
             return Ok(());
         }
-        Err(Error::ConnectionLost {
-            context: "listen for events".to_owned(),
-            reason: "the session no longer holds its channel".to_owned(),
-            may_be_sent: false,
-        })
+        Err(Error::lost("listen for events", "the session no longer holds its channel"))
     }
 }

@@ -477,19 +477,8 @@ async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled)
         }
     }
     // Another writer took an id between the look and the insert: look again.
-    positions.into_iter().collect::<Option<Vec<_>>>().ok_or_else(taken_meanwhile)
-}
-
-fn taken_meanwhile() -> Error {
-    Error::Database {
-        context: "store events".to_owned(),
-        report: Box::new(crate::error::ServerReport {
-            sqlstate: "23505".to_owned(),
-            severity: "ERROR".to_owned(),
-            message: "another writer is storing an event with the same id".to_owned(),
-            ..Default::default()
-        }),
-    }
+    let taken = || Error::refused("23505", "store events", "another writer is storing an event with the same id");
+    positions.into_iter().collect::<Option<Vec<_>>>().ok_or_else(taken)
 }
 
 /// Check a call before anything is sent.
