@@ -62,7 +62,8 @@ pub struct PublisherSettings {
     pub signing_key: Option<SigningKey>,
 }
 
-struct Shared {
+/// See the module documentation.
+pub struct Publisher {
     settings: PublisherSettings,
     /// Which of the emitters we are; servers have an id of their own.
     process: Option<String>,
@@ -72,11 +73,6 @@ struct Shared {
     buffer: Buffer,
     changed: Notify,
     closed: Notify,
-}
-
-/// See the module documentation.
-pub struct Publisher {
-    shared: Arc<Shared>,
 }
 
 impl Publisher {
@@ -90,21 +86,20 @@ impl Publisher {
     ) -> Result<Self> {
         let buffer = Buffer::new(settings.buffer_count, settings.buffer_bytes, recipient);
         let process = if settings.uid == EMITTER_UID { Some(new_process_id()?) } else { None };
-        let shared =
-            Shared { settings, process, session, table, echo, buffer, changed: Notify::new(), closed: Notify::new() };
-        Ok(Self { shared: Arc::new(shared) })
+        let (changed, closed) = (Notify::new(), Notify::new());
+        Ok(Self { settings, process, session, table, echo, buffer, changed, closed })
     }
 
     /// Connect now, in one attempt, and check the attachment table if asked to.
-    pub fn start(&self, check_table: bool, completion: Completion) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
+    pub fn start(self: &Arc<Self>, check_table: bool, completion: Completion) -> Result<()> {
+        let this = Arc::clone(self);
         runtime::handle()?.spawn(async move {
             let result = async {
-                let connection = shared.session.open().await?;
+                let connection = this.session.open().await?;
                 if check_table {
-                    connection.ask("look up the attachment table", |client| shared.table.ensure(client)).await?;
+                    connection.ask("look up the attachment table", |client| this.table.ensure(client)).await?;
                 }
-                shared.buffer.outage.ended();
+                this.buffer.outage.ended();
                 Ok(())
             };
             completion.finish(result.await);
@@ -114,15 +109,15 @@ impl Publisher {
 
     /// Append a cluster message to the buffer; once it is admitted, `waiter` makes the promise to tell of its commit.
     /// `Ok(false)`: there was no room, so wait for it (`when_space`) before the next one.
-    pub fn publish(&self, message: &Message, waiter: Option<impl FnOnce() -> Completion>) -> Result<bool> {
+    pub fn publish(self: &Arc<Self>, message: &Message, waiter: Option<impl FnOnce() -> Completion>) -> Result<bool> {
         let (channel, encoded) = self.encode(message)?;
-        let mut queue = self.shared.buffer.open()?;
+        let mut queue = self.buffer.open()?;
         let had_room = !queue.is_full();
-        if !had_room && self.shared.settings.on_full == OnFull::Drop && waiter.is_none() {
+        if !had_room && self.settings.on_full == OnFull::Drop && waiter.is_none() {
             let news = queue.give_up(&channel);
             drop(queue);
             if let Some(error) = news {
-                self.shared.buffer.report(&error);
+                self.buffer.report(&error);
             }
             return Ok(true);
         }
@@ -133,9 +128,9 @@ impl Publisher {
     }
 
     /// Append messages so that they share a transaction, as far as there is room; returns how many were appended.
-    pub fn publish_many(&self, messages: &[&Message]) -> Result<usize> {
+    pub fn publish_many(self: &Arc<Self>, messages: &[&Message]) -> Result<usize> {
         let encoded = messages.iter().map(|message| self.encode(message)).collect::<Result<Vec<_>>>()?;
-        let mut queue = self.shared.buffer.open()?;
+        let mut queue = self.buffer.open()?;
         let mut count = 0;
         for (message, (channel, encoded)) in messages.iter().zip(encoded) {
             if queue.is_full() {
@@ -153,12 +148,12 @@ impl Publisher {
 
     /// Refuse a message if the buffer is full and nobody is to wait for room.
     fn admit(&self, queue: &Queue) -> Result<()> {
-        let is_refused = queue.is_full() && self.shared.settings.on_full != OnFull::Wait;
+        let is_refused = queue.is_full() && self.settings.on_full != OnFull::Wait;
         if is_refused { Err(queue.full_error()) } else { Ok(()) }
     }
 
     /// Append a notification with a payload of the caller's own; `waiter` as in [`Publisher::publish`].
-    pub fn notify(&self, channel: &str, payload: &str, waiter: impl FnOnce() -> Completion) -> Result<()> {
+    pub fn notify(self: &Arc<Self>, channel: &str, payload: &str, waiter: impl FnOnce() -> Completion) -> Result<()> {
         check_channel(channel)?;
         if payload.len() > NOTIFY_LIMIT_BYTES {
             let what = format!("payload for channel {channel:?}");
@@ -170,7 +165,7 @@ impl Publisher {
                 reason: "PostgreSQL text holds no NUL character".into(),
             });
         }
-        let mut queue = self.shared.buffer.open()?;
+        let mut queue = self.buffer.open()?;
         self.admit(&queue)?;
         let (channel, wire) = (channel.to_owned(), Encoded::Inline(payload.to_owned()));
         let completion = Some(waiter());
@@ -180,24 +175,24 @@ impl Publisher {
 
     /// Messages that failed, with nobody told of each, since this was asked last.
     pub fn take_unreported(&self) -> Unreported {
-        std::mem::take(&mut self.shared.buffer.lock().unreported)
+        std::mem::take(&mut self.buffer.lock().unreported)
     }
 
     /// Keep `completion` until everything appended before is committed or failed.
-    pub fn flush(&self, completion: Completion) -> Result<()> {
-        let mut queue = self.shared.buffer.lock();
+    pub fn flush(self: &Arc<Self>, completion: Completion) -> Result<()> {
+        let mut queue = self.buffer.lock();
         queue.append_flush(completion);
         self.wake(queue)
     }
 
     /// Keep `completion` until there is room in the buffer.
     pub fn when_space(&self, completion: Completion) {
-        self.shared.buffer.when_space(completion);
+        self.buffer.when_space(completion);
     }
 
     /// Accept nothing more, commit what is buffered within `limit`, disconnect.
-    pub fn close(&self, limit: Duration, completion: Completion) -> Result<()> {
-        let mut queue = self.shared.buffer.lock();
+    pub fn close(self: &Arc<Self>, limit: Duration, completion: Completion) -> Result<()> {
+        let mut queue = self.buffer.lock();
         if queue.is_closed {
             drop(queue);
             completion.finish(Ok(()));
@@ -206,7 +201,7 @@ impl Publisher {
         queue.is_closed = true;
         if !queue.is_running && queue.is_empty() {
             drop(queue);
-            let session = self.shared.session.clone();
+            let session = self.session.clone();
             runtime::handle()?.spawn(async move {
                 session.close().await;
                 completion.finish(Ok(()));
@@ -215,23 +210,23 @@ impl Publisher {
         }
         queue.closing = Some((completion, Instant::now() + limit));
         self.wake(queue)?;
-        self.shared.closed.notify_one();
+        self.closed.notify_one();
         Ok(())
     }
 
     /// Counters and queue depths.
     pub fn stats(&self) -> PublisherStats {
-        let queue = self.shared.buffer.lock();
-        PublisherStats { reconnects: self.shared.session.reconnects(), ..queue.stats }
+        let queue = self.buffer.lock();
+        PublisherStats { reconnects: self.session.reconnects(), ..queue.stats }
     }
 
     /// Why nothing was committed at the last attempt, and since when that is so.
     pub fn outage(&self) -> Option<Present> {
-        self.shared.buffer.outage.present()
+        self.buffer.outage.present()
     }
 
     fn encode(&self, message: &Message) -> Result<(String, Encoded)> {
-        let settings = &self.shared.settings;
+        let settings = &self.settings;
         let channel = channel_name(&settings.prefix, &message.nsp)?;
         Ok((channel, codec::encode(message, &settings.uid, settings.limits)?))
     }
@@ -244,27 +239,25 @@ impl Publisher {
         encoded: Encoded,
         completion: impl FnOnce() -> Option<Completion>,
     ) -> Result<()> {
-        let settings = &self.shared.settings;
+        let settings = &self.settings;
         let sequence = queue.next_sequence(&channel);
-        let seal = self.shared.seal(sequence, &channel);
+        let seal = self.seal(sequence, &channel);
         let wire = codec::finish(encoded, seal, message, &settings.uid, settings.limits)?;
         let (since, completion) = (Instant::now(), completion());
         queue.append(Outgoing { channel, wire, since, completion, sequence: Some(sequence) });
         Ok(())
     }
 
-    fn wake(&self, mut queue: MutexGuard<'_, Queue>) -> Result<()> {
+    fn wake(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) -> Result<()> {
         if !queue.is_running {
-            runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
+            runtime::handle()?.spawn(run(Arc::clone(self)));
             queue.is_running = true;
         }
         drop(queue);
-        self.shared.changed.notify_one();
+        self.changed.notify_one();
         Ok(())
     }
-}
 
-impl Shared {
     fn seal<'a>(&'a self, sequence: u64, channel: &'a str) -> Seal<'a> {
         Seal { sequence, process: self.process.as_deref(), key: self.settings.signing_key.as_ref(), channel }
     }
@@ -287,20 +280,20 @@ fn new_process_id() -> Result<String> {
 }
 
 /// The publisher's task: work until closed, but not past the deadline of [`Publisher::close`].
-async fn run(shared: Arc<Shared>) {
+async fn run(publisher: Arc<Publisher>) {
     let overtime = async {
-        shared.closed.notified().await;
-        let deadline = shared.buffer.lock().closing.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
+        publisher.closed.notified().await;
+        let deadline = publisher.buffer.lock().closing.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
         tokio::time::sleep_until(deadline.into()).await;
     };
     tokio::select! {
-        () = work(&shared) => {}
+        () = work(&publisher) => {}
         () = overtime => {}
     }
-    shared.buffer.fail_while(&Error::Closed("publisher"), |_| true);
-    shared.session.close().await;
+    publisher.buffer.fail_while(&Error::Closed("publisher"), |_| true);
+    publisher.session.close().await;
     let (closing, waiters) = {
-        let mut queue = shared.buffer.lock();
+        let mut queue = publisher.buffer.lock();
         // In one step with the end: a flush that comes later finds no task, and starts one.
         queue.answer_flushes();
         queue.is_running = false;
@@ -312,11 +305,11 @@ async fn run(shared: Arc<Shared>) {
 }
 
 /// Wait for messages, connect, commit group after group.
-async fn work(shared: &Shared) {
+async fn work(publisher: &Publisher) {
     let mut backoff = Backoff::default();
     loop {
         let (is_idle, is_closed) = {
-            let mut queue = shared.buffer.lock();
+            let mut queue = publisher.buffer.lock();
             queue.answer_flushes();
             (queue.is_empty(), queue.is_closed)
         };
@@ -324,48 +317,48 @@ async fn work(shared: &Shared) {
             if is_closed {
                 return;
             }
-            shared.changed.notified().await;
+            publisher.changed.notified().await;
             continue;
         }
-        let connection = match shared.session.open().await {
+        let connection = match publisher.session.open().await {
             Ok(connection) => connection,
             Err(error) => {
                 if !error.is_transient() {
                     // It has never connected, and waiting cannot mend that: the caller must hear of it now.
-                    shared.buffer.fail_while(&error, |_| true);
+                    publisher.buffer.fail_while(&error, |_| true);
                 }
-                wait_after(shared, &error, &mut backoff).await;
+                wait_after(publisher, &error, &mut backoff).await;
                 continue;
             }
         };
-        let mut group = Flight::take(&shared.buffer, &connection, &shared.table, &shared.echo);
+        let mut group = Flight::take(&publisher.buffer, &connection, &publisher.table, &publisher.echo);
         if connection.is_narrow() {
-            group.respell(|outgoing| shared.in_ascii(outgoing));
+            group.respell(|outgoing| publisher.in_ascii(outgoing));
         }
         match group.commit().await {
             Ok(()) => {
                 backoff.reset();
-                shared.buffer.outage.ended();
+                publisher.buffer.outage.ended();
             }
             Err(error) => {
                 connection.leave();
-                wait_after(shared, &error, &mut backoff).await;
+                wait_after(publisher, &error, &mut backoff).await;
             }
         }
     }
 }
 
 /// After a failed attempt: report it, fail what may no longer wait, and wait before the next attempt.
-async fn wait_after(shared: &Shared, error: &Error, backoff: &mut Backoff) {
-    let age = shared.settings.buffer_age;
-    shared.buffer.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
-    if shared.buffer.outage.failed(error) && error.is_transient() {
-        shared.buffer.report(error); // otherwise each message has said so
+async fn wait_after(publisher: &Publisher, error: &Error, backoff: &mut Backoff) {
+    let age = publisher.settings.buffer_age;
+    publisher.buffer.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
+    if publisher.buffer.outage.failed(error) && error.is_transient() {
+        publisher.buffer.report(error); // otherwise each message has said so
     }
     let mut pause = pin!(sleep(backoff.next_delay()));
     loop {
         {
-            let mut queue = shared.buffer.lock();
+            let mut queue = publisher.buffer.lock();
             // Nothing is in flight here, so a flush need not wait for what was published after it.
             queue.answer_flushes();
             if queue.is_closed && queue.is_empty() {
@@ -374,7 +367,7 @@ async fn wait_after(shared: &Shared, error: &Error, backoff: &mut Backoff) {
         }
         tokio::select! {
             () = &mut pause => return,
-            () = shared.changed.notified() => {}
+            () = publisher.changed.notified() => {}
         }
     }
 }

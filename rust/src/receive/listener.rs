@@ -121,7 +121,8 @@ struct State {
     queue_usage_at: Option<Instant>,
 }
 
-struct Shared {
+/// See the module documentation.
+pub struct Listener {
     connector: Arc<Connector>,
     settings: ListenerSettings,
     sink: Arc<dyn Sink>,
@@ -131,11 +132,6 @@ struct Shared {
     outage: Outage,
     changed: Notify,
     closed: Notify,
-}
-
-/// See the module documentation.
-pub struct Listener {
-    shared: Arc<Shared>,
 }
 
 /// State of a listener.
@@ -167,13 +163,11 @@ impl Listener {
     ) -> Self {
         let (state, heard, outage) = (Mutex::default(), Heard::default(), Outage::default());
         let (changed, closed) = (Notify::new(), Notify::new());
-        Self {
-            shared: Arc::new(Shared { connector, settings, sink, recipient, state, heard, outage, changed, closed }),
-        }
+        Self { connector, settings, sink, recipient, state, heard, outage, changed, closed }
     }
 
     /// Connect; `completion` hears how the present attempt ends. After a failure the attempts go on.
-    pub fn start(&self, completion: Completion) -> Result<()> {
+    pub fn start(self: &Arc<Self>, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
         if state.channels.is_open() {
             state.lost_before_start = state.sessions_lost;
@@ -186,7 +180,7 @@ impl Listener {
     }
 
     /// Listen to a channel; `completion` hears when `LISTEN` is active.
-    pub fn listen(&self, channel: &str, completion: Completion) -> Result<()> {
+    pub fn listen(self: &Arc<Self>, channel: &str, completion: Completion) -> Result<()> {
         check_channel(channel)?;
         let mut state = self.open_state()?;
         let done = state.channels.want(channel, completion);
@@ -199,7 +193,7 @@ impl Listener {
     }
 
     /// Stop listening to a channel.
-    pub fn unlisten(&self, channel: &str, completion: Completion) -> Result<()> {
+    pub fn unlisten(self: &Arc<Self>, channel: &str, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
         let done = state.channels.unwant(channel, completion);
         if done.is_none() {
@@ -212,7 +206,7 @@ impl Listener {
 
     /// Disconnect for good.
     pub fn close(&self, completion: Completion) -> Result<()> {
-        let mut state = self.shared.state.lock();
+        let mut state = self.state.lock();
         let was_closed = std::mem::replace(&mut state.is_closed, true);
         if was_closed || !state.is_running {
             drop(state);
@@ -221,13 +215,13 @@ impl Listener {
         }
         state.closing = Some(completion);
         drop(state);
-        self.shared.closed.notify_one();
+        self.closed.notify_one();
         Ok(())
     }
 
     /// State and counters.
     pub fn stats(&self) -> ListenerStats {
-        let state = self.shared.state.lock();
+        let state = self.state.lock();
         let is_listening = state.channels.is_complete();
         ListenerStats {
             state: match (state.is_closed, state.is_running, is_listening) {
@@ -239,7 +233,7 @@ impl Listener {
             is_listening,
             channels: state.channels.count(),
             reconnects: state.reconnects,
-            alive_age: self.shared.heard.at().and_then(|at| at.elapsed().ok()),
+            alive_age: self.heard.at().and_then(|at| at.elapsed().ok()),
             members: state.members,
             queue_usage: state.queue_usage,
         }
@@ -247,43 +241,41 @@ impl Listener {
 
     /// Why there is no session, and since when.
     pub fn outage(&self) -> Option<Present> {
-        self.shared.outage.present()
+        self.outage.present()
     }
 
     /// Check that we hear what we publish: everything that was committed since [`Listener::start`] must come back, through
     /// the session that there was then. Its probes tell when it should have.
-    pub fn self_test(&self, completion: Completion) -> Result<()> {
+    pub fn self_test(self: &Arc<Self>, completion: Completion) -> Result<()> {
         drop(self.open_state()?);
-        let shared = Arc::clone(&self.shared);
-        runtime::handle()?.spawn(async move {
-            completion.finish(self_test(&shared).await);
-        });
+        let this = Arc::clone(self);
+        runtime::handle()?.spawn(async move { completion.finish(self_test(&this).await) });
         Ok(())
     }
 
     fn open_state(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.shared.state.lock();
+        let state = self.state.lock();
         if state.is_closed { Err(Error::Closed("listener")) } else { Ok(state) }
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
+    fn wake(self: &Arc<Self>, mut state: MutexGuard<'_, State>) -> Result<()> {
         if !state.is_running {
-            runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
+            runtime::handle()?.spawn(run(Arc::clone(self)));
             state.is_running = true;
         }
         drop(state);
-        self.shared.changed.notify_one();
+        self.changed.notify_one();
         Ok(())
     }
 }
 
-async fn run(shared: Arc<Shared>) {
+async fn run(listener: Arc<Listener>) {
     tokio::select! {
-        () = work(&shared) => {}
-        () = shared.closed.notified() => {}
+        () = work(&listener) => {}
+        () = listener.closed.notified() => {}
     }
-    shared.settings.echo.lost();
-    let mut state = shared.state.lock();
+    listener.settings.echo.lost();
+    let mut state = listener.state.lock();
     state.channels.lost();
     state.is_running = false;
     let forgotten = (state.channels.take_waiting(), std::mem::take(&mut state.starting));
@@ -296,22 +288,22 @@ async fn run(shared: Arc<Shared>) {
 }
 
 /// Open session after session.
-async fn work(shared: &Shared) {
+async fn work(listener: &Listener) {
     let mut backoff = Backoff::default();
     let mut is_first = true;
     loop {
-        let error = match shared.connector.connect_to_listen().await {
-            Ok(link) => session(shared, link, &mut is_first, &mut backoff).await,
+        let error = match listener.connector.connect_to_listen().await {
+            Ok(link) => session(listener, link, &mut is_first, &mut backoff).await,
             Err(error) => error,
         };
         {
-            let mut state = shared.state.lock();
+            let mut state = listener.state.lock();
             (state.sessions_lost, state.lost_by) = (state.sessions_lost + 1, Some(error.clone()));
-            shared.settings.echo.lost(); // after it, for a self-test that waits
+            listener.settings.echo.lost(); // after it, for a self-test that waits
             state.channels.lost();
-            state.lost_since = state.lost_since.or(shared.heard.at());
+            state.lost_since = state.lost_since.or(listener.heard.at());
             if state.members.take().is_some() {
-                shared.recipient.push(Item::Members(None));
+                listener.recipient.push(Item::Members(None));
             }
             let mut failed: Vec<_> = state.starting.drain(..).collect();
             if is_first && !error.is_transient() {
@@ -323,40 +315,40 @@ async fn work(shared: &Shared) {
                 completion.finish(Err(error.clone()));
             }
         }
-        if shared.outage.failed(&error) {
-            shared.recipient.push(Item::Failure(error));
+        if listener.outage.failed(&error) {
+            listener.recipient.push(Item::Failure(error));
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
 /// Drive one session until it breaks; returns why.
-async fn session(shared: &Shared, link: Link, is_first: &mut bool, backoff: &mut Backoff) -> Error {
-    let (listening, reading) = listening::halves(link, &shared.heard, shared.settings.probe_interval);
+async fn session(listener: &Listener, link: Link, is_first: &mut bool, backoff: &mut Backoff) -> Error {
+    let (listening, reading) = listening::halves(link, &listener.heard, listener.settings.probe_interval);
     let take = |n: &tokio_postgres::Notification, arrived| match mended::unreadable_bytes(n) {
-        None => shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived),
-        Some(size_bytes) => shared.sink.skip(not_text(n.channel(), size_bytes)),
+        None => listener.sink.take(n.channel(), n.payload(), n.process_id(), arrived),
+        Some(size_bytes) => listener.sink.skip(not_text(n.channel(), size_bytes)),
     };
-    reading.run("listen", take, keep(shared, &listening, is_first, backoff)).await
+    reading.run("listen", take, keep(listener, &listening, is_first, backoff)).await
 }
 
 /// Set a session up, bring it to the channels that are wanted, and probe it.
 async fn keep(
-    shared: &Shared,
+    listener: &Listener,
     session: &Listening<'_>,
     is_first: &mut bool,
     backoff: &mut Backoff,
 ) -> Result<Infallible> {
-    set_up(shared, session, is_first, backoff).await?;
-    let interval = shared.settings.probe_interval;
+    set_up(listener, session, is_first, backoff).await?;
+    let interval = listener.settings.probe_interval;
     let mut probe_at = Instant::now() + interval;
     loop {
-        let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), shared.changed.notified());
+        let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), listener.changed.notified());
         if is_changed.await.is_ok() {
-            session.ask("LISTEN", 2 * interval, apply(shared, &session.client, false)).await?;
+            session.ask("LISTEN", 2 * interval, apply(listener, &session.client, false)).await?;
         } else {
             probe_at = Instant::now() + interval;
-            check(shared, session, interval).await?;
+            check(listener, session, interval).await?;
         }
     }
 }
@@ -367,22 +359,27 @@ fn not_text(channel: &str, size_bytes: usize) -> Error {
 }
 
 /// Everything from the open connection to "listening again".
-async fn set_up(shared: &Shared, session: &Listening<'_>, is_first: &mut bool, backoff: &mut Backoff) -> Result<()> {
+async fn set_up(
+    listener: &Listener,
+    session: &Listening<'_>,
+    is_first: &mut bool,
+    backoff: &mut Backoff,
+) -> Result<()> {
     let (context, client) = ("setting the listening session up", &session.client);
     let prepare = async {
-        shared.state.lock().identity = Some(probe::identify(client).await?);
-        probe::configure(client, shared.settings.probe_interval).await
+        listener.state.lock().identity = Some(probe::identify(client).await?);
+        probe::configure(client, listener.settings.probe_interval).await
     };
     session.ask(context, SETUP_LIMIT, prepare).await?;
-    session.ask(context, SETUP_LIMIT, apply(shared, client, true)).await?;
+    session.ask(context, SETUP_LIMIT, apply(listener, client, true)).await?;
     // From here on whoever asked for a channel believes to hear everything.
     let after_gap = !std::mem::replace(is_first, false);
-    shared.state.lock().is_member = false;
-    session.ask(context, SETUP_LIMIT, keep_membership(shared, client)).await?;
-    check(shared, session, SETUP_LIMIT).await?;
+    listener.state.lock().is_member = false;
+    session.ask(context, SETUP_LIMIT, keep_membership(listener, client)).await?;
+    check(listener, session, SETUP_LIMIT).await?;
     backoff.reset();
-    shared.outage.ended();
-    let mut state = shared.state.lock();
+    listener.outage.ended();
+    let mut state = listener.state.lock();
     let since = state.lost_since.take();
     state.reconnects += u64::from(after_gap);
     let starting: Vec<_> = state.starting.drain(..).collect();
@@ -391,9 +388,9 @@ async fn set_up(shared: &Shared, session: &Listening<'_>, is_first: &mut bool, b
     }
     drop(state);
     // Only now may the application act on "listening again": what it reads is not older than LISTEN.
-    shared.recipient.push(Item::Listening { after_gap });
+    listener.recipient.push(Item::Listening { after_gap });
     if after_gap {
-        shared.sink.lost(since.unwrap_or_else(SystemTime::now));
+        listener.sink.lost(since.unwrap_or_else(SystemTime::now));
     }
     finish(starting);
     Ok(())
@@ -401,31 +398,31 @@ async fn set_up(shared: &Shared, session: &Listening<'_>, is_first: &mut bool, b
 
 /// Hold the lock of a member exactly as long as Python takes what arrives here: peers must not count on a server whose
 /// event loop hangs, however well its connection does.
-async fn keep_membership(shared: &Shared, client: &Client) -> Result<()> {
-    let Some(lock) = shared.settings.member_lock else { return Ok(()) };
+async fn keep_membership(listener: &Listener, client: &Client) -> Result<()> {
+    let Some(lock) = listener.settings.member_lock else { return Ok(()) };
     // Each probe hands something over, so a loop that runs looks at least once in an interval.
-    let is_member = shared.recipient.inbox.idle() < 2 * shared.settings.probe_interval;
-    if is_member != shared.state.lock().is_member {
+    let is_member = listener.recipient.inbox.idle() < 2 * listener.settings.probe_interval;
+    if is_member != listener.state.lock().is_member {
         membership::set_member(client, lock, is_member).await?;
-        shared.state.lock().is_member = is_member;
+        listener.state.lock().is_member = is_member;
     }
     Ok(())
 }
 
 /// Probe the session, and look for the echo of what we published.
-async fn check(shared: &Shared, session: &Listening<'_>, limit: Duration) -> Result<()> {
-    let settings = &shared.settings;
-    let asks_queue_usage = shared.state.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
+async fn check(listener: &Listener, session: &Listening<'_>, limit: Duration) -> Result<()> {
+    let settings = &listener.settings;
+    let asks_queue_usage = listener.state.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
     let class = settings.member_lock.map(|lock| lock.class);
     let work = async {
-        keep_membership(shared, &session.client).await?;
+        keep_membership(listener, &session.client).await?;
         probe::probe(&session.client, class, asks_queue_usage).await
     };
     let asked_at = Instant::now();
     let found = session.ask("the probe of the listening session", limit, work).await?;
-    shared.heard.note();
+    listener.heard.note();
     {
-        let mut state = shared.state.lock();
+        let mut state = listener.state.lock();
         if asks_queue_usage {
             state.queue_usage = found.queue_usage;
             state.queue_usage_at = Some(Instant::now());
@@ -442,14 +439,14 @@ async fn check(shared: &Shared, session: &Listening<'_>, limit: Duration) -> Res
         state.members = class.map(|_| found.locks.len());
     }
     if class.is_some() {
-        shared.recipient.push(Item::Members(Some(found.locks)));
+        listener.recipient.push(Item::Members(Some(found.locks)));
     }
     // The server sends what was committed before it answers. So what was there long before we asked should have come,
     // however long the row of notifications in front of it.
     match settings.echo.overdue(settings.probe_interval, asked_at) {
         Some(channel) => {
             // A deaf session is not kept for as long as connecting may take, only to say why.
-            let cause = timeout(SETUP_LIMIT, explain(shared)).await;
+            let cause = timeout(SETUP_LIMIT, explain(listener)).await;
             Err(cause.ok().flatten().unwrap_or_else(|| probe::deaf(&channel)))
         }
         None => Ok(()),
@@ -457,23 +454,23 @@ async fn check(shared: &Shared, session: &Listening<'_>, limit: Duration) -> Res
 }
 
 /// Why we are deaf, if it can be told from who the sessions are.
-async fn explain(shared: &Shared) -> Option<Error> {
-    let listener = shared.state.lock().identity.clone()?;
-    let connection = shared.settings.writer.open().await.ok()?;
+async fn explain(listener: &Listener) -> Option<Error> {
+    let ours = listener.state.lock().identity.clone()?;
+    let connection = listener.settings.writer.open().await.ok()?;
     let writer = connection.ask_aside("identify the server", SETUP_LIMIT, probe::identify).await.ok()?;
-    probe::diagnose(&listener, &writer)
+    probe::diagnose(&ours, &writer)
 }
 
 /// Wait for as long as the session is well: behind a long backlog, or on a slow link, what is awaited comes late. A session
 /// that is deaf does not get past its own probe.
-async fn self_test(shared: &Shared) -> Result<()> {
-    if let Some(error) = explain(shared).await {
+async fn self_test(listener: &Listener) -> Result<()> {
+    if let Some(error) = explain(listener).await {
         return Err(error);
     }
-    let awaited = shared.settings.echo.awaited();
+    let awaited = listener.settings.echo.awaited();
     loop {
         {
-            let state = shared.state.lock();
+            let state = listener.state.lock();
             match &state.lost_by {
                 _ if state.is_closed => return Err(Error::Closed("listener")),
                 // With the session went what was awaited of it.
@@ -481,18 +478,18 @@ async fn self_test(shared: &Shared) -> Result<()> {
                 _ => {}
             }
         }
-        if !shared.settings.echo.is_waiting_for(&awaited) {
+        if !listener.settings.echo.is_waiting_for(&awaited) {
             return Ok(());
         }
-        shared.settings.echo.changed(shared.settings.probe_interval).await;
+        listener.settings.echo.changed(listener.settings.probe_interval).await;
     }
 }
 
 /// Bring the session's channels to the wanted ones, and tell who waited for them.
-async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result<()> {
+async fn apply(listener: &Listener, client: &Client, is_new_session: bool) -> Result<()> {
     let mut is_new_session = is_new_session;
     loop {
-        let change = shared.state.lock().channels.change();
+        let change = listener.state.lock().channels.change();
         let script = change.script();
         if !script.is_empty()
             && let Err(error) = queue::listen(client, "listen", &script).await
@@ -500,14 +497,14 @@ async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result
             if !error.is_about_a_value() {
                 return Err(error);
             }
-            refuse(shared, client, &change).await?;
+            refuse(listener, client, &change).await?;
             continue;
         }
-        shared.settings.echo.listening(change.wanted(), std::mem::take(&mut is_new_session), Instant::now());
+        listener.settings.echo.listening(change.wanted(), std::mem::take(&mut is_new_session), Instant::now());
         for channel in change.dropped() {
-            shared.sink.unlistened(channel);
+            listener.sink.unlistened(channel);
         }
-        let (done, is_over) = shared.state.lock().channels.changed(change);
+        let (done, is_over) = listener.state.lock().channels.changed(change);
         finish(done);
         if is_over {
             return Ok(());
@@ -520,18 +517,18 @@ async fn execute(client: &Client, script: &str, context: &str) -> Result<()> {
 }
 
 /// Find the channels whose names cannot be written in this database. Those are given up, and the session goes on.
-async fn refuse(shared: &Shared, client: &Client, change: &Change) -> Result<()> {
+async fn refuse(listener: &Listener, client: &Client, change: &Change) -> Result<()> {
     for channel in change.added() {
         let script = format!("LISTEN {}", quote_identifier(channel));
         let Err(error) = execute(client, &script, &format!("listen to {channel:?}")).await else { continue };
         if !error.is_about_a_value() {
             return Err(error);
         }
-        let (waiting, is_first) = shared.state.lock().channels.refuse(channel);
+        let (waiting, is_first) = listener.state.lock().channels.refuse(channel);
         Completion::finish_all(waiting, &Err(error.clone()));
         // Whoever waits may ask again and again.
         if is_first {
-            shared.recipient.push(Item::Failure(error));
+            listener.recipient.push(Item::Failure(error));
         }
     }
     Ok(())

@@ -39,7 +39,7 @@ pub struct Opened {
     /// The table.
     pub table: Arc<Table>,
     /// Stores.
-    pub writer: Writer,
+    pub writer: Arc<Writer>,
     /// What subscriptions need of this store.
     pub owner: Arc<Owner>,
     member: Mutex<Option<Member>>,
