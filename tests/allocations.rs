@@ -41,7 +41,7 @@ fn payload(message: &Message, uid: &str, number: u64) -> String {
 }
 
 /// An intake of a server with one client, in `room1`. It never connects: nothing is fetched here.
-fn intake() -> (Intake, Arc<Inbox>) {
+fn intake() -> (Arc<Intake>, Arc<Inbox>) {
     let conninfo = Conninfo::parse("host=localhost user=app", &|_| None).unwrap();
     let session = Session::new(Arc::new(Connector::new(conninfo, None)), Duration::from_secs(1));
     let rooms = Rooms::default();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::connect::queue;
+use crate::connect::notify_queue;
 use crate::connect::session::OpenConnection;
 use crate::error::{Error, Result};
 use crate::publish::buffer::{Buffer, Outgoing};
@@ -87,7 +87,7 @@ impl<'a> Flight<'a> {
                     self.prepare().await?;
                 }
                 Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
-                    match self.connection.ask("tidy the notification queue", queue::tidy).await {
+                    match self.connection.ask("tidy the notification queue", notify_queue::tidy).await {
                         Err(error) if error.is_transient() || error.is_connection_lost() => return Err(error),
                         _ => {} // refused or not, the next attempt decides
                     }

@@ -67,7 +67,7 @@ pub struct PyBus {
     session: Session,
     publisher: Arc<Publisher>,
     listener: Arc<Listener>,
-    intake: Option<Intake>,
+    intake: Option<Arc<Intake>>,
     raw: Arc<RawSink>,
     echo: Arc<Echo>,
     rooms: Arc<Rooms>,
@@ -192,7 +192,7 @@ impl PyBus {
         });
         let raw = Arc::new(RawSink { recipient: recipient.clone(), undecodable: AtomicU64::default() });
         let sink: Arc<dyn Sink> = match &intake {
-            Some(intake) => Arc::new(intake.clone()),
+            Some(intake) => Arc::new(Arc::clone(intake)),
             None => Arc::clone(&raw) as _,
         };
         let listener = Arc::new(Listener::new(listen_connector, listener_settings, sink, recipient.clone()));
@@ -400,7 +400,7 @@ impl PyBus {
         out.set_item("publisher_outage_seconds", outage_seconds(mute.as_ref()))?;
         out.set_item("buffer_count", publisher.waiting_count)?;
         out.set_item("buffer_bytes", publisher.waiting_bytes)?;
-        let intake = self.intake.as_ref().map(Intake::stats).unwrap_or_default();
+        let intake = self.intake.as_ref().map(|intake| intake.stats()).unwrap_or_default();
         out.set_item("received", intake.received)?;
         out.set_item("irrelevant", intake.irrelevant)?;
         out.set_item("own", intake.own)?;

@@ -88,12 +88,12 @@ pub struct IntakeStats {
 
 /// Where a message is from, as the application is told when it gets lost.
 #[derive(Clone)]
-struct From {
+struct Source {
     nsp: String,
     sender: String,
 }
 
-impl From {
+impl Source {
     fn gap(&self, reason: Reason, missing: u64, since: SystemTime) -> Gap {
         let (nsp, sender) = (Some(self.nsp.clone()), Some(self.sender.clone()));
         Gap { reason, nsp, sender, missing: Some(missing), since }
@@ -105,7 +105,7 @@ struct Wanted {
     id: i64,
     channel: String,
     uid: String,
-    from: From,
+    from: Source,
     signed: Option<Signed>,
     since: Instant,
     arrived: SystemTime,
@@ -122,7 +122,8 @@ struct State {
     is_fetching: bool,
 }
 
-struct Shared {
+/// See the module documentation.
+pub struct Intake {
     settings: IntakeSettings,
     session: Session,
     table: Arc<AttachmentTable>,
@@ -131,12 +132,6 @@ struct Shared {
     recipient: Recipient,
     state: Mutex<State>,
     closed: Notify,
-}
-
-/// See the module documentation.
-#[derive(Clone)]
-pub struct Intake {
-    shared: Arc<Shared>,
 }
 
 impl Intake {
@@ -149,26 +144,26 @@ impl Intake {
         echo: Arc<Echo>,
         rooms: Arc<Rooms>,
         recipient: Recipient,
-    ) -> Self {
+    ) -> Arc<Self> {
         let (state, closed) = (Mutex::default(), Notify::new());
-        Self { shared: Arc::new(Shared { settings, session, table, echo, rooms, recipient, state, closed }) }
+        Arc::new(Self { settings, session, table, echo, rooms, recipient, state, closed })
     }
 
     /// Counters.
     pub fn stats(&self) -> IntakeStats {
-        let state = self.shared.state.lock();
+        let state = self.state.lock();
         IntakeStats { held_bytes: state.lanes.bytes(), ..state.stats }
     }
 
     /// Stop fetching.
     pub fn close(&self) {
-        self.shared.closed.notify_one();
+        self.closed.notify_one();
     }
 }
 
-impl Sink for Intake {
+impl Sink for Arc<Intake> {
     fn take(&self, channel: &str, payload: &str, _: i32, arrived: SystemTime) {
-        if let Err(error) = self.shared.take(channel, payload, arrived) {
+        if let Err(error) = self.receive(channel, payload, arrived) {
             self.skip(on_channel(error, channel));
         }
         self.fetch_if_wanted();
@@ -176,18 +171,18 @@ impl Sink for Intake {
 
     fn skip(&self, error: Error) {
         {
-            let stats = &mut self.shared.state.lock().stats;
+            let stats = &mut self.state.lock().stats;
             match error {
                 Error::Signature { .. } => stats.bad_signatures += 1,
                 _ => stats.undecodable += 1,
             }
         }
-        self.shared.recipient.push(Item::Failure(error));
+        self.recipient.push(Item::Failure(error));
     }
 
     fn lost(&self, since: SystemTime) {
-        self.shared.state.lock().stats.gaps += 1;
-        self.shared.recipient.push(Item::Gap(Gap {
+        self.state.lock().stats.gaps += 1;
+        self.recipient.push(Item::Gap(Gap {
             reason: Reason::Reconnect,
             nsp: None,
             sender: None,
@@ -197,24 +192,24 @@ impl Sink for Intake {
     }
 
     fn unlistened(&self, channel: &str) {
-        self.shared.state.lock().sequences.forget(channel);
+        self.state.lock().sequences.forget(channel);
     }
 }
 
 impl Intake {
-    fn fetch_if_wanted(&self) {
+    fn fetch_if_wanted(self: &Arc<Self>) {
         {
-            let mut state = self.shared.state.lock();
+            let mut state = self.state.lock();
             if state.wanted.is_empty() || std::mem::replace(&mut state.is_fetching, true) {
                 return;
             }
         }
         if let Ok(handle) = runtime::handle() {
-            let shared = Arc::clone(&self.shared);
+            let intake = Arc::clone(self);
             handle.spawn(async move {
                 tokio::select! {
-                    () = fetch(&shared) => {}
-                    () = shared.closed.notified() => {}
+                    () = fetch(&intake) => {}
+                    () = intake.closed.notified() => {}
                 }
             });
         }
@@ -244,8 +239,8 @@ fn sender_of(uid: &str, process: Option<&str>) -> String {
     }
 }
 
-impl Shared {
-    fn take(&self, channel: &str, payload: &str, arrived: SystemTime) -> Result<()> {
+impl Intake {
+    fn receive(&self, channel: &str, payload: &str, arrived: SystemTime) -> Result<()> {
         let settings = &self.settings;
         let bad = |reason| Error::Signature { channel: channel.to_owned(), reason };
         let signed = match &settings.signing_key {
@@ -270,7 +265,7 @@ impl Shared {
         if !self.observe(&mut state, channel, Origin { nsp, uid, process }, stamp.sequence, arrived) {
             return Ok(());
         }
-        let from = From { nsp: nsp.clone(), sender: sender_of(uid, process) };
+        let from = Source { nsp: nsp.clone(), sender: sender_of(uid, process) };
         match received {
             Received::Message(message) if state.lanes.is_held_up(channel) => {
                 self.hold(&mut state, channel, Slot::Ready(message, from.sender.clone()), from);
@@ -331,7 +326,7 @@ impl Shared {
                 return false;
             }
             Arrival::Hole { missing, since } => {
-                let from = From { nsp: nsp.to_owned(), sender: sender_of(uid, process) };
+                let from = Source { nsp: nsp.to_owned(), sender: sender_of(uid, process) };
                 self.append_gap(state, channel, from.gap(Reason::Hole, missing, since));
             }
         }
@@ -355,7 +350,7 @@ impl Shared {
     }
 
     /// Keep a message, or one that is announced, in the channel's lane. False: there is no room, and it is dropped.
-    fn hold(&self, state: &mut State, channel: &str, slot: Slot, from: From) -> bool {
+    fn hold(&self, state: &mut State, channel: &str, slot: Slot, from: Source) -> bool {
         if self.has_room(state, slot.size_bytes()) {
             state.lanes.keep(channel, slot);
             return true;
@@ -486,13 +481,13 @@ impl Shared {
 }
 
 /// Fetch attachments until none is wanted.
-async fn fetch(shared: &Shared) {
+async fn fetch(intake: &Intake) {
     let mut backoff = Backoff::default();
     // Since when the database was asked in vain.
     let mut in_vain: Option<Instant> = None;
     loop {
         let batch: Vec<Wanted> = {
-            let mut state = shared.state.lock();
+            let mut state = intake.state.lock();
             // After a failure the first one is asked for alone: that has the best chance.
             let count = state.wanted.len().min(if in_vain.is_none() { FETCH_COUNT } else { 1 });
             if count == 0 {
@@ -503,27 +498,27 @@ async fn fetch(shared: &Shared) {
         };
         let ids: Vec<i64> = batch.iter().map(|wanted| wanted.id).collect();
         let began = Instant::now();
-        match fetch_once(shared, &ids).await {
+        match fetch_once(intake, &ids).await {
             Ok(bodies) => {
                 backoff.reset();
                 in_vain = None;
-                settle_batch(shared, batch, &bodies);
+                settle_batch(intake, batch, &bodies);
             }
             Err(error) => {
-                shared.table.forget_if_gone(&error).await;
+                intake.table.forget_if_gone(&error).await;
                 if backoff.attempts() == 0 {
-                    shared.recipient.push(Item::Failure(error.clone()));
+                    intake.recipient.push(Item::Failure(error.clone()));
                 }
                 if error.is_transient() || error.is_connection_lost() {
-                    shared.want_again(batch.into_iter());
+                    intake.want_again(batch.into_iter());
                     if let Some(since) = in_vain {
-                        shared.give_up(since); // but not before a second attempt, on a new connection
+                        intake.give_up(since); // but not before a second attempt, on a new connection
                     }
                     in_vain = in_vain.or(Some(began));
                 } else {
                     for wanted in batch {
                         let missing = missing(&wanted);
-                        shared.settle(wanted, Err(missing));
+                        intake.settle(wanted, Err(missing));
                     }
                 }
                 tokio::time::sleep(backoff.next_delay()).await;
@@ -533,23 +528,23 @@ async fn fetch(shared: &Shared) {
 }
 
 /// Settle the attachments that were fetched, up to the first that did not fit into this batch.
-fn settle_batch(shared: &Shared, batch: Vec<Wanted>, bodies: &HashMap<i64, Body>) {
+fn settle_batch(intake: &Intake, batch: Vec<Wanted>, bodies: &HashMap<i64, Body>) {
     let mut batch = batch.into_iter();
     while let Some(wanted) = batch.next() {
         match bodies.get(&wanted.id) {
             Some(Body::Later) => {
-                shared.want_again(std::iter::once(wanted).chain(batch));
+                intake.want_again(std::iter::once(wanted).chain(batch));
                 return;
             }
-            Some(Body::Bytes(bytes)) => shared.settle(wanted, Ok(bytes)),
+            Some(Body::Bytes(bytes)) => intake.settle(wanted, Ok(bytes)),
             Some(Body::TooLarge(size_bytes)) => {
                 let what = format!("attachment {} announced on channel {:?}", wanted.id, wanted.channel);
-                let (size_bytes, limit_bytes) = (*size_bytes, shared.settings.max_payload_bytes);
-                shared.settle(wanted, Err(Error::TooLarge { what, size_bytes, limit_bytes }));
+                let (size_bytes, limit_bytes) = (*size_bytes, intake.settings.max_payload_bytes);
+                intake.settle(wanted, Err(Error::TooLarge { what, size_bytes, limit_bytes }));
             }
             None => {
                 let missing = missing(&wanted);
-                shared.settle(wanted, Err(missing));
+                intake.settle(wanted, Err(missing));
             }
         }
     }
@@ -559,10 +554,10 @@ fn missing(wanted: &Wanted) -> Error {
     Error::AttachmentMissing { attachment_id: wanted.id.to_string(), channel: wanted.channel.clone() }
 }
 
-async fn fetch_once(shared: &Shared, ids: &[i64]) -> Result<HashMap<i64, Body>> {
-    let connection = shared.session.open().await?;
-    let limit = shared.settings.max_payload_bytes;
-    let fetch = |client| shared.table.fetch(client, ids, limit, FETCH_BYTES);
+async fn fetch_once(intake: &Intake, ids: &[i64]) -> Result<HashMap<i64, Body>> {
+    let connection = intake.session.open().await?;
+    let limit = intake.settings.max_payload_bytes;
+    let fetch = |client| intake.table.fetch(client, ids, limit, FETCH_BYTES);
     let found = connection.ask("fetch attachments", fetch).await;
     if found.is_err() {
         connection.leave(); // another may lead to a server that can answer

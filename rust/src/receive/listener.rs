@@ -18,9 +18,9 @@ use crate::connect::backoff::Backoff;
 use crate::connect::connection::{Connector, Link};
 use crate::connect::listening::{self, Heard, Listening};
 use crate::connect::mended;
+use crate::connect::notify_queue;
 use crate::connect::outage::{Outage, Present};
 use crate::connect::probe::{self, Identity};
-use crate::connect::queue;
 use crate::connect::runtime;
 use crate::connect::session::Session;
 use crate::error::{Error, LikelyCause, Result};
@@ -492,7 +492,7 @@ async fn apply(listener: &Listener, client: &Client, is_new_session: bool) -> Re
         let change = listener.state.lock().channels.change();
         let script = change.script();
         if !script.is_empty()
-            && let Err(error) = queue::listen(client, "listen", &script).await
+            && let Err(error) = notify_queue::listen(client, "listen", &script).await
         {
             if !error.is_about_a_value() {
                 return Err(error);

@@ -14,9 +14,9 @@ use tokio_postgres::Notification;
 use crate::connect::backoff::Backoff;
 use crate::connect::connection::{Connector, Link};
 use crate::connect::listening::{self, Heard, Listening};
+use crate::connect::notify_queue;
 use crate::connect::outage::Outage;
 use crate::connect::probe;
-use crate::connect::queue;
 use crate::error::{Error, Result};
 use crate::store::table::{GO_CHANNEL, Table};
 use crate::wire::protocol::quote_identifier;
@@ -139,7 +139,7 @@ impl Wakeup {
         let limit = self.settings.notification_timeout;
         let prepare = async {
             probe::configure(&session.client, limit).await?;
-            queue::listen(&session.client, "listen for events", &script).await
+            notify_queue::listen(&session.client, "listen for events", &script).await
         };
         session.ask("the test of the listening session", limit, prepare).await?;
         if timeout(limit.min(Duration::from_secs(5)), tested.notified()).await.is_ok() {

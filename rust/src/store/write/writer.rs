@@ -212,7 +212,6 @@ async fn commit(writer: &Arc<Writer>, group: Vec<Request>) {
     let stored = match &*group {
         group if group.iter().any(Request::is_conditional) => insert_expected(writer, group).await,
         [Request { events, .. }] if events.len() == 1 => insert_one(writer, events).await,
-        [Request { events, .. }] => insert_batch(writer, events).await,
         group => insert_any(writer, group).await,
     };
     let found = match stored {
@@ -258,11 +257,6 @@ fn is_in_doubt(error: &Error) -> bool {
     let is_before_sending =
         matches!(error, Error::ConnectionLost { may_be_sent: false, .. } | Error::Refused(_) | Error::Timeout { .. });
     error.is_connection_lost() && !is_before_sending
-}
-
-/// No connection is to be had any more.
-fn is_closed(error: &Error) -> bool {
-    matches!(error, Error::StoreClosed)
 }
 
 /// Another writer was faster, or in the way: try again. 23505 unique violation, 40001 serialization failure,
@@ -314,17 +308,6 @@ async fn insert_one(writer: &Writer, events: &[NewEvent]) -> Result<Found> {
     found_alone(&connection.query("store events", &writer.sql.insert_one, &binds, true).await?, events)
 }
 
-/// Store the events of one unconditional call.
-async fn insert_batch(writer: &Writer, events: &[NewEvent]) -> Result<Found> {
-    let columns = Columns::of([events]);
-    let class = writer.table.lock_class();
-    let mut binds = columns.binds();
-    binds.push((&columns.calls, Type::INT4_ARRAY));
-    binds.push((&class, Type::INT4));
-    let mut connection = writer.pool.get().await?;
-    found_alone(&connection.query("store events", &writer.sql.insert_batch, &binds, true).await?, events)
-}
-
 /// Store a group of unconditional calls: one statement, one round trip, one commit.
 async fn insert_any(writer: &Writer, group: &[Request]) -> Result<Found> {
     let columns = Columns::of(group.iter().map(|request| &*request.events));
@@ -332,8 +315,13 @@ async fn insert_any(writer: &Writer, group: &[Request]) -> Result<Found> {
     let mut binds = columns.binds();
     binds.push((&columns.calls, Type::INT4_ARRAY));
     binds.push((&class, Type::INT4));
+    let sql = if group.len() == 1 { &writer.sql.insert_batch } else { &writer.sql.insert_any };
     let mut connection = writer.pool.get().await?;
-    found(&connection.query("store events", &writer.sql.insert_any, &binds, true).await?, group)
+    let rows = connection.query("store events", sql, &binds, true).await?;
+    match group {
+        [Request { events, .. }] => found_alone(&rows, events),
+        group => found(&rows, group),
+    }
 }
 
 /// Store a group of conditional calls: the statements of one transaction, sent together. The locks are a statement of
@@ -370,7 +358,7 @@ async fn store_alone(writer: &Writer, request: &Request, mut doubt: Option<Insta
     let mut conflicts = 0;
     loop {
         match attempt(writer, request).await {
-            Err(error) if error.is_connection_lost() || is_closed(&error) => {
+            Err(error) if error.is_connection_lost() || error == Error::StoreClosed => {
                 if is_in_doubt(&error) {
                     doubt.get_or_insert_with(Instant::now);
                 }
