@@ -1,7 +1,6 @@
-"""How an `AsyncEventStore` waits, calls and goes on beside its caller.
+"""What differs between tasks and threads: each thing in an async form, `aname`, and in a blocking one, `name`.
 
-`store_calls.py` is the blocking counterpart, written by hand: here is what differs between tasks and threads, so that
-all that builds on it can be generated.
+All that builds on it is written once, for tasks; `scripts/async_to_sync.py` makes the blocking twin of that.
 """
 
 from __future__ import annotations
@@ -9,34 +8,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, TypeAlias, TypeVar
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar
 
-from socketio_postgres._bus.handover import AsyncCalls, Operation
-from socketio_postgres.events.event import Event, NotificationPayload, StoredEvent
+from socketio_postgres._bus.green import has_hub, pause
+from socketio_postgres._bus.handover import AsyncCalls, BlockingCalls, Operation
 from socketio_postgres.exceptions import OperationTimeoutError
 
 __all__ = [
+    "IS_ASYNC",
     "AsyncBackground",
-    "EventHandler",
-    "EventSource",
-    "Handler",
+    "Background",
+    "acall",
+    "achunks_of",
+    "arun",
+    "asleep",
     "call",
     "chunks_of",
-    "run_operation",
+    "run",
     "sleep",
 ]
 
 T = TypeVar("T")
-EventSource: TypeAlias = Iterable[Event] | AsyncIterable[Event]
-Handler: TypeAlias = Callable[[NotificationPayload], Awaitable[object] | object]
-EventHandler: TypeAlias = Callable[[StoredEvent], Awaitable[object] | object]
 
-sleep = asyncio.sleep
+IS_ASYNC: bool = True
+"""True in what is written by hand. A generated twin has only what an `if` with it does otherwise."""
+
+END_INTERVAL: Final = 0.01
+"""Seconds between two looks whether a thread has ended, where greenlets must go on meanwhile."""
+
+_calls: Final = BlockingCalls()
+
+asleep = asyncio.sleep
+sleep = pause
 
 
-async def run_operation(operation: Operation, timeout: float | None = None) -> Any:
-    """Start an operation of the core and wait for its end.
+async def arun(operation: Operation, timeout: float | None = None) -> Any:
+    """Start an operation of the core and wait for its end; returns its result or raises its exception.
 
     Raises:
         OperationTimeoutError: It did not end within `timeout` seconds. It goes on in the background.
@@ -47,6 +56,11 @@ async def run_operation(operation: Operation, timeout: float | None = None) -> A
         raise  # the core's own, which says what took so long
     except asyncio.TimeoutError:
         raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s") from None
+
+
+def run(operation: Operation, timeout: float | None = None) -> Any:
+    """Blocking form of `arun`."""
+    return _calls.run(operation, timeout)
 
 
 class AsyncBackground:
@@ -76,25 +90,57 @@ class AsyncBackground:
                 loop.call_soon_threadsafe(task.cancel)
 
 
-async def call(function: Callable[[T], Awaitable[object] | object], argument: T) -> None:
+class Background:
+    """Work that goes on beside its caller, in a thread; it ends by itself when what it waits for is closed."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        self._thread = threading.Thread(target=work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Wait for its end unless it is the caller itself."""
+        if self._thread is threading.current_thread():
+            return
+        while has_hub() and self._thread.is_alive():
+            pause(END_INTERVAL)
+        self._thread.join()
+
+
+async def acall(function: Callable[[T], object], argument: T) -> None:
     """Call a user's function, and await what it returns if that can be awaited."""
     result = function(argument)
     if isinstance(result, Awaitable):
         await result
 
 
-async def chunks_of(events: EventSource, size: int) -> AsyncIterator[list[Event]]:
-    """Lists of at most `size` events, taken from any iterable as they are needed."""
-    if isinstance(events, AsyncIterable):
-        chunk: list[Event] = []
-        async for event in events:
-            chunk.append(event)
+def call(function: Callable[[T], object], argument: T) -> None:
+    """Call a user's function."""
+    function(argument)
+
+
+async def achunks_of(items: Iterable[T] | AsyncIterable[T], size: int) -> AsyncIterator[list[T]]:
+    """Lists of at most `size` items, taken from any iterable as they are needed."""
+    if isinstance(items, AsyncIterable):
+        chunk: list[T] = []
+        async for item in items:
+            chunk.append(item)
             if len(chunk) >= size:
                 yield chunk
                 chunk = []
         if chunk:
             yield chunk
         return
-    source = iter(events)
-    while part := list(itertools.islice(source, size)):
-        yield part
+    for chunk in chunks_of(items, size):
+        yield chunk
+
+
+def chunks_of(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Blocking form of `achunks_of`."""
+    source = iter(items)
+    while chunk := list(itertools.islice(source, size)):
+        yield chunk

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.primitives import acall, asleep
 from socketio_postgres._typing import Self
-from socketio_postgres.events.async_store_calls import EventHandler, call, sleep
+from socketio_postgres.events.async_statements import run_on
 from socketio_postgres.events.async_subscription import AsyncSubscription
-from socketio_postgres.events.async_user_connection import run_on
-from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.event import EventHandler, StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
 from socketio_postgres.exceptions import (
     ConnectionLostError,
@@ -114,7 +114,7 @@ class AsyncDurableSubscription:
                 self._filter_text,
             )
         while not await self._acquire():
-            await sleep(min(self._lease / 4, 1.0))
+            await asleep(min(self._lease / 4, 1.0))
         self._live = self._subscribe(self._written, min(self._lease / 3, 5.0), [])
         return self
 
@@ -239,7 +239,7 @@ class AsyncDurableSubscription:
                 # The commit may be in doubt: that is why the position may be further already.
                 if time.monotonic() >= deadline:
                     raise
-                await sleep(0.1)
+                await asleep(0.1)
             else:
                 break
         if not rows:
@@ -349,12 +349,12 @@ class AsyncDurableSubscription:
         while True:
             attempts += 1
             try:
-                await call(handler, event)
+                await acall(handler, event)
             except SubscriptionFencedError:
                 raise
             except Exception as error:
                 if attempts < policy.after:
-                    await sleep(policy.pause(attempts))
+                    await asleep(policy.pause(attempts))
                     await self._write_in_time()
                     continue
                 if isinstance(policy, Park):
@@ -424,7 +424,7 @@ class AsyncDurableSubscription:
                 continue
             try:
                 if event is not None:
-                    await call(handler, event)
+                    await acall(handler, event)
             except Exception as error:  # noqa: BLE001 - the user's; it stays where it is
                 held.add(parked.aggregate_id)
                 self._report(error, f"{self.name}: parked event {parked.version} failed again")

@@ -6,10 +6,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from socketio_postgres.events.async_store_calls import sleep
+from socketio_postgres._bus.primitives import asleep
 from socketio_postgres.exceptions import OperationTimeoutError
 
-__all__ = ["wait_until"]
+__all__ = ["wait_for_version"]
 
 LOOK_FIRST: Final = 0.001
 """Seconds after the first look; they double."""
@@ -17,7 +17,7 @@ LOOK_LAST: Final = 0.1
 """Most seconds between two looks."""
 
 
-async def wait_until(look: Callable[[], Awaitable[int]], wanted: int, timeout: float | None, what: str) -> None:
+async def wait_for_version(look: Callable[[], Awaitable[int]], wanted: int, timeout: float | None, what: str) -> None:
     """Look again and again, until the number found is at least the one wanted.
 
     Raises:
@@ -29,5 +29,5 @@ async def wait_until(look: Callable[[], Awaitable[int]], wanted: int, timeout: f
         left = delay if deadline is None else deadline - time.monotonic()
         if left <= 0:
             raise OperationTimeoutError(f"{what} is at version {max(found, 0)}, not at {wanted}, after {timeout} s")
-        await sleep(min(delay, left))
+        await asleep(min(delay, left))
         delay = min(delay * 2, LOOK_LAST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, overload
 
 from socketio_postgres._core import StoredEvent, new_event_id
@@ -22,9 +22,11 @@ __all__ = [
     "Checkpoint",
     "ControlItem",
     "Event",
+    "EventHandler",
     "Expected",
     "ExpectedVersion",
     "FellBehind",
+    "Handler",
     "NotificationPayload",
     "Page",
     "Reconnected",
@@ -212,6 +214,13 @@ class NotificationPayload:
     def of(cls, event: StoredEvent) -> NotificationPayload:
         """Of a stored event."""
         return cls(event.version, event.id, event.aggregate_id, event.event_type, event.stream_name, event.created_at)
+
+
+Handler: TypeAlias = Callable[[NotificationPayload], Awaitable[object] | object]
+"""What `subscribe_to_all` and its like call."""
+
+EventHandler: TypeAlias = Callable[[StoredEvent], Awaitable[object] | object]
+"""What `run` of a durable subscription calls."""
 
 
 def check_version(value: object, name: str = "version") -> int:

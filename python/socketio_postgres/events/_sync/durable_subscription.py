@@ -12,12 +12,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.primitives import call, sleep
 from socketio_postgres._typing import Self
+from socketio_postgres.events._sync.statements import run_on
 from socketio_postgres.events._sync.subscription import Subscription
-from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.event import EventHandler, StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
-from socketio_postgres.events.store_calls import EventHandler, call, sleep
-from socketio_postgres.events.user_connection import run_on
 from socketio_postgres.exceptions import (
     ConnectionLostError,
     EventStoreError,
@@ -328,7 +328,7 @@ class DurableSubscription:
         """Call `handler` with each event, for ever; acknowledge what it returns from.
 
         Args:
-            handler: Receives a `StoredEvent`; it runs in a thread of its own.
+            handler: Receives a `StoredEvent`.
             on_error: What to do when it raises: `Stop`, `Skip` or `Park`. Default `Stop()`.
 
         Raises:

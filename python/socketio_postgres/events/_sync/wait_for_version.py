@@ -1,4 +1,4 @@
-# Generated from async_wait_until.py by scripts/async_to_sync.py; edit that file.
+# Generated from async_wait_for_version.py by scripts/async_to_sync.py; edit that file.
 """Waiting for a number that nobody announces: a position in the database, or of a loop of the user's."""
 
 from __future__ import annotations
@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from socketio_postgres.events.store_calls import sleep
+from socketio_postgres._bus.primitives import sleep
 from socketio_postgres.exceptions import OperationTimeoutError
 
-__all__ = ["wait_until"]
+__all__ = ["wait_for_version"]
 
 LOOK_FIRST: Final = 0.001
 """Seconds after the first look; they double."""
@@ -18,7 +18,7 @@ LOOK_LAST: Final = 0.1
 """Most seconds between two looks."""
 
 
-def wait_until(look: Callable[[], int], wanted: int, timeout: float | None, what: str) -> None:
+def wait_for_version(look: Callable[[], int], wanted: int, timeout: float | None, what: str) -> None:
     """Look again and again, until the number found is at least the one wanted.
 
     Raises:
