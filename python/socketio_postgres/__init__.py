@@ -87,6 +87,7 @@ if TYPE_CHECKING:
         Subscription,
     )
     from socketio_postgres.manager import AsyncPostgresManager, AsyncRemoteSocket, PostgresManager, RemoteSocket
+    from socketio_postgres.options import BusOptions, HeartbeatOptions
 
 __all__ = [
     "ANY",
@@ -106,6 +107,7 @@ __all__ = [
     "AttachmentMissingError",
     "Blocker",
     "BufferFullError",
+    "BusOptions",
     "CaughtUp",
     "Checkpoint",
     "ClosedError",
@@ -129,6 +131,7 @@ __all__ = [
     "FilterError",
     "ForkedProcessError",
     "GapInfo",
+    "HeartbeatOptions",
     "IncompatibleVersionError",
     "InvalidConnectionError",
     "LocksNotVisibleError",
@@ -222,6 +225,10 @@ _NAMES: Final = {
         "AsyncRemoteSocket",
         "PostgresManager",
         "RemoteSocket",
+    ],
+    "options": [
+        "BusOptions",
+        "HeartbeatOptions",
     ],
 }
 _HOMES: Final = {name: module for module, names in _NAMES.items() for name in names}
