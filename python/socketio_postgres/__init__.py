@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         Event,
         EventStore,
         EventStoreOptions,
+        EventStoreStats,
         FellBehind,
         Filter,
         NotificationPayload,
@@ -85,9 +86,11 @@ if TYPE_CHECKING:
         StoredEvent,
         StoreResult,
         Subscription,
+        TableLayout,
     )
     from socketio_postgres.manager import AsyncPostgresManager, AsyncRemoteSocket, PostgresManager, RemoteSocket
     from socketio_postgres.options import BusOptions, HeartbeatOptions
+    from socketio_postgres.stats import BusStats, ManagerStats, Outage
 
 __all__ = [
     "ANY",
@@ -108,6 +111,7 @@ __all__ = [
     "Blocker",
     "BufferFullError",
     "BusOptions",
+    "BusStats",
     "CaughtUp",
     "Checkpoint",
     "ClosedError",
@@ -126,6 +130,7 @@ __all__ = [
     "EventStore",
     "EventStoreError",
     "EventStoreOptions",
+    "EventStoreStats",
     "FellBehind",
     "Filter",
     "FilterError",
@@ -135,6 +140,7 @@ __all__ = [
     "IncompatibleVersionError",
     "InvalidConnectionError",
     "LocksNotVisibleError",
+    "ManagerStats",
     "Message",
     "MessageType",
     "NotAServerError",
@@ -142,6 +148,7 @@ __all__ = [
     "NotificationPayload",
     "OperationTimeoutError",
     "OptionsError",
+    "Outage",
     "Page",
     "Park",
     "ParkedEvent",
@@ -167,6 +174,7 @@ __all__ = [
     "StoredEvent",
     "Subscription",
     "SubscriptionFencedError",
+    "TableLayout",
     "UnknownOptionError",
     "WrongExpectedVersionError",
 ]
@@ -203,6 +211,7 @@ _NAMES: Final = {
         "Event",
         "EventStore",
         "EventStoreOptions",
+        "EventStoreStats",
         "FellBehind",
         "Filter",
         "NO_STREAM",
@@ -219,6 +228,7 @@ _NAMES: Final = {
         "StoreResult",
         "StoredEvent",
         "Subscription",
+        "TableLayout",
     ],
     "manager": [
         "AsyncPostgresManager",
@@ -229,6 +239,11 @@ _NAMES: Final = {
     "options": [
         "BusOptions",
         "HeartbeatOptions",
+    ],
+    "stats": [
+        "BusStats",
+        "ManagerStats",
+        "Outage",
     ],
 }
 _HOMES: Final = {name: module for module, names in _NAMES.items() for name in names}

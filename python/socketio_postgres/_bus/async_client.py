@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
@@ -14,6 +14,7 @@ from socketio_postgres._bus.gap import GapHandler, GapInfo
 from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._bus.notification import Notification
 from socketio_postgres._bus.options import BusKeywords, BusOptions
+from socketio_postgres._bus.stats import BusStats
 from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError
 
@@ -198,9 +199,9 @@ class AsyncPostgresClient:
         deleted: int = await self._bus.call(lambda inbox, token: core.expire_attachments(age, inbox, token))
         return deleted
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> BusStats:
         """Counters since the first use in this process, and how things are now; empty before it."""
-        return self._bus.stats()
+        return cast("BusStats", self._bus.stats())
 
     async def close(self) -> None:
         """Disconnect. An iteration ends once it has handed out what had arrived before."""

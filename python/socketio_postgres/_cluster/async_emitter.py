@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.messages import EMITTER_UID, Message
 from socketio_postgres._bus.options import BusKeywords, BusOptions
 from socketio_postgres._bus.primitives import IS_ASYNC
+from socketio_postgres._bus.stats import BusStats
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._typing import Self, Unpack
 
@@ -76,9 +77,9 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         finally:
             self._bus.take_failures()  # told by the exception just now
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> BusStats:
         """Counters since the first use in this process, and how things are now; empty before it."""
-        return self._bus.stats()
+        return cast("BusStats", self._bus.stats())
 
     async def close(self) -> None:
         """Commit what is buffered and disconnect."""

@@ -107,6 +107,11 @@ class AsyncSubscription:
         """Whether everything there was at the last look has been given out."""
         return self._is_caught_up and not self._items
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
     def __aiter__(self) -> Self:
         return self
 

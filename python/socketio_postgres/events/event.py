@@ -6,9 +6,10 @@ import dataclasses
 import datetime as dt
 import enum
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias, overload
+from typing import Any, Final, Generic, TypeAlias, overload
 
 from socketio_postgres._core import StoredEvent, new_event_id
+from socketio_postgres._typing import Data_co
 from socketio_postgres.exceptions import IncompatibleVersionError
 
 __all__ = [
@@ -41,7 +42,7 @@ VERSION_MAX: Final = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Event:
+class Event(Generic[Data_co]):
     """An event to store.
 
     Attributes:
@@ -56,7 +57,7 @@ class Event:
 
     event_type: str
     aggregate_id: str
-    data: Any = None
+    data: Data_co = None  # type: ignore[assignment]  # whoever gives none has said so
     metadata: Mapping[str, Any] | None = None
     id: str = dataclasses.field(default_factory=new_event_id)
 

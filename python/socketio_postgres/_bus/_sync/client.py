@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
@@ -15,6 +15,7 @@ from socketio_postgres._bus.gap import GapHandler, GapInfo
 from socketio_postgres._bus.hook import Hook
 from socketio_postgres._bus.notification import Notification
 from socketio_postgres._bus.options import BusKeywords, BusOptions
+from socketio_postgres._bus.stats import BusStats
 from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError
 
@@ -201,9 +202,9 @@ class PostgresClient:
         deleted: int = self._bus.call_blocking(lambda inbox, token: core.expire_attachments(age, inbox, token))
         return deleted
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> BusStats:
         """Counters since the first use in this process, and how things are now; empty before it."""
-        return self._bus.stats()
+        return cast("BusStats", self._bus.stats())
 
     def close(self) -> None:
         """Disconnect. An iteration ends once it has handed out what had arrived before."""

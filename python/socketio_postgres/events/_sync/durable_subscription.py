@@ -102,6 +102,11 @@ class DurableSubscription:
         """Version up to which events are acknowledged."""
         return self._acknowledged
 
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions that are ours at this moment: undivided, there is one, number 0."""
+        return [] if self._live is None or self._live.is_closed else [0]
+
     # ------------------------------------------------------------------------------------------------ the lease
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from socketio_postgres import _core
 from socketio_postgres._bus.hook import Hook
@@ -32,6 +32,7 @@ from socketio_postgres.events.event import (
 )
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
+from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     EventNotFoundError,
     ForkedProcessError,
@@ -108,9 +109,9 @@ class EventLog:
         core = self._opened_core()
         run(core.open)
 
-    def layout(self) -> dict[str, Any]:
+    def layout(self) -> TableLayout:
         """What was found out about the table when it was opened; empty before."""
-        return dict(self._core.layout() or {})
+        return cast("TableLayout", self._core.layout() or {})
 
     # ------------------------------------------------------------------------------------------------- writing
 
@@ -507,12 +508,12 @@ class EventLog:
         core = self._opened_core()
         run(lambda inbox, token: core.migrate("guard", inbox, token))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> EventStoreStats:
         """Counters: those of Go's `Stats` for the pool, and of writing, reading and listening.
 
         Empty in a forked child before it uses the store: those of its parent are not its own.
         """
-        return dict(self._core.stats()) if self._pid == os.getpid() else {}
+        return cast("EventStoreStats", self._core.stats() if self._pid == os.getpid() else {})
 
     def close(self) -> None:
         """Finish what is being stored, end the subscriptions, disconnect."""
