@@ -56,8 +56,11 @@ PROSE: Final[dict[str, list[tuple[str, str]]]] = {
             "of several tasks that wait for one, each gets another.",
             "any thread may call this, and one at a time waits for one.",
         ),
-        ("; a function or a coroutine function. What it raises", ". It runs in a thread of its own. What it raises"),
-        ("A function or a coroutine function, as `error_handler`.", "It runs in a thread of its own."),
+        (
+            "a function or a coroutine function. What",
+            "a function or a coroutine function. It runs in a thread of its own. What",
+        ),
+        ("as `error_handler`.", "in a thread of its own, as `error_handler`."),
     ],
     "_cluster/async_emitter.py": [
         ("emit to the cluster from any asyncio program", "emit to the cluster from any process or thread"),
@@ -93,17 +96,21 @@ PROSE: Final[dict[str, list[tuple[str, str]]]] = {
             of the cluster.""",
             "",
         ),
-        ("May be a coroutine function.", "It runs in a thread of its own."),
+        ("May be a coroutine function.", "May be a coroutine function; it runs in a thread of its own."),
     ],
     "events/async_durable_subscription.py": [
-        ("; may be a coroutine function.", "."),
+        ("; may be a coroutine function.", ". No coroutine function, which nobody would await here."),
+        (
+            "OptionsError: The handler is no function.",
+            "OptionsError: The handler is no function, or a coroutine function.",
+        ),
     ],
     "events/async_event_feed.py": [
         ("An asynchronous iterator", "An iterator"),
     ],
     "events/async_event_store.py": [
         ("Any number of tasks may", "Any number of threads may"),
-        ("; may be a coroutine function. What", "; it runs in a thread of its own. What"),
+        ("; may be a coroutine function. What", "; no coroutine function. It runs in a thread of its own. What"),
     ],
     "events/async_subscription.py": [
         ("One task at a time iterates.", "One thread at a time iterates."),

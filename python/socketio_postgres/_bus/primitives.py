@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from socketio_postgres._bus.green import has_hub, pause
@@ -119,8 +119,15 @@ async def acall(function: Callable[[T], object], argument: T) -> None:
 
 
 def call(function: Callable[[T], object], argument: T) -> None:
-    """Call a user's function."""
-    function(argument)
+    """Call a user's function.
+
+    Raises:
+        TypeError: It returned a coroutine: nobody awaits it here, and what it was to do would be lost.
+    """
+    result = function(argument)
+    if isinstance(result, Coroutine):
+        result.close()
+        raise TypeError("the handler returned a coroutine, which only the Async classes await")
 
 
 async def achunks_of(items: Iterable[T] | AsyncIterable[T], size: int) -> AsyncIterator[list[T]]:

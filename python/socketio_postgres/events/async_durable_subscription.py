@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._bus.primitives import acall, asleep
 from socketio_postgres._typing import Self
 from socketio_postgres.events.async_statements import run_on
@@ -336,9 +337,11 @@ class AsyncDurableSubscription:
             on_error: What to do when it raises: `Stop`, `Skip` or `Park`. Default `Stop()`.
 
         Raises:
+            OptionsError: The handler is no function.
             Exception: What the handler raised, with `Stop`.
             SubscriptionFencedError: Another consumer has taken over.
         """
+        AsyncHook.check("handler", handler)
         policy = on_error or FailurePolicy()
         async for event in self:
             if isinstance(policy, Park) and policy.whole_aggregate:

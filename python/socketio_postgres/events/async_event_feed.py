@@ -302,11 +302,7 @@ class AsyncEventFeed(AsyncEventLog):
         """Log why subscriptions had to wait for a connection, each reason once; they go on when it is there again."""
         for failure in self._core.take_failures():
             self.options.logger.warning("%s: subscriptions wait: %s", self.description, failure)
-            if self.options.error_handler is not None:
-                try:
-                    self.options.error_handler(failure)
-                except Exception:
-                    self.options.logger.exception("the error_handler itself failed")
+            self._error_handler(failure)
 
     async def _look_for_stall(self) -> None:
         """Log who holds readers up, once in a while, and do what `on_stall` says."""

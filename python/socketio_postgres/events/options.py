@@ -48,10 +48,10 @@ class EventStoreOptions(ConnectOptions):
         stall_warning: Seconds after which an open transaction that holds readers up is logged, with its session, and
             `on_stall` applies; and again each time as many have passed. Default 5.
         on_stall: What else a subscription does then: `"wait"`, `"error"` (raise `StoreStalledError`), or a function
-            that is called with a `Stall`, and may be a coroutine function for `AsyncEventStore`. Events are skipped
-            in no case. Default `"wait"`.
+            or coroutine function that is called with a `Stall`. Events are skipped in no case. Default `"wait"`.
         logger: Where to log. Default: the logger `socketio_postgres`.
-        error_handler: Called with every background failure (an exception), after it was logged. Default None.
+        error_handler: Function or coroutine function that is called with every background failure (an exception),
+            after it was logged. Default None.
     """
 
     table_name: str = "events"

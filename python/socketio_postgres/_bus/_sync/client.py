@@ -45,11 +45,11 @@ class PostgresClient:
 
     Args:
         dsn: Connection string or URL as libpq reads it.
-        error_handler: Called with every background failure (an exception), after it was logged. It runs in a thread of
-            its own. What it raises is logged.
+        error_handler: Called with every background failure (an exception), after it was logged; a function or a
+            coroutine function. It runs in a thread of its own. What it raises is logged.
         on_gap: Called with a `GapInfo` when notifications are missing: once the client listens again after its
             connection was lost, and when they came faster than they were taken and `receive_buffer_bytes` were full.
-            It runs in a thread of its own.
+            A function or a coroutine function, in a thread of its own, as `error_handler`.
         options: As in `BusOptions`.
 
     Raises:

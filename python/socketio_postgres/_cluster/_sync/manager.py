@@ -49,9 +49,9 @@ class PostgresManager(ServerSideActions, ServerChain, Waiting, PubSubManager):  
         cleanup_interval: Seconds after which attachments are deleted.
         share_session: Let other servers see the user session of a client as the `data` of a fetched socket.
         error_handler: Called with every background failure (an exception), after it was logged. What it raises is
-            logged, too. It runs in a thread of its own.
+            logged, too. May be a coroutine function; it runs in a thread of its own.
         on_gap: Called with a `GapInfo` when messages will not come. It runs once this server listens again, so what it
-            reads is not older than what comes next. It runs in a thread of its own.
+            reads is not older than what comes next. May be a coroutine function; it runs in a thread of its own.
         guard_empty_rooms: Let `sio.emit(..., to=[])` of the server be for nobody, and not, as python-socketio has it,
             for everybody.
         options: As in `BusOptions`.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.hook import Hook
 from socketio_postgres._bus.primitives import call, sleep
 from socketio_postgres._typing import Self
 from socketio_postgres.events._sync.statements import run_on
@@ -333,13 +334,15 @@ class DurableSubscription:
         """Call `handler` with each event, for ever; acknowledge what it returns from.
 
         Args:
-            handler: Receives a `StoredEvent`.
+            handler: Receives a `StoredEvent`. No coroutine function, which nobody would await here.
             on_error: What to do when it raises: `Stop`, `Skip` or `Park`. Default `Stop()`.
 
         Raises:
+            OptionsError: The handler is no function, or a coroutine function.
             Exception: What the handler raised, with `Stop`.
             SubscriptionFencedError: Another consumer has taken over.
         """
+        Hook.check("handler", handler)
         policy = on_error or FailurePolicy()
         for event in self:
             if isinstance(policy, Park) and policy.whole_aggregate:

@@ -46,8 +46,8 @@ class EventStore(EventFeed):
         """Call `handler` with each event stored from now on; `SubscribeToAll` in Go.
 
         Args:
-            handler: Receives a `NotificationPayload`; it runs in a thread of its own. What it raises is logged and
-                given to `error_handler`, and the next event follows.
+            handler: Receives a `NotificationPayload`; no coroutine function. It runs in a thread of its own. What it
+                raises is logged and given to `error_handler`, and the next event follows.
         """
         return self._call_back(handler, "events_global", [])
 
