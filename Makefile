@@ -120,7 +120,7 @@ bench-check: build $(VENV)/.bench  ## Run every bench once, unmeasured, so that 
 	$(BIN)/python -m pytest benches
 	$(BIN)/python -m benches.load --check
 	$(BIN)/python -m benches.event_store --check
-	cargo bench --no-default-features --quiet -- --test
+	cargo test --benches --no-default-features --quiet  # which runs each of them once
 
 FUZZ_SECONDS ?= 20
 

@@ -130,7 +130,7 @@ def test_settings_reach_the_server() -> None:
 
 
 def test_a_failed_start_shows_the_log_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(embedded, "public_tempdir", lambda _account: _open_dir(tmp_path))
+    monkeypatch.setattr(embedded, "public_tempdir", lambda *_: _open_dir(tmp_path))
     postgres = EmbeddedPostgres(settings={"no_such_setting": "1"})
     with pytest.raises(EmbeddedPostgresError, match='unrecognized configuration parameter "no_such_setting"'):
         postgres.start()
@@ -140,7 +140,7 @@ def test_a_failed_start_shows_the_log_and_leaves_nothing(monkeypatch: pytest.Mon
 
 
 def test_with_block_that_fails_to_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(embedded, "public_tempdir", lambda _account: _open_dir(tmp_path))
+    monkeypatch.setattr(embedded, "public_tempdir", lambda *_: _open_dir(tmp_path))
     with pytest.raises(EmbeddedPostgresError), EmbeddedPostgres(settings={"no_such_setting": "1"}):
         pytest.fail("must not get here")
     assert list(tmp_path.iterdir()) == []

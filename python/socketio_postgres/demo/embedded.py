@@ -90,6 +90,7 @@ class EmbeddedPostgres:
         port: TCP port; a free one when absent. It stays the same over `restart`.
         data_dir: Cluster to use and keep: created when missing or empty. A temporary one, removed by `close`,
             when absent. When run by root it must be owned by the unprivileged account that runs the server.
+        temp_dir: Folder for what is temporary: cluster, log and socket. The system's temporary directory when absent.
 
     Raises:
         EmbeddedPostgresError: No usable binaries.
@@ -102,6 +103,7 @@ class EmbeddedPostgres:
         settings: Mapping[str, str] | None = None,
         port: int | None = None,
         data_dir: str | os.PathLike[str] | None = None,
+        temp_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if os.name != "posix":
             raise EmbeddedPostgresError(
@@ -112,6 +114,7 @@ class EmbeddedPostgres:
         self._fixed_port = port
         self._port = port
         self._wanted_data_dir = None if data_dir is None else Path(data_dir).absolute()
+        self._temp_dir = Path(tempfile.gettempdir() if temp_dir is None else temp_dir)
         self._base_dir: Path | None = None  # log, socket and, unless the caller has his own, data
         self._account: pwd.struct_passwd | None = None  # who runs the server when we are root
         self._programs_dir = self._binaries.bin_dir  # or a copy that this account can read
@@ -265,7 +268,7 @@ class EmbeddedPostgres:
     def _prepare(self) -> None:
         """Make the directories and the cluster; the watcher is there before there is anything to clean."""
         self._account = server_account()
-        self._base_dir = Path(tempfile.mkdtemp(prefix="sio-pg-", dir=public_tempdir(self._account)))
+        self._base_dir = Path(tempfile.mkdtemp(prefix="sio-pg-", dir=public_tempdir(self._account, self._temp_dir)))
         self._watcher = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHER, "sh", self._base_dir],
             stdin=subprocess.PIPE,

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import stat
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +39,9 @@ def server_account() -> pwd.struct_passwd | None:
     )
 
 
-def public_tempdir(account: pwd.struct_passwd | None) -> Path:
-    """The temporary directory, or /tmp when that is too long or out of reach of the server's account."""
-    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 -- mkdtemp there is safe
+def public_tempdir(account: pwd.struct_passwd | None, wanted: Path) -> Path:
+    """The temporary directory wanted, or /tmp when that is too long or out of reach of the server's account."""
+    candidates = [wanted, Path("/tmp"), Path("/var/tmp")]  # noqa: S108 -- mkdtemp there is safe
     for folder in candidates:
         if (
             len(os.fsencode(folder)) <= _TEMPDIR_MAX_BYTES
