@@ -24,9 +24,6 @@ PACKAGE: Final = Path(__file__).parent.parent / "python" / "socketio_postgres"
 
 HEADER: Final = "# Generated from {source} by scripts/async_to_sync.py; edit that file.\n"
 
-BY_HAND: Final = {"_cluster/async_waiting.py"}
-"""Sources whose twin is written by hand, as `package/name.py`."""
-
 # ------------------------------------------------------------------------------------------------------ the rules
 
 PRIMITIVES: Final = "_bus/primitives.py"
@@ -44,7 +41,7 @@ NAMES: Final = {
 AWAITED: Final = {"Awaitable": 0, "Coroutine": 2}
 """Types of what is awaited: which of their arguments is the type of the result."""
 
-CONSTANTS: Final = {"IS_ASYNC": False, "self._is_at_home()": True}
+CONSTANTS: Final = {"IS_ASYNC": False, "self._node.runner.is_at_home()": True}
 """Conditions that are known in the twin: of an `if` with one of them it has only the part that remains."""
 
 DECORATORS: Final = {"on_serving_loop", "starts_serving"}
@@ -295,7 +292,7 @@ def _twin_module(module: str) -> str:
         return module
     name = name.removeprefix("async_")
     own = "socketio_postgres."
-    if not package.startswith(own) or f"{package.removeprefix(own)}/async_{name}.py" in BY_HAND:
+    if not package.startswith(own):
         return f"{package}.{name}"
     return f"{package}._sync.{name}"
 
@@ -323,10 +320,8 @@ def formatted(text: str) -> str:
 
 
 def sources(package: Path = PACKAGE) -> Iterator[Path]:
-    """Every async module that has a generated twin."""
-    for path in sorted(package.rglob("async_*.py")):
-        if path.relative_to(package).as_posix() not in BY_HAND:
-            yield path
+    """Every async module."""
+    yield from sorted(package.rglob("async_*.py"))
 
 
 def twin_path(source: Path) -> Path:

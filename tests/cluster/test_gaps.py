@@ -313,7 +313,7 @@ async def test_nothing_that_is_told_stops_the_reader(database: Database, monkeyp
         def fail(_: object) -> None:
             raise RuntimeError("no more memory")
 
-        monkeypatch.setattr(one.manager, "_report_gap", fail)
+        monkeypatch.setattr(one.manager._node.reports, "gap", fail)
         notify(database, broadcast(1), broadcast(3))
         assert await client.wait_for("tick", 2) == [(1,), (3,)]
         await eventually(lambda: "no more memory" in [str(error) for error in one.errors])

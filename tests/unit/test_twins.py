@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts import async_to_sync
-from scripts.async_to_sync import BY_HAND, PACKAGE, blocking, sources, twin_path
+from scripts.async_to_sync import PACKAGE, blocking, sources, twin_path
 
 RULES = [
     ("async def f() -> int:\n    return await g()", "def f() -> int:\n    return g()"),
@@ -93,7 +93,6 @@ def test_prose_that_no_docstring_has_any_more_is_an_error(monkeypatch: pytest.Mo
 
 def test_every_pair_is_generated() -> None:
     """And generated files are in folders of their own."""
-    assert {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("async_*.py")} >= BY_HAND
     for source in sources():
         assert twin_path(source).read_text().startswith(f"# Generated from {source.name} by scripts/async_to_sync.py")
     generated = {path for path in PACKAGE.rglob("_sync/*.py") if path.name != "__init__.py"}

@@ -1,328 +1,570 @@
-"""The waiting half of `AsyncPostgresManager`: tasks, futures and time-outs of asyncio."""
+"""`AsyncNode`: one server of a cluster, or a sender that is none, around the sockets of its process.
+
+It knows nothing of python-socketio: `sockets` answers for the clients. What does not wait is in its parts.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import inspect
-import math
+import functools
+import logging
 import os
+import secrets
+import threading
 import time
-from asyncio import get_running_loop
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from socketio_postgres import _core
-from socketio_postgres._bus.handover import Operation, batches_of
-from socketio_postgres._bus.hook import AsyncHook
-from socketio_postgres._bus.messages import Message
-from socketio_postgres._cluster.adapter import ClusterAdapter, Request
-from socketio_postgres._cluster.batch import Batch
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.gap import GapInfo
+from socketio_postgres._bus.handover import Operation
+from socketio_postgres._bus.messages import EMITTER_UID, RESERVED_EVENTS, Message, MessageType
+from socketio_postgres._bus.options import BusOptions, HeartbeatOptions
+from socketio_postgres._bus.primitives import IS_ASYNC
+from socketio_postgres._bus.stats import ManagerStats
+from socketio_postgres._cluster import payload
+from socketio_postgres._cluster.answers import Answers
+from socketio_postgres._cluster.async_receiver import AsyncReceiver
+from socketio_postgres._cluster.async_requests import AsyncRequests
 from socketio_postgres._cluster.broadcast_operator import Target
-from socketio_postgres._cluster.local_delivery import FEW, Parcel, queue_for
-from socketio_postgres._cluster.member import GOODBYE_LIMIT, JOIN_LIMIT, ClusterMember, Handler
-from socketio_postgres._cluster.serving_loop import on_serving_loop
-from socketio_postgres.exceptions import ClosedError, PayloadTooLargeError, SocketIOPostgresError
+from socketio_postgres._cluster.callbacks import Callbacks
+from socketio_postgres._cluster.local_sockets import AsyncLocalSockets
+from socketio_postgres._cluster.peers import Peers
+from socketio_postgres._cluster.reports import Reports
+from socketio_postgres._cluster.room_mirror import RoomMirror
+from socketio_postgres._cluster.rooms import bad, checked_namespace, chosen_namespace
+from socketio_postgres._cluster.runner import AsyncRunner
+from socketio_postgres._cluster.serving_loop import on_serving_loop, starts_serving
+from socketio_postgres.exceptions import (
+    ClosedError,
+    NotAServerError,
+    PayloadTooLargeError,
+    SocketIOPostgresError,
+)
 
-__all__ = ["AsyncWaiting"]
+if TYPE_CHECKING:
+    import asyncio
 
-TURN_INTERVAL: Final = 0.002
-"""Seconds for which a loop of emits may go on without a turn for others. What it may queue for clients meanwhile takes
-them some ten times as long to send, no more than one broadcast to a thousand clients does."""
+__all__ = ["AsyncNode"]
+
+CLOSE_LIMIT: Final = 5.0
+"""Seconds that closing waits for buffered messages."""
+
+CALLBACK_LIFETIME: Final = 3600.0
+"""Seconds after which the callback of an emit to other servers' clients is forgotten. Whoever answers may be a person.
+That of an emit to a client of this server is kept until that client leaves, as python-socketio does it."""
+
+Handler: TypeAlias = Callable[..., Any]
+F = TypeVar("F", bound=Handler)
+S = TypeVar("S", bound=AsyncLocalSockets)
 
 
-class AsyncWaiting(ClusterMember):
-    """Runs a cluster member on an event loop."""
+class AsyncNode(Generic[S]):
+    """One server of a cluster.
 
-    _loop: asyncio.AbstractEventLoop | None
-    """The one that serves, or before that the one that was used last."""
+    Args:
+        options: Options of its bus.
+        heartbeat: How often peers hear of it.
+        sockets: The clients of this process.
+        write_only: Only emit, and be counted by nobody.
+        logger: Hears what fails.
+        share_session: Let other servers see user sessions.
+        error_handler: Told what fails in the background.
+        on_gap: Told when messages will not come.
+    """
 
-    def _hook(
+    def __init__(
         self,
-        name: str,
-        function: Callable[[Any], object] | None,
-        failed: Callable[[Exception], None] | None = None,
-    ) -> AsyncHook:
-        return AsyncHook(name, function, self._log, failed)
+        options: BusOptions,
+        heartbeat: HeartbeatOptions,
+        sockets: S,
+        *,
+        logger: logging.Logger,
+        write_only: bool = False,
+        share_session: bool = False,
+        error_handler: Callable[[Exception], object] | None = None,
+        on_gap: Callable[[GapInfo], object] | None = None,
+    ) -> None:
+        self.sockets = sockets
+        self.channel = options.channel
+        self.heartbeat = heartbeat
+        self.write_only = write_only
+        self._log = logger
+        self._share_session = share_session
+        self._server_id, self._id_pid = sockets.new_server_id(), os.getpid()
+        self.runner = AsyncRunner(self)
+        self._error_handler = self.runner.hook("error_handler", error_handler, logger)
+        self._on_gap = self.runner.hook("on_gap", on_gap, logger, self._error_handler)
+        self._bus = Bus(
+            options,
+            uid=self._uid,
+            # Asked once in this time and given as much to answer: a deaf session is noticed within the time-out.
+            probe_interval=heartbeat.heartbeat_timeout / 2,
+            before_exit=self._before_exit,
+        )
+        self.receiver = AsyncReceiver(self)
+        self._prepare()
 
-    _check_function = staticmethod(AsyncHook.check)
+    # -------------------------------------------------------------------------------------- processes, loops
 
-    def _prepare_waiting(self) -> None:
-        self._loop = None
-        self._has_ended_with_loop = False
-        self._joining: dict[str, tuple[asyncio.Task[None], float]] = {}
-        self._waiting: dict[str, asyncio.Future[None]] = {}
-        self._reader: asyncio.Task[None] | None = None
-        self._ticker: asyncio.Task[None] | None = None
-        self._cleaner: asyncio.Task[None] | None = None
-        self._background: set[asyncio.Future[Any]] = set()
-        self._turn_at = -math.inf
-        self.thread: asyncio.Task[None] | None = None  # python-socketio's name for what `initialize` starts
+    def _prepare(self) -> None:
+        """Everything that belongs to this process and nothing that belongs to the application."""
+        self._pid = os.getpid()
+        self._is_started = False
+        self._start_lock = threading.Lock()
+        self.callbacks = Callbacks()
+        self.requests = AsyncRequests(self)
+        self.reports = Reports(self._log, self._bus.description, self._error_handler, self._on_gap)
+        self.mirror = RoomMirror(self._bus, self.sockets)
+        self.sockets.watch(self.mirror.update)
+        self.peers = Peers(
+            self._bus, self.heartbeat, self.reports, uid=self._uid, loads=self._loads, complete=self.requests.complete
+        )
+        self.answers = Answers(self.sockets, self.peers, self.reports, share_session=self._share_session)
+        self.runner.reset()
 
-    # ------------------------------------------------------------------------------------------ life cycle
+    def check_process(self) -> None:
+        """In a forked child begin anew: threads, tasks and connections stayed with the parent."""
+        if self._pid != os.getpid():
+            self.runner.forked()
+            self._prepare()
+            self.sockets.forget()
 
-    def _settle(self, loop: asyncio.AbstractEventLoop, *, serves: bool) -> asyncio.AbstractEventLoop | None:
-        """Whether another loop than the running one, and which, has to carry out a call.
-
-        Args:
-            loop: The running one.
-            serves: Whether the call makes its loop the one that serves: there a client connects, or `start` is called.
-        """
-        self._check_process()
-        home = self._loop
-        has_started = self._reader is not None or self.thread is not None
-        if home is not None and has_started and home is not loop:
-            # A loop that has clients keeps them, for as long as it is there. One that is ending has let them go.
-            is_there = not home.is_closed() and not (self._has_ended_with_loop and self._bus.is_closed)
-            if is_there and (self.rooms or (home.is_running() and not serves)):
-                return home if home.is_running() else None
-            self._begin_anew(home)
-        self._loop = loop
-        self._bus.used_on(loop)
-        return None
-
-    def _is_at_home(self) -> bool:
-        """Whether the running loop is to carry out what is called."""
-        loop = get_running_loop()
-        return loop is self._loop or self._settle(loop, serves=False) is None
-
-    @on_serving_loop
-    async def _emit_at_home(self, *args: Any, **kwargs: Any) -> None:
-        await self.emit(*args, **kwargs)
-
-    def _begin_anew(self, home: asyncio.AbstractEventLoop) -> None:
-        """Another loop has served until now: begin as in a new process; its clients, if it had any, went with it."""
-        tasks = self._tasks()
-        has_left, is_closed = self._has_ended_with_loop, self._bus.is_closed
+    def begin_anew(self, *, has_left: bool) -> None:
+        """Begin as in a new process, whether or not this one has left the cluster before."""
+        is_closed = self._bus.is_closed
         if not is_closed:
             self._leave()
         if has_left or not is_closed:
             self._bus.begin_anew()
         self._prepare()
-        self._forget_clients()
-        self._renew_uid()
-        # Last, because another thread may run them: one that found itself in office would close what begins here.
-        with contextlib.suppress(RuntimeError):  # it has been closed, and nothing of it runs any more
-            home.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+        self.sockets.forget()
+        self._renew_id()
 
-    def _tasks(self) -> list[asyncio.Task[None]]:
-        joining = [task for task, _ in self._joining.values()]
-        return [task for task in (self._reader, self._ticker, self._cleaner, self.thread, *joining) if task is not None]
+    def _loads(self, text: str) -> Any:
+        return self.sockets.json.loads(text)
+
+    def _uid(self) -> str:
+        """Who we are to the cluster; a new id in every process, as a forked worker is a server of its own."""
+        if self.write_only or not self.sockets.has_server:
+            return EMITTER_UID
+        if self._id_pid != os.getpid():
+            self._renew_id()
+        return self._server_id
+
+    def _renew_id(self) -> None:
+        self._server_id, self._id_pid = self.sockets.new_server_id(), os.getpid()
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether it has been used in this process before, or was made in it."""
+        return self._pid == os.getpid()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has left the cluster."""
+        return self._bus.is_closed
+
+    # --------------------------------------------------------------------------------------------- the core
+
+    @property
+    def core(self) -> _core.Bus:
+        """As `Bus.core`."""
+        return self._bus.core
+
+    @property
+    def inbox(self) -> _core.Inbox:
+        """As `Bus.inbox`."""
+        return self._bus.inbox
+
+    async def run_core(self, operation: Operation) -> Any:
+        """Run an operation of the core to its end."""
+        return await self._bus.call(operation)
+
+    def use_threads_of(self, server: Any) -> None:
+        """Wait, and run what goes on in the background, as a python-socketio server does: by its `async_mode`."""
+        self._bus.blocking.async_mode = server.eio.async_mode
+        self.runner.use(server)
+
+    def wait(self, inbox: _core.Inbox, seconds: float) -> None:
+        """Block, as this server does, until an inbox holds something or the time is over."""
+        self._bus.blocking.wait(inbox, seconds)
+
+    def used_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """As `Bus.used_on`."""
+        self._bus.used_on(loop)
+
+    # ------------------------------------------------------------------------------------------- life cycle
 
     def initialize(self) -> None:
-        """As in `AsyncPubSubManager`, and again on another event loop when the one that served has ended."""
-        with contextlib.suppress(RuntimeError):  # outside of any loop it starts nothing of ours
-            self._settle(get_running_loop(), serves=True)
-        super().initialize()
+        """Begin to be a server: in the background, once, where clients are going to connect."""
+        self.check_process()
+        self.runner.start(serves=True)
 
-    async def _thread(self) -> None:
-        """The background task that `initialize` starts; lives until the server's loop is torn down."""
-        if self.thread is not asyncio.current_task():
-            return  # another loop took over before it began
-        try:
-            self._open()  # first: what is registered while this looks at the handlers is joined by `_join_soon`
-            joins = [self._join(nsp) for nsp in self._served_namespaces()]
-            for error in await asyncio.gather(*joins, return_exceptions=True):
-                if isinstance(error, PayloadTooLargeError):
-                    self._report(error)
-            await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            if self.thread is asyncio.current_task() and not self._bus.is_closed:
-                await self._close(GOODBYE_LIMIT, ends_with_loop=True)
+    def is_first_start(self) -> bool:
+        """Whether this is asked for the first time since the node began."""
+        with self._start_lock:
+            is_first, self._is_started = not self._is_started, True
+        return is_first
 
-    async def _close(self, limit: float, *, ends_with_loop: bool = False) -> None:
-        self._has_ended_with_loop = ends_with_loop
+    @starts_serving
+    async def start(self) -> None:
+        """Connect; of a server, join the cluster, too."""
+        core = self._bus.core
+        await self._bus.call(lambda inbox, token: core.start_publisher(True, inbox, token))
+        if not self.write_only and self.sockets.has_server:
+            self.runner.start()
+            await self._bus.call(core.start_listener)
+            for namespace in self.served_namespaces():
+                await self.join(namespace)
+            await self._bus.call(core.flush)
+            await self._bus.call(core.self_test)
+
+    @on_serving_loop
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything published before is committed."""
+        await self._bus.flush(timeout)
+
+    @on_serving_loop
+    async def close(self) -> None:
+        """Leave the cluster and disconnect."""
+        await self.close_within(CLOSE_LIMIT)
+
+    async def close_within(self, limit: float, *, ends_with_loop: bool = False) -> None:
+        """The same, and wait so long for the commits; `ends_with_loop` when the event loop is being torn down."""
+        self.runner.has_ended_with_loop = ends_with_loop
         if self._bus.is_closed:
             return
+        self.runner.end()
         self._leave()
-        for task in self._tasks():
-            if task is not asyncio.current_task():
-                task.cancel()
         await self._bus.close(limit)
 
-    def _open(self) -> None:
-        """Start reading what the core hands over."""
-        self._check_process()
-        inbox = self._bus.inbox
-        if self._reader is None or self._reader.done():
-            self._reader = asyncio.create_task(self._read(inbox), name="socketio-postgres reader")
-            self._ticker = asyncio.create_task(self._tick(), name="socketio-postgres ticker")
+    def _leave(self) -> None:
+        self.mirror.stop()
+        self.peers.leave()
 
-    async def _join(self, namespace: str) -> None:
+    def _before_exit(self) -> None:
+        """The process ends, and nobody has called `close`."""
+        self.runner.at_exit()
+        self._leave()
+
+    # ------------------------------------------------------------------------------------------- namespaces
+
+    def server_count(self, namespace: str) -> int:
+        """Servers that serve a namespace, this one included, as far as this one knows."""
+        self.require_server("server_count")
+        adapter = self.peers.adapters.get(chosen_namespace(namespace))
+        return 1 if adapter is None else adapter.server_count
+
+    def served_namespaces(self) -> list[str]:
+        """Namespaces that clients may connect to, as far as they are known beforehand, or that have handlers."""
+        namespaces: set[Any] = {"/", *self.receiver.handled_namespaces, *self.sockets.namespaces()}
+        namespaces.discard("*")
+        # What is no namespace is not the timers' mistake to fail for, but that of who registered a handler there.
+        return sorted({checked_namespace(each) for each in namespaces if isinstance(each, str) and each})
+
+    async def join(self, namespace: str) -> None:
         """Serve a namespace; returns once LISTEN is active.
 
         Raises:
-            asyncio.TimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
+            OperationTimeoutError: It is not, a while after it was asked for first. It goes on.
         """
-        self._check_process()
-        if self._is_joined(namespace):
+        self.check_process()
+        if self.peers.use(namespace):
             return
-        if self.server is not None:
-            self.initialize()  # whose task takes leave when the loop ends
-        task, deadline = self._ask(namespace)
-        await asyncio.wait_for(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
+        if self.sockets.has_server:
+            self.runner.start()  # whose task takes leave when the loop ends
+        await self.runner.join(namespace)
 
-    def _ask(self, namespace: str) -> tuple[asyncio.Task[None], float]:
-        """Start serving a namespace, once; returns the task that does, and when waiting for it ends."""
-        if namespace not in self._joining:
-            task = asyncio.create_task(self._join_now(namespace), name=f"socketio-postgres join {namespace}")
-            self._joining[namespace] = (task, time.monotonic() + JOIN_LIMIT)
-
-            def end(task: asyncio.Task[None]) -> None:
-                self._joining.pop(namespace, None)
-                if not task.cancelled():
-                    task.exception()  # which whoever waits is told; nobody may wait
-
-            task.add_done_callback(end)
-        return self._joining[namespace]
-
-    def _join_soon(self, namespace: str) -> None:
-        reader = self._reader
-        if reader is None or reader.done() or self._pid != os.getpid():
-            return
-        loop = reader.get_loop()
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._join_unless_closed, namespace)
-
-    def _join_unless_closed(self, namespace: str) -> None:
-        if not self._bus.is_closed and not self._is_joined(namespace):
-            self._ask(namespace)
-
-    async def _join_now(self, namespace: str) -> None:
-        channel = _core.channel_name(self.channel, namespace)
-        self._open()
-        while True:
-            try:
-                await self._run_core(lambda inbox, token: self._bus.core.listen(channel, inbox, token))
-                break
-            except ClosedError:
-                raise
-            except SocketIOPostgresError:
-                # The listener has reported it already. Operators mend passwords and rights while we run.
-                await asyncio.sleep(1.0)
-        self._serve(namespace)
-
-    async def _join_served(self) -> None:
-        """Serve all namespaces known beforehand; returns once LISTEN is active."""
-        await asyncio.gather(*(self._join(nsp) for nsp in self._served_namespaces()))
-
-    async def _try_to_join(self, namespace: str) -> None:
+    async def try_to_join(self, namespace: str) -> None:
         """Join if PostgreSQL answers; without the bus a server still serves its own clients.
 
         Raises:
             PayloadTooLargeError: It never can be joined: the channel's name would be too long.
         """
         try:
-            await self._join(namespace)
+            await self.join(namespace)
         except PayloadTooLargeError:
             raise
-        except (SocketIOPostgresError, asyncio.TimeoutError) as error:
-            self._warn_not_joined(namespace, error)
+        except SocketIOPostgresError as error:
+            self.reports.not_joined(namespace, error)
 
-    async def _read(self, inbox: _core.Inbox) -> None:
-        message = _core.MESSAGE
-        async for items in batches_of(inbox):
-            batch = Batch(self)
-            for _, kind, value in items:
-                if kind == message and batch.pass_on(value):
-                    continue
-                if kind == message:
-                    await self._receive(value)
-                else:
-                    self._take_item(kind, value)
-                batch = Batch(self)  # what it knew may no longer be so
+    def joined(self, namespace: str) -> None:
+        """LISTEN is active."""
+        self.mirror.start()
+        self.peers.join(namespace)
 
-    async def _receive(self, message: Message) -> None:
-        raise NotImplementedError
-
-    async def _tick(self) -> None:
-        interval = self._heartbeat.cleanup_interval
-        cleanup_at = time.monotonic() + interval
-        while True:
-            now = time.monotonic()
-            due = self._guarded("a heartbeat", self._tick_now, now) or now + self._heartbeat.heartbeat_interval
-            if time.monotonic() >= cleanup_at:
-                cleanup_at = time.monotonic() + interval
-                must = self._guarded("the clean-up", self._must_clean_up)
-                if must and (self._cleaner is None or self._cleaner.done()):
-                    # Peers expect heartbeats, however long that takes.
-                    self._cleaner = asyncio.create_task(self._clean_up(interval), name="socketio-postgres clean-up")
-            await asyncio.sleep(max(min(due, cleanup_at) - time.monotonic(), 0.01))
-
-    async def _clean_up(self, age: float) -> None:
+    async def may_connect(self, connection: str, namespace: str) -> bool:
+        """Whether a client may be told that it is connected: LISTEN is active, and it is still there."""
         try:
-            await self._run_core(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
+            await self.try_to_join(namespace)
+        except PayloadTooLargeError as error:
+            self.reports.failure(error)
+            return False
+        # It may have hung up meanwhile, and nobody would take it from its rooms again.
+        return not self.sockets.has_hung_up(connection)
+
+    @starts_serving
+    async def serve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call what is to be done where clients connect."""
+        return await function(*args)
+
+    @on_serving_loop
+    async def carry_out(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call what is to be done where clients are connected."""
+        return await function(*args)
+
+    # ----------------------------------------------------------------------------------------------- timers
+
+    def tick(self, now: float) -> float:
+        """Do what is due; returns when to do so again."""
+        self.expire_callbacks(now)
+        latest = self.peers.tick(now)
+        self.peers.leave_unused(
+            now,
+            is_used=self.callbacks.is_waiting_in,
+            has_clients=self.sockets.has_clients,
+            served=self.served_namespaces,
+            forget_join=self.runner.forget_join,
+        )
+        self.sockets.look_after(now, self.runner.spawn, self.receiver.disconnect_raised)
+        return self.peers.next_tick(latest)
+
+    def expire_callbacks(self, now: float) -> None:
+        """Forget callbacks that nobody answered in time."""
+        self.callbacks.expire(now)
+        forgotten = self.callbacks.take_forgotten()
+        if forgotten:
+            limit = self.callbacks.limit
+            self._log.error("%d callbacks are forgotten: %d of younger emits wait already", forgotten, limit)
+
+    def must_clean_up(self) -> bool:
+        """As `Peers.must_clean_up`."""
+        return self.peers.must_clean_up()
+
+    async def clean_up(self, age: float) -> None:
+        """Delete attachments that are older than so many seconds."""
+        try:
+            core = self._bus.core
+            await self._bus.call(lambda inbox, token: core.expire_attachments(age, inbox, token))
         except Exception as error:  # noqa: BLE001  (the next one may succeed)
-            self._report(error)
+            self.reports.failure(error)
 
-    # ------------------------------------------------------------------------------------------ primitives
+    # ------------------------------------------------------------------------------------------- publishing
 
-    async def _run_core(self, operation: Operation) -> Any:
-        return await self._bus.call(operation)
+    def require_server(self, what: str) -> None:
+        """Refuse what only a server of the cluster can do.
 
-    async def _wait_for_room(self) -> None:
+        Raises:
+            NotAServerError: This node hears no answers.
+        """
+        if self.write_only:
+            why = "is write_only; ask from a server, or from a manager that is not write_only and has one"
+        elif not self.sockets.has_server:
+            why = "has none; give it to a socketio server as its client_manager"
+        else:
+            return
+        raise NotAServerError(f"{what} needs a server of the cluster, and this manager {why}")
+
+    def append(self, message: Message) -> bool:
+        """Append to the buffer, in call order; False when the caller is to wait for room once it is done here."""
+        self.check_process()
+        if not self._is_started and not self.write_only and self.sockets.has_server:
+            # Peers count whoever publishes as a server, so from the first message on we must listen, too.
+            self.runner.start()
+        self.peers.note_sent(message)
+        if not self._is_started or self.write_only:
+            # No background task looks at failures, so each call does.
+            for failure in self._bus.take_failures():
+                self.reports.failure(failure)
+        if IS_ASYNC:
+            try:
+                return self._bus.append(message)
+            except ClosedError:
+                if not self.runner.is_revived():
+                    raise
+            return self.append(message)
+        return self._bus.append(message)
+
+    async def wait_for_room(self) -> None:
+        """Wait until the buffer has room."""
         await self._bus.wait_for_room()
 
-    async def _flush(self) -> None:
-        await self._bus.flush()
+    async def publish(self, message: Message) -> None:
+        """Append to the buffer, and wait when it is full."""
+        if not self.append(message):
+            await self.wait_for_room()
 
-    async def _send_packets(self, parcels: list[Parcel], *, is_in_batch: bool = False) -> None:
-        await queue_for(self.server, parcels)
-        if not is_in_batch or len(parcels) > FEW:
-            await self._give_turn()
+    def event_message(
+        self,
+        event: Any,
+        data: Any,
+        namespace: str,
+        rooms: tuple[str, ...] | None,
+        skipped: tuple[str, ...],
+        request: str | None,
+    ) -> Message:
+        """The message of python-socketio's `emit`.
 
-    async def _give_turn(self) -> None:
-        """Let others run, unless they had their turn just now.
-
-        As with python-socketio, whoever emits in a loop lets others run, but not after each emit: the writers of all
-        clients would have to be woken up for a single packet each, which costs as much as sending it.
+        Raises:
+            OptionsError: The event is none.
+            EncodeError: `data` cannot travel.
         """
-        if time.monotonic() - self._turn_at >= TURN_INTERVAL:
-            await asyncio.sleep(0)
-            self._turn_at = time.monotonic()
+        if not isinstance(event, str) or not event:
+            raise bad("event", event, "an event is a non-empty string")
+        if event in RESERVED_EVENTS:
+            self._log.warning("event %r is reserved by Socket.IO; JavaScript clients will reject it", event)
+        return Message(
+            MessageType.BROADCAST,
+            namespace,
+            to=list(rooms or ()),
+            except_=list(skipped),
+            request_id=request,
+            **payload.packet_fields(event, data, self.sockets.json),
+        )
 
-    async def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:  # noqa: ARG002
-        # The tasks just started run up to the application's handler now.
-        await asyncio.sleep(0)
+    async def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str = "/",
+        rooms: tuple[str, ...] | None = None,
+        skipped: tuple[str, ...] = (),
+        callback: Callable[..., Any] | None = None,
+        *,
+        is_for_others: bool = True,
+    ) -> None:
+        """Emit to the clients of all servers, or of this one only. As in python-socketio, a tuple is several arguments.
 
-    def _in_background(self, function: Handler, *args: Any) -> None:
-        task = self.server.start_background_task(function, *args)
-        self._background.add(task)  # the loop alone would not keep it
-        task.add_done_callback(self._background.discard)
+        Args:
+            event: Name of the event.
+            data: Its argument; None is none, a tuple several.
+            namespace: Namespace.
+            rooms: Names of rooms; None is everybody.
+            skipped: Names of rooms and sids that are left out.
+            callback: Called with the first acknowledgement.
+            is_for_others: Whether other servers are to hear it.
+        """
+        is_at_home = True
+        if IS_ASYNC:
+            # No decorator: this is the one method that is called for each message.
+            is_at_home = self.runner.is_at_home()
+            # Without clients here, all there is to do may be done on any loop, and none depends on another.
+            if not is_at_home and (callback is not None or not is_for_others or self.sockets.has_clients()):
+                options = {"callback": callback, "is_for_others": is_for_others}
+                await self._emit_at_home(event, data, namespace, rooms, skipped, **options)
+                return
+        if rooms == ():
+            return
+        request = None
+        is_local = False
+        if callback is not None and is_for_others:
+            self.require_server("a callback")
+            if rooms is None:
+                raise ValueError("Cannot use callback without a room set.")
+            # The private room of one client of this process; nobody else can be in it.
+            is_local = len(rooms) == 1 and self.sockets.is_connected(rooms[0], namespace)
+            await self.try_to_join(namespace)
+            request, callback = self._callback_request(namespace, callback, is_local=is_local)
+        try:
+            message = self.event_message(event, data, namespace, rooms, skipped, request) if is_for_others else None
+            has_room = message is None or is_local or self.append(message)
+        except BaseException:
+            if request is not None:
+                self.callbacks.take(request)
+            raise
+        if is_at_home:
+            # Here it reaches those whom other servers choose by the same names.
+            here = self.sockets.rooms_here(namespace, rooms)
+            left_out = self.sockets.sids_in(namespace, skipped)
+            await self.sockets.deliver(message, namespace, here, left_out, callback, (event, data))
+        if not has_room:
+            await self.wait_for_room()
 
-    @staticmethod
-    async def _call(function: Handler, *args: Any) -> Any:
-        result = function(*args)
-        return await result if inspect.isawaitable(result) else result
+    if IS_ASYNC:
 
-    # -------------------------------------------------------------------------------------------- requests
+        @on_serving_loop
+        async def _emit_at_home(self, *args: Any, **options: Any) -> None:
+            await self.emit(*args, **options)
 
-    async def _member(self, target: Target) -> ClusterAdapter:
-        if not target.is_local:
-            await self._join(target.nsp)
-        return self._adapters.get(target.nsp) or self._new_adapter(target.nsp)
+    def _callback_request(
+        self, namespace: str, callback: Callable[..., Any], *, is_local: bool
+    ) -> tuple[str | None, Callable[..., None]]:
+        """A request whose first acknowledgement fires a callback, and what our own clients are to acknowledge to."""
+        if is_local:
+            return None, functools.partial(self.runner.spawn, self.receiver.call_back, callback)
+        request = secrets.token_hex(8)
+        self.callbacks.add(request, namespace, callback, time.monotonic() + CALLBACK_LIFETIME)
 
-    def _start_request(self, adapter: ClusterAdapter, target: Target, *, is_of_clients: bool = False) -> Request:
-        request = self._request(adapter, is_local=target.is_local, is_of_clients=is_of_clients)
-        self._waiting[request.id] = asyncio.get_running_loop().create_future()
-        return request
+        def fire(*args: Any) -> None:
+            self.receiver.fire(request, args)
 
-    def _complete(self, request: Request) -> None:
-        waiting = self._waiting.get(request.id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
+        return request, fire
 
-    async def _answers(self, adapter: ClusterAdapter, request: Request, target: Target, *, partial: bool) -> list[Any]:
-        waiting = self._waiting[request.id]
-        now = time.monotonic()
-        deadline = now + target.timeout
-        while not request.is_complete and now < deadline:
-            # Not `wait_for`, which would cancel what others are still to complete.
-            await asyncio.wait([waiting], timeout=min(deadline, adapter.settles_at(request, now)) - now)
-            now = time.monotonic()
-            self._run(adapter, adapter.settle, request, now)
-        return request.responses if request.is_complete else self._timed_out(request, target, partial=partial)
+    @on_serving_loop
+    async def act(self, message: Message, target: Target) -> None:
+        """Carry out a chain: here, and on the other servers."""
+        if target.is_local:
+            self.require_server("a chain of local sockets")
+        if target.rooms == ():
+            return
+        has_room = target.is_local or self.append(message)
+        await self.receiver.apply(message)
+        if not has_room:
+            await self.wait_for_room()
 
-    def _end_request(self, adapter: ClusterAdapter, request: Request) -> None:
-        self._waiting.pop(request.id, None)
-        self._abandon(adapter, request)
+    # ----------------------------------------------------------------------------------- clients, by their sid
+
+    @on_serving_loop
+    async def disconnect(self, sid: str, namespace: str) -> None:
+        """Disconnect a client, wherever it is connected."""
+        if self.sockets.is_connected(sid, namespace):
+            await self.sockets.disconnect(sid, namespace)
+        else:
+            await self.publish(Message(MessageType.DISCONNECT_SOCKETS, namespace, to=[sid]))
+
+    @on_serving_loop
+    async def enter_room(self, sid: str, namespace: str, name: str, room: Any, eio_sid: str | None = None) -> None:
+        """Add a client to a room, wherever it is connected; `room` is what its own server calls the room."""
+        if self.sockets.is_here(sid, namespace):
+            self.sockets.enter_room(sid, namespace, room, eio_sid)
+        else:
+            await self.publish(Message(MessageType.SOCKETS_JOIN, namespace, to=[sid], rooms=[name]))
+
+    @on_serving_loop
+    async def leave_room(self, sid: str, namespace: str, name: str) -> None:
+        """Remove a client from a room, wherever it is connected. It never leaves the one named by its own sid."""
+        if self.is_own_room(sid, name, namespace):
+            return
+        if self.sockets.is_here(sid, namespace):
+            self.sockets.leave_room(sid, namespace, name)
+        else:
+            await self.publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[sid], rooms=[name]))
+
+    @on_serving_loop
+    async def close_room(self, name: str, namespace: str) -> None:
+        """Remove all clients of all servers from a room."""
+        self.sockets.close_room(name, namespace)
+        await self.publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[name], rooms=[name]))
+
+    def is_own_room(self, sid: str, name: str, namespace: str) -> bool:
+        """Whether a client is asked to leave the room named by its sid: nobody could reach it any more."""
+        if sid != name:
+            return False
+        self._log.warning("client %s of %s does not leave the room of its own", sid, namespace)
+        return True
+
+    @on_serving_loop
+    async def server_side_emit(self, namespace: str, packet: list[Any]) -> None:
+        """Emit an event to the other servers."""
+        await self.publish(
+            Message(MessageType.SERVER_SIDE_EMIT, namespace, **payload.value_fields(packet, self.sockets.json))
+        )
+
+    # --------------------------------------------------------------------------------------------- watching
+
+    def stats(self) -> ManagerStats:
+        """Counters since the first use, and `peers`: the server ids known in each namespace."""
+        stats = self._bus.stats()
+        stats["peers"] = {nsp: adapter.peers for nsp, adapter in list(self.peers.adapters.items())}
+        return cast("ManagerStats", stats)

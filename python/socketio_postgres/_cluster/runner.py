@@ -1,92 +1,387 @@
-"""The waiting half of `PostgresManager`: threads or greenlets, as the server's `async_mode` has it."""
+"""How a node runs beside its application: tasks of an event loop, or a background thread or greenlet of the server.
+
+Both do the same for the node: read what the core hands over, drive the timers, ask for LISTEN until it is active. They
+are the one part of the node that is written twice. Tasks can be cancelled and wait for several things at once; a thread
+can do neither, so it reads, drives the timers and asks in one loop, and is told to end.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
-import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres._bus.handover import BATCH, Operation
-from socketio_postgres._bus.hook import Hook
-from socketio_postgres._bus.messages import Message
-from socketio_postgres._cluster.adapter import ClusterAdapter, Request
-from socketio_postgres._cluster.broadcast_operator import Target
-from socketio_postgres._cluster.local_delivery import Parcel
-from socketio_postgres._cluster.member import JOIN_LIMIT, ClusterMember, Handler
+from socketio_postgres._bus.green import pause
+from socketio_postgres._bus.handover import BATCH, batches_of
+from socketio_postgres._bus.hook import AsyncHook, Hook
+from socketio_postgres._cluster.fast_path import FastPath
 from socketio_postgres.exceptions import (
     ClosedError,
     ForkedProcessError,
     OperationTimeoutError,
     PayloadTooLargeError,
+    SocketIOPostgresError,
 )
 
-__all__ = ["Waiting"]
+if TYPE_CHECKING:
+    import logging
 
-RETRY_INTERVAL = 1.0
+    from socketio_postgres._cluster._sync.node import Node
+    from socketio_postgres._cluster.async_node import AsyncNode
+
+__all__ = ["AsyncEvent", "AsyncRunner", "Runner"]
+
+GOODBYE_LIMIT: Final = 1.0
+"""Seconds that leaving waits for buffered messages when the event loop is being torn down."""
+
+JOIN_LIMIT: Final = 10.0
+"""Seconds a connecting client waits for LISTEN; then it is let in, and the log says so."""
+
+RETRY_INTERVAL: Final = 1.0
 """Seconds after which a refused LISTEN is asked for again; operators mend passwords and rights while we run."""
 
-DISCONNECT_LIMIT = 1.0
+DISCONNECT_LIMIT: Final = 1.0
+"""Seconds that a thread waits for another one to begin to disconnect a client."""
 
-END_LIMIT = 2.0
+END_LIMIT: Final = 2.0
 """Seconds that closing waits for the background thread; it may be inside the application's logger."""
 
 
-class Waiting(ClusterMember):
-    """Runs a cluster member in a background thread or greenlet of the server.
+class AsyncEvent:
+    """Set once; one task waits for it."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def set(self) -> None:
+        """It has come."""
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for it, so many seconds at most."""
+        # Not `wait_for`, which would cancel what others are still to set.
+        await asyncio.wait([self._future], timeout=seconds)
+
+
+class AsyncRunner:
+    """Runs a node on an event loop.
+
+    Attributes:
+        loop: The one that serves, or before that the one that was used last.
+        has_ended_with_loop: The node was closed because its loop was torn down.
+    """
+
+    def __init__(self, node: AsyncNode[Any]) -> None:
+        self._node = node
+        self.reset()
+        self.forked()
+
+    def reset(self) -> None:
+        """Nothing runs, on no loop."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.has_ended_with_loop = False
+        self.reader: asyncio.Task[None] | None = None
+        self.ticker: asyncio.Task[None] | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._cleaner: asyncio.Task[None] | None = None
+        self._joining: dict[str, tuple[asyncio.Task[None], float]] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def forked(self) -> None:
+        """In a child: nobody holds the lock."""
+        # Loops of several threads may want to be the one that serves.
+        self._lock = threading.RLock()
+
+    @staticmethod
+    def hook(
+        name: str,
+        function: Callable[[Any], object] | None,
+        log: logging.Logger,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> AsyncHook:
+        """What tells a function of the application's of something."""
+        return AsyncHook(name, function, log, failed)
+
+    check_function = staticmethod(AsyncHook.check)
+
+    # ---------------------------------------------------------------------------------------- event loops
+
+    def settle(self, loop: asyncio.AbstractEventLoop, *, serves: bool) -> asyncio.AbstractEventLoop | None:
+        """Whether another loop than the running one, and which, has to carry out a call.
+
+        Args:
+            loop: The running one.
+            serves: Whether the call makes its loop the one that serves: there a client connects, or `start` is called.
+        """
+        node = self._node
+        node.check_process()
+        with self._lock:
+            home = self.loop
+            has_started = self.reader is not None or self._main is not None
+            if home is not None and has_started and home is not loop:
+                # A loop that has clients keeps them, for as long as it is there. One that is ending has let them go.
+                is_there = not home.is_closed() and not (self.has_ended_with_loop and node.is_closed)
+                if is_there and (node.sockets.has_clients() or (home.is_running() and not serves)):
+                    return home if home.is_running() else None
+                self._begin_anew(home)
+            self.loop = loop
+            node.used_on(loop)
+            return None
+
+    def is_at_home(self) -> bool:
+        """Whether the running loop is to carry out what is called."""
+        loop = asyncio.get_running_loop()
+        return loop is self.loop or self.settle(loop, serves=False) is None
+
+    def is_revived(self) -> bool:
+        """Whether a node that was found closed is open: its loop ended during the call, and another one took over."""
+        with self._lock:
+            if self._node.is_closed:
+                if not self.has_ended_with_loop:
+                    return False
+                self.settle(asyncio.get_running_loop(), serves=False)
+            return not self._node.is_closed
+
+    def _begin_anew(self, home: asyncio.AbstractEventLoop) -> None:
+        """Another loop has served until now: begin as in a new process; its clients, if it had any, went with it."""
+        # One that has ended has cancelled its tasks, and waits for its last commits.
+        tasks = [] if self.has_ended_with_loop else self._tasks()
+        self._node.begin_anew(has_left=self.has_ended_with_loop)
+        # Last, because another thread may run them: one that found itself in office would close what begins here.
+        with contextlib.suppress(RuntimeError):  # it has been closed, and nothing of it runs any more
+            home.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        joining = [task for task, _ in self._joining.values()]
+        return [task for task in (self.reader, self.ticker, self._cleaner, self._main, *joining) if task is not None]
+
+    # ------------------------------------------------------------------------------------------ life cycle
+
+    def start(self, *, serves: bool = False) -> None:
+        """Run the node in the background, on the running loop unless another one runs it.
+
+        Args:
+            serves: Clients are going to connect on the running loop.
+        """
+        with self._lock:  # between being the one that serves and having begun, no other may come
+            with contextlib.suppress(RuntimeError):  # outside of any loop it starts nothing of ours
+                self.settle(asyncio.get_running_loop(), serves=serves)
+            if self._node.is_first_start():
+                self._main = self._node.sockets.start(self.run)
+
+    async def run(self) -> None:
+        """The task that `start` starts; lives until its loop is torn down."""
+        if self._main is not asyncio.current_task():
+            return  # another loop took over before it began
+        node = self._node
+        try:
+            self.open()  # first: what is registered while this looks at the handlers is joined by `join_soon`
+            joins = [self.join(namespace) for namespace in node.served_namespaces()]
+            for error in await asyncio.gather(*joins, return_exceptions=True):
+                if isinstance(error, PayloadTooLargeError):
+                    node.reports.failure(error)
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if self._main is asyncio.current_task() and not node.is_closed:
+                await node.close_within(GOODBYE_LIMIT, ends_with_loop=True)
+
+    def open(self) -> None:
+        """Start reading what the core hands over, and the timers."""
+        self._node.check_process()
+        inbox = self._node.inbox
+        if self.reader is None or self.reader.done():
+            self.reader = asyncio.create_task(self._read(inbox), name="socketio-postgres reader")
+            self.ticker = asyncio.create_task(self._tick(), name="socketio-postgres ticker")
+
+    def end(self) -> None:
+        """End all of it, but the task that calls."""
+        for task in self._tasks():
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def at_exit(self) -> None:
+        """The process ends, and no loop runs any more."""
+
+    async def _read(self, inbox: _core.Inbox) -> None:
+        node, message = self._node, _core.MESSAGE
+        async for items in batches_of(inbox):
+            fast = FastPath(node.sockets, node.peers)
+            for _, kind, value in items:
+                if kind == message and fast.take(value):
+                    continue
+                if kind == message:
+                    await node.receiver.receive(value)
+                else:
+                    node.receiver.take_item(kind, value)
+                fast = FastPath(node.sockets, node.peers)  # what it knew may no longer be so
+
+    async def _tick(self) -> None:
+        node = self._node
+        interval = node.heartbeat.cleanup_interval
+        cleanup_at = time.monotonic() + interval
+        while True:
+            now = time.monotonic()
+            due = node.reports.guarded("a heartbeat", node.tick, now) or now + node.heartbeat.heartbeat_interval
+            if time.monotonic() >= cleanup_at:
+                cleanup_at = time.monotonic() + interval
+                must = node.reports.guarded("the clean-up", node.must_clean_up)
+                if must and (self._cleaner is None or self._cleaner.done()):
+                    # Peers expect heartbeats, however long that takes.
+                    self._cleaner = asyncio.create_task(node.clean_up(interval), name="socketio-postgres clean-up")
+            await asyncio.sleep(max(min(due, cleanup_at) - time.monotonic(), 0.01))
+
+    # --------------------------------------------------------------------------------------------- joining
+
+    async def join(self, namespace: str) -> None:
+        """Serve a namespace; returns once LISTEN is active.
+
+        Raises:
+            OperationTimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
+        """
+        task, deadline = self._ask(namespace)
+        try:
+            await asyncio.wait_for(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
+        except SocketIOPostgresError:
+            raise  # the core's own, which says more
+        except asyncio.TimeoutError:
+            raise OperationTimeoutError(f"PostgreSQL did not answer within {JOIN_LIMIT} s") from None
+
+    def join_soon(self, namespace: str) -> None:
+        """Serve a namespace, if this node runs; otherwise it is among those that it begins with. For any thread."""
+        reader = self.reader
+        if reader is None or reader.done() or not self._node.is_of_this_process:
+            return
+        loop = reader.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._join_unless_closed, namespace)
+
+    def forget_join(self, namespace: str) -> None:
+        """Whoever needs a namespace again has to ask for LISTEN again, which they do here anyway."""
+
+    def _join_unless_closed(self, namespace: str) -> None:
+        if not self._node.is_closed and not self._node.peers.use(namespace):
+            self._ask(namespace)
+
+    def _ask(self, namespace: str) -> tuple[asyncio.Task[None], float]:
+        """Start serving a namespace, once; returns the task that does, and when waiting for it ends."""
+        if namespace not in self._joining:
+            task = asyncio.create_task(self._join_now(namespace), name=f"socketio-postgres join {namespace}")
+            self._joining[namespace] = (task, time.monotonic() + JOIN_LIMIT)
+
+            def end(task: asyncio.Task[None]) -> None:
+                self._joining.pop(namespace, None)
+                if not task.cancelled():
+                    task.exception()  # which whoever waits is told; nobody may wait
+
+            task.add_done_callback(end)
+        return self._joining[namespace]
+
+    async def _join_now(self, namespace: str) -> None:
+        node = self._node
+        channel = _core.channel_name(node.channel, namespace)
+        self.open()
+        while True:
+            try:
+                await node.run_core(lambda inbox, token: node.core.listen(channel, inbox, token))
+                break
+            except ClosedError:
+                raise
+            except SocketIOPostgresError:
+                # The listener has reported it already.
+                await asyncio.sleep(RETRY_INTERVAL)
+        node.joined(namespace)
+
+    # ------------------------------------------------------------------------------------------ primitives
+
+    def use(self, server: Any) -> None:
+        """From now on run as a server of python-socketio does, which is in tasks, too."""
+
+    def spawn(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """Run a function of ours in a task of its own, to its end."""
+        task = asyncio.create_task(function(*args))
+        self._background.add(task)  # the loop alone would not keep it
+        task.add_done_callback(self._background.discard)
+
+    @staticmethod
+    def new_event() -> AsyncEvent:
+        """What somebody is going to wait for."""
+        return AsyncEvent()
+
+    @staticmethod
+    async def until_begun(is_begun: Callable[[], bool]) -> None:  # noqa: ARG004
+        """Wait until tasks that were just spawned have begun, up to where they wait themselves."""
+        await asyncio.sleep(0)
+
+
+class Runner:
+    """Runs a node in a background thread or greenlet.
 
     That one thread reads the inbox, drives the timers and joins namespaces; whoever needs the outcome waits for an
     event of the server's own kind.
+
+    Attributes:
+        has_ended_with_loop: Never: threads have no loop.
     """
 
-    def _hook(
-        self,
-        name: str,
-        function: Callable[[Any], object] | None,
-        failed: Callable[[Exception], None] | None = None,
-    ) -> Hook:
-        return Hook(name, function, self._log, failed, self._start_background)
+    def __init__(self, node: Node[Any]) -> None:
+        self._node = node
+        self._server: Any = None
+        self.reset()
 
-    def _start_background(self, run: Callable[[], None]) -> None:
-        """In a thread or greenlet of the server's kind."""
-        if self.server is None:
-            threading.Thread(target=run, name="socketio-postgres", daemon=True).start()
-        else:
-            self.server.start_background_task(run)
-
-    _check_function = staticmethod(Hook.check)
-
-    def _prepare_waiting(self) -> None:
+    def reset(self) -> None:
+        """Nothing runs."""
         self._tokens = itertools.count(1)
         self._asked: dict[int, str] = {}
         self._ask_again: dict[str, float] = {}
         self._joined: dict[str, Any] = {}
         self._join_deadlines: dict[str, float] = {}
-        self._waiting: dict[str, Any] = {}
         self._is_reading = False
         self._is_ending = False
+        self.has_ended_with_loop = False
 
-    def set_server(self, server: Any) -> None:
-        """As in `BaseManager`; from now on we wait as the server does."""
-        super().set_server(server)
-        self._bus.blocking.async_mode = server.eio.async_mode
+    def forked(self) -> None:
+        """In a child."""
+
+    def use(self, server: Any) -> None:
+        """From now on run and wait as a server of python-socketio does: its `async_mode` says how."""
+        self._server = server
+
+    def hook(
+        self,
+        name: str,
+        function: Callable[[Any], object] | None,
+        log: logging.Logger,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> Hook:
+        """What tells a function of the application's of something."""
+        return Hook(name, function, log, failed, self.spawn)
+
+    check_function = staticmethod(Hook.check)
 
     # ------------------------------------------------------------------------------------------ life cycle
 
-    def _thread(self) -> None:
-        """The background thread that `initialize` starts; ends when the manager is closed."""
+    def start(self, *, serves: bool = False) -> None:  # noqa: ARG002  (threads are all alike)
+        """Run the node in the background."""
+        if self._node.is_first_start():
+            self._node.sockets.start(self.run)
+
+    def run(self) -> None:
+        """The background thread that `start` starts; ends when the node is closed."""
+        node = self._node
         self._is_reading = True
         try:
-            for namespace in self._served_namespaces():
+            for namespace in node.served_namespaces():
                 try:
                     self._ask(namespace)
                 except PayloadTooLargeError as error:
-                    self._report(error)
-            self._read(self._bus.inbox)
+                    node.reports.failure(error)
+            self._read(node.inbox)
         except ClosedError:
             pass
         except ForkedProcessError:
@@ -94,184 +389,111 @@ class Waiting(ClusterMember):
         self._is_reading = False
 
     def _read(self, inbox: _core.Inbox) -> None:
-        interval = self._heartbeat.cleanup_interval
+        node = self._node
+        interval = node.heartbeat.cleanup_interval
         cleanup_at = time.monotonic() + interval
         while not self._is_ending:
             now = time.monotonic()
-            due = self._guarded("a heartbeat", self._tick_now, now) or now + self._heartbeat.heartbeat_interval
+            due = node.reports.guarded("a heartbeat", node.tick, now) or now + node.heartbeat.heartbeat_interval
             due = min(due, cleanup_at, *self._ask_again.values())
             if now >= cleanup_at:
                 cleanup_at = now + interval
-                if self._guarded("the clean-up", self._must_clean_up):
-                    self.server.start_background_task(self._clean_up, interval)
+                if node.reports.guarded("the clean-up", node.must_clean_up):
+                    self.spawn(node.clean_up, interval)
             for namespace in [nsp for nsp, at in self._ask_again.items() if at <= now]:
                 del self._ask_again[namespace]
                 self._listen(namespace)
-            self._bus.blocking.wait(inbox, max(due - now, 0.01))
+            node.wait(inbox, max(due - now, 0.01))
             items: list[tuple[int, int, Any]] = []
             with contextlib.suppress(MemoryError):  # what could not be taken waits in the inbox
                 inbox.drain(BATCH, items)
             for token, kind, value in items:
-                self._guarded("taking over from the core", self._handle, token, kind, value)
+                node.reports.guarded("taking over from the core", self._handle, token, kind, value)
 
     def _handle(self, token: int, kind: int, value: Any) -> None:
         if kind == _core.MESSAGE:
-            self._receive(value)
+            self._node.receiver.receive(value)
         elif token in self._asked:
             namespace = self._asked.pop(token)
             if kind == _core.FAILED:
                 self._ask_again[namespace] = time.monotonic() + RETRY_INTERVAL
-            elif namespace not in self._adapters:
-                self._serve(namespace)
+            elif not self._node.peers.is_serving(namespace):
+                self._node.joined(namespace)
                 self._joined[namespace].set()
         else:
-            self._take_item(kind, value)
+            self._node.receiver.take_item(kind, value)
 
-    def _close(self, limit: float) -> None:
-        if self._bus.is_closed:
-            return
-        self._end_thread()
-        self._leave()
-        self._bus.close_blocking(limit)
-
-    def _before_exit(self) -> None:
-        self._end_thread()
-        self._leave()
-
-    def _end_thread(self) -> None:
+    def end(self) -> None:
         """End the background thread, so that nothing is said after the goodbye."""
         self._is_ending = True
         if self._is_reading:
             # Answered at once, and so it wakes the thread.
-            self._bus.core.when_space(self._bus.inbox, next(self._tokens))
+            self._node.core.when_space(self._node.inbox, next(self._tokens))
         deadline = time.monotonic() + END_LIMIT
         while self._is_reading and time.monotonic() < deadline:
-            self.server.sleep(0.001)
+            self.sleep(0.001)
 
-    def _ask(self, namespace: str) -> Any:
-        """Start serving a namespace, once; returns the event of success."""
-        _core.channel_name(self.channel, namespace)
-        event = self._joined.get(namespace)
-        if event is None:
-            self._join_deadlines.setdefault(namespace, time.monotonic() + JOIN_LIMIT)
-            event = self._joined.setdefault(namespace, self.server.eio.create_event())
-            self._listen(namespace)
-        return event
+    def at_exit(self) -> None:
+        """The process ends."""
+        self.end()
 
-    def _join_soon(self, namespace: str) -> None:
-        # Before it reads, the background thread has not looked at the handlers yet.
-        if self._pid == os.getpid() and self._is_reading and not self._is_joined(namespace):
-            self._ask(namespace)
+    # --------------------------------------------------------------------------------------------- joining
 
-    def _forget_join(self, namespace: str) -> None:
-        self._joined.pop(namespace, None)
-        self._join_deadlines.pop(namespace, None)
-
-    def _listen(self, namespace: str) -> None:
-        token = next(self._tokens)
-        self._asked[token] = namespace
-        self._bus.core.listen(_core.channel_name(self.channel, namespace), self._bus.inbox, token)
-
-    def _join(self, namespace: str) -> None:
+    def join(self, namespace: str) -> None:
         """Serve a namespace; returns once LISTEN is active.
 
         Raises:
             OperationTimeoutError: It is not, `JOIN_LIMIT` seconds after it was asked for first. It goes on.
         """
-        self._check_process()
-        if self._is_joined(namespace):
-            return
-        self.initialize()
         event = self._ask(namespace)
         if not event.wait(max(self._join_deadlines[namespace] - time.monotonic(), 0.0)) and not event.is_set():
             raise OperationTimeoutError(f"PostgreSQL did not answer within {JOIN_LIMIT} s")
 
-    def _join_served(self) -> None:
-        """Serve all namespaces known beforehand; returns once LISTEN is active."""
-        for namespace in self._served_namespaces():
-            self._join(namespace)
+    def join_soon(self, namespace: str) -> None:
+        """Serve a namespace, if this node runs; otherwise it is among those that it begins with."""
+        # Before it reads, the background thread has not looked at the handlers yet.
+        if self._node.is_of_this_process and self._is_reading and not self._node.peers.use(namespace):
+            self._ask(namespace)
 
-    def _try_to_join(self, namespace: str) -> None:
-        """Join if PostgreSQL answers; without the bus a server still serves its own clients.
+    def forget_join(self, namespace: str) -> None:
+        """Whoever needs a namespace again has to ask for LISTEN again."""
+        self._joined.pop(namespace, None)
+        self._join_deadlines.pop(namespace, None)
 
-        Raises:
-            PayloadTooLargeError: It never can be joined: the channel's name would be too long.
-        """
-        try:
-            self._join(namespace)
-        except OperationTimeoutError as error:
-            self._warn_not_joined(namespace, error)
+    def _ask(self, namespace: str) -> Any:
+        """Start serving a namespace, once; returns the event of success."""
+        _core.channel_name(self._node.channel, namespace)
+        event = self._joined.get(namespace)
+        if event is None:
+            self._join_deadlines.setdefault(namespace, time.monotonic() + JOIN_LIMIT)
+            event = self._joined.setdefault(namespace, self.new_event())
+            self._listen(namespace)
+        return event
 
-    def _open(self) -> None:
-        """Start the background thread, which reads what the core hands over."""
-        if self.server is not None:
-            self.initialize()
-
-    def _receive(self, message: Message) -> None:
-        raise NotImplementedError
-
-    def _clean_up(self, age: float) -> None:
-        try:
-            self._run_core(lambda inbox, token: self._bus.core.expire_attachments(age, inbox, token))
-        except Exception as error:  # noqa: BLE001  (the next one may succeed)
-            self._report(error)
+    def _listen(self, namespace: str) -> None:
+        node, token = self._node, next(self._tokens)
+        self._asked[token] = namespace
+        node.core.listen(_core.channel_name(node.channel, namespace), node.inbox, token)
 
     # ------------------------------------------------------------------------------------------ primitives
 
-    def _run_core(self, operation: Operation) -> Any:
-        return self._bus.call_blocking(operation)
+    def spawn(self, function: Callable[..., object], *args: Any) -> None:
+        """Run a function of ours in a thread or greenlet of its own, to its end."""
+        if self._server is None:
+            threading.Thread(target=function, args=args, name="socketio-postgres", daemon=True).start()
+        else:
+            self._server.start_background_task(function, *args)
 
-    def _wait_for_room(self) -> None:
-        self._bus.wait_for_room_blocking()
+    def new_event(self) -> Any:
+        """What somebody is going to wait for."""
+        return threading.Event() if self._server is None else self._server.eio.create_event()
 
-    def _flush(self) -> None:
-        self._bus.flush_blocking()
+    def sleep(self, seconds: float) -> None:
+        """Let others run."""
+        (pause if self._server is None else self._server.sleep)(seconds)
 
-    def _send_packets(self, parcels: list[Parcel], *, is_in_batch: bool = False) -> None:  # noqa: ARG002
-        for eio_sid, packets in parcels:
-            for packet in packets:
-                self.server._send_eio_packet(eio_sid, packet)  # noqa: SLF001  (as Manager.emit does)
-
-    def _until_disconnecting(self, sids: Sequence[str], namespace: str) -> None:
-        # The tasks just started mark the client before they call the application's handler.
+    def until_begun(self, is_begun: Callable[[], bool]) -> None:
+        """Wait until what was just spawned has begun."""
         deadline = time.monotonic() + DISCONNECT_LIMIT
-        while any(self.is_connected(sid, namespace) for sid in sids) and time.monotonic() < deadline:
-            self.server.sleep(0.001)
-
-    def _in_background(self, function: Handler, *args: Any) -> None:
-        self.server.start_background_task(function, *args)
-
-    @staticmethod
-    def _call(function: Handler, *args: Any) -> Any:
-        return function(*args)
-
-    # -------------------------------------------------------------------------------------------- requests
-
-    def _member(self, target: Target) -> ClusterAdapter:
-        if not target.is_local:
-            self._join(target.nsp)
-        return self._adapters.get(target.nsp) or self._new_adapter(target.nsp)
-
-    def _start_request(self, adapter: ClusterAdapter, target: Target, *, is_of_clients: bool = False) -> Request:
-        request = self._request(adapter, is_local=target.is_local, is_of_clients=is_of_clients)
-        self._waiting[request.id] = self.server.eio.create_event()
-        return request
-
-    def _complete(self, request: Request) -> None:
-        waiting = self._waiting.get(request.id)
-        if waiting is not None:
-            waiting.set()
-
-    def _answers(self, adapter: ClusterAdapter, request: Request, target: Target, *, partial: bool) -> list[Any]:
-        waiting = self._waiting[request.id]
-        now = time.monotonic()
-        deadline = now + target.timeout
-        while not request.is_complete and now < deadline:
-            waiting.wait(min(deadline, adapter.settles_at(request, now)) - now)
-            now = time.monotonic()
-            self._run(adapter, adapter.settle, request, now)
-        return request.responses if request.is_complete else self._timed_out(request, target, partial=partial)
-
-    def _end_request(self, adapter: ClusterAdapter, request: Request) -> None:
-        del self._waiting[request.id]
-        self._abandon(adapter, request)
+        while not is_begun() and time.monotonic() < deadline:
+            self.sleep(0.001)
