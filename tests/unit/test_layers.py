@@ -17,7 +17,7 @@ LAYERS = (
     {"_core", "_typing", "exceptions"},
     {"_bus"},
     {"_cluster", "events"},  # side by side: neither knows the other
-    {"client", "codec", "emitter", "health", "manager", "opentelemetry", "prometheus"},
+    {"client", "codec", "emitter", "health", "manager", "opentelemetry", "options", "prometheus", "stats"},
     {"demo"},
     {"cli"},
     {"__main__"},
@@ -122,6 +122,18 @@ def test_imports_run_one_way() -> None:
 def test_only_managers_and_the_demo_import_python_socketio() -> None:
     found = {room for room, module in imports() if module.partition(".")[0] in {"socketio", "engineio"}}
     assert found <= NEEDS_SOCKETIO
+
+
+def test_the_node_knows_nothing_of_python_socketio() -> None:
+    found = {
+        path.stem.removeprefix("async_")
+        for path in (PACKAGE / "_cluster").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for module in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+        if module.partition(".")[0] in {"socketio", "engineio"}
+    }
+    assert found == {"empty_rooms", "manager", "socketio_delivery", "socketio_rooms", "socketio_sockets"}
 
 
 def test_every_room_of_the_crate_has_its_place() -> None:
