@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 use _core::connect::connection::Connector;
 use _core::connect::conninfo::Conninfo;
 use _core::connect::session::Session;
-use _core::handover::inbox::{Inbox, Outlet};
+use _core::handover::inbox::Inbox;
+use _core::handover::item::Recipient;
 use _core::receive::attachment::AttachmentTable;
 use _core::receive::echo::Echo;
 use _core::receive::intake::{Intake, IntakeSettings};
@@ -40,9 +41,9 @@ fn payload(message: &Message, uid: &str, number: u64) -> String {
 }
 
 /// An intake of a server with one client, in `room1`. It never connects: nothing is fetched here.
-fn intake() -> (Intake, Arc<Inbox>) {
+fn intake() -> (Arc<Intake>, Arc<Inbox>) {
     let conninfo = Conninfo::parse("host=localhost user=app", &|_| None).unwrap();
-    let session = Session::new(Arc::new(Connector::new(conninfo, None, Vec::new()).unwrap()), Duration::from_secs(1));
+    let session = Session::new(Arc::new(Connector::new(conninfo, None)), Duration::from_secs(1));
     let rooms = Rooms::default();
     rooms.begin();
     rooms.enter("/", None);
@@ -57,8 +58,8 @@ fn intake() -> (Intake, Arc<Inbox>) {
         signing_key: None,
     };
     let table = Arc::new(AttachmentTable::new("socket_io_attachments", false).unwrap());
-    let outlet = Outlet { inbox: Arc::clone(&inbox), token: 1 };
-    (Intake::new(settings, session, table, Arc::new(Echo::default()), Arc::new(rooms), outlet), inbox)
+    let recipient = Recipient { inbox: Arc::clone(&inbox) as _, token: 1 };
+    (Intake::new(settings, session, table, Arc::new(Echo::default()), Arc::new(rooms), recipient), inbox)
 }
 
 /// Allocations of one message, after others have made room for its kind.

@@ -161,7 +161,7 @@ impl Drop for Server {
 
 /// No environment: neither the developer's variables nor files play a part.
 fn connector(dsn: &str) -> Connector {
-    Connector::new(Conninfo::parse(dsn, &|_| None).unwrap(), None, Vec::new()).unwrap()
+    Connector::new(Conninfo::parse(dsn, &|_| None).unwrap(), None)
 }
 
 async fn query(link: Link, sql: &str) -> String {
@@ -228,7 +228,7 @@ async fn run_scenarios() {
     passwords(&server).await;
     password_file(&server).await;
     password_callable(&server).await;
-    session_options(&server).await;
+    options(&server).await;
     ssl_modes(&server).await;
     cancelling(&server).await;
     tls_verification(&server).await;
@@ -321,7 +321,7 @@ async fn password_callable(server: &Server) {
         }
     });
     let conninfo = server.connector("password=overridden").conninfo().clone();
-    let connector = Connector::new(conninfo, Some(source), Vec::new()).unwrap();
+    let connector = Connector::new(conninfo, Some(source));
     connector.connect().await.unwrap();
     assert_outage(connector.connect().await, "28P01");
     assert_outage(connector.connect().await, "no network");
@@ -330,18 +330,9 @@ async fn password_callable(server: &Server) {
     assert_eq!(calls.load(Ordering::SeqCst), 5);
 }
 
-async fn session_options(server: &Server) {
-    let conninfo = server.connector("options='-c work_mem=1MB'").conninfo().clone();
-    let path = r#""a b", "c\d""#;
-    let options = vec![("search_path".to_owned(), path.to_owned()), ("statement_timeout".to_owned(), "7s".to_owned())];
-    let connector = Connector::new(conninfo.clone(), None, options).unwrap();
-    assert_eq!(query(connector.connect().await.unwrap(), "SHOW search_path").await, path);
-    assert_eq!(query(connector.connect().await.unwrap(), "SHOW statement_timeout").await, "7s");
+async fn options(server: &Server) {
+    let connector = server.connector("options='-c work_mem=1MB'");
     assert_eq!(query(connector.connect().await.unwrap(), "SHOW work_mem").await, "1MB");
-    for (name, value) in [("a b", "1"), ("", "1"), ("a=b", "1"), ("a", "\0")] {
-        let options = vec![(name.to_owned(), value.to_owned())];
-        assert!(matches!(Connector::new(conninfo.clone(), None, options), Err(Error::Options { .. })), "{name:?}");
-    }
 }
 
 async fn ssl_modes(server: &Server) {

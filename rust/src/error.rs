@@ -1,8 +1,7 @@
 //! The one error type of the core: what happened, the offending value, what to do.
 
-use std::fmt::{self, Write as _};
-
-use crate::store::error::StoreError;
+use std::fmt::Write as _;
+use std::time::Duration;
 
 /// Result of every fallible function of the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -147,33 +146,96 @@ pub enum Error {
         /// True when a commit was in flight: it may or may not have happened.
         may_be_sent: bool,
     },
-    /// What only the event store knows.
-    #[error("{0}")]
-    Store(Box<StoreError>),
     /// The call did not finish in time.
-    #[error("{context} did not finish within {seconds} s")]
+    #[error("{context} did not finish within {} s", limit.as_secs_f64())]
     Timeout {
         /// What was being done.
         context: String,
         /// The limit that passed.
-        seconds: Seconds,
+        limit: Duration,
     },
+    /// The aggregate is not as the writer expected; nothing was stored.
+    #[error("aggregate {aggregate_id:?}: expected {}, found {}; load it again and decide anew", last(*expected), last(*actual))]
+    WrongExpectedVersion {
+        /// The aggregate.
+        aggregate_id: String,
+        /// What the writer said: the version of its last event, 0 for none, -1 for any.
+        expected: i64,
+        /// Version of its last event, 0 when it has none.
+        actual: i64,
+    },
+    /// An event id is in use by another event; nothing was stored.
+    #[error("event id {id:?} is taken by {}; give the new event an id of its own", holder(*version))]
+    DuplicateEvent {
+        /// The id.
+        id: String,
+        /// Version of the event that has it, 0 when it is another of the same call.
+        version: i64,
+    },
+    /// An aggregate id is too long for the channel name that go-sync-kit's trigger makes of it; nothing was stored.
+    #[error(
+        "aggregate id {aggregate_id:?} is {size_bytes} bytes, but go-sync-kit's trigger on {table} allows {limit_bytes}"
+    )]
+    AggregateIdTooLong {
+        /// The id.
+        aggregate_id: String,
+        /// The table.
+        table: String,
+        /// Its size.
+        size_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The table is not one that events can be kept in.
+    #[error("table {table} is no event table: {reason}")]
+    SchemaMismatch {
+        /// The table.
+        table: String,
+        /// What is missing or different.
+        reason: String,
+    },
+    /// The server does not show the locks that the order of events is told from.
+    #[error(
+        "table {table}: the server does not show who holds a lock on {sequence}, so readers could pass events that are \
+         being stored; call enable_serial_order() once, then writers take turns and no locks need be seen"
+    )]
+    LocksNotVisible {
+        /// The table.
+        table: String,
+        /// Its sequence.
+        sequence: String,
+    },
+    /// The table went back in time: a restore, a failover that lost commits, or a sequence set back.
+    #[error(
+        "table {table} ends at version {last_version}, before position {position}: it was restored or its sequence set \
+         back; decide where each reader continues"
+    )]
+    Rewound {
+        /// The table.
+        table: String,
+        /// Where the reader was.
+        position: i64,
+        /// The last version the sequence has given out.
+        last_version: i64,
+    },
+    /// `LISTEN` does not work over this connection.
+    #[error("{0}")]
+    InvalidConnection(String),
+    /// The store was closed.
+    #[error("the event store is closed")]
+    StoreClosed,
 }
 
-/// Seconds kept comparable: an `f64` behind `Eq`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seconds(u64);
-
-impl From<f64> for Seconds {
-    fn from(value: f64) -> Self {
-        Self(value.to_bits())
+fn last(version: i64) -> String {
+    match version {
+        -1 => "at least one event".to_owned(),
+        0 => "no events".to_owned(),
+        version => format!("version {version}"),
     }
 }
 
-impl fmt::Display for Seconds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", f64::from_bits(self.0))
-    }
+fn holder(version: i64) -> String {
+    if version == 0 { "another event of the same call".to_owned() } else { format!("the event of version {version}") }
 }
 
 /// What to do where the server does not say it.
@@ -211,6 +273,19 @@ impl Error {
     /// An [`Error::Options`] from its parts; leave `value` empty when it may hold a secret.
     pub fn options(option: impl Into<String>, value: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Options { option: option.into(), value: value.into(), reason: reason.into() }
+    }
+
+    /// An [`Error::ConnectionLost`] with no commit in flight.
+    #[allow(clippy::needless_pass_by_value, reason = "an error, or a text")]
+    pub fn lost(context: impl Into<String>, reason: impl ToString) -> Self {
+        Self::ConnectionLost { context: context.into(), reason: reason.to_string(), may_be_sent: false }
+    }
+
+    /// An [`Error::Database`] in words of our own.
+    pub fn refused(sqlstate: &str, context: impl Into<String>, message: impl Into<String>) -> Self {
+        let (sqlstate, severity, message) = (sqlstate.to_owned(), "ERROR".to_owned(), message.into());
+        let report = ServerReport { sqlstate, severity, message, ..ServerReport::default() };
+        Self::Database { context: context.into(), report: Box::new(report) }
     }
 
     /// Translate a driver error met while doing `context`. `in_flight` says whether a commit was under way.

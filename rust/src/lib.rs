@@ -4,9 +4,11 @@
 pub mod connect;
 pub mod error;
 pub mod handover;
+pub mod lock;
 pub mod publish;
 #[cfg(feature = "python")]
 mod py;
 pub mod receive;
 pub mod store;
+pub mod table_name;
 pub mod wire;

@@ -6,16 +6,28 @@ const FIRST: Duration = Duration::from_millis(100);
 const LAST: Duration = Duration::from_secs(5);
 
 /// Delays of one series of attempts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Backoff {
     attempts: u32,
+    last: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::up_to(LAST)
+    }
 }
 
 impl Backoff {
-    /// The next delay: 50 to 100 % of 0.1 s, 0.2 s, … 5 s. The jitter keeps many processes from returning to a
+    /// Of at most `last`.
+    pub fn up_to(last: Duration) -> Self {
+        Self { attempts: 0, last }
+    }
+
+    /// The next delay: 50 to 100 % of 0.1 s, 0.2 s, … 5 s, or what else is the last. The jitter keeps many processes from returning to a
     /// restarted server in the same instant.
     pub fn next_delay(&mut self) -> Duration {
-        let ceiling = FIRST.saturating_mul(1 << self.attempts.min(10)).min(LAST);
+        let ceiling = FIRST.saturating_mul(1 << self.attempts.min(10)).min(self.last);
         self.attempts += 1;
         ceiling.mul_f64(0.5 + rand::random::<f64>() / 2.0)
     }

@@ -7,7 +7,7 @@ use crate::connect::socket;
 use crate::connect::tls;
 use crate::error::{Error, Result, ServerReport};
 use rand::seq::SliceRandom;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
@@ -132,8 +132,6 @@ impl fmt::Debug for Link {
 pub struct Connector {
     conninfo: Arc<Conninfo>,
     password: Option<PasswordSource>,
-    /// The start-up parameter `options`.
-    options: String,
     preparing: Arc<Semaphore>,
     /// Whether it ever did.
     has_connected: Arc<AtomicBool>,
@@ -141,8 +139,7 @@ pub struct Connector {
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { conninfo, password: _, options, preparing: _, has_connected: _ } = self;
-        f.debug_struct("Connector").field("conninfo", conninfo).field("options", options).finish_non_exhaustive()
+        f.debug_struct("Connector").field("conninfo", &self.conninfo).finish_non_exhaustive()
     }
 }
 
@@ -167,38 +164,13 @@ impl Connector {
             (Some(one), Some(two)) => Arc::ptr_eq(one, two),
             _ => false,
         };
-        is_same_password && self.conninfo == other.conninfo && self.options == other.options
+        is_same_password && self.conninfo == other.conninfo
     }
 
-    /// `session_options` are settings such as `statement_timeout`, sent at start-up as `-c name=value`. Poolers
-    /// refuse what they do not know, so pass none unless the user asked for it.
-    pub fn new(
-        conninfo: Conninfo,
-        password: Option<PasswordSource>,
-        session_options: Vec<(String, String)>,
-    ) -> Result<Self> {
-        let mut options = conninfo.options.clone().unwrap_or_default();
-        for (name, value) in session_options {
-            let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
-            if name.is_empty() || !name.chars().all(is_name) {
-                return Err(Error::options("session option", name, "is not the name of a PostgreSQL setting"));
-            }
-            if value.contains('\0') {
-                return Err(Error::options(name, "", "contains a NUL character"));
-            }
-            // The server splits at white space and takes a backslash as the escape.
-            let mut escaped = String::with_capacity(value.len());
-            for c in value.chars() {
-                if c == '\\' || c.is_ascii_whitespace() || c == '\x0b' {
-                    escaped.push('\\');
-                }
-                escaped.push(c);
-            }
-            let space = if options.is_empty() { "" } else { " " };
-            let _ = write!(options, "{space}-c {name}={escaped}"); // writing to a String cannot fail
-        }
+    /// A connector that has not connected yet.
+    pub fn new(conninfo: Conninfo, password: Option<PasswordSource>) -> Self {
         let preparing = Arc::new(Semaphore::new(PREPARING));
-        Ok(Self { conninfo: Arc::new(conninfo), password, options, preparing, has_connected: Arc::default() })
+        Self { conninfo: Arc::new(conninfo), password, preparing, has_connected: Arc::default() }
     }
 
     /// The configuration it connects with.
@@ -271,7 +243,7 @@ impl Connector {
         let limit = self.conninfo.connect_timeout;
         match timeout(limit, work).await {
             Ok(result) => result,
-            Err(_) => Err(Error::Timeout { context, seconds: limit.as_secs_f64().into() }),
+            Err(_) => Err(Error::Timeout { context, limit }),
         }
     }
 
@@ -321,12 +293,11 @@ impl Connector {
         if let Some(addr) = host.addr {
             return Ok(vec![Some(addr)]);
         }
-        let lost =
-            |reason: String| Error::ConnectionLost { context: format!("look {host} up"), reason, may_be_sent: false };
-        let found = lookup_host((host.name.as_str(), host.port)).await.map_err(|error| lost(error.to_string()))?;
+        let context = format!("look {host} up");
+        let found = lookup_host((host.name.as_str(), host.port)).await.map_err(|error| Error::lost(&context, error))?;
         let mut addresses: Vec<_> = found.map(|address| Some(address.ip())).collect();
         if addresses.is_empty() {
-            return Err(lost("the name has no address".to_owned()));
+            return Err(Error::lost(context, "the name has no address"));
         }
         if self.conninfo.shuffles_hosts {
             addresses.shuffle(&mut rand::rng());
@@ -395,12 +366,7 @@ impl Connector {
         // Told that the client reads UTF-8, the server refuses to send anything else: it reports an error in between,
         // which the driver does not survive either.
         const CHECK_NOTHING: &str = "SET client_encoding TO 'SQL_ASCII'";
-        let lost = |error: io::Error| Error::ConnectionLost {
-            context: context.to_owned(),
-            reason: error.to_string(),
-            may_be_sent: false,
-        };
-        let socket = socket::open(config).await.map_err(lost)?;
+        let socket = socket::open(config).await.map_err(|error| Error::lost(context, error))?;
         let Ok(tls) = MakeTlsConnect::<Plain>::make_tls_connect(&mut tls, &host.server_name());
         let opened = mended::connect(config, socket, tls).await;
         let (client, connection) = opened.map_err(|error| self.translate(&error, context, credential))?;
@@ -431,8 +397,8 @@ impl Connector {
         if let Some(password) = &credential.password {
             config.password(password);
         }
-        if !self.options.is_empty() {
-            config.options(&self.options);
+        if let Some(options) = &conninfo.options {
+            config.options(options);
         }
         match (address, host.socket_dir()) {
             (Some(address), _) => {
@@ -524,9 +490,7 @@ fn as_outage(error: Error) -> Error {
     match error {
         Error::Database { .. } => Error::Refused(Box::new(error)),
         // A certificate that is gone, a password that is no longer given: no option of the caller's became wrong.
-        Error::Options { .. } => {
-            Error::ConnectionLost { context: "connect".to_owned(), reason: error.to_string(), may_be_sent: false }
-        }
+        Error::Options { .. } => Error::lost("connect", error),
         other => other,
     }
 }
@@ -562,19 +526,9 @@ fn combine(mut failures: Vec<Error>) -> Error {
     let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
     let reasons = reasons.join("; ");
     if failures.iter().all(|error| sqlstate(error) == Some(READ_ONLY)) {
-        return read_only("connect".to_owned(), format!("none of the servers accepts writes: {reasons}"));
+        return Error::refused(READ_ONLY, "connect", format!("none of the servers accepts writes: {reasons}"));
     }
-    Error::ConnectionLost { context: "connect to any server".to_owned(), reason: reasons, may_be_sent: false }
-}
-
-fn read_only(context: String, message: String) -> Error {
-    let report = ServerReport {
-        sqlstate: READ_ONLY.to_owned(),
-        severity: "ERROR".to_owned(),
-        message,
-        ..ServerReport::default()
-    };
-    Error::Database { context, report: Box::new(report) }
+    Error::lost("connect to any server", reasons)
 }
 
 /// Run a statement on a connection that nobody else polls yet.
@@ -611,12 +565,14 @@ async fn check_writable(client: &Client, connection: &mut Connection, host: &Hos
         _ => None,
     });
     match row {
-        Some((Some("t"), _)) => Err(read_only(
-            context.to_owned(),
+        Some((Some("t"), _)) => Err(Error::refused(
+            READ_ONLY,
+            context,
             format!("{host} is a hot standby: LISTEN/NOTIFY need the primary; connect to it, or name several hosts"),
         )),
-        Some((_, Some("on"))) => Err(read_only(
-            context.to_owned(),
+        Some((_, Some("on"))) => Err(Error::refused(
+            READ_ONLY,
+            context,
             format!("{host} gives read-only sessions (default_transaction_read_only is on): a writable one is needed"),
         )),
         _ => Ok(()),

@@ -1,10 +1,10 @@
 //! Why a connection is not there: told once for each reason, and shown for as long as it lasts.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::Error;
+use crate::lock::Mutex;
 
 /// Most reasons that one outage is told of before its time comes; servers that are tried in turn give several.
 const REASONS: usize = 8;
@@ -42,14 +42,10 @@ pub struct Outage {
 }
 
 impl Outage {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// An attempt failed, or the connection broke. True when that is to be told: a reason that this outage did not have
     /// before, or a minute has passed.
     pub fn failed(&self, error: &Error) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let (now, text) = (Instant::now(), error.to_string());
         let lasting = state.lasting.get_or_insert_with(|| Lasting {
             present: Present { since: SystemTime::now(), error: error.clone() },
@@ -75,18 +71,18 @@ impl Outage {
 
     /// The connection is there, and works.
     pub fn ended(&self) {
-        self.lock().lasting = None;
+        self.state.lock().lasting = None;
     }
 
     /// The outage that lasts, if there is one.
     pub fn present(&self) -> Option<Present> {
-        self.lock().lasting.as_ref().map(|lasting| lasting.present.clone())
+        self.state.lock().lasting.as_ref().map(|lasting| lasting.present.clone())
     }
 
     /// What was to be told after the first `seen`, as far as it is remembered, and how much there is by now: for whoever
     /// looks now and then.
     pub fn news(&self, seen: u64) -> (Vec<Error>, u64) {
-        let state = self.lock();
+        let state = self.state.lock();
         let unseen = usize::try_from(state.count.saturating_sub(seen)).unwrap_or(usize::MAX).min(state.news.len());
         (state.news.iter().skip(state.news.len() - unseen).cloned().collect(), state.count)
     }
@@ -97,7 +93,7 @@ mod tests {
     use super::*;
 
     fn lost(reason: &str) -> Error {
-        Error::ConnectionLost { context: "connect".to_owned(), reason: reason.to_owned(), may_be_sent: false }
+        Error::lost("connect", reason)
     }
 
     #[test]

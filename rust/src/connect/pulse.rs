@@ -3,10 +3,11 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::lock::Mutex;
 
 /// When bytes last moved on one connection, in either direction.
 #[derive(Default)]
@@ -21,7 +22,7 @@ impl Pulse {
     /// The driver was woken. That is the socket's doing, or that of a request, which says nothing about the link.
     pub fn woken(&self) {
         if !self.is_asked.swap(false, Ordering::Relaxed) {
-            *self.moved_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *self.moved_at.lock() = Some(Instant::now());
         }
     }
 
@@ -32,7 +33,7 @@ impl Pulse {
 
     /// When bytes moved last.
     pub fn moved_at(&self) -> Option<Instant> {
-        *self.moved_at.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.moved_at.lock()
     }
 
     /// The result of `work`, or `None` once nothing has moved for `limit`. However large the answer and slow the link, a
@@ -52,14 +53,14 @@ impl Pulse {
             }
             alarm.as_mut().reset(deadline);
         };
-        *self.alarm.lock().unwrap_or_else(PoisonError::into_inner) = Some(alarm);
+        *self.alarm.lock() = Some(alarm);
         result
     }
 
     /// One that was set before, if nobody else waits by it: to put an alarm off is next to nothing, and to set another
     /// wakes the thread that would have slept until then, two system calls for each request.
     fn alarm(&self, deadline: Instant) -> Pin<Box<Sleep>> {
-        match self.alarm.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match self.alarm.lock().take() {
             Some(mut alarm) => {
                 alarm.as_mut().reset(deadline);
                 alarm

@@ -1,12 +1,13 @@
 //! The one Tokio runtime of the process: started on first use, ended with the last object that may use it, forgotten
 //! in a forked child.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::{Error, Result};
+use crate::lock::{Mutex, wait_while};
 
 struct Owned {
     pid: u32,
@@ -23,7 +24,7 @@ static LEFTOVER_ENDED: Condvar = Condvar::new();
 /// The record of this process. That of a parent is leaked: its threads stayed there, and dropping the runtime here would
 /// wait for them for ever.
 fn owned() -> MutexGuard<'static, Option<Owned>> {
-    let mut slot = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut slot = OWNED.lock();
     let pid = std::process::id();
     if slot.as_ref().is_none_or(|owned| owned.pid != pid) {
         std::mem::forget(slot.replace(Owned { pid, leases: 0, leftovers: 0, runtime: None }));
@@ -103,8 +104,7 @@ impl Drop for Leftover {
 /// Block until no dropped object is sending any more, or the time is over; returns how many still are.
 pub fn wait_for_leftovers(limit: Duration) -> usize {
     let count = |slot: &Option<Owned>| slot.as_ref().map_or(0, |owned| owned.leftovers);
-    let waited = LEFTOVER_ENDED.wait_timeout_while(owned(), limit, |slot| count(slot) > 0);
-    count(&waited.unwrap_or_else(PoisonError::into_inner).0)
+    count(&wait_while(&LEFTOVER_ENDED, owned(), limit, |slot| count(slot) > 0))
 }
 
 /// Handle of the runtime, started if this process has none yet.
@@ -117,14 +117,8 @@ pub fn handle() -> Result<Handle> {
     if let Some(runtime) = &owned.runtime {
         return Ok(runtime.handle().clone());
     }
-    let runtime =
-        Builder::new_multi_thread().worker_threads(1).thread_name("socketio-postgres").enable_all().build().map_err(
-            |error| Error::ConnectionLost {
-                context: "start the background thread".to_owned(),
-                reason: error.to_string(),
-                may_be_sent: false,
-            },
-        )?;
+    let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("socketio-postgres").enable_all().build();
+    let runtime = runtime.map_err(|error| Error::lost("start the background thread", error))?;
     let handle = runtime.handle().clone();
     owned.runtime = Some(runtime);
     Ok(handle)

@@ -193,7 +193,7 @@ impl OpenConnection {
         F: Future<Output = Result<T>>,
     {
         if !self.is_usable() {
-            return Err(lost(context, "the connection was given up before anything was sent".to_owned()));
+            return Err(Error::lost(context, "the connection was given up before anything was sent"));
         }
         self.unless_silent(context, self.answer_limit + travel_time(sent_bytes), work).await.map_err(
             |error| match error {
@@ -217,7 +217,7 @@ impl OpenConnection {
         F: Future<Output = Result<T>>,
     {
         self.pulse.asked();
-        let late = |_| Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() };
+        let late = |_| Error::Timeout { context: context.to_owned(), limit };
         timeout(limit, work(&self.client)).await.map_err(late)?
     }
 
@@ -322,12 +322,8 @@ fn travel_time(sent_bytes: usize) -> Duration {
     Duration::from_secs_f64(sent_bytes as f64 / SLOWEST_LINK_BYTES)
 }
 
-fn lost(context: &str, reason: String) -> Error {
-    Error::ConnectionLost { context: context.to_owned(), reason, may_be_sent: false }
-}
-
 fn silent(context: &str, limit: Duration) -> Error {
-    lost(context, format!("PostgreSQL did not answer within {} s", seconds(limit)))
+    Error::lost(context, format!("PostgreSQL did not answer within {} s", seconds(limit)))
 }
 
 fn seconds(limit: Duration) -> f64 {
@@ -367,7 +363,7 @@ mod tests {
         assert!(said(CANCELLED).starts_with("commit messages: cancelled, there was no answer within 1.2 s"));
         assert!(said("23505").starts_with("commit messages: "), "another answer came in time");
         assert!(!said("23505").contains("cancelled"));
-        let broken = cancelled(lost("commit messages", "closed".to_owned()), "commit messages", Duration::from_secs(1));
+        let broken = cancelled(Error::lost("commit messages", "closed"), "commit messages", Duration::from_secs(1));
         assert_eq!(broken, silent("commit messages", Duration::from_secs(1)));
     }
 }

@@ -1,3 +1,5 @@
-//! The queue between the core and Python.
+//! What crosses from the background thread to Python.
 
+pub mod completion;
 pub mod inbox;
+pub mod item;

@@ -4,20 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::connect::queue;
+use crate::connect::notify_queue;
 use crate::connect::session::OpenConnection;
 use crate::error::{Error, Result};
-use crate::publish::buffer::Outgoing;
-use crate::publish::outbox::Outbox;
+use crate::publish::buffer::{Buffer, Outgoing};
 use crate::publish::statement;
 use crate::receive::attachment::AttachmentTable;
 use crate::receive::echo::Echo;
 use crate::wire::codec::Encoded;
 
 /// A stack of parts still to be sent, the first one last. However this ends, by an error, or by the deadline of
-/// [`Publisher::close`](crate::publish::publisher::Publisher::close), every message is settled or back in the buffer afterwards.
+/// `Publisher::close`, every message is settled or back in the buffer afterwards.
 pub struct Flight<'a> {
-    outbox: &'a Outbox,
+    buffer: &'a Buffer,
     connection: &'a Arc<OpenConnection>,
     table: &'a AttachmentTable,
     echo: &'a Echo,
@@ -29,13 +28,13 @@ pub struct Flight<'a> {
 impl<'a> Flight<'a> {
     /// Take the next group out of the buffer. The connection is the one it will be sent through.
     pub fn take(
-        outbox: &'a Outbox,
+        buffer: &'a Buffer,
         connection: &'a Arc<OpenConnection>,
         table: &'a AttachmentTable,
         echo: &'a Echo,
     ) -> Self {
-        let group = outbox.lock().buffer.take_group();
-        Self { outbox, connection, table, echo, parts: vec![group], is_sending: false }
+        let group = buffer.lock().take_group();
+        Self { buffer, connection, table, echo, parts: vec![group], is_sending: false }
     }
 
     /// Write every message anew for which `spell` gives other bytes; those that it cannot write so fail.
@@ -46,10 +45,10 @@ impl<'a> Flight<'a> {
                 match spell(&outgoing) {
                     Ok(None) => rest.push(outgoing),
                     Ok(Some(wire)) => {
-                        self.outbox.lock().buffer.replace(&mut outgoing, wire);
+                        self.buffer.lock().replace(&mut outgoing, wire);
                         rest.push(outgoing);
                     }
-                    Err(error) => self.outbox.settle(vec![outgoing], &Err(error)),
+                    Err(error) => self.buffer.settle(vec![outgoing], &Err(error)),
                 }
             }
             *part = rest;
@@ -73,7 +72,7 @@ impl<'a> Flight<'a> {
             self.is_sending = sent.as_ref().is_err_and(is_lost_under_way);
             match sent {
                 Ok(()) => {
-                    self.outbox.outage.ended(); // before anybody hears that it is over
+                    self.buffer.outage.ended(); // before anybody hears that it is over
                     expect_echo(self.echo, group, began);
                     self.settle(&Ok(()));
                 }
@@ -88,7 +87,7 @@ impl<'a> Flight<'a> {
                     self.prepare().await?;
                 }
                 Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
-                    match self.connection.ask("tidy the notification queue", queue::tidy).await {
+                    match self.connection.ask("tidy the notification queue", notify_queue::tidy).await {
                         Err(error) if error.is_transient() || error.is_connection_lost() => return Err(error),
                         _ => {} // refused or not, the next attempt decides
                     }
@@ -119,7 +118,7 @@ impl<'a> Flight<'a> {
             }
             let group: Vec<Outgoing> = self.parts.drain(..).rev().flatten().collect();
             let (refused, rest) = group.into_iter().partition(Outgoing::is_attachment);
-            self.outbox.settle(refused, &Err(error));
+            self.buffer.settle(refused, &Err(error));
             self.parts.push(rest);
         }
         Ok(())
@@ -129,7 +128,7 @@ impl<'a> Flight<'a> {
     fn settle(&mut self, result: &Result<()>) {
         self.is_sending = false;
         if let Some(group) = self.parts.pop() {
-            self.outbox.settle(group, result);
+            self.buffer.settle(group, result);
         }
     }
 }
@@ -139,7 +138,7 @@ impl Drop for Flight<'_> {
         if self.is_sending {
             self.settle(&Err(in_doubt("the publisher was closed while a commit was under way")));
         }
-        self.outbox.put_back(std::mem::take(&mut self.parts).into_iter().rev().flatten().collect());
+        self.buffer.lock().put_back(std::mem::take(&mut self.parts).into_iter().rev().flatten().collect());
     }
 }
 

@@ -2,6 +2,5 @@
 
 pub mod buffer;
 pub mod flight;
-pub mod outbox;
 pub mod publisher;
 pub mod statement;

@@ -16,10 +16,10 @@ use crate::connect::outage::Present;
 use crate::connect::runtime;
 use crate::connect::session::Session;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome, Outlet};
-use crate::publish::buffer::{Buffer, Outgoing};
+use crate::handover::completion::Completion;
+use crate::handover::item::Recipient;
+use crate::publish::buffer::{Buffer, Outgoing, PublisherStats, Queue, Unreported};
 use crate::publish::flight::Flight;
-use crate::publish::outbox::{Contents, Outbox, PublisherStats, Unreported};
 use crate::receive::attachment::AttachmentTable;
 use crate::receive::echo::Echo;
 use crate::wire::codec::{self, Encoded, Limits, Seal};
@@ -62,21 +62,17 @@ pub struct PublisherSettings {
     pub signing_key: Option<SigningKey>,
 }
 
-struct Shared {
+/// See the module documentation.
+pub struct Publisher {
     settings: PublisherSettings,
     /// Which of the emitters we are; servers have an id of their own.
     process: Option<String>,
     session: Session,
     table: Arc<AttachmentTable>,
     echo: Arc<Echo>,
-    outbox: Outbox,
+    buffer: Buffer,
     changed: Notify,
     closed: Notify,
-}
-
-/// See the module documentation.
-pub struct Publisher {
-    shared: Arc<Shared>,
 }
 
 impl Publisher {
@@ -86,83 +82,78 @@ impl Publisher {
         session: Session,
         table: Arc<AttachmentTable>,
         echo: Arc<Echo>,
-        outlet: Outlet,
+        recipient: Recipient,
     ) -> Result<Self> {
-        let buffer = Buffer::new(settings.buffer_count, settings.buffer_bytes);
-        let outbox = Outbox::new(buffer, outlet);
+        let buffer = Buffer::new(settings.buffer_count, settings.buffer_bytes, recipient);
         let process = if settings.uid == EMITTER_UID { Some(new_process_id()?) } else { None };
-        let shared =
-            Shared { settings, process, session, table, echo, outbox, changed: Notify::new(), closed: Notify::new() };
-        Ok(Self { shared: Arc::new(shared) })
+        let (changed, closed) = (Notify::new(), Notify::new());
+        Ok(Self { settings, process, session, table, echo, buffer, changed, closed })
     }
 
     /// Connect now, in one attempt, and check the attachment table if asked to.
-    pub fn start(&self, check_table: bool, completion: Completion) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
+    pub fn start(self: &Arc<Self>, check_table: bool, completion: Completion) -> Result<()> {
+        let this = Arc::clone(self);
         runtime::handle()?.spawn(async move {
             let result = async {
-                let connection = shared.session.open().await?;
+                let connection = this.session.open().await?;
                 if check_table {
-                    connection.ask("look up the attachment table", |client| shared.table.ensure(client)).await?;
+                    connection.ask("look up the attachment table", |client| this.table.ensure(client)).await?;
                 }
-                shared.outbox.outage.ended();
-                Ok(Outcome::Done)
+                this.buffer.outage.ended();
+                Ok(())
             };
             completion.finish(result.await);
         });
         Ok(())
     }
 
-    /// Append a cluster message to the buffer. `Ok(false)`: there was no room, so wait for it (`when_space`) before the
-    /// next one.
-    pub fn publish(&self, message: &Message, completion: Option<Completion>) -> Result<bool> {
+    /// Append a cluster message to the buffer; once it is admitted, `waiter` makes the promise to tell of its commit.
+    /// `Ok(false)`: there was no room, so wait for it (`when_space`) before the next one.
+    pub fn publish(self: &Arc<Self>, message: &Message, waiter: Option<impl FnOnce() -> Completion>) -> Result<bool> {
         let (channel, encoded) = self.encode(message)?;
-        let mut contents = self.shared.outbox.open()?;
-        let had_room = !contents.buffer.is_full();
-        if !had_room && self.shared.settings.on_full == OnFull::Drop && completion.is_none() {
-            let news = contents.give_up(&channel);
-            drop(contents);
+        let mut queue = self.buffer.open()?;
+        let had_room = !queue.is_full();
+        if !had_room && self.settings.on_full == OnFull::Drop && waiter.is_none() {
+            let news = queue.give_up(&channel);
+            drop(queue);
             if let Some(error) = news {
-                self.shared.outbox.report(&error);
+                self.buffer.report(&error);
             }
             return Ok(true);
         }
-        let completion = self.admit(&contents, completion)?;
-        self.append(&mut contents, message, channel, encoded, completion)?;
-        self.wake(contents)?;
+        self.admit(&queue)?;
+        self.append(&mut queue, message, channel, encoded, || waiter.map(|promise| promise()))?;
+        self.wake(queue)?;
         Ok(had_room)
     }
 
     /// Append messages so that they share a transaction, as far as there is room; returns how many were appended.
-    pub fn publish_many(&self, messages: &[&Message]) -> Result<usize> {
+    pub fn publish_many(self: &Arc<Self>, messages: &[&Message]) -> Result<usize> {
         let encoded = messages.iter().map(|message| self.encode(message)).collect::<Result<Vec<_>>>()?;
-        let mut contents = self.shared.outbox.open()?;
+        let mut queue = self.buffer.open()?;
         let mut count = 0;
         for (message, (channel, encoded)) in messages.iter().zip(encoded) {
-            if contents.buffer.is_full() {
+            if queue.is_full() {
                 break;
             }
-            if let Err(error) = self.append(&mut contents, message, channel, encoded, None) {
-                self.wake(contents)?; // those before it go all the same
+            if let Err(error) = self.append(&mut queue, message, channel, encoded, || None) {
+                self.wake(queue)?; // those before it go all the same
                 return Err(error);
             }
             count += 1;
         }
-        self.wake(contents)?;
+        self.wake(queue)?;
         Ok(count)
     }
 
-    /// Refuse a message if the buffer is full and nobody is to wait for room; then nothing is reported to `completion`.
-    fn admit(&self, contents: &Contents, completion: Option<Completion>) -> Result<Option<Completion>> {
-        if contents.buffer.is_full() && self.shared.settings.on_full != OnFull::Wait {
-            forget(completion);
-            return Err(contents.buffer.full_error());
-        }
-        Ok(completion)
+    /// Refuse a message if the buffer is full and nobody is to wait for room.
+    fn admit(&self, queue: &Queue) -> Result<()> {
+        let is_refused = queue.is_full() && self.settings.on_full != OnFull::Wait;
+        if is_refused { Err(queue.full_error()) } else { Ok(()) }
     }
 
-    /// Append a notification with a payload of the caller's own.
-    pub fn notify(&self, channel: &str, payload: &str, completion: Completion) -> Result<()> {
+    /// Append a notification with a payload of the caller's own; `waiter` as in [`Publisher::publish`].
+    pub fn notify(self: &Arc<Self>, channel: &str, payload: &str, waiter: impl FnOnce() -> Completion) -> Result<()> {
         check_channel(channel)?;
         if payload.len() > NOTIFY_LIMIT_BYTES {
             let what = format!("payload for channel {channel:?}");
@@ -174,100 +165,99 @@ impl Publisher {
                 reason: "PostgreSQL text holds no NUL character".into(),
             });
         }
-        let mut contents = self.shared.outbox.open()?;
-        let completion = self.admit(&contents, Some(completion))?;
+        let mut queue = self.buffer.open()?;
+        self.admit(&queue)?;
         let (channel, wire) = (channel.to_owned(), Encoded::Inline(payload.to_owned()));
-        contents.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
-        self.wake(contents)
+        let completion = Some(waiter());
+        queue.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
+        self.wake(queue)
     }
 
     /// Messages that failed, with nobody told of each, since this was asked last.
     pub fn take_unreported(&self) -> Unreported {
-        std::mem::take(&mut self.shared.outbox.lock().unreported)
+        std::mem::take(&mut self.buffer.lock().unreported)
     }
 
     /// Keep `completion` until everything appended before is committed or failed.
-    pub fn flush(&self, completion: Completion) -> Result<()> {
-        let mut contents = self.shared.outbox.lock();
-        contents.buffer.append_flush(completion);
-        self.wake(contents)
+    pub fn flush(self: &Arc<Self>, completion: Completion) -> Result<()> {
+        let mut queue = self.buffer.lock();
+        queue.append_flush(completion);
+        self.wake(queue)
     }
 
     /// Keep `completion` until there is room in the buffer.
     pub fn when_space(&self, completion: Completion) {
-        self.shared.outbox.when_space(completion);
+        self.buffer.when_space(completion);
     }
 
     /// Accept nothing more, commit what is buffered within `limit`, disconnect.
-    pub fn close(&self, limit: Duration, completion: Completion) -> Result<()> {
-        let mut contents = self.shared.outbox.lock();
-        if contents.is_closed {
-            drop(contents);
-            completion.finish(Ok(Outcome::Done));
+    pub fn close(self: &Arc<Self>, limit: Duration, completion: Completion) -> Result<()> {
+        let mut queue = self.buffer.lock();
+        if queue.is_closed {
+            drop(queue);
+            completion.finish(Ok(()));
             return Ok(());
         }
-        contents.is_closed = true;
-        if !contents.is_running && contents.buffer.is_empty() {
-            drop(contents);
-            let session = self.shared.session.clone();
+        queue.is_closed = true;
+        if !queue.is_running && queue.is_empty() {
+            drop(queue);
+            let session = self.session.clone();
             runtime::handle()?.spawn(async move {
                 session.close().await;
-                completion.finish(Ok(Outcome::Done));
+                completion.finish(Ok(()));
             });
             return Ok(());
         }
-        contents.closing = Some((completion, Instant::now() + limit));
-        self.wake(contents)?;
-        self.shared.closed.notify_one();
+        queue.closing = Some((completion, Instant::now() + limit));
+        self.wake(queue)?;
+        self.closed.notify_one();
         Ok(())
     }
 
     /// Counters and queue depths.
     pub fn stats(&self) -> PublisherStats {
-        let contents = self.shared.outbox.lock();
-        let (waiting_count, waiting_bytes) = (contents.buffer.count(), contents.buffer.bytes());
-        PublisherStats { waiting_count, waiting_bytes, reconnects: self.shared.session.reconnects(), ..contents.stats }
+        let queue = self.buffer.lock();
+        PublisherStats { reconnects: self.session.reconnects(), ..queue.stats }
     }
 
     /// Why nothing was committed at the last attempt, and since when that is so.
     pub fn outage(&self) -> Option<Present> {
-        self.shared.outbox.outage.present()
+        self.buffer.outage.present()
     }
 
     fn encode(&self, message: &Message) -> Result<(String, Encoded)> {
-        let settings = &self.shared.settings;
+        let settings = &self.settings;
         let channel = channel_name(&settings.prefix, &message.nsp)?;
         Ok((channel, codec::encode(message, &settings.uid, settings.limits)?))
     }
 
     fn append(
         &self,
-        contents: &mut Contents,
+        queue: &mut Queue,
         message: &Message,
         channel: String,
         encoded: Encoded,
-        completion: Option<Completion>,
+        completion: impl FnOnce() -> Option<Completion>,
     ) -> Result<()> {
-        let settings = &self.shared.settings;
-        let sequence = contents.next_sequence(&channel);
-        let seal = self.shared.seal(sequence, &channel);
+        let settings = &self.settings;
+        let sequence = queue.next_sequence(&channel);
+        let seal = self.seal(sequence, &channel);
         let wire = codec::finish(encoded, seal, message, &settings.uid, settings.limits)?;
-        contents.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: Some(sequence) });
+        let (since, completion) = (Instant::now(), completion());
+        queue.append(Outgoing { channel, wire, since, completion, sequence: Some(sequence) });
         Ok(())
     }
 
-    fn wake(&self, mut contents: MutexGuard<'_, Contents>) -> Result<()> {
-        if !contents.is_running {
-            runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
-            contents.is_running = true;
+    fn wake(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) -> Result<()> {
+        if !queue.is_running {
+            runtime::handle()?.spawn(run(Arc::clone(self)));
+            queue.is_running = true;
         }
-        drop(contents);
-        self.shared.changed.notify_one();
+        drop(queue);
+        self.changed.notify_one();
         Ok(())
     }
-}
 
-impl Shared {
     fn seal<'a>(&'a self, sequence: u64, channel: &'a str) -> Seal<'a> {
         Seal { sequence, process: self.process.as_deref(), key: self.settings.signing_key.as_ref(), channel }
     }
@@ -285,113 +275,99 @@ impl Shared {
 fn new_process_id() -> Result<String> {
     const LETTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
     let mut bytes = [0; PROCESS_LENGTH];
-    getrandom::fill(&mut bytes).map_err(|error| Error::ConnectionLost {
-        context: "draw a random id".to_owned(),
-        reason: error.to_string(),
-        may_be_sent: false,
-    })?;
+    getrandom::fill(&mut bytes).map_err(|error| Error::lost("draw a random id", error))?;
     Ok(bytes.into_iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect())
 }
 
-/// Drop a completion without reporting it: its caller learns the outcome from the return value.
-fn forget(completion: Option<Completion>) {
-    if let Some(completion) = completion {
-        completion.cancel();
-    }
-}
-
 /// The publisher's task: work until closed, but not past the deadline of [`Publisher::close`].
-async fn run(shared: Arc<Shared>) {
+async fn run(publisher: Arc<Publisher>) {
     let overtime = async {
-        shared.closed.notified().await;
-        let deadline = shared.outbox.lock().closing.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
+        publisher.closed.notified().await;
+        let deadline = publisher.buffer.lock().closing.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
         tokio::time::sleep_until(deadline.into()).await;
     };
     tokio::select! {
-        () = work(&shared) => {}
+        () = work(&publisher) => {}
         () = overtime => {}
     }
-    shared.outbox.fail_while(&Error::Closed("publisher"), |_| true);
-    shared.session.close().await;
+    publisher.buffer.fail_while(&Error::Closed("publisher"), |_| true);
+    publisher.session.close().await;
     let (closing, waiters) = {
-        let mut contents = shared.outbox.lock();
+        let mut queue = publisher.buffer.lock();
         // In one step with the end: a flush that comes later finds no task, and starts one.
-        contents.buffer.answer_flushes();
-        contents.is_running = false;
-        (contents.closing.take(), contents.take_space_waiters())
+        queue.answer_flushes();
+        queue.is_running = false;
+        (queue.closing.take(), queue.take_space_waiters())
     };
     for completion in waiters.into_iter().chain(closing.map(|(completion, _)| completion)) {
-        completion.finish(Ok(Outcome::Done));
+        completion.finish(Ok(()));
     }
 }
 
 /// Wait for messages, connect, commit group after group.
-async fn work(shared: &Shared) {
+async fn work(publisher: &Publisher) {
     let mut backoff = Backoff::default();
     loop {
-        let (is_idle, has_messages, is_closed) = {
-            let contents = shared.outbox.lock();
-            (contents.buffer.is_empty(), contents.buffer.count() > 0, contents.is_closed)
+        let (is_idle, is_closed) = {
+            let mut queue = publisher.buffer.lock();
+            queue.answer_flushes();
+            (queue.is_empty(), queue.is_closed)
         };
         if is_idle {
             if is_closed {
                 return;
             }
-            shared.changed.notified().await;
+            publisher.changed.notified().await;
             continue;
         }
-        if !has_messages {
-            shared.outbox.lock().buffer.take_group(); // only flushes wait
-            continue;
-        }
-        let connection = match shared.session.open().await {
+        let connection = match publisher.session.open().await {
             Ok(connection) => connection,
             Err(error) => {
                 if !error.is_transient() {
                     // It has never connected, and waiting cannot mend that: the caller must hear of it now.
-                    shared.outbox.fail_while(&error, |_| true);
+                    publisher.buffer.fail_while(&error, |_| true);
                 }
-                wait_after(shared, &error, &mut backoff).await;
+                wait_after(publisher, &error, &mut backoff).await;
                 continue;
             }
         };
-        let mut group = Flight::take(&shared.outbox, &connection, &shared.table, &shared.echo);
+        let mut group = Flight::take(&publisher.buffer, &connection, &publisher.table, &publisher.echo);
         if connection.is_narrow() {
-            group.respell(|outgoing| shared.in_ascii(outgoing));
+            group.respell(|outgoing| publisher.in_ascii(outgoing));
         }
         match group.commit().await {
             Ok(()) => {
                 backoff.reset();
-                shared.outbox.outage.ended();
+                publisher.buffer.outage.ended();
             }
             Err(error) => {
                 connection.leave();
-                wait_after(shared, &error, &mut backoff).await;
+                wait_after(publisher, &error, &mut backoff).await;
             }
         }
     }
 }
 
 /// After a failed attempt: report it, fail what may no longer wait, and wait before the next attempt.
-async fn wait_after(shared: &Shared, error: &Error, backoff: &mut Backoff) {
-    let age = shared.settings.buffer_age;
-    shared.outbox.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
-    if shared.outbox.outage.failed(error) && error.is_transient() {
-        shared.outbox.report(error); // otherwise each message has said so
+async fn wait_after(publisher: &Publisher, error: &Error, backoff: &mut Backoff) {
+    let age = publisher.settings.buffer_age;
+    publisher.buffer.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
+    if publisher.buffer.outage.failed(error) && error.is_transient() {
+        publisher.buffer.report(error); // otherwise each message has said so
     }
     let mut pause = pin!(sleep(backoff.next_delay()));
     loop {
         {
-            let mut contents = shared.outbox.lock();
+            let mut queue = publisher.buffer.lock();
             // Nothing is in flight here, so a flush need not wait for what was published after it.
-            contents.buffer.answer_flushes();
-            if contents.is_closed && contents.buffer.is_empty() {
+            queue.answer_flushes();
+            if queue.is_closed && queue.is_empty() {
                 return;
             }
         }
         tokio::select! {
             () = &mut pause => return,
-            () = shared.changed.notified() => {}
+            () = publisher.changed.notified() => {}
         }
     }
 }

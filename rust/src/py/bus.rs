@@ -1,28 +1,30 @@
 //! `Bus`: one PostgreSQL as seen by one Python object: publisher, listener and attachment table together.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::error::{exception, outage, outage_seconds};
-use super::inbox::PyInbox;
+use super::inbox::{Answer, PyInbox, ToPython};
 use super::message::PyMessage;
-use crate::connect::connection::{Connector, PasswordSource};
-use crate::connect::conninfo::{Conninfo, process_env};
+use super::settings::{connectors, seconds};
 use crate::connect::runtime::{self, Lease, Leftover};
 use crate::connect::session::{OpenConnection, Session};
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome, Outlet};
+use crate::handover::completion::Completion;
+use crate::handover::inbox::Inbox;
+use crate::handover::item::{Receiver as _, Recipient};
+use crate::lock::Mutex;
 use crate::publish::publisher::{OnFull, Publisher, PublisherSettings};
 use crate::receive::attachment::AttachmentTable;
 use crate::receive::attachment::Body;
 use crate::receive::echo::Echo;
 use crate::receive::intake::{Intake, IntakeSettings};
 use crate::receive::listener::{Listener, ListenerSettings, RawSink, Sink};
-use crate::receive::probe::MemberLock;
+use crate::receive::membership::MemberLock;
 use crate::receive::rooms::Rooms;
 use crate::wire::codec::Limits;
 use crate::wire::protocol;
@@ -65,40 +67,12 @@ pub struct PyBus {
     session: Session,
     publisher: Arc<Publisher>,
     listener: Arc<Listener>,
-    intake: Option<Intake>,
+    intake: Option<Arc<Intake>>,
     raw: Arc<RawSink>,
     echo: Arc<Echo>,
     rooms: Arc<Rooms>,
-    outlet: Outlet,
+    inbox: Arc<Inbox<Answer>>,
     buffer_age: Duration,
-}
-
-/// Ask the user's callable for a password, on a thread of its own; a coroutine is run there to its end.
-pub fn password_source(callable: Py<PyAny>) -> PasswordSource {
-    Arc::new(move || {
-        Python::attach(|py| {
-            let ask = || -> PyResult<String> {
-                let mut value = callable.bind(py).call0()?;
-                if value.hasattr("__await__")? {
-                    value = py.import("socketio_postgres._bus.password")?.call_method1("resolve", (value,))?;
-                }
-                value.extract()
-            };
-            ask().map_err(|error| {
-                // The message of a user's exception may hold the secret: name its type only.
-                let kind = error.get_type(py).qualname().map_or_else(|_| String::new(), |name| name.to_string());
-                Error::ConnectionLost {
-                    context: "ask the password callable".to_owned(),
-                    reason: format!("it raised {kind}"),
-                    may_be_sent: false,
-                }
-            })
-        })
-    })
-}
-
-fn seconds(option: &str, value: f64) -> Result<Duration> {
-    Duration::try_from_secs_f64(value).map_err(|error| Error::options(option, value.to_string(), error.to_string()))
 }
 
 impl PyBus {
@@ -113,14 +87,15 @@ impl PyBus {
     }
 
     /// Run an operation on the attachment table in the background.
-    fn on_table<F>(
+    fn on_table<T, F>(
         &self,
         inbox: &PyInbox,
         token: u64,
         operation: impl FnOnce(Arc<AttachmentTable>, Arc<OpenConnection>) -> F + Send + 'static,
     ) -> Result<()>
     where
-        F: Future<Output = Result<Outcome>> + Send + 'static,
+        T: ToPython,
+        F: Future<Output = Result<T>> + Send + 'static,
     {
         self.check_process()?;
         let completion = inbox.completion(token);
@@ -142,7 +117,7 @@ impl Drop for PyBus {
         runtime::leave_to(self.pid, &self.publisher);
         runtime::leave_to(self.pid, &self.listener);
         runtime::leave_to(self.pid, &self.intake);
-        let lease = self.lease.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let lease = self.lease.get_mut().take();
         let Some(lease) = lease.filter(|_| self.pid == std::process::id() && self.is_used.load(Ordering::Relaxed))
         else {
             return;
@@ -158,19 +133,12 @@ impl Drop for PyBus {
 impl PyBus {
     #[new]
     fn new(settings: Settings, inbox: &PyInbox, token: u64) -> PyResult<Self> {
-        let password = settings.password.map(password_source);
-        let connector = |dsn: &str| -> Result<Arc<Connector>> {
-            Ok(Arc::new(Connector::new(Conninfo::parse(dsn, &process_env)?, password.clone(), Vec::new())?))
-        };
-        let write_connector = connector(&settings.dsn)?;
-        let listen_connector = match &settings.listen_dsn {
-            Some(dsn) => connector(dsn)?,
-            None => Arc::clone(&write_connector),
-        };
+        let (write_connector, listen_connector) =
+            connectors(&settings.dsn, settings.listen_dsn.as_deref(), settings.password)?;
         let description = write_connector.conninfo().redacted();
         let table = Arc::new(AttachmentTable::new(&settings.table_name, settings.create_table)?);
         protocol::channel_name(&settings.channel, "/")?;
-        let outlet = Outlet { inbox: Arc::clone(&inbox.0), token };
+        let recipient = Recipient { inbox: Arc::clone(&inbox.0) as _, token };
         let buffer_age = seconds("buffer_age", settings.buffer_age)?;
         let probe_interval = seconds("probe_interval", settings.probe_interval)?;
         // Within two intervals a deaf listener is noticed, and so is a publisher that gets no answer.
@@ -201,7 +169,7 @@ impl PyBus {
             writer.clone(),
             Arc::clone(&table),
             Arc::clone(&echo),
-            outlet.clone(),
+            recipient.clone(),
         )?);
         let is_member = !settings.is_raw && settings.uid != protocol::EMITTER_UID;
         let listener_settings = ListenerSettings {
@@ -220,14 +188,14 @@ impl PyBus {
         };
         let intake = (!settings.is_raw).then(|| {
             let (table, echo, rooms) = (Arc::clone(&table), Arc::clone(&echo), Arc::clone(&rooms));
-            Intake::new(intake_settings, session.clone(), table, echo, rooms, outlet.clone())
+            Intake::new(intake_settings, session.clone(), table, echo, rooms, recipient.clone())
         });
-        let raw = Arc::new(RawSink { outlet: outlet.clone(), undecodable: AtomicU64::default() });
+        let raw = Arc::new(RawSink { recipient: recipient.clone(), undecodable: AtomicU64::default() });
         let sink: Arc<dyn Sink> = match &intake {
-            Some(intake) => Arc::new(intake.clone()),
+            Some(intake) => Arc::new(Arc::clone(intake)),
             None => Arc::clone(&raw) as _,
         };
-        let listener = Arc::new(Listener::new(listen_connector, listener_settings, sink, outlet.clone()));
+        let listener = Arc::new(Listener::new(listen_connector, listener_settings, sink, recipient.clone()));
         let pid = std::process::id();
         let lease = Mutex::new(Some(Lease::new()));
         Ok(Self {
@@ -243,7 +211,7 @@ impl PyBus {
             raw,
             echo,
             rooms,
-            outlet,
+            inbox: Arc::clone(&inbox.0),
             buffer_age,
         })
     }
@@ -276,7 +244,7 @@ impl PyBus {
     #[pyo3(signature = (message, inbox=None, token=0))]
     fn publish(&self, message: &PyMessage, inbox: Option<&PyInbox>, token: u64) -> PyResult<bool> {
         self.check_process()?;
-        Ok(self.publisher.publish(&message.0, inbox.map(|inbox| inbox.completion(token)))?)
+        Ok(self.publisher.publish(&message.0, inbox.map(|inbox| || inbox.completion(token)))?)
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "pyo3 makes the list")]
@@ -288,7 +256,7 @@ impl PyBus {
 
     fn notify(&self, channel: &str, payload: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
-        Ok(self.publisher.notify(channel, payload, inbox.completion(token))?)
+        Ok(self.publisher.notify(channel, payload, || inbox.completion(token))?)
     }
 
     fn when_space(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
@@ -346,7 +314,7 @@ impl PyBus {
     fn ensure_table(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, |table, connection| async move {
             connection.ask("look up the attachment table", |client| table.ensure(client)).await?;
-            Ok(Outcome::Done)
+            Ok(())
         })?)
     }
 
@@ -354,7 +322,7 @@ impl PyBus {
         Ok(self.on_table(inbox, token, |table, connection| async move {
             connection.ask("look up the attachment table", |client| table.ensure(client)).await?;
             let insert = |client| table.insert(client, &body);
-            Ok(Outcome::Number(connection.commit("insert an attachment", body.len(), insert).await?))
+            connection.commit("insert an attachment", body.len(), insert).await
         })?)
     }
 
@@ -363,17 +331,17 @@ impl PyBus {
             let ids = [attachment_id];
             let fetch = |client| table.fetch(client, &ids, usize::MAX, usize::MAX);
             let found = connection.ask("fetch attachments", fetch).await?.remove(&attachment_id);
-            Ok(Outcome::Bytes(match found {
+            Ok(match found {
                 Some(Body::Bytes(bytes)) => Some(bytes),
                 _ => None,
-            }))
+            })
         })?)
     }
 
     fn expire_attachments(&self, age_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
         Ok(self.on_table(inbox, token, move |table, connection| async move {
             let expire = |client| table.expire(client, age_seconds);
-            Ok(Outcome::Number(connection.ask("expire attachments", expire).await?))
+            connection.ask("expire attachments", expire).await
         })?)
     }
 
@@ -400,7 +368,7 @@ impl PyBus {
 
     fn release(&self) {
         // The lock is free before the runtime ends.
-        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let lease = self.lease.lock().take();
         drop(lease);
     }
 
@@ -432,7 +400,7 @@ impl PyBus {
         out.set_item("publisher_outage_seconds", outage_seconds(mute.as_ref()))?;
         out.set_item("buffer_count", publisher.waiting_count)?;
         out.set_item("buffer_bytes", publisher.waiting_bytes)?;
-        let intake = self.intake.as_ref().map(Intake::stats).unwrap_or_default();
+        let intake = self.intake.as_ref().map(|intake| intake.stats()).unwrap_or_default();
         out.set_item("received", intake.received)?;
         out.set_item("irrelevant", intake.irrelevant)?;
         out.set_item("own", intake.own)?;
@@ -445,8 +413,8 @@ impl PyBus {
         out.set_item("overflowed", intake.overflowed)?;
         out.set_item("gaps", intake.gaps)?;
         out.set_item("missing_messages", intake.missing)?;
-        out.set_item("inbox_bytes", self.outlet.inbox.bytes())?;
-        out.set_item("inbox_age", self.outlet.inbox.stalled().as_secs_f64())?;
+        out.set_item("inbox_bytes", self.inbox.bytes())?;
+        out.set_item("inbox_age", self.inbox.stalled().as_secs_f64())?;
         out.set_item("held_bytes", intake.held_bytes)?;
         Ok(out)
     }

@@ -8,7 +8,6 @@ use pyo3::types::{IntoPyDict as _, PyDict, PyModule};
 
 use crate::connect::outage::Present;
 use crate::error::Error;
-use crate::store::error::StoreError;
 
 static EXCEPTIONS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
 
@@ -57,7 +56,33 @@ pub fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyA
         }
         Error::Timeout { .. } => ("OperationTimeoutError", PyDict::new(py)),
         Error::Refused(error) => return exception(py, error),
-        Error::Store(error) => store_exception(py, error)?,
+        Error::WrongExpectedVersion { aggregate_id, expected, actual } => {
+            let details = [("aggregate_id", aggregate_id)].into_py_dict(py)?;
+            details.set_item("expected", expected)?;
+            details.set_item("actual", actual)?;
+            ("WrongExpectedVersionError", details)
+        }
+        Error::DuplicateEvent { id, version } => {
+            let details = [("event_id", id)].into_py_dict(py)?;
+            details.set_item("version", version)?;
+            ("DuplicateEventError", details)
+        }
+        Error::AggregateIdTooLong { aggregate_id, size_bytes, limit_bytes, .. } => {
+            let details = [("size_bytes", size_bytes), ("limit_bytes", limit_bytes)].into_py_dict(py)?;
+            details.set_item("aggregate_id", aggregate_id)?;
+            ("AggregateIdTooLongError", details)
+        }
+        Error::SchemaMismatch { table, reason } => {
+            ("SchemaMismatchError", [("table_name", table), ("reason", reason)].into_py_dict(py)?)
+        }
+        Error::LocksNotVisible { table, sequence } => {
+            ("LocksNotVisibleError", [("table_name", table), ("sequence", sequence)].into_py_dict(py)?)
+        }
+        Error::Rewound { position, last_version, .. } => {
+            ("StoreRewoundError", [("position", position), ("last_version", last_version)].into_py_dict(py)?)
+        }
+        Error::InvalidConnection(_) => ("InvalidConnectionError", PyDict::new(py)),
+        Error::StoreClosed => ("StoreClosedError", PyDict::new(py)),
     };
     let module =
         EXCEPTIONS.get_or_try_init(py, || PyModule::import(py, "socketio_postgres.exceptions").map(Bound::unbind))?;
@@ -79,47 +104,6 @@ pub fn outage<'py>(py: Python<'py>, present: Option<&Present>) -> PyResult<Optio
 /// How long it has lasted.
 pub fn outage_seconds(present: Option<&Present>) -> Option<f64> {
     present.map(|present| present.since.elapsed().unwrap_or_default().as_secs_f64())
-}
-
-fn store_exception<'py>(py: Python<'py>, error: &StoreError) -> PyResult<(&'static str, Bound<'py, PyDict>)> {
-    let details = PyDict::new(py);
-    let class = match error {
-        StoreError::WrongExpectedVersion { aggregate_id, expected, actual } => {
-            details.set_item("aggregate_id", aggregate_id)?;
-            details.set_item("expected", expected.number())?;
-            details.set_item("actual", actual)?;
-            "WrongExpectedVersionError"
-        }
-        StoreError::DuplicateEvent { id, version } => {
-            details.set_item("event_id", id)?;
-            details.set_item("version", version)?;
-            "DuplicateEventError"
-        }
-        StoreError::AggregateIdTooLong { aggregate_id, size_bytes, limit_bytes, .. } => {
-            details.set_item("aggregate_id", aggregate_id)?;
-            details.set_item("size_bytes", size_bytes)?;
-            details.set_item("limit_bytes", limit_bytes)?;
-            "AggregateIdTooLongError"
-        }
-        StoreError::SchemaMismatch { table, reason } => {
-            details.set_item("table_name", table)?;
-            details.set_item("reason", reason)?;
-            "SchemaMismatchError"
-        }
-        StoreError::LocksNotVisible { table, sequence } => {
-            details.set_item("table_name", table)?;
-            details.set_item("sequence", sequence)?;
-            "LocksNotVisibleError"
-        }
-        StoreError::Rewound { position, last_version, .. } => {
-            details.set_item("position", position)?;
-            details.set_item("last_version", last_version)?;
-            "StoreRewoundError"
-        }
-        StoreError::InvalidConnection(_) => "InvalidConnectionError",
-        StoreError::Closed => "StoreClosedError",
-    };
-    Ok((class, details))
 }
 
 impl From<Error> for PyErr {

@@ -9,12 +9,47 @@ use pyo3::types::{PyBytes, PyList};
 
 use super::error::exception;
 use super::message::PyMessage;
-use crate::handover::inbox::{Completion, Inbox, Item, Outcome};
+use crate::handover::completion::Completion;
+use crate::handover::inbox::{Entry, Inbox};
+use crate::handover::item::{Item, Receiver as _};
 use crate::wire::gap::{Gap, Reason};
 
 /// See `_core.pyi`.
 #[pyclass(name = "Inbox", frozen, module = "socketio_postgres._core")]
-pub struct PyInbox(pub Arc<Inbox>);
+pub struct PyInbox(pub Arc<Inbox<Answer>>);
+
+/// What an operation gave.
+pub struct Answer(Box<dyn ToPython>);
+
+/// How Python is given it.
+pub trait ToPython: Send + 'static {
+    /// As an object, any number of times.
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>>;
+}
+
+impl<T: ToPython> From<T> for Answer {
+    fn from(value: T) -> Self {
+        Self(Box::new(value))
+    }
+}
+
+impl ToPython for () {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(py.None().into_bound(py))
+    }
+}
+
+impl ToPython for i64 {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.into_pyobject(py)?.into_any())
+    }
+}
+
+impl ToPython for Option<Vec<u8>> {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.as_ref().map(|bytes| PyBytes::new(py, bytes)).into_pyobject(py)?.into_any())
+    }
+}
 
 const FINISHED: u8 = 0;
 const FAILED: u8 = 1;
@@ -27,7 +62,7 @@ const MEMBERS: u8 = 7;
 const SEEN: u8 = 8;
 
 impl PyInbox {
-    pub fn completion(&self, token: u64) -> Completion {
+    pub fn completion<T: ToPython>(&self, token: u64) -> Completion<T> {
         Completion::new(&self.0, token)
     }
 }
@@ -82,14 +117,14 @@ impl PyInbox {
         let list = into.unwrap_or_else(|| PyList::empty(py));
         let mut taken = self.0.take(max_count);
         let now = SystemTime::now();
-        while let Some((token, item)) = taken.first() {
+        while let Some((token, entry)) = taken.first() {
             let length = list.len();
-            if let Err(error) = append(&list, *token, item, now) {
+            if let Err(error) = append(&list, *token, entry, now) {
                 list.del_slice(length, list.len())?; // of several gaps some may be there
                 if !is_about_the_value(py, &error) {
                     return Err(error);
                 }
-                let kind = if matches!(item, Item::Finished(_)) { FAILED } else { FAILURE };
+                let kind = if matches!(entry, Entry::Finished(_)) { FAILED } else { FAILURE };
                 list.append((*token, kind, error.into_value(py)))?;
                 self.0.count_dropped();
             }
@@ -104,12 +139,16 @@ fn is_about_the_value(py: Python<'_>, error: &PyErr) -> bool {
     error.is_instance_of::<PyException>(py) && !error.is_instance_of::<PyMemoryError>(py)
 }
 
-fn append(list: &Bound<'_, PyList>, token: u64, item: &mut Item, now: SystemTime) -> PyResult<()> {
+fn append(list: &Bound<'_, PyList>, token: u64, entry: &mut Entry<Answer>, now: SystemTime) -> PyResult<()> {
     let py = list.py();
-    if let Item::Overflow(overflow) = item {
-        return overflow.gaps().try_for_each(|gap| list.append((token, GAP, gap_to_python(py, &gap)?)));
-    }
-    let (kind, value) = item_to_python(py, item, now)?;
+    let (kind, value) = match entry {
+        Entry::Finished(Ok(Answer(value))) => (FINISHED, value.to_python(py)?),
+        Entry::Finished(Err(error)) => (FAILED, exception(py, error)?),
+        Entry::Item(Item::Overflow(overflow)) => {
+            return overflow.gaps().try_for_each(|gap| list.append((token, GAP, gap_to_python(py, &gap)?)));
+        }
+        Entry::Item(item) => item_to_python(py, item, now)?,
+    };
     list.append((token, kind, value))
 }
 
@@ -124,8 +163,6 @@ fn item_to_python<'py>(py: Python<'py>, item: &mut Item, now: SystemTime) -> PyR
             };
             (MESSAGE, Bound::new(py, PyMessage(message))?.into_any())
         }
-        Item::Finished(Ok(outcome)) => (FINISHED, outcome_to_python(py, outcome)?),
-        Item::Finished(Err(error)) => (FAILED, exception(py, error)?),
         Item::Notification(n) => (NOTIFICATION, (&n.channel, &n.payload, n.pid).into_pyobject(py)?.into_any()),
         Item::Listening { after_gap } => (LISTENING, after_gap.into_pyobject(py)?.to_owned().into_any()),
         Item::Failure(error) => (FAILURE, exception(py, error)?),
@@ -140,15 +177,6 @@ fn item_to_python<'py>(py: Python<'py>, item: &mut Item, now: SystemTime) -> PyR
 fn gap_to_python<'py>(py: Python<'py>, gap: &Gap) -> PyResult<Bound<'py, PyAny>> {
     let since = gap.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     Ok((gap.reason.as_str(), &gap.nsp, &gap.sender, gap.missing, since).into_pyobject(py)?.into_any())
-}
-
-fn outcome_to_python<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyAny>> {
-    Ok(match outcome {
-        Outcome::Done | Outcome::Bytes(None) => py.None().into_bound(py),
-        Outcome::Number(number) => number.into_pyobject(py)?.into_any(),
-        Outcome::Bytes(Some(bytes)) => PyBytes::new(py, bytes).into_any(),
-        outcome => super::store::outcome_to_python(py, outcome)?,
-    })
 }
 
 /// Add the class and the kinds of items.

@@ -8,6 +8,7 @@ mod inbox;
 mod interpreter;
 mod json;
 mod message;
+mod settings;
 mod store;
 
 use std::time::Duration;
@@ -35,7 +36,7 @@ fn channel_name(prefix: &str, nsp: &str) -> Result<String> {
 /// See `_core.pyi`.
 #[pyfunction]
 fn member_lock(uid: &str) -> u32 {
-    crate::receive::probe::member_id(uid)
+    crate::receive::membership::member_id(uid)
 }
 
 /// See `_core.pyi`.

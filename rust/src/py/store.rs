@@ -2,32 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::bus::password_source;
 use super::error::{exception, outage, outage_seconds};
 use super::event::{self, PyStoredEvent};
-use super::inbox::PyInbox;
-use crate::connect::connection::Connector;
-use crate::connect::conninfo::{Conninfo, process_env};
+use super::inbox::{PyInbox, ToPython};
+use super::settings::{connectors, seconds};
 use crate::connect::runtime::{self, Lease};
 use crate::error::{Error, Result};
-use crate::handover::inbox::Outcome;
-use crate::store::error::Expected;
 use crate::store::event::{NewEvent, StoredEvent};
 use crate::store::event_store::{EventStore, Opened, Settings};
 use crate::store::filter::{Condition, Filter};
 use crate::store::pool::Limits;
-use crate::store::read::feed::{Question, Start, Subscription};
-use crate::store::read::reader::Query;
+use crate::store::read::feed::{Batch, Next, Start, Subscription};
+use crate::store::read::reader::{Page, Query};
 use crate::store::read::reading::Reading;
+use crate::store::read::sharing::Wanted;
 use crate::store::read::wakeup;
-use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY, TableName};
+use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY};
 use crate::store::write::import::Import;
-use crate::store::write::writer::{self, Request};
+use crate::store::write::writer::{self, Position, Request};
+use crate::table_name::TableName;
 
 /// The complete settings, checked and defaulted by `event_store_options.py`.
 #[derive(FromPyObject)]
@@ -98,20 +95,8 @@ impl Drop for PyReading {
     }
 }
 
-fn seconds(option: &str, value: f64) -> Result<Duration> {
-    Duration::try_from_secs_f64(value).map_err(|error| Error::options(option, value.to_string(), error.to_string()))
-}
-
 fn check_process(pid: u32) -> Result<()> {
     if pid == std::process::id() { Ok(()) } else { Err(Error::Forked("event store")) }
-}
-
-fn expected(number: i64) -> Expected {
-    match number {
-        0 => Expected::NoStream,
-        -1 => Expected::Exists,
-        version => Expected::Version(version),
-    }
 }
 
 /// Id, aggregate id, type, data and metadata of an event to store.
@@ -140,26 +125,33 @@ fn filter(given: Vec<GivenCondition>) -> Result<Filter> {
     Filter::new(given.into_iter().map(condition).collect::<Result<_>>()?)
 }
 
+impl PyEventStore {
+    /// Run an operation in the background.
+    fn run<T, F>(&self, inbox: &PyInbox, token: u64, work: impl FnOnce(Arc<EventStore>) -> F) -> PyResult<()>
+    where
+        T: ToPython,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        check_process(self.pid)?;
+        Ok(self.store.spawn(inbox.completion(token), work)?)
+    }
+}
+
 #[pymethods]
 impl PyEventStore {
     #[new]
     fn new(settings: GivenSettings) -> PyResult<Self> {
-        let password = settings.password.map(password_source);
-        let connector = |dsn: &str| -> Result<Arc<Connector>> {
-            Ok(Arc::new(Connector::new(Conninfo::parse(dsn, &process_env)?, password.clone(), Vec::new())?))
-        };
-        let writing = connector(&settings.dsn)?;
-        let listen_connector = match &settings.listen_dsn {
-            Some(dsn) => connector(dsn)?,
-            None => Arc::clone(&writing),
-        };
+        let (writing, listen_connector) = connectors(&settings.dsn, settings.listen_dsn.as_deref(), settings.password)?;
         let description = writing.conninfo().redacted();
         let table_name = TableName::parse(&settings.table_name)?;
-        let store = EventStore::new(Settings {
+        let wanted = Wanted {
             connector: writing,
             listen_connector,
-            table_name: table_name.clone(),
-            may_create: settings.create_table,
+            listening: wakeup::Settings {
+                notification_timeout: seconds("notification_timeout", settings.notification_timeout)?,
+                reconnect_interval: seconds("reconnect_interval", settings.reconnect_interval)?,
+                max_reconnect_attempts: settings.max_reconnect_attempts,
+            },
             limits: Limits {
                 max_open: settings.max_open_conns,
                 max_idle: settings.max_idle_conns,
@@ -167,13 +159,13 @@ impl PyEventStore {
                 max_idle_time: seconds("conn_max_idle_time", settings.conn_max_idle_time)?,
                 is_preparing: settings.enable_prepared_stmts,
             },
-            listening: wakeup::Settings {
-                notification_timeout: seconds("notification_timeout", settings.notification_timeout)?,
-                reconnect_interval: seconds("reconnect_interval", settings.reconnect_interval)?,
-                max_reconnect_attempts: settings.max_reconnect_attempts,
-            },
-            batch_size: settings.batch_size,
             poll_interval: seconds("poll_interval", settings.poll_interval)?,
+        };
+        let store = EventStore::new(Settings {
+            wanted: Arc::new(wanted),
+            table_name: table_name.clone(),
+            may_create: settings.create_table,
+            batch_size: settings.batch_size,
         });
         Ok(Self { pid: std::process::id(), description, table_name, store, _lease: Lease::new() })
     }
@@ -188,11 +180,7 @@ impl PyEventStore {
     }
 
     fn open(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
-        Ok(self.store.spawn(inbox.completion(token), |store| async move {
-            store.open().await?;
-            Ok(Outcome::Done)
-        })?)
+        self.run(inbox, token, |store| async move { store.open().await.map(drop) })
     }
 
     fn layout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
@@ -222,7 +210,6 @@ impl PyEventStore {
     ) -> PyResult<()> {
         check_process(self.pid)?;
         let events = event::new_events(events)?;
-        let expected = expected.into_iter().map(|(id, number)| (id, self::expected(number))).collect();
         Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) })?)
     }
 
@@ -265,25 +252,19 @@ impl PyEventStore {
         inbox: &PyInbox,
         token: u64,
     ) -> PyResult<()> {
-        check_process(self.pid)?;
         let query = Query { since, until, limit, is_backwards, filter: filter(conditions)? };
-        Ok(self.store.spawn(inbox.completion(token), |store| async move { store.load(query).await })?)
+        self.run(inbox, token, |store| async move { store.load(query).await })
     }
 
     fn latest_version(&self, is_settled: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
-        let work = |store: Arc<EventStore>| async move { store.latest_version(is_settled).await };
-        Ok(self.store.spawn(inbox.completion(token), work)?)
+        self.run(inbox, token, move |store| async move { store.latest_version(is_settled).await })
     }
 
     fn settled_version(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
-        let work = |store: Arc<EventStore>| async move { store.settled_version().await };
-        Ok(self.store.spawn(inbox.completion(token), work)?)
+        self.run(inbox, token, move |store| async move { store.settled_version().await })
     }
 
     fn migrate(&self, part: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
         let part = match part {
             "subscriptions" => Part::Subscriptions,
             "guard" => Part::Guard,
@@ -291,12 +272,11 @@ impl PyEventStore {
             "go_notify" => Part::GoNotify,
             _ => Part::Events,
         };
-        Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.migrate(part).await })?)
+        self.run(inbox, token, move |store| async move { store.migrate(part).await })
     }
 
     fn query(&self, sql: String, texts: Vec<Option<String>>, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
-        Ok(self.store.spawn(inbox.completion(token), |store| async move { store.query(sql, texts).await })?)
+        self.run(inbox, token, |store| async move { store.query(sql, texts).await })
     }
 
     fn subscribe(&self, conditions: Vec<GivenCondition>) -> PyResult<PySubscription> {
@@ -306,9 +286,8 @@ impl PyEventStore {
     }
 
     fn close(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        check_process(self.pid)?;
         let limit = super::wait_of(limit_seconds);
-        Ok(self.store.spawn(inbox.completion(token), move |store| async move { store.close(limit).await })?)
+        self.run(inbox, token, move |store| async move { store.close(limit).await })
     }
 
     fn take_failures<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
@@ -382,7 +361,7 @@ impl PySubscription {
     fn begin(&self, after: Option<i64>, inbox: &PyInbox, token: u64) -> PyResult<()> {
         check_process(self.pid)?;
         let start = after.map_or(Start::End, Start::After);
-        Ok(self.subscription.ask(Question::Begin(start), inbox.completion(token))?)
+        Ok(self.subscription.begin(start, inbox.completion(token))?)
     }
 
     fn next(
@@ -396,8 +375,8 @@ impl PySubscription {
     ) -> PyResult<()> {
         check_process(self.pid)?;
         let patience = super::wait_of(patience_seconds);
-        let question = Question::Next { position, limit, reports_progress, patience };
-        Ok(self.subscription.ask(question, inbox.completion(token))?)
+        let next = Next { position, limit, reports_progress, patience };
+        Ok(self.subscription.next(next, inbox.completion(token))?)
     }
 
     fn nudge(&self) {
@@ -423,29 +402,38 @@ fn events<'py>(py: Python<'py>, events: &[Arc<StoredEvent>]) -> PyResult<Bound<'
     PyList::new(py, events.iter().map(event).collect::<PyResult<Vec<_>>>()?)
 }
 
-/// Results of the store's operations.
-pub fn outcome_to_python<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyAny>> {
-    Ok(match outcome {
-        Outcome::Positions(positions) => {
-            let list = PyList::empty(py);
-            // Events of one transaction have one time: one object for all of them.
-            let mut time = (None, event::datetime(py, None)?);
-            for position in positions {
-                if position.created_at != time.0 {
-                    time = (position.created_at, event::datetime(py, position.created_at)?);
-                }
-                list.append((position.version, &time.1, position.is_duplicate))?;
+impl ToPython for Vec<Position> {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let list = PyList::empty(py);
+        // Events of one transaction have one time: one object for all of them.
+        let mut time = (None, event::datetime(py, None)?);
+        for position in self {
+            if position.created_at != time.0 {
+                time = (position.created_at, event::datetime(py, position.created_at)?);
             }
-            list.into_any()
+            list.append((position.version, &time.1, position.is_duplicate))?;
         }
-        Outcome::Page(page) => (events(py, &page.events)?, page.safe_since).into_pyobject(py)?.into_any(),
-        Outcome::Batch(batch) => {
-            let events = events(py, &batch.events)?;
-            (events, batch.position, batch.is_caught_up, batch.reconnects).into_pyobject(py)?.into_any()
-        }
-        Outcome::Rows(rows) => rows.into_pyobject(py)?,
-        Outcome::Done | Outcome::Number(_) | Outcome::Bytes(_) => py.None().into_bound(py),
-    })
+        Ok(list.into_any())
+    }
+}
+
+impl ToPython for Page {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok((events(py, &self.events)?, self.safe_since).into_pyobject(py)?.into_any())
+    }
+}
+
+impl ToPython for Batch {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let events = events(py, &self.events)?;
+        Ok((events, self.position, self.is_caught_up, self.reconnects).into_pyobject(py)?.into_any())
+    }
+}
+
+impl ToPython for Vec<Vec<Option<String>>> {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.into_pyobject(py)
+    }
 }
 
 /// Add the classes.

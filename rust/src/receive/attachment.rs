@@ -7,8 +7,8 @@ use tokio::sync::Mutex;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::error::{Error, Result, ServerReport};
-use crate::wire::protocol::quote_identifier;
+use crate::error::{Error, Result};
+use crate::table_name::TableName;
 
 /// Advisory lock key of everything that must happen once per database: creating and expiring. Spells "sio.pg".
 const LOCK_KEY: i64 = 0x7369_6f2e_7067;
@@ -40,17 +40,7 @@ impl AttachmentTable {
     /// A table by the name a user gave: `table` or `schema.table`, read as PostgreSQL (and so Node) reads it,
     /// that is folded to lower case unless quoted.
     pub fn new(name: &str, may_create: bool) -> Result<Self> {
-        let parts = parse_name(name)
-            .filter(|parts| parts.len() <= 2 && parts.iter().all(|part| !part.is_empty() && part.len() <= 63))
-            .ok_or_else(|| {
-                Error::options(
-                    "table_name",
-                    name,
-                    "give table or schema.table, each at most 63 bytes, quoted if unusual",
-                )
-            })?;
-        let quoted = parts.iter().map(|part| quote_identifier(part)).collect::<Vec<_>>().join(".");
-        Ok(Self { quoted, may_create, sequence: Mutex::default() })
+        Ok(Self { quoted: TableName::parse(name)?.quoted(), may_create, sequence: Mutex::default() })
     }
 
     /// Quoted, ready for SQL.
@@ -169,16 +159,11 @@ impl AttachmentTable {
     }
 
     fn refused(&self, sqlstate: &str, reason: &str) -> Error {
-        Error::Database {
-            context: format!("attachment table {}", self.quoted),
-            report: Box::new(ServerReport {
-                sqlstate: sqlstate.to_owned(),
-                severity: "ERROR".to_owned(),
-                message: reason.to_owned(),
-                hint: Some(format!("run this once as a role that may:\n{}", self.ddl())),
-                ..ServerReport::default()
-            }),
+        let mut error = Error::refused(sqlstate, format!("attachment table {}", self.quoted), reason);
+        if let Error::Database { report, .. } = &mut error {
+            report.hint = Some(format!("run this once as a role that may:\n{}", self.ddl()));
         }
+        error
     }
 
     /// Store one body in a table that is there; returns its id.
@@ -238,60 +223,5 @@ impl AttachmentTable {
         let deleted = client.execute_typed(&sql, &[(&age_seconds, Type::FLOAT8)]).await;
         let deleted = deleted.map_err(|error| Error::from_postgres("expire attachments", &error, false))?;
         Ok(i64::try_from(deleted).unwrap_or(i64::MAX))
-    }
-}
-
-/// Split `schema.table` into parts; `None` when it is no identifier.
-pub(crate) fn parse_name(name: &str) -> Option<Vec<String>> {
-    let mut parts = Vec::new();
-    let mut rest = name;
-    loop {
-        let part;
-        if let Some(quoted) = rest.strip_prefix('"') {
-            let mut text = String::new();
-            let mut chars = quoted.char_indices().peekable();
-            let end = loop {
-                match chars.next()? {
-                    (_, '"') if chars.next_if(|&(_, c)| c == '"').is_some() => text.push('"'),
-                    (at, '"') => break at + 1,
-                    (_, '\0') => return None,
-                    (_, c) => text.push(c),
-                }
-            };
-            part = text;
-            rest = &quoted[end..];
-        } else {
-            let end = rest.find('.').unwrap_or(rest.len());
-            let (word, tail) = rest.split_at(end);
-            let starts_well = word.starts_with(|c: char| c.is_alphabetic() || c == '_');
-            if !starts_well || !word.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$') {
-                return None;
-            }
-            part = word.to_lowercase();
-            rest = tail;
-        }
-        parts.push(part);
-        match rest.strip_prefix('.') {
-            Some(tail) => rest = tail,
-            None if rest.is_empty() => return Some(parts),
-            None => return None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_read_as_postgresql_reads_them() {
-        let quoted = |name: &str| AttachmentTable::new(name, true).map(|table| table.quoted);
-        assert_eq!(quoted("socket_io_attachments").unwrap(), "\"socket_io_attachments\"");
-        assert_eq!(quoted("Chat.Events").unwrap(), "\"chat\".\"events\"");
-        assert_eq!(quoted(r#""Chat".ev$1"#).unwrap(), "\"Chat\".\"ev$1\"");
-        assert_eq!(quoted(r#""a"".b""#).unwrap(), r#""a"".b""#);
-        for bad in ["", "a.b.c", "a b", "a;drop", "\"open", "\"\"", ".a", "a.", "1a", &"x".repeat(64)] {
-            assert!(matches!(quoted(bad), Err(Error::Options { .. })), "{bad:?}");
-        }
     }
 }

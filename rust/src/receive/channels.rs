@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
-use crate::handover::inbox::Completion;
+use crate::handover::completion::Completion;
 use crate::wire::protocol::quote_identifier;
 
 /// See the module documentation.

@@ -4,11 +4,12 @@
 //! others, or a `listen_dsn` that leads to another database. Our own messages cost nothing extra to look for.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
+
+use crate::lock::Mutex;
 
 struct Channel {
     /// When LISTEN became active in the present session.
@@ -35,13 +36,9 @@ pub struct Echo {
 }
 
 impl Echo {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// LISTEN is active on exactly these channels; for a new session all of them are new.
     pub fn listening<'a>(&self, channels: impl Iterator<Item = &'a String>, is_new_session: bool, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut before = std::mem::take(&mut state.channels);
         state.channels = channels
             .map(|name| {
@@ -54,13 +51,13 @@ impl Echo {
 
     /// There is no session: nothing can come back.
     pub fn lost(&self) {
-        self.lock().channels.clear();
+        self.state.lock().channels.clear();
         self.changed.notify_one();
     }
 
     /// Our message with this number was committed; its transaction began at `began`.
     pub fn committed(&self, channel: &str, number: u64, began: Instant, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(channel) = state.channels.get_mut(channel) else { return };
         if began < channel.active_since {
             return; // it may have been committed before LISTEN was active
@@ -73,7 +70,7 @@ impl Echo {
 
     /// Our message with this number came back.
     pub fn arrived(&self, channel: &str, number: u64, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.last_at = Some(now);
         if let Some(channel) = state.channels.get_mut(channel) {
             channel.arrived = channel.arrived.max(number);
@@ -85,7 +82,7 @@ impl Echo {
 
     /// A channel on which something of ours has been awaited for longer than `limit`.
     pub fn overdue(&self, limit: Duration, now: Instant) -> Option<String> {
-        let state = self.lock();
+        let state = self.state.lock();
         let is_overdue = |channel: &Channel| {
             channel.committed > channel.arrived && now.saturating_duration_since(channel.waiting_since) > limit
         };
@@ -94,14 +91,14 @@ impl Echo {
 
     /// The last numbers committed that have not come back, by channel.
     pub fn awaited(&self) -> Vec<(String, u64)> {
-        let state = self.lock();
+        let state = self.state.lock();
         let awaited = state.channels.iter().filter(|(_, channel)| channel.committed > channel.arrived);
         awaited.map(|(name, channel)| (name.clone(), channel.committed)).collect()
     }
 
     /// Whether any of these may still come.
     pub fn is_waiting_for(&self, awaited: &[(String, u64)]) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         awaited.iter().any(|(name, number)| state.channels.get(name).is_some_and(|channel| channel.arrived < *number))
     }
 
@@ -112,7 +109,7 @@ impl Echo {
 
     /// Time since something of ours came back.
     pub fn age(&self) -> Option<Duration> {
-        self.lock().last_at.map(|at| at.elapsed())
+        self.state.lock().last_at.map(|at| at.elapsed())
     }
 }
 

@@ -7,7 +7,7 @@
 //! Nothing here waits for Python. What does not fit is dropped, and a gap stands in its place.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
@@ -16,7 +16,8 @@ use crate::connect::backoff::Backoff;
 use crate::connect::runtime;
 use crate::connect::session::Session;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Item, Outlet, SMALL_BYTES};
+use crate::handover::item::{Item, Recipient, SMALL_BYTES};
+use crate::lock::Mutex;
 use crate::receive::attachment::{AttachmentTable, Body};
 use crate::receive::echo::Echo;
 use crate::receive::lanes::{Lanes, Slot};
@@ -87,12 +88,12 @@ pub struct IntakeStats {
 
 /// Where a message is from, as the application is told when it gets lost.
 #[derive(Clone)]
-struct From {
+struct Source {
     nsp: String,
     sender: String,
 }
 
-impl From {
+impl Source {
     fn gap(&self, reason: Reason, missing: u64, since: SystemTime) -> Gap {
         let (nsp, sender) = (Some(self.nsp.clone()), Some(self.sender.clone()));
         Gap { reason, nsp, sender, missing: Some(missing), since }
@@ -104,7 +105,7 @@ struct Wanted {
     id: i64,
     channel: String,
     uid: String,
-    from: From,
+    from: Source,
     signed: Option<Signed>,
     since: Instant,
     arrived: SystemTime,
@@ -121,21 +122,16 @@ struct State {
     is_fetching: bool,
 }
 
-struct Shared {
+/// See the module documentation.
+pub struct Intake {
     settings: IntakeSettings,
     session: Session,
     table: Arc<AttachmentTable>,
     echo: Arc<Echo>,
     rooms: Arc<Rooms>,
-    outlet: Outlet,
+    recipient: Recipient,
     state: Mutex<State>,
     closed: Notify,
-}
-
-/// See the module documentation.
-#[derive(Clone)]
-pub struct Intake {
-    shared: Arc<Shared>,
 }
 
 impl Intake {
@@ -147,27 +143,27 @@ impl Intake {
         table: Arc<AttachmentTable>,
         echo: Arc<Echo>,
         rooms: Arc<Rooms>,
-        outlet: Outlet,
-    ) -> Self {
+        recipient: Recipient,
+    ) -> Arc<Self> {
         let (state, closed) = (Mutex::default(), Notify::new());
-        Self { shared: Arc::new(Shared { settings, session, table, echo, rooms, outlet, state, closed }) }
+        Arc::new(Self { settings, session, table, echo, rooms, recipient, state, closed })
     }
 
     /// Counters.
     pub fn stats(&self) -> IntakeStats {
-        let state = self.shared.lock();
+        let state = self.state.lock();
         IntakeStats { held_bytes: state.lanes.bytes(), ..state.stats }
     }
 
     /// Stop fetching.
     pub fn close(&self) {
-        self.shared.closed.notify_one();
+        self.closed.notify_one();
     }
 }
 
-impl Sink for Intake {
+impl Sink for Arc<Intake> {
     fn take(&self, channel: &str, payload: &str, _: i32, arrived: SystemTime) {
-        if let Err(error) = self.shared.take(channel, payload, arrived) {
+        if let Err(error) = self.receive(channel, payload, arrived) {
             self.skip(on_channel(error, channel));
         }
         self.fetch_if_wanted();
@@ -175,18 +171,18 @@ impl Sink for Intake {
 
     fn skip(&self, error: Error) {
         {
-            let stats = &mut self.shared.lock().stats;
+            let stats = &mut self.state.lock().stats;
             match error {
                 Error::Signature { .. } => stats.bad_signatures += 1,
                 _ => stats.undecodable += 1,
             }
         }
-        self.shared.outlet.push(Item::Failure(error));
+        self.recipient.push(Item::Failure(error));
     }
 
     fn lost(&self, since: SystemTime) {
-        self.shared.lock().stats.gaps += 1;
-        self.shared.outlet.push(Item::Gap(Gap {
+        self.state.lock().stats.gaps += 1;
+        self.recipient.push(Item::Gap(Gap {
             reason: Reason::Reconnect,
             nsp: None,
             sender: None,
@@ -196,24 +192,24 @@ impl Sink for Intake {
     }
 
     fn unlistened(&self, channel: &str) {
-        self.shared.lock().sequences.forget(channel);
+        self.state.lock().sequences.forget(channel);
     }
 }
 
 impl Intake {
-    fn fetch_if_wanted(&self) {
+    fn fetch_if_wanted(self: &Arc<Self>) {
         {
-            let mut state = self.shared.lock();
+            let mut state = self.state.lock();
             if state.wanted.is_empty() || std::mem::replace(&mut state.is_fetching, true) {
                 return;
             }
         }
         if let Ok(handle) = runtime::handle() {
-            let shared = Arc::clone(&self.shared);
+            let intake = Arc::clone(self);
             handle.spawn(async move {
                 tokio::select! {
-                    () = fetch(&shared) => {}
-                    () = shared.closed.notified() => {}
+                    () = fetch(&intake) => {}
+                    () = intake.closed.notified() => {}
                 }
             });
         }
@@ -243,12 +239,8 @@ fn sender_of(uid: &str, process: Option<&str>) -> String {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self, channel: &str, payload: &str, arrived: SystemTime) -> Result<()> {
+impl Intake {
+    fn receive(&self, channel: &str, payload: &str, arrived: SystemTime) -> Result<()> {
         let settings = &self.settings;
         let bad = |reason| Error::Signature { channel: channel.to_owned(), reason };
         let signed = match &settings.signing_key {
@@ -262,18 +254,18 @@ impl Shared {
         let (received, stamp) = codec::decode_stamped(payload, nsp)?;
         let (Received::Message(Message { uid, nsp, .. }) | Received::Attachment { uid, nsp, .. }) = &received;
         if *uid == settings.uid && uid != EMITTER_UID {
-            self.lock().stats.own += 1;
+            self.state.lock().stats.own += 1;
             if let Some(number) = stamp.sequence {
                 self.echo.arrived(channel, number, Instant::now());
             }
             return Ok(());
         }
         let process = stamp.process.as_deref();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if !self.observe(&mut state, channel, Origin { nsp, uid, process }, stamp.sequence, arrived) {
             return Ok(());
         }
-        let from = From { nsp: nsp.clone(), sender: sender_of(uid, process) };
+        let from = Source { nsp: nsp.clone(), sender: sender_of(uid, process) };
         match received {
             Received::Message(message) if state.lanes.is_held_up(channel) => {
                 self.hold(&mut state, channel, Slot::Ready(message, from.sender.clone()), from);
@@ -297,7 +289,7 @@ impl Shared {
         if glance.uid == self.settings.uid || !self.rooms.are_empty(nsp, glance.rooms()) {
             return false;
         }
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.lanes.is_held_up(channel) {
             return false; // sockets may enter the rooms by a message that still waits there
         }
@@ -334,7 +326,7 @@ impl Shared {
                 return false;
             }
             Arrival::Hole { missing, since } => {
-                let from = From { nsp: nsp.to_owned(), sender: sender_of(uid, process) };
+                let from = Source { nsp: nsp.to_owned(), sender: sender_of(uid, process) };
                 self.append_gap(state, channel, from.gap(Reason::Hole, missing, since));
             }
         }
@@ -353,12 +345,12 @@ impl Shared {
     }
 
     fn has_room(&self, state: &State, size: usize) -> bool {
-        let waiting = state.lanes.bytes() + self.outlet.inbox.bytes();
+        let waiting = state.lanes.bytes() + self.recipient.inbox.bytes();
         waiting == 0 || waiting + size <= self.settings.buffer_bytes
     }
 
     /// Keep a message, or one that is announced, in the channel's lane. False: there is no room, and it is dropped.
-    fn hold(&self, state: &mut State, channel: &str, slot: Slot, from: From) -> bool {
+    fn hold(&self, state: &mut State, channel: &str, slot: Slot, from: Source) -> bool {
         if self.has_room(state, slot.size_bytes()) {
             state.lanes.keep(channel, slot);
             return true;
@@ -380,7 +372,7 @@ impl Shared {
             Slot::Gap(gap) => {
                 state.stats.gaps += 1;
                 state.stats.missing = state.stats.missing.saturating_add(gap.missing.unwrap_or_default());
-                self.outlet.push(Item::Gap(gap));
+                self.recipient.push(Item::Gap(gap));
             }
             Slot::Overflow(overflow) => self.overflow(state, overflow),
             Slot::Fetching(_) => {}
@@ -399,7 +391,7 @@ impl Shared {
         let nsp = message.nsp.clone();
         let joined =
             if let MessageBody::SocketsJoin { rooms, .. } = &message.body { rooms.clone() } else { Vec::new() };
-        if self.outlet.push(Item::Message(message)) {
+        if self.recipient.push(Item::Message(message)) {
             state.stats.received += 1;
         } else {
             self.rooms.settled(&nsp, &joined);
@@ -422,19 +414,19 @@ impl Shared {
         if state.seen.values().map(foldhash::HashMap::len).sum::<usize>() >= SEEN_LIMIT {
             state.seen.clear();
         }
-        self.outlet.push(Item::Seen { nsp: nsp.to_owned(), uid: uid.to_owned() });
+        self.recipient.push(Item::Seen { nsp: nsp.to_owned(), uid: uid.to_owned() });
         state.seen.entry(nsp.to_owned()).or_default().insert(uid.to_owned(), now);
     }
 
     fn overflow(&self, state: &mut State, overflow: Overflow) {
         state.stats.missing = state.stats.missing.saturating_add(overflow.missing());
-        if self.outlet.inbox.push_overflow(self.outlet.token, overflow) {
+        if self.recipient.push_overflow(overflow) {
             state.stats.gaps += 1;
         }
     }
 
     fn want_again(&self, batch: impl DoubleEndedIterator<Item = Wanted>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for wanted in batch.rev() {
             state.wanted.push_front(wanted);
         }
@@ -443,7 +435,7 @@ impl Shared {
     /// Give up what has waited too long, the time not counted in which the database could be asked.
     fn give_up(&self, in_vain: Instant) {
         let late: Vec<Wanted> = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let is_late = |wanted: &Wanted| wanted.since.max(in_vain).elapsed() >= FETCH_LIMIT;
             let count = state.wanted.iter().take_while(|wanted| is_late(wanted)).count();
             state.wanted.drain(..count).collect()
@@ -463,7 +455,7 @@ impl Shared {
             }
             codec::decode_attachment(body, &wanted.uid, &wanted.from.nsp)
         });
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let (slot, failure) = match result {
             Ok(message) => {
                 state.stats.attachments += 1;
@@ -483,19 +475,19 @@ impl Shared {
         }
         drop(state);
         if let Some(error) = failure {
-            self.outlet.push(Item::Failure(on_channel(error, &wanted.channel)));
+            self.recipient.push(Item::Failure(on_channel(error, &wanted.channel)));
         }
     }
 }
 
 /// Fetch attachments until none is wanted.
-async fn fetch(shared: &Shared) {
+async fn fetch(intake: &Intake) {
     let mut backoff = Backoff::default();
     // Since when the database was asked in vain.
     let mut in_vain: Option<Instant> = None;
     loop {
         let batch: Vec<Wanted> = {
-            let mut state = shared.lock();
+            let mut state = intake.state.lock();
             // After a failure the first one is asked for alone: that has the best chance.
             let count = state.wanted.len().min(if in_vain.is_none() { FETCH_COUNT } else { 1 });
             if count == 0 {
@@ -506,27 +498,27 @@ async fn fetch(shared: &Shared) {
         };
         let ids: Vec<i64> = batch.iter().map(|wanted| wanted.id).collect();
         let began = Instant::now();
-        match fetch_once(shared, &ids).await {
+        match fetch_once(intake, &ids).await {
             Ok(bodies) => {
                 backoff.reset();
                 in_vain = None;
-                settle_batch(shared, batch, &bodies);
+                settle_batch(intake, batch, &bodies);
             }
             Err(error) => {
-                shared.table.forget_if_gone(&error).await;
+                intake.table.forget_if_gone(&error).await;
                 if backoff.attempts() == 0 {
-                    shared.outlet.push(Item::Failure(error.clone()));
+                    intake.recipient.push(Item::Failure(error.clone()));
                 }
                 if error.is_transient() || error.is_connection_lost() {
-                    shared.want_again(batch.into_iter());
+                    intake.want_again(batch.into_iter());
                     if let Some(since) = in_vain {
-                        shared.give_up(since); // but not before a second attempt, on a new connection
+                        intake.give_up(since); // but not before a second attempt, on a new connection
                     }
                     in_vain = in_vain.or(Some(began));
                 } else {
                     for wanted in batch {
                         let missing = missing(&wanted);
-                        shared.settle(wanted, Err(missing));
+                        intake.settle(wanted, Err(missing));
                     }
                 }
                 tokio::time::sleep(backoff.next_delay()).await;
@@ -536,23 +528,23 @@ async fn fetch(shared: &Shared) {
 }
 
 /// Settle the attachments that were fetched, up to the first that did not fit into this batch.
-fn settle_batch(shared: &Shared, batch: Vec<Wanted>, bodies: &HashMap<i64, Body>) {
+fn settle_batch(intake: &Intake, batch: Vec<Wanted>, bodies: &HashMap<i64, Body>) {
     let mut batch = batch.into_iter();
     while let Some(wanted) = batch.next() {
         match bodies.get(&wanted.id) {
             Some(Body::Later) => {
-                shared.want_again(std::iter::once(wanted).chain(batch));
+                intake.want_again(std::iter::once(wanted).chain(batch));
                 return;
             }
-            Some(Body::Bytes(bytes)) => shared.settle(wanted, Ok(bytes)),
+            Some(Body::Bytes(bytes)) => intake.settle(wanted, Ok(bytes)),
             Some(Body::TooLarge(size_bytes)) => {
                 let what = format!("attachment {} announced on channel {:?}", wanted.id, wanted.channel);
-                let (size_bytes, limit_bytes) = (*size_bytes, shared.settings.max_payload_bytes);
-                shared.settle(wanted, Err(Error::TooLarge { what, size_bytes, limit_bytes }));
+                let (size_bytes, limit_bytes) = (*size_bytes, intake.settings.max_payload_bytes);
+                intake.settle(wanted, Err(Error::TooLarge { what, size_bytes, limit_bytes }));
             }
             None => {
                 let missing = missing(&wanted);
-                shared.settle(wanted, Err(missing));
+                intake.settle(wanted, Err(missing));
             }
         }
     }
@@ -562,10 +554,10 @@ fn missing(wanted: &Wanted) -> Error {
     Error::AttachmentMissing { attachment_id: wanted.id.to_string(), channel: wanted.channel.clone() }
 }
 
-async fn fetch_once(shared: &Shared, ids: &[i64]) -> Result<HashMap<i64, Body>> {
-    let connection = shared.session.open().await?;
-    let limit = shared.settings.max_payload_bytes;
-    let fetch = |client| shared.table.fetch(client, ids, limit, FETCH_BYTES);
+async fn fetch_once(intake: &Intake, ids: &[i64]) -> Result<HashMap<i64, Body>> {
+    let connection = intake.session.open().await?;
+    let limit = intake.settings.max_payload_bytes;
+    let fetch = |client| intake.table.fetch(client, ids, limit, FETCH_BYTES);
     let found = connection.ask("fetch attachments", fetch).await;
     if found.is_err() {
         connection.leave(); // another may lead to a server that can answer

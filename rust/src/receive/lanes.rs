@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use foldhash::HashMap;
 
-use crate::handover::inbox::SMALL_BYTES;
+use crate::handover::item::SMALL_BYTES;
 use crate::wire::gap::{Gap, Overflow};
 use crate::wire::protocol::Message;
 

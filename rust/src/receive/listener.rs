@@ -1,45 +1,42 @@
 //! Listening: a connection of its own that holds `LISTEN` for the wanted channels and is opened again for ever.
 //!
-//! The session runs nothing but `LISTEN`, `UNLISTEN` and probes, never a transaction, and reading it never waits for
-//! anyone: a notification goes to a [`Sink`] that must not block. Otherwise PostgreSQL could neither shrink the
-//! notification queue nor vacuum, for the whole database.
+//! What it hears goes to a [`Sink`] that must not block.
 //!
 //! A session that looks healthy and hears nothing is found by the probe (it no longer answers, or holds other channels)
 //! and by the [`Echo`] of what we publish ourselves.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::Client;
 
 use crate::connect::backoff::Backoff;
 use crate::connect::connection::{Connector, Link};
+use crate::connect::listening::{self, Heard, Listening};
 use crate::connect::mended;
+use crate::connect::notify_queue;
 use crate::connect::outage::{Outage, Present};
-use crate::connect::queue;
+use crate::connect::probe::{self, Identity};
 use crate::connect::runtime;
 use crate::connect::session::Session;
 use crate::error::{Error, LikelyCause, Result};
-use crate::handover::inbox::{Completion, Item, Notification, Outcome, Outlet};
+use crate::handover::completion::Completion;
+use crate::handover::item::{Item, Notification, Recipient};
+use crate::lock::Mutex;
 use crate::receive::channels::{Change, Channels};
 use crate::receive::echo::Echo;
-use crate::receive::probe::{self, Identity, MemberLock};
+use crate::receive::membership::{self, MemberLock};
 use crate::wire::gap::{Gap, Overflow, Reason};
 use crate::wire::protocol::{check_channel, quote_identifier};
 
 /// Longest wait for an answer, or silence before it, while a session is being set up; later it is the probe's interval.
 const SETUP_LIMIT: Duration = Duration::from_secs(5);
-/// After so many intervals without a probe the server ends the session: then this process does not run.
-const IDLE_INTERVALS: u32 = 3;
 /// `pg_notification_queue_usage` takes locks that publishers need, so it is asked rarely.
 const QUEUE_USAGE_INTERVAL: Duration = Duration::from_secs(30);
-/// Notifications that come without a pause look at the clocks once for so many: two calls and a lock each are a tenth of
-/// what a message costs that is for nobody here.
-const TOGETHER: u32 = 64;
-
 /// Takes notifications, in the order of their commits. Called on the background thread; must not block.
 pub trait Sink: Send + Sync + 'static {
     /// One notification arrived: its channel, its payload, the process id of the session that sent it, and when. What
@@ -56,7 +53,7 @@ pub trait Sink: Send + Sync + 'static {
 /// Hands raw notifications to Python.
 pub struct RawSink {
     /// Where to.
-    pub outlet: Outlet,
+    pub recipient: Recipient,
     /// Notifications that were no text, skipped.
     pub undecodable: AtomicU64,
 }
@@ -64,18 +61,24 @@ pub struct RawSink {
 impl Sink for RawSink {
     fn take(&self, channel: &str, payload: &str, pid: i32, _: SystemTime) {
         let notification = Notification { channel: channel.to_owned(), payload: payload.to_owned(), pid };
-        if !self.outlet.push(Item::Notification(notification)) {
-            self.outlet.inbox.push_overflow(self.outlet.token, Overflow::of(None, None));
+        if !self.recipient.push(Item::Notification(notification)) {
+            self.recipient.push_overflow(Overflow::of(None, None));
         }
     }
 
     fn skip(&self, error: Error) {
         self.undecodable.fetch_add(1, Ordering::Relaxed);
-        self.outlet.push(Item::Failure(error));
+        self.recipient.push(Item::Failure(error));
     }
 
     fn lost(&self, since: SystemTime) {
-        self.outlet.push(Item::Gap(Gap { reason: Reason::Reconnect, nsp: None, sender: None, missing: None, since }));
+        self.recipient.push(Item::Gap(Gap {
+            reason: Reason::Reconnect,
+            nsp: None,
+            sender: None,
+            missing: None,
+            since,
+        }));
     }
 
     fn unlistened(&self, _: &str) {}
@@ -104,10 +107,6 @@ struct State {
     closing: Option<Completion>,
     /// Who the present session is.
     identity: Option<Identity>,
-    /// When a session last gave a sign of life.
-    alive_at: Option<SystemTime>,
-    /// The same on the other clock.
-    heard_at: Option<Instant>,
     /// When the session that was lost had given its last; sessions that failed in between tell nothing.
     lost_since: Option<SystemTime>,
     /// How many were lost or could not be opened, and what ended the last one.
@@ -122,20 +121,17 @@ struct State {
     queue_usage_at: Option<Instant>,
 }
 
-struct Shared {
+/// See the module documentation.
+pub struct Listener {
     connector: Arc<Connector>,
     settings: ListenerSettings,
     sink: Arc<dyn Sink>,
-    outlet: Outlet,
+    recipient: Recipient,
     state: Mutex<State>,
+    heard: Heard,
     outage: Outage,
     changed: Notify,
     closed: Notify,
-}
-
-/// See the module documentation.
-pub struct Listener {
-    shared: Arc<Shared>,
 }
 
 /// State of a listener.
@@ -159,18 +155,24 @@ pub struct ListenerStats {
 
 impl Listener {
     /// A listener that connects with the first channel, or with [`Listener::start`].
-    pub fn new(connector: Arc<Connector>, settings: ListenerSettings, sink: Arc<dyn Sink>, outlet: Outlet) -> Self {
-        let (state, outage, changed, closed) = (Mutex::default(), Outage::default(), Notify::new(), Notify::new());
-        Self { shared: Arc::new(Shared { connector, settings, sink, outlet, state, outage, changed, closed }) }
+    pub fn new(
+        connector: Arc<Connector>,
+        settings: ListenerSettings,
+        sink: Arc<dyn Sink>,
+        recipient: Recipient,
+    ) -> Self {
+        let (state, heard, outage) = (Mutex::default(), Heard::default(), Outage::default());
+        let (changed, closed) = (Notify::new(), Notify::new());
+        Self { connector, settings, sink, recipient, state, heard, outage, changed, closed }
     }
 
     /// Connect; `completion` hears how the present attempt ends. After a failure the attempts go on.
-    pub fn start(&self, completion: Completion) -> Result<()> {
+    pub fn start(self: &Arc<Self>, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
         if state.channels.is_open() {
             state.lost_before_start = state.sessions_lost;
             drop(state);
-            completion.finish(Ok(Outcome::Done));
+            completion.finish(Ok(()));
             return Ok(());
         }
         state.starting.push(completion);
@@ -178,7 +180,7 @@ impl Listener {
     }
 
     /// Listen to a channel; `completion` hears when `LISTEN` is active.
-    pub fn listen(&self, channel: &str, completion: Completion) -> Result<()> {
+    pub fn listen(self: &Arc<Self>, channel: &str, completion: Completion) -> Result<()> {
         check_channel(channel)?;
         let mut state = self.open_state()?;
         let done = state.channels.want(channel, completion);
@@ -191,7 +193,7 @@ impl Listener {
     }
 
     /// Stop listening to a channel.
-    pub fn unlisten(&self, channel: &str, completion: Completion) -> Result<()> {
+    pub fn unlisten(self: &Arc<Self>, channel: &str, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
         let done = state.channels.unwant(channel, completion);
         if done.is_none() {
@@ -204,22 +206,22 @@ impl Listener {
 
     /// Disconnect for good.
     pub fn close(&self, completion: Completion) -> Result<()> {
-        let mut state = self.shared.lock();
+        let mut state = self.state.lock();
         let was_closed = std::mem::replace(&mut state.is_closed, true);
         if was_closed || !state.is_running {
             drop(state);
-            completion.finish(Ok(Outcome::Done));
+            completion.finish(Ok(()));
             return Ok(());
         }
         state.closing = Some(completion);
         drop(state);
-        self.shared.closed.notify_one();
+        self.closed.notify_one();
         Ok(())
     }
 
     /// State and counters.
     pub fn stats(&self) -> ListenerStats {
-        let state = self.shared.lock();
+        let state = self.state.lock();
         let is_listening = state.channels.is_complete();
         ListenerStats {
             state: match (state.is_closed, state.is_running, is_listening) {
@@ -231,7 +233,7 @@ impl Listener {
             is_listening,
             channels: state.channels.count(),
             reconnects: state.reconnects,
-            alive_age: state.alive_at.and_then(|at| at.elapsed().ok()),
+            alive_age: self.heard.at().and_then(|at| at.elapsed().ok()),
             members: state.members,
             queue_usage: state.queue_usage,
         }
@@ -239,61 +241,41 @@ impl Listener {
 
     /// Why there is no session, and since when.
     pub fn outage(&self) -> Option<Present> {
-        self.shared.outage.present()
+        self.outage.present()
     }
 
     /// Check that we hear what we publish: everything that was committed since [`Listener::start`] must come back, through
     /// the session that there was then. Its probes tell when it should have.
-    pub fn self_test(&self, completion: Completion) -> Result<()> {
+    pub fn self_test(self: &Arc<Self>, completion: Completion) -> Result<()> {
         drop(self.open_state()?);
-        let shared = Arc::clone(&self.shared);
-        runtime::handle()?.spawn(async move {
-            completion.finish(self_test(&shared).await.map(|()| Outcome::Done));
-        });
+        let this = Arc::clone(self);
+        runtime::handle()?.spawn(async move { completion.finish(self_test(&this).await) });
         Ok(())
     }
 
     fn open_state(&self) -> Result<MutexGuard<'_, State>> {
-        let state = self.shared.lock();
+        let state = self.state.lock();
         if state.is_closed { Err(Error::Closed("listener")) } else { Ok(state) }
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
+    fn wake(self: &Arc<Self>, mut state: MutexGuard<'_, State>) -> Result<()> {
         if !state.is_running {
-            runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
+            runtime::handle()?.spawn(run(Arc::clone(self)));
             state.is_running = true;
         }
         drop(state);
-        self.shared.changed.notify_one();
+        self.changed.notify_one();
         Ok(())
     }
 }
 
-impl State {
-    fn is_alive(&mut self) -> SystemTime {
-        self.heard_at = Some(Instant::now());
-        *self.alive_at.insert(SystemTime::now())
-    }
-}
-
-impl Shared {
-    /// Whether anything arrived within the last `limit`.
-    fn is_hearing(&self, limit: Duration) -> bool {
-        self.lock().heard_at.is_some_and(|at| at.elapsed() < limit)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn run(shared: Arc<Shared>) {
+async fn run(listener: Arc<Listener>) {
     tokio::select! {
-        () = work(&shared) => {}
-        () = shared.closed.notified() => {}
+        () = work(&listener) => {}
+        () = listener.closed.notified() => {}
     }
-    shared.settings.echo.lost();
-    let mut state = shared.lock();
+    listener.settings.echo.lost();
+    let mut state = listener.state.lock();
     state.channels.lost();
     state.is_running = false;
     let forgotten = (state.channels.take_waiting(), std::mem::take(&mut state.starting));
@@ -301,27 +283,27 @@ async fn run(shared: Arc<Shared>) {
     drop(state);
     drop(forgotten);
     if let Some(completion) = closing {
-        completion.finish(Ok(Outcome::Done));
+        completion.finish(Ok(()));
     }
 }
 
 /// Open session after session.
-async fn work(shared: &Shared) {
+async fn work(listener: &Listener) {
     let mut backoff = Backoff::default();
     let mut is_first = true;
     loop {
-        let error = match shared.connector.connect_to_listen().await {
-            Ok(link) => session(shared, link, &mut is_first, &mut backoff).await,
+        let error = match listener.connector.connect_to_listen().await {
+            Ok(link) => session(listener, link, &mut is_first, &mut backoff).await,
             Err(error) => error,
         };
         {
-            let mut state = shared.lock();
+            let mut state = listener.state.lock();
             (state.sessions_lost, state.lost_by) = (state.sessions_lost + 1, Some(error.clone()));
-            shared.settings.echo.lost(); // after it, for a self-test that waits
+            listener.settings.echo.lost(); // after it, for a self-test that waits
             state.channels.lost();
-            state.lost_since = state.lost_since.or(state.alive_at);
+            state.lost_since = state.lost_since.or(listener.heard.at());
             if state.members.take().is_some() {
-                shared.outlet.push(Item::Members(None));
+                listener.recipient.push(Item::Members(None));
             }
             let mut failed: Vec<_> = state.starting.drain(..).collect();
             if is_first && !error.is_transient() {
@@ -333,70 +315,41 @@ async fn work(shared: &Shared) {
                 completion.finish(Err(error.clone()));
             }
         }
-        if shared.outage.failed(&error) {
-            shared.outlet.push(Item::Failure(error));
+        if listener.outage.failed(&error) {
+            listener.recipient.push(Item::Failure(error));
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
 /// Drive one session until it breaks; returns why.
-async fn session(shared: &Shared, link: Link, is_first: &mut bool, backoff: &mut Backoff) -> Error {
-    let Link { client, mut connection, canceller, .. } = link;
-    let lost = |reason: String| Error::ConnectionLost { context: "listen".to_owned(), reason, may_be_sent: false };
-    let reading = async {
-        let (mut arrived, mut together) = (SystemTime::UNIX_EPOCH, 0);
-        loop {
-            let message = std::future::poll_fn(|cx| {
-                let message = connection.poll_message(cx);
-                if message.is_pending() {
-                    together = 0;
-                }
-                message
-            });
-            match message.await {
-                Some(Ok(AsyncMessage::Notification(n))) => {
-                    if together == 0 {
-                        arrived = shared.lock().is_alive();
-                    }
-                    together = (together + 1) % TOGETHER;
-                    match mended::unreadable_bytes(&n) {
-                        None => shared.sink.take(n.channel(), n.payload(), n.process_id(), arrived),
-                        Some(size_bytes) => shared.sink.skip(not_text(n.channel(), size_bytes)),
-                    }
-                }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Error::from_postgres("listen", &error, false),
-                None => return lost("the server closed the connection".to_owned()),
-            }
-        }
+async fn session(listener: &Listener, link: Link, is_first: &mut bool, backoff: &mut Backoff) -> Error {
+    let (listening, reading) = listening::halves(link, &listener.heard, listener.settings.probe_interval);
+    let take = |n: &tokio_postgres::Notification, arrived| match mended::unreadable_bytes(n) {
+        None => listener.sink.take(n.channel(), n.payload(), n.process_id(), arrived),
+        Some(size_bytes) => listener.sink.skip(not_text(n.channel(), size_bytes)),
     };
-    let listening = async {
-        let mut under_way = canceller.guard();
-        if let Err(error) = set_up(shared, &client, is_first, backoff).await {
-            return error;
+    reading.run("listen", take, keep(listener, &listening, is_first, backoff)).await
+}
+
+/// Set a session up, bring it to the channels that are wanted, and probe it.
+async fn keep(
+    listener: &Listener,
+    session: &Listening<'_>,
+    is_first: &mut bool,
+    backoff: &mut Backoff,
+) -> Result<Infallible> {
+    set_up(listener, session, is_first, backoff).await?;
+    let interval = listener.settings.probe_interval;
+    let mut probe_at = Instant::now() + interval;
+    loop {
+        let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), listener.changed.notified());
+        if is_changed.await.is_ok() {
+            session.ask("LISTEN", 2 * interval, apply(listener, &session.client, false)).await?;
+        } else {
+            probe_at = Instant::now() + interval;
+            check(listener, session, interval).await?;
         }
-        let interval = shared.settings.probe_interval;
-        let mut probe_at = Instant::now() + interval;
-        loop {
-            under_way.is_answered = true;
-            let is_changed = timeout(probe_at.saturating_duration_since(Instant::now()), shared.changed.notified());
-            let is_changed = is_changed.await.is_ok();
-            under_way.is_answered = false;
-            let done = if is_changed {
-                unless_silent(shared, &client, 2 * interval, "LISTEN", apply(shared, &client, false)).await
-            } else {
-                probe_at = Instant::now() + interval;
-                check(shared, &client, interval).await
-            };
-            if let Err(error) = done {
-                return error;
-            }
-        }
-    };
-    tokio::select! {
-        error = reading => error,
-        error = listening => error,
     }
 }
 
@@ -405,52 +358,28 @@ fn not_text(channel: &str, size_bytes: usize) -> Error {
     Error::Decode { channel: channel.to_owned(), size_bytes, reason }
 }
 
-async fn within<T>(limit: Duration, context: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() };
-    timeout(limit, work).await.map_err(late)?
-}
-
-/// Wait for an answer for as long as anything else arrives, and then for `limit`: it stands behind the notifications that
-/// were sent before it, and those may be many, or the link slow.
-async fn unless_silent<T>(
-    shared: &Shared,
-    client: &Client,
-    limit: Duration,
-    context: &str,
-    work: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    let began = Instant::now();
-    let mut work = Box::pin(work);
-    loop {
-        match timeout(limit.min(shared.settings.probe_interval), &mut work).await {
-            Ok(result) => return result,
-            Err(_) if began.elapsed() < limit || shared.is_hearing(limit) => probe::remind(client),
-            Err(_) => {
-                return Err(Error::Timeout { context: context.to_owned(), seconds: limit.as_secs_f64().into() });
-            }
-        }
-    }
-}
-
 /// Everything from the open connection to "listening again".
-async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: &mut Backoff) -> Result<()> {
-    let settings = &shared.settings;
+async fn set_up(
+    listener: &Listener,
+    session: &Listening<'_>,
+    is_first: &mut bool,
+    backoff: &mut Backoff,
+) -> Result<()> {
+    let (context, client) = ("setting the listening session up", &session.client);
     let prepare = async {
-        let identity = probe::identify(client).await?;
-        shared.lock().identity = Some(identity);
-        probe::configure(client, IDLE_INTERVALS * settings.probe_interval).await
+        listener.state.lock().identity = Some(probe::identify(client).await?);
+        probe::configure(client, listener.settings.probe_interval).await
     };
-    let context = "setting the listening session up";
-    within(SETUP_LIMIT, context, prepare).await?;
-    unless_silent(shared, client, SETUP_LIMIT, context, apply(shared, client, true)).await?;
+    session.ask(context, SETUP_LIMIT, prepare).await?;
+    session.ask(context, SETUP_LIMIT, apply(listener, client, true)).await?;
     // From here on whoever asked for a channel believes to hear everything.
     let after_gap = !std::mem::replace(is_first, false);
-    shared.lock().is_member = false;
-    unless_silent(shared, client, SETUP_LIMIT, context, keep_membership(shared, client)).await?;
-    check(shared, client, SETUP_LIMIT).await?;
+    listener.state.lock().is_member = false;
+    session.ask(context, SETUP_LIMIT, keep_membership(listener, client)).await?;
+    check(listener, session, SETUP_LIMIT).await?;
     backoff.reset();
-    shared.outage.ended();
-    let mut state = shared.lock();
+    listener.outage.ended();
+    let mut state = listener.state.lock();
     let since = state.lost_since.take();
     state.reconnects += u64::from(after_gap);
     let starting: Vec<_> = state.starting.drain(..).collect();
@@ -459,9 +388,9 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
     }
     drop(state);
     // Only now may the application act on "listening again": what it reads is not older than LISTEN.
-    shared.outlet.push(Item::Listening { after_gap });
+    listener.recipient.push(Item::Listening { after_gap });
     if after_gap {
-        shared.sink.lost(since.unwrap_or_else(SystemTime::now));
+        listener.sink.lost(since.unwrap_or_else(SystemTime::now));
     }
     finish(starting);
     Ok(())
@@ -469,31 +398,31 @@ async fn set_up(shared: &Shared, client: &Client, is_first: &mut bool, backoff: 
 
 /// Hold the lock of a member exactly as long as Python takes what arrives here: peers must not count on a server whose
 /// event loop hangs, however well its connection does.
-async fn keep_membership(shared: &Shared, client: &Client) -> Result<()> {
-    let Some(lock) = shared.settings.member_lock else { return Ok(()) };
+async fn keep_membership(listener: &Listener, client: &Client) -> Result<()> {
+    let Some(lock) = listener.settings.member_lock else { return Ok(()) };
     // Each probe hands something over, so a loop that runs looks at least once in an interval.
-    let is_member = shared.outlet.inbox.idle() < 2 * shared.settings.probe_interval;
-    if is_member != shared.lock().is_member {
-        probe::set_member(client, lock, is_member).await?;
-        shared.lock().is_member = is_member;
+    let is_member = listener.recipient.inbox.idle() < 2 * listener.settings.probe_interval;
+    if is_member != listener.state.lock().is_member {
+        membership::set_member(client, lock, is_member).await?;
+        listener.state.lock().is_member = is_member;
     }
     Ok(())
 }
 
 /// Probe the session, and look for the echo of what we published.
-async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> {
-    let settings = &shared.settings;
-    let asks_queue_usage = shared.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
+async fn check(listener: &Listener, session: &Listening<'_>, limit: Duration) -> Result<()> {
+    let settings = &listener.settings;
+    let asks_queue_usage = listener.state.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
     let class = settings.member_lock.map(|lock| lock.class);
     let work = async {
-        keep_membership(shared, client).await?;
-        probe::probe(client, class, asks_queue_usage).await
+        keep_membership(listener, &session.client).await?;
+        probe::probe(&session.client, class, asks_queue_usage).await
     };
     let asked_at = Instant::now();
-    let found = unless_silent(shared, client, limit, "the probe of the listening session", work).await?;
+    let found = session.ask("the probe of the listening session", limit, work).await?;
+    listener.heard.note();
     {
-        let mut state = shared.lock();
-        state.is_alive();
+        let mut state = listener.state.lock();
         if asks_queue_usage {
             state.queue_usage = found.queue_usage;
             state.queue_usage_at = Some(Instant::now());
@@ -507,17 +436,17 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
                     .to_owned(),
             });
         }
-        state.members = class.map(|_| found.members.len());
+        state.members = class.map(|_| found.locks.len());
     }
     if class.is_some() {
-        shared.outlet.push(Item::Members(Some(found.members)));
+        listener.recipient.push(Item::Members(Some(found.locks)));
     }
     // The server sends what was committed before it answers. So what was there long before we asked should have come,
     // however long the row of notifications in front of it.
     match settings.echo.overdue(settings.probe_interval, asked_at) {
         Some(channel) => {
             // A deaf session is not kept for as long as connecting may take, only to say why.
-            let cause = timeout(SETUP_LIMIT, explain(shared)).await;
+            let cause = timeout(SETUP_LIMIT, explain(listener)).await;
             Err(cause.ok().flatten().unwrap_or_else(|| probe::deaf(&channel)))
         }
         None => Ok(()),
@@ -525,23 +454,23 @@ async fn check(shared: &Shared, client: &Client, limit: Duration) -> Result<()> 
 }
 
 /// Why we are deaf, if it can be told from who the sessions are.
-async fn explain(shared: &Shared) -> Option<Error> {
-    let listener = shared.lock().identity.clone()?;
-    let connection = shared.settings.writer.open().await.ok()?;
+async fn explain(listener: &Listener) -> Option<Error> {
+    let ours = listener.state.lock().identity.clone()?;
+    let connection = listener.settings.writer.open().await.ok()?;
     let writer = connection.ask_aside("identify the server", SETUP_LIMIT, probe::identify).await.ok()?;
-    probe::diagnose(&listener, &writer)
+    probe::diagnose(&ours, &writer)
 }
 
 /// Wait for as long as the session is well: behind a long backlog, or on a slow link, what is awaited comes late. A session
 /// that is deaf does not get past its own probe.
-async fn self_test(shared: &Shared) -> Result<()> {
-    if let Some(error) = explain(shared).await {
+async fn self_test(listener: &Listener) -> Result<()> {
+    if let Some(error) = explain(listener).await {
         return Err(error);
     }
-    let awaited = shared.settings.echo.awaited();
+    let awaited = listener.settings.echo.awaited();
     loop {
         {
-            let state = shared.lock();
+            let state = listener.state.lock();
             match &state.lost_by {
                 _ if state.is_closed => return Err(Error::Closed("listener")),
                 // With the session went what was awaited of it.
@@ -549,33 +478,33 @@ async fn self_test(shared: &Shared) -> Result<()> {
                 _ => {}
             }
         }
-        if !shared.settings.echo.is_waiting_for(&awaited) {
+        if !listener.settings.echo.is_waiting_for(&awaited) {
             return Ok(());
         }
-        shared.settings.echo.changed(shared.settings.probe_interval).await;
+        listener.settings.echo.changed(listener.settings.probe_interval).await;
     }
 }
 
 /// Bring the session's channels to the wanted ones, and tell who waited for them.
-async fn apply(shared: &Shared, client: &Client, is_new_session: bool) -> Result<()> {
+async fn apply(listener: &Listener, client: &Client, is_new_session: bool) -> Result<()> {
     let mut is_new_session = is_new_session;
     loop {
-        let change = shared.lock().channels.change();
+        let change = listener.state.lock().channels.change();
         let script = change.script();
         if !script.is_empty()
-            && let Err(error) = queue::listen(client, "listen", &script).await
+            && let Err(error) = notify_queue::listen(client, "listen", &script).await
         {
             if !error.is_about_a_value() {
                 return Err(error);
             }
-            refuse(shared, client, &change).await?;
+            refuse(listener, client, &change).await?;
             continue;
         }
-        shared.settings.echo.listening(change.wanted(), std::mem::take(&mut is_new_session), Instant::now());
+        listener.settings.echo.listening(change.wanted(), std::mem::take(&mut is_new_session), Instant::now());
         for channel in change.dropped() {
-            shared.sink.unlistened(channel);
+            listener.sink.unlistened(channel);
         }
-        let (done, is_over) = shared.lock().channels.changed(change);
+        let (done, is_over) = listener.state.lock().channels.changed(change);
         finish(done);
         if is_over {
             return Ok(());
@@ -588,18 +517,18 @@ async fn execute(client: &Client, script: &str, context: &str) -> Result<()> {
 }
 
 /// Find the channels whose names cannot be written in this database. Those are given up, and the session goes on.
-async fn refuse(shared: &Shared, client: &Client, change: &Change) -> Result<()> {
+async fn refuse(listener: &Listener, client: &Client, change: &Change) -> Result<()> {
     for channel in change.added() {
         let script = format!("LISTEN {}", quote_identifier(channel));
         let Err(error) = execute(client, &script, &format!("listen to {channel:?}")).await else { continue };
         if !error.is_about_a_value() {
             return Err(error);
         }
-        let (waiting, is_first) = shared.lock().channels.refuse(channel);
+        let (waiting, is_first) = listener.state.lock().channels.refuse(channel);
         Completion::finish_all(waiting, &Err(error.clone()));
         // Whoever waits may ask again and again.
         if is_first {
-            shared.outlet.push(Item::Failure(error));
+            listener.recipient.push(Item::Failure(error));
         }
     }
     Ok(())
@@ -607,6 +536,6 @@ async fn refuse(shared: &Shared, client: &Client, change: &Change) -> Result<()>
 
 fn finish(completions: impl IntoIterator<Item = Completion>) {
     for completion in completions {
-        completion.finish(Ok(Outcome::Done));
+        completion.finish(Ok(()));
     }
 }

@@ -6,6 +6,6 @@ pub mod echo;
 pub mod intake;
 pub mod lanes;
 pub mod listener;
-pub mod probe;
+pub mod membership;
 pub mod rooms;
 pub mod sequence;

@@ -3,10 +3,9 @@
 //! Python owns the rooms and mirrors them here: names only, entered when a room gets its first member and left with its
 //! last. When in doubt a room counts as occupied: then Python finds that nobody is meant, as it would without this.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use foldhash::{HashMap, HashSet};
 
+use crate::lock::Mutex;
 use crate::wire::protocol::{Body, Message};
 
 #[derive(Default)]
@@ -36,18 +35,14 @@ pub struct Rooms {
 }
 
 impl Rooms {
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, Namespace>>> {
-        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// From now on rooms are mirrored; there are none yet.
     pub fn begin(&self) {
-        self.lock().get_or_insert_default();
+        self.namespaces.lock().get_or_insert_default();
     }
 
     /// A room, or with `None` the namespace itself, got its first member.
     pub fn enter(&self, nsp: &str, room: Option<&str>) {
-        let mut namespaces = self.lock();
+        let mut namespaces = self.namespaces.lock();
         let Some(namespaces) = namespaces.as_mut() else { return };
         let namespace = match namespaces.get_mut(nsp) {
             Some(namespace) => namespace,
@@ -82,7 +77,7 @@ impl Rooms {
     }
 
     fn with(&self, nsp: &str, change: impl FnOnce(&mut Namespace)) {
-        let mut namespaces = self.lock();
+        let mut namespaces = self.namespaces.lock();
         let Some(namespaces) = namespaces.as_mut() else { return };
         if let Some(namespace) = namespaces.get_mut(nsp) {
             change(namespace);
@@ -94,7 +89,7 @@ impl Rooms {
 
     /// Whether a message for sockets in these rooms reaches nobody here, and nobody who is about to enter them.
     pub fn are_empty<'a>(&self, nsp: &str, rooms: impl Iterator<Item = &'a str>) -> bool {
-        let namespaces = self.lock();
+        let namespaces = self.namespaces.lock();
         let Some(namespaces) = namespaces.as_ref() else { return false };
         namespaces.get(nsp).is_none_or(|namespace| !namespace.is_meant(rooms))
     }
@@ -105,7 +100,7 @@ impl Rooms {
         // Heartbeats, and whatever wants an answer, always do.
         let Some(opts) = message.body.opts_for_sockets() else { return true };
         let joined: &[String] = if let Body::SocketsJoin { rooms, .. } = &message.body { rooms } else { &[] };
-        let mut namespaces = self.lock();
+        let mut namespaces = self.namespaces.lock();
         let Some(namespaces) = namespaces.as_mut() else { return true };
         let Some(namespace) = namespaces.get_mut(&message.nsp) else { return false };
         let is_for_us = namespace.is_meant(opts.rooms.iter().map(String::as_str));

@@ -1,11 +1,10 @@
 //! Events as records: what a writer gives and what a reader gets.
 
 use tokio_postgres::Row;
-use tokio_postgres::types::{FromSql, Type};
 
-use crate::error::{Error, Result, ServerReport};
-use crate::store::error::StoreError;
+use crate::error::{Error, Result};
 use crate::store::json;
+use crate::store::row::{get, json_text, micros};
 use crate::store::table::Table;
 use crate::wire::protocol::NOTIFY_LIMIT_BYTES;
 
@@ -71,13 +70,12 @@ impl NewEvent {
             return Ok(());
         }
         if self.aggregate_id.len() > AGGREGATE_ID_LIMIT_BYTES {
-            return Err(StoreError::AggregateIdTooLong {
+            return Err(Error::AggregateIdTooLong {
                 aggregate_id: self.aggregate_id.clone(),
                 table: table.name.clone(),
                 size_bytes: self.aggregate_id.len(),
                 limit_bytes: AGGREGATE_ID_LIMIT_BYTES,
-            }
-            .into());
+            });
         }
         let size_bytes = self.notification_bytes();
         if size_bytes > NOTIFY_LIMIT_BYTES {
@@ -115,70 +113,16 @@ fn escaped_len(text: &str) -> usize {
     text.bytes().map(escaped).sum()
 }
 
-/// The text of a `jsonb` value: a version byte and the text.
-struct JsonText(String);
-
-impl<'a> FromSql<'a> for JsonText {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        match raw.split_first() {
-            Some((1, text)) => Ok(Self(std::str::from_utf8(text)?.to_owned())),
-            _ => Err("unknown version of the jsonb format".into()),
-        }
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::JSONB
-    }
-}
-
-/// A time in microseconds since 1970.
-struct Micros(i64);
-
-/// Microseconds from 1970 to 2000, where PostgreSQL counts from.
-const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
-
-impl<'a> FromSql<'a> for Micros {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        // infinity and -infinity are the extremes; they stay extreme
-        Ok(Self(i64::from_be_bytes(raw.try_into()?).saturating_add(POSTGRES_EPOCH)))
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::TIMESTAMPTZ
-    }
-}
-
-/// The microseconds in a `timestamptz` column.
-pub fn micros(row: &Row, column: usize) -> Result<Option<i64>> {
-    Ok(get::<Option<Micros>>(row, column)?.map(|Micros(micros)| micros))
-}
-
-/// A column of a row whose types are known.
-pub fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
-    row.try_get(column).map_err(|error| {
-        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        let report = ServerReport {
-            sqlstate: "22000".to_owned(), // data exception
-            severity: "ERROR".to_owned(),
-            message: format!("{error}: {cause}"),
-            ..ServerReport::default()
-        };
-        Error::Database { context: "read a row".to_owned(), report: Box::new(report) }
-    })
-}
-
 impl StoredEvent {
     /// From a row of [`COLUMNS`].
     pub fn from_row(row: &Row) -> Result<Self> {
-        let json =
-            |column| -> Result<Option<String>> { Ok(get::<Option<JsonText>>(row, column)?.map(|JsonText(text)| text)) };
         Ok(Self {
             version: get(row, 0)?,
             id: get(row, 1)?,
             aggregate_id: get(row, 2)?,
             event_type: get(row, 3)?,
-            data: json(4)?,
-            metadata: json(5)?,
+            data: json_text(row, 4)?,
+            metadata: json_text(row, 5)?,
             created_at: micros(row, 6)?,
         })
     }

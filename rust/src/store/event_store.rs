@@ -1,45 +1,37 @@
 //! One event store as one object sees it: opened on first use, closed once.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
 use tokio_postgres::types::Type;
 
-use crate::connect::connection::Connector;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome};
-use crate::store::error::StoreError;
-use crate::store::event::{NewEvent, get};
+use crate::handover::completion::Completion;
+use crate::lock::Mutex;
+use crate::store::event::NewEvent;
 use crate::store::filter::Filter;
-use crate::store::pool::{Bind, Limits, Pool};
+use crate::store::pool::{Bind, Pool};
 use crate::store::read::feed::{Feed, Owner, Subscription};
-use crate::store::read::reader::{self, Query};
+use crate::store::read::reader::{self, Page, Query};
 use crate::store::read::sharing::{self, Member, Shared, Wanted};
-use crate::store::read::wakeup;
-use crate::store::table::{self, Part, Table, TableName};
+use crate::store::row::get;
+use crate::store::table::{self, Part, Table};
 use crate::store::write::writer::{self, Request, Writer};
+use crate::table_name::TableName;
 
 /// Everything a store needs to know, decided by the Python layer.
 pub struct Settings {
-    /// Where to write and read.
-    pub connector: Arc<Connector>,
-    /// Where to listen.
-    pub listen_connector: Arc<Connector>,
+    /// How to connect and listen.
+    pub wanted: Arc<Wanted>,
     /// The table.
     pub table_name: TableName,
     /// Make it when it is missing.
     pub may_create: bool,
-    /// The pool.
-    pub limits: Limits,
-    /// The listening connection.
-    pub listening: wakeup::Settings,
     /// Most events in one statement.
     pub batch_size: usize,
-    /// Longest time between two looks at the table while nothing is heard.
-    pub poll_interval: Duration,
 }
 
 /// What exists once the table was found.
@@ -47,7 +39,7 @@ pub struct Opened {
     /// The table.
     pub table: Arc<Table>,
     /// Stores.
-    pub writer: Writer,
+    pub writer: Arc<Writer>,
     /// What subscriptions need of this store.
     pub owner: Arc<Owner>,
     member: Mutex<Option<Member>>,
@@ -65,7 +57,7 @@ impl Opened {
     /// Why subscriptions had to wait, since this was asked last or the store was opened.
     pub fn take_failures(&self) -> Vec<Error> {
         let feed = self.feed();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let mut failures = Vec::new();
         for (told, outage) in told.iter_mut().zip([&feed.wakeup.outage, &feed.outage]) {
             let (news, count) = outage.news(*told);
@@ -88,28 +80,21 @@ pub struct EventStore {
 impl EventStore {
     /// A store that connects on use.
     pub fn new(settings: Settings) -> Arc<Self> {
-        let pool = Pool::new(Arc::clone(&settings.connector), settings.limits);
+        let pool = Pool::new(Arc::clone(&settings.wanted.connector), settings.wanted.limits);
         Arc::new(Self { settings, pool, opened: OnceCell::new(), is_closed: AtomicBool::new(false) })
     }
 
     /// What exists once the table was found; found, or made, now.
     pub async fn open(&self) -> Result<&Opened> {
         if self.is_closed.load(Ordering::Acquire) {
-            return Err(StoreError::Closed.into());
+            return Err(Error::StoreClosed);
         }
         let open = async || {
             let settings = &self.settings;
             let table = table::open(&self.pool, &settings.table_name, settings.may_create).await?;
             reader::check_locks(&self.pool, &table).await?;
             let table = Arc::new(table);
-            let wanted = Wanted {
-                connector: &settings.connector,
-                listen_connector: &settings.listen_connector,
-                listening: settings.listening,
-                limits: settings.limits,
-                poll_interval: settings.poll_interval,
-            };
-            let member = sharing::join(&wanted, &table);
+            let member = sharing::join(&settings.wanted, &table);
             let feed = &member.shared.feed;
             Ok(Opened {
                 told: Mutex::new([&feed.wakeup.outage, &feed.outage].map(|outage| outage.news(u64::MAX).1)),
@@ -129,9 +114,10 @@ impl EventStore {
     }
 
     /// Run something in the background; `completion` hears of its end.
-    pub fn spawn<F>(self: &Arc<Self>, completion: Completion, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
+    pub fn spawn<T, F>(self: &Arc<Self>, completion: Completion<T>, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
     where
-        F: Future<Output = Result<Outcome>> + Send + 'static,
+        T: 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
     {
         let work = work(Arc::clone(self));
         runtime::handle()?.spawn(async move { completion.finish(work.await) });
@@ -143,7 +129,7 @@ impl EventStore {
         if let Some(opened) = self.opened() {
             return match writer::check(&request.events, &opened.table) {
                 Ok(()) if request.events.is_empty() => {
-                    request.completion.finish(Ok(Outcome::Positions(Vec::new())));
+                    request.completion.finish(Ok(Vec::new()));
                     Ok(())
                 }
                 Ok(()) => opened.writer.store(request),
@@ -165,58 +151,56 @@ impl EventStore {
     }
 
     /// Everything visible that a query asks for.
-    pub async fn load(&self, query: Query) -> Result<Outcome> {
+    pub async fn load(&self, query: Query) -> Result<Page> {
         let opened = self.open().await?;
-        let page = reader::load(&self.pool, &opened.shared.settler, &opened.table, &query).await?;
-        Ok(Outcome::Page(Box::new(page)))
+        reader::load(&self.pool, &opened.shared.settler, &opened.table, &query).await
     }
 
     /// The version of the last event, or of the last settled one.
-    pub async fn latest_version(&self, is_settled: bool) -> Result<Outcome> {
+    pub async fn latest_version(&self, is_settled: bool) -> Result<i64> {
         let opened = self.open().await?;
-        reader::latest_version(&self.pool, &opened.shared.settler, &opened.table, is_settled).await.map(Outcome::Number)
+        reader::latest_version(&self.pool, &opened.shared.settler, &opened.table, is_settled).await
     }
 
     /// One look: all versions up to the one returned are final.
-    pub async fn settled_version(&self) -> Result<Outcome> {
+    pub async fn settled_version(&self) -> Result<i64> {
         let opened = self.open().await?;
-        Ok(Outcome::Number(opened.shared.settler.step(&opened.table).await?.settled))
+        Ok(opened.shared.settler.step(&opened.table).await?.settled)
     }
 
     /// A subscription; the store must have been opened.
     pub fn subscribe(&self, filter: Filter) -> Result<Arc<Subscription>> {
         match self.opened() {
             Some(opened) if !self.is_closed.load(Ordering::Acquire) => opened.feed().subscribe(filter, &opened.owner),
-            _ => Err(StoreError::Closed.into()),
+            _ => Err(Error::StoreClosed),
         }
     }
 
     /// Apply the migrations of a part, if they are not applied yet.
-    pub async fn migrate(&self, part: Part) -> Result<Outcome> {
+    pub async fn migrate(&self, part: Part) -> Result<()> {
         let mut connection = self.pool.get().await?;
-        table::migrate(&mut connection, &self.settings.table_name, part).await?;
-        Ok(Outcome::Done)
+        table::migrate(&mut connection, &self.settings.table_name, part).await
     }
 
     /// Run a statement whose parameters and results are texts.
-    pub async fn query(&self, sql: String, texts: Vec<Option<String>>) -> Result<Outcome> {
+    pub async fn query(&self, sql: String, texts: Vec<Option<String>>) -> Result<Vec<Vec<Option<String>>>> {
         self.open().await?;
         let binds: Vec<Bind<'_>> = texts.iter().map(|text| (text as _, Type::TEXT)).collect();
         let mut connection = self.pool.get().await?;
         let rows = connection.query("query", &sql, &binds, true).await?;
         let row = |row: &tokio_postgres::Row| (0..row.len()).map(|column| get(row, column)).collect::<Result<_>>();
-        rows.iter().map(row).collect::<Result<_>>().map(Outcome::Rows)
+        rows.iter().map(row).collect()
     }
 
     /// Store many events by binary `COPY`, in one transaction; returns how many.
-    pub async fn copy(&self, events: Vec<NewEvent>) -> Result<Outcome> {
-        Ok(Outcome::Number(self.open().await?.writer.import(&events).await?))
+    pub async fn copy(&self, events: Vec<NewEvent>) -> Result<i64> {
+        self.open().await?.writer.import(&events).await
     }
 
     /// Finish what is under way within `limit`, end the subscriptions, disconnect.
-    pub async fn close(&self, limit: Duration) -> Result<Outcome> {
+    pub async fn close(&self, limit: Duration) -> Result<()> {
         if self.is_closed.swap(true, Ordering::AcqRel) {
-            return Ok(Outcome::Done);
+            return Ok(());
         }
         if let Some(opened) = self.opened() {
             opened.owner.close();
@@ -228,12 +212,12 @@ impl EventStore {
             };
             let _ = tokio::time::timeout(limit, idle).await;
             // The last store of the table ends what they share.
-            let member = opened.member.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let member = opened.member.lock().take();
             if let Some(member) = member {
                 member.close().await;
             }
         }
         self.pool.close();
-        Ok(Outcome::Done)
+        Ok(())
     }
 }

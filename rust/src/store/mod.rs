@@ -2,7 +2,6 @@
 //!
 //! Out: event → writer (merging) → pool. In: wake-up → feed (watermark, ring) → subscription; reader for pages.
 
-pub mod error;
 pub mod event;
 pub mod event_id;
 pub mod event_store;
@@ -10,5 +9,6 @@ pub mod filter;
 pub mod json;
 pub mod pool;
 pub mod read;
+pub mod row;
 pub mod table;
 pub mod write;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Row, Statement};
 use crate::connect::cancel::Canceller;
 use crate::connect::connection::Connector;
 use crate::error::{Error, Result};
-use crate::store::error::StoreError;
+use crate::lock::Mutex;
 
 /// Opens a transaction in which each statement sees what was committed before it. Expected versions rest on it: they are
 /// looked at after a wait for a lock, whatever isolation the role or the database has by default.
@@ -116,28 +116,24 @@ impl Pool {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A connection: an idle one, or a new one, waiting while all are in use.
     pub async fn get(self: &Arc<Self>) -> Result<Pooled> {
         let permit = if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             permit
         } else {
             let asked = Instant::now();
-            let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Closed)?;
-            let mut state = self.lock();
+            let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Error::StoreClosed)?;
+            let mut state = self.state.lock();
             state.stats.wait_count += 1;
             state.stats.wait_duration += asked.elapsed();
             permit
         };
         if self.is_closed.load(Ordering::Acquire) {
-            return Err(StoreError::Closed.into());
+            return Err(Error::StoreClosed);
         }
         self.close_expired();
         let idle = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.stats.in_use += 1;
             loop {
                 match state.idle.pop() {
@@ -160,7 +156,7 @@ impl Pool {
         let (client, canceller) = (link.client, link.canceller);
         let connection = Connection { client, canceller, statements: HashMap::new(), born: Instant::now() };
         pooled.connection = Some(connection);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.stats.open += 1;
         if !std::mem::replace(&mut state.is_watched, true) {
             tokio::spawn(watch(Arc::downgrade(self), self.limits));
@@ -170,7 +166,7 @@ impl Pool {
 
     /// Close what has been idle or alive too long.
     fn close_expired(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let State { idle, stats, .. } = &mut *state;
         idle.retain(|idle| {
             if idle.connection.born.elapsed() >= self.limits.max_lifetime {
@@ -189,14 +185,14 @@ impl Pool {
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         self.permits.close();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.stats.open -= state.idle.len();
         state.idle.clear();
     }
 
     /// Counters.
     pub fn stats(&self) -> PoolStats {
-        self.lock().stats
+        self.state.lock().stats
     }
 
     /// The limits.
@@ -241,7 +237,7 @@ impl Drop for Pooled {
             runtime.spawn(settle(Self { pool, connection, is_dirty: false, is_busy: false, permit }));
             return; // it is still in use
         }
-        let mut state = self.pool.lock();
+        let mut state = self.pool.state.lock();
         state.stats.in_use -= 1;
         let Some(connection) = self.connection.take() else { return };
         let limits = self.pool.limits;

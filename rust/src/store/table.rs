@@ -7,10 +7,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::error::{Error, Result};
-use crate::store::error::StoreError;
-use crate::store::event::get;
 use crate::store::pool::{Pool, Pooled};
-use crate::wire::protocol::{quote_identifier, quote_literal};
+use crate::store::row::get;
+use crate::table_name::TableName;
+use crate::wire::protocol::quote_literal;
 
 /// Advisory lock of everything that changes the schema. Spells "sio.es".
 const MIGRATION_LOCK: i64 = 0x7369_6f2e_6573;
@@ -46,56 +46,6 @@ pub enum Part {
     Serial,
     /// go-sync-kit's trigger, where it cannot make it itself.
     GoNotify,
-}
-
-/// A table name, as it was given and in its parts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableName {
-    schema: Option<String>,
-    table: String,
-}
-
-impl TableName {
-    /// `table` or `schema.table`, read as PostgreSQL reads it: folded to lower case unless quoted.
-    pub fn parse(name: &str) -> Result<Self> {
-        let wrong = || {
-            Error::options("table_name", name, "give table or schema.table, each at most 63 bytes, quoted if unusual")
-        };
-        let mut parts = crate::receive::attachment::parse_name(name).ok_or_else(wrong)?;
-        let is_valid = |part: &String| !part.is_empty() && part.len() <= 63;
-        if parts.len() > 2 || !parts.iter().all(is_valid) {
-            return Err(wrong());
-        }
-        let table = parts.pop().ok_or_else(wrong)?;
-        Ok(Self { schema: parts.pop(), table })
-    }
-
-    /// The table with something appended to its name, quoted, with its schema.
-    pub fn beside(&self, suffix: &str) -> String {
-        let table = quote_identifier(&format!("{}{suffix}", self.table));
-        match &self.schema {
-            Some(schema) => format!("{}.{table}", quote_identifier(schema)),
-            None => table,
-        }
-    }
-
-    /// Something of a fixed name in the table's schema, quoted.
-    fn in_schema(&self, name: &str) -> String {
-        match &self.schema {
-            Some(schema) => format!("{}.{name}", quote_identifier(schema)),
-            None => name.to_owned(),
-        }
-    }
-
-    /// Quoted, ready for SQL.
-    pub fn quoted(&self) -> String {
-        self.beside("")
-    }
-
-    /// An object of the table's schema that is named without it, such as an index when it is created.
-    fn bare(&self, suffix: &str) -> String {
-        quote_identifier(&format!("{}{suffix}", self.table))
-    }
 }
 
 /// What was found out about an event table.
@@ -144,12 +94,12 @@ pub async fn open(pool: &Arc<Pool>, name: &TableName, may_create: bool) -> Resul
     }
     if !may_create {
         let reason = "it does not exist and create_table is off".to_owned();
-        return Err(StoreError::SchemaMismatch { table: name.quoted(), reason }.into());
+        return Err(Error::SchemaMismatch { table: name.quoted(), reason });
     }
     migrate(&mut connection, name, Part::Events).await?;
     let dropped = || {
         let reason = "it was dropped while being created".to_owned();
-        StoreError::SchemaMismatch { table: name.quoted(), reason }.into()
+        Error::SchemaMismatch { table: name.quoted(), reason }
     };
     find(&mut connection, name).await?.ok_or_else(dropped)
 }
@@ -260,7 +210,7 @@ fn wrong_columns(columns: &[Row]) -> Result<Vec<String>> {
 async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>> {
     let quoted = name.quoted();
     let context = format!("look up table {quoted}");
-    let mismatch = |reason: String| Error::from(StoreError::SchemaMismatch { table: quoted.clone(), reason });
+    let mismatch = |reason: String| Error::SchemaMismatch { table: quoted.clone(), reason };
     let columns = connection
         .query(
             &context,
@@ -344,18 +294,4 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
         is_native,
         is_serial: get(row, 11)?,
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_side_tables() {
-        let name = TableName::parse(r#"Shop."My""Events""#).unwrap();
-        assert_eq!(name.quoted(), r#""shop"."My""Events""#);
-        assert_eq!(name.beside("_parked"), r#""shop"."My""Events_parked""#);
-        assert_eq!(name.bare("_wake"), r#""My""Events_wake""#);
-        assert!(matches!(TableName::parse("a.b.c"), Err(Error::Options { .. })));
-    }
 }

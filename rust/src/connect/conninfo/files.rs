@@ -1,6 +1,6 @@
 //! The two files libpq consults: the service file and the password file (`.pgpass`).
 
-use super::{Env, Pairs};
+use super::keywords::{Env, Pairs, is_keyword};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -56,7 +56,7 @@ fn read_service_file(file: &Path, service: &str) -> Result<Option<Pairs>> {
         if matches!(keyword, "service" | "servicefile") {
             return Err(bad(format!("line {number}: a service cannot refer to another one")));
         }
-        if !super::values::is_keyword(keyword) {
+        if !is_keyword(keyword) {
             return Err(bad(format!("line {number}: unknown keyword {keyword:?} (no spaces around \"=\")")));
         }
         // As in libpq the first of two equal keywords counts.

@@ -2,7 +2,7 @@
 //!
 //! Errors name the offending part only when it cannot be a piece of a password.
 
-use super::Pairs;
+use super::keywords::{Pairs, is_keyword};
 use crate::error::{Error, Result};
 
 /// Keywords and values in the order written; a later one replaces an earlier one.
@@ -42,7 +42,7 @@ fn parse_pairs(text: &str) -> Result<Pairs> {
         let (keyword, after) = rest.split_at(end);
         let Some(after) = after.trim_start_matches(is_space).strip_prefix('=') else {
             // The word may be the tail of an unquoted password, so it is shown only if it is a keyword.
-            let shown = if super::values::is_keyword(keyword) { format!(" after {keyword:?}") } else { String::new() };
+            let shown = if is_keyword(keyword) { format!(" after {keyword:?}") } else { String::new() };
             return Err(malformed(format!(
                 "missing \"=\"{shown}; write key=value pairs (values with spaces in single quotes) \
                  or a postgresql:// URI"

@@ -12,8 +12,8 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -24,8 +24,8 @@ use crate::connect::backoff::Backoff;
 use crate::connect::outage::Outage;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome};
-use crate::store::error::StoreError;
+use crate::handover::completion::Completion;
+use crate::lock::Mutex;
 use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::Pool;
@@ -53,22 +53,17 @@ pub enum Start {
     End,
 }
 
-/// What a subscriber asks.
+/// What a subscriber asks for: what comes after a position, as soon as there is something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Question {
-    /// Is this a good start, and at which position is it?
-    Begin(Start),
-    /// What comes after a position? Answered as soon as there is something.
-    Next {
-        /// All before is known.
-        position: i64,
-        /// At most so many events.
-        limit: usize,
-        /// Answer, too, as soon as it is known that there is nothing up to a higher position.
-        reports_progress: bool,
-        /// Answer with what is known after so long, even if it is nothing.
-        patience: Duration,
-    },
+pub struct Next {
+    /// All before is known.
+    pub position: i64,
+    /// At most so many events.
+    pub limit: usize,
+    /// Answer, too, as soon as it is known that there is nothing up to a higher position.
+    pub reports_progress: bool,
+    /// Answer with what is known after so long, even if it is nothing.
+    pub patience: Duration,
 }
 
 /// What a subscription is given at a time.
@@ -186,11 +181,7 @@ pub struct Feed {
     progress: watch::Sender<Progress>,
     life: Mutex<Life>,
     stop: Notify,
-    read: AtomicU64,
-    reads: AtomicU64,
-    pages: AtomicU64,
-    looks: AtomicU64,
-    gap: Mutex<Option<Gap>>,
+    stats: Mutex<FeedStats>,
 }
 
 impl Feed {
@@ -213,27 +204,15 @@ impl Feed {
             progress: watch::Sender::new(Progress::default()),
             life: Mutex::default(),
             stop: Notify::new(),
-            read: AtomicU64::new(0),
-            reads: AtomicU64::new(0),
-            pages: AtomicU64::new(0),
-            looks: AtomicU64::new(0),
-            gap: Mutex::default(),
+            stats: Mutex::default(),
         })
-    }
-
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new subscription; the feed runs while there are any.
     pub fn subscribe(self: &Arc<Self>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
-        let mut life = self.life();
+        let mut life = self.life.lock();
         if life.is_closed {
-            return Err(StoreError::Closed.into());
+            return Err(Error::StoreClosed);
         }
         if !life.is_running {
             self.progress.send_replace(Progress::default());
@@ -255,21 +234,14 @@ impl Feed {
 
     /// End all subscriptions and the keeper.
     pub fn close(&self) {
-        self.life().is_closed = true;
-        self.progress.send_modify(|progress| progress.failure = Some(StoreError::Closed.into()));
+        self.life.lock().is_closed = true;
+        self.progress.send_modify(|progress| progress.failure = Some(Error::StoreClosed));
         self.stop.notify_one();
     }
 
     /// Counters.
     pub fn stats(&self) -> FeedStats {
-        FeedStats {
-            position: self.progress.borrow().position.unwrap_or(0),
-            read: self.read.load(Ordering::Relaxed),
-            reads: self.reads.load(Ordering::Relaxed),
-            pages: self.pages.load(Ordering::Relaxed),
-            looks: self.looks.load(Ordering::Relaxed),
-            gap: self.gap.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        }
+        FeedStats { position: self.progress.borrow().position.unwrap_or(0), ..self.stats.lock().clone() }
     }
 
     /// The keeper: find out where the table is settled, and read on from there.
@@ -322,11 +294,11 @@ impl Feed {
 
     /// Where to start: no history is scanned, but nothing may be added before it any more.
     async fn find_beginning(&self) -> Result<i64> {
-        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.stats.lock().looks += 1;
         let waiting = |holders: &Holders| self.set_gap(Some(holders.iter().cloned().collect()));
         let settled = self.settler.settle_now(&self.table, waiting).await?;
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
-        *self.ring() = Ring { floor: position, ..Ring::default() };
+        *self.ring.lock() = Ring { floor: position, ..Ring::default() };
         self.set_gap(None);
         self.progress.send_modify(|progress| progress.position = Some(position));
         Ok(position)
@@ -338,9 +310,9 @@ impl Feed {
         let all = Query { since: from, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
         let (sql, parameters) = reader::sql(&self.table, &all);
         let binds = reader::binds(&parameters);
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.stats.lock().reads += 1;
         let (rows, settled) = if looks_behind {
-            self.looks.fetch_add(1, Ordering::Relaxed);
+            self.stats.lock().looks += 1;
             let (settled, rows) = self.settler.step_and_read(&self.table, Some((&sql, &binds))).await?;
             if settled.last < from {
                 return Err(reader::rewound(&self.table, from, settled.last));
@@ -363,18 +335,19 @@ impl Feed {
     }
 
     fn set_gap(&self, holders: Option<Vec<String>>) {
-        let mut gap = self.gap.lock().unwrap_or_else(PoisonError::into_inner);
+        let gap = &mut self.stats.lock().gap;
         *gap = holders.map(|holders| Gap { since: gap.as_ref().map_or_else(Instant::now, |gap| gap.since), holders });
     }
 
     fn append(&self, events: &[Arc<StoredEvent>], end: i64) {
         {
-            let mut ring = self.ring();
-            for event in events.iter().filter(|event| event.version <= end) {
+            let mut ring = self.ring.lock();
+            let count = events.partition_point(|event| event.version <= end);
+            for event in events.iter().take(count) {
                 ring.bytes += event.size_bytes();
                 ring.events.push_back(Arc::clone(event));
-                self.read.fetch_add(1, Ordering::Relaxed);
             }
+            self.stats.lock().read += count as u64;
             // Full: the oldest go, and whoever is behind them reads pages.
             while ring.events.len() > RING_COUNT || ring.bytes > RING_BYTES {
                 let Some(oldest) = ring.events.pop_front() else { break };
@@ -402,7 +375,7 @@ async fn run(feed: Arc<Feed>) {
         feed.wakeup.rest();
         feed.outage.ended();
         feed.settler.close().await;
-        let mut life = feed.life();
+        let mut life = feed.life.lock();
         // A stop may be overtaken by a new subscription.
         if error.is_none() && life.subscriptions > 0 && !life.is_closed {
             drop(life);
@@ -431,19 +404,36 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Answer in the background, trying again after what time can mend. A new question takes the old one's place.
-    pub fn ask(self: &Arc<Self>, question: Question, completion: Completion) -> Result<()> {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether this is a good start, and at which position it is.
+    pub fn begin(self: &Arc<Self>, start: Start, completion: Completion<i64>) -> Result<()> {
+        self.answer(completion, |this| async move { this.retried(|| this.find_start(start), || None).await })
+    }
+
+    /// What comes after a position.
+    pub fn next(self: &Arc<Self>, next: Next, completion: Completion<Batch>) -> Result<()> {
+        let began = Instant::now();
+        self.answer(completion, move |this| async move {
+            let nothing = || this.batch(Vec::new(), next.position, false);
+            this.retried(|| this.take(next), || (began.elapsed() >= next.patience).then(nothing)).await
+        })
+    }
+
+    /// Answer a question in the background; it takes the place of the one before.
+    fn answer<T, F>(self: &Arc<Self>, completion: Completion<T>, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
+    where
+        T: 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let mut asking = self.asking.lock();
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::Closed("subscription"));
         }
-        let subscription = Arc::clone(self);
+        let (mut closed, work) = (self.owner.is_closed.subscribe(), work(Arc::clone(self)));
         let answering = runtime::handle()?.spawn(async move {
-            let mut closed = subscription.owner.is_closed.subscribe();
             let result = tokio::select! {
                 biased;
-                _ = closed.wait_for(|&is_closed| is_closed) => Err(StoreError::Closed.into()),
-                result = subscription.answer_until(question) => result,
+                _ = closed.wait_for(|&is_closed| is_closed) => Err(Error::StoreClosed),
+                result = work => result,
             };
             completion.finish(result);
         });
@@ -463,50 +453,39 @@ impl Subscription {
         if self.pid != std::process::id() || self.is_closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        if let Some(asking) = self.asking.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(asking) = self.asking.lock().take() {
             asking.abort(); // its completion says "closed"
         }
         self.owner.subscriptions.fetch_sub(1, Ordering::Relaxed);
-        let mut life = self.feed.life();
+        let mut life = self.feed.life.lock();
         life.subscriptions -= 1;
         if life.subscriptions == 0 {
             self.feed.stop.notify_one();
         }
     }
 
-    /// Answer, trying again what time can mend.
-    async fn answer_until(&self, question: Question) -> Result<Outcome> {
-        let (began, mut backoff) = (Instant::now(), Backoff::default());
+    /// Try again what time can mend, until there is something to say instead.
+    async fn retried<T, F>(&self, attempt: impl Fn() -> F, instead: impl Fn() -> Option<T>) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut backoff = Backoff::default();
         loop {
             // The keeper's failure is final; one of ours may be mended by trying again, as the keeper does.
             if let Some(error) = self.feed.progress.borrow().failure.clone() {
                 return Err(error);
             }
-            match self.answer(question).await {
-                Err(error) if passes(&error) => {
-                    if let Question::Next { position, patience, .. } = question
-                        && began.elapsed() >= patience
-                    {
-                        return Ok(Outcome::Batch(Box::new(self.batch(Vec::new(), position, false))));
-                    }
-                    sleep(backoff.next_delay()).await;
-                }
+            match attempt().await {
+                Err(error) if passes(&error) => match instead() {
+                    Some(answer) => return Ok(answer),
+                    None => sleep(backoff.next_delay()).await,
+                },
                 result => return result,
             }
         }
     }
 
-    async fn answer(&self, question: Question) -> Result<Outcome> {
-        match question {
-            Question::Begin(start) => self.begin(start).await.map(Outcome::Number),
-            Question::Next { position, limit, reports_progress, patience } => {
-                let batch = self.take(position, limit, reports_progress, patience).await?;
-                Ok(Outcome::Batch(Box::new(batch)))
-            }
-        }
-    }
-
-    async fn begin(&self, start: Start) -> Result<i64> {
+    async fn find_start(&self, start: Start) -> Result<i64> {
         let feed = &self.feed;
         let Start::After(position) = start else {
             let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
@@ -522,7 +501,8 @@ impl Subscription {
         if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
     }
 
-    async fn take(&self, begun: i64, limit: usize, reports_progress: bool, patience: Duration) -> Result<Batch> {
+    async fn take(&self, next: Next) -> Result<Batch> {
+        let Next { position: begun, limit, reports_progress, patience } = next;
         let deadline = tokio::time::Instant::now() + patience;
         let mut progress = self.feed.progress.subscribe();
         let mut position = begun;
@@ -543,7 +523,7 @@ impl Subscription {
                 return Ok(self.batch(Vec::new(), position, true));
             }
             tokio::select! {
-                changed = progress.changed() => changed.map_err(|_| StoreError::Closed)?,
+                changed = progress.changed() => changed.map_err(|_| Error::StoreClosed)?,
                 () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, settled.is_some())),
                 () = tokio::time::sleep_until(deadline) => {
                     if settled.is_some_and(|settled| settled < position) {
@@ -565,7 +545,7 @@ impl Subscription {
         if let Some((events, end)) = self.take_from_ring(position, settled, limit) {
             return Ok(self.batch(events, end, end >= settled));
         }
-        self.feed.pages.fetch_add(1, Ordering::Relaxed);
+        self.feed.stats.lock().pages += 1;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // What is not settled is cut off here and not by the statement; see `reader::sql`.
         let query = Query { since: position, until: i64::MAX, limit, is_backwards: false, filter: self.filter.clone() };
@@ -580,7 +560,7 @@ impl Subscription {
     }
 
     fn take_from_ring(&self, position: i64, settled: i64, limit: usize) -> Option<(Vec<Arc<StoredEvent>>, i64)> {
-        let ring = self.feed.ring();
+        let ring = self.feed.ring.lock();
         if position < ring.floor {
             return None;
         }

@@ -8,11 +8,11 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Row, SimpleQueryMessage};
 
 use crate::error::{Error, Result};
-use crate::store::error::StoreError;
-use crate::store::event::{COLUMNS, StoredEvent, get};
+use crate::store::event::{COLUMNS, StoredEvent};
 use crate::store::filter::{Filter, Parameter};
 use crate::store::pool::{Bind, Pool, Pooled};
 use crate::store::read::watermark::{Holders, Watermark};
+use crate::store::row::get;
 use crate::store::table::Table;
 
 /// Events, and from where it is safe to go on.
@@ -95,7 +95,7 @@ pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
     });
     match answers.last() {
         Some(Some("t")) => Ok(()),
-        _ => Err(StoreError::LocksNotVisible { table: table.name.clone(), sequence: table.sequence.clone() }.into()),
+        _ => Err(Error::LocksNotVisible { table: table.name.clone(), sequence: table.sequence.clone() }),
     }
 }
 
@@ -255,7 +255,7 @@ pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Qu
 
 /// The error of a position beyond the table's end.
 pub fn rewound(table: &Table, position: i64, last: i64) -> crate::error::Error {
-    StoreError::Rewound { table: table.name.clone(), position, last_version: last }.into()
+    Error::Rewound { table: table.name.clone(), position, last_version: last }
 }
 
 /// How far versions follow one another without a gap: nothing can come in between.

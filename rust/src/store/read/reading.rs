@@ -6,11 +6,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_postgres::Row;
 
 use crate::connect::runtime;
-use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome};
-use crate::store::event::{StoredEvent, get};
+use crate::error::Result;
+use crate::handover::completion::Completion;
+use crate::store::event::StoredEvent;
 use crate::store::event_store::EventStore;
 use crate::store::read::reader::{self, Page, Query};
+use crate::store::row::get;
 
 /// Pages that wait for the consumer, beside the one it has and the one being read.
 const AHEAD: usize = 1;
@@ -31,11 +32,11 @@ impl Reading {
     }
 
     /// Hand the next page over as soon as it is there; an empty one is the end.
-    pub fn next(&self, completion: Completion) -> Result<()> {
+    pub fn next(&self, completion: Completion<Page>) -> Result<()> {
         let pages = Arc::clone(&self.pages);
         runtime::handle()?.spawn(async move {
             let page = pages.lock().await.recv().await.unwrap_or_else(|| Ok(Vec::new()));
-            completion.finish(page.map(|events| Outcome::Page(Box::new(Page { events, safe_since: 0 }))));
+            completion.finish(page.map(|events| Page { events, safe_since: 0 }));
         });
         Ok(())
     }
@@ -44,11 +45,7 @@ impl Reading {
 async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) {
     let reading = async {
         // The first one notices, too, that the table ends before the position given.
-        let page = match store.load(query.clone()).await {
-            Ok(Outcome::Page(page)) => Ok(page.events),
-            Ok(_) => Err(Error::Closed("event store")),
-            Err(error) => Err(error),
-        };
+        let page = store.load(query.clone()).await.map(|page| page.events);
         let last = page.as_ref().ok().and_then(|events| last_of_full(&query, events.len(), events.last()?.version));
         if pages.send(page).await.is_err() {
             return;

@@ -3,52 +3,51 @@
 //! Stores share what connects and listens alike. The first one makes it, with connections of its own; it ends with the
 //! last one.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connect::connection::Connector;
+use crate::lock::Mutex;
 use crate::store::pool::{Limits, Pool};
 use crate::store::read::feed::Feed;
 use crate::store::read::reader::Settler;
 use crate::store::read::wakeup::{self, Wakeup};
 use crate::store::table::Table;
 
-/// What stores have in common that share a feed.
-#[derive(Clone)]
-struct Key {
-    /// A forked child inherits what it must not use.
-    pid: u32,
-    connector: Arc<Connector>,
-    listen_connector: Arc<Connector>,
-    listening: wakeup::Settings,
-    poll_interval: Duration,
-    is_preparing: bool,
-    table: Arc<Table>,
+/// How a store connects and listens. Stores that do so alike share a feed.
+pub struct Wanted {
+    /// Where to read.
+    pub connector: Arc<Connector>,
+    /// Where to listen.
+    pub listen_connector: Arc<Connector>,
+    /// How to listen.
+    pub listening: wakeup::Settings,
+    /// How long connections live.
+    pub limits: Limits,
+    /// Longest time between two looks at the table while nothing is heard.
+    pub poll_interval: Duration,
 }
 
-impl Key {
-    fn is_same(&self, other: &Self) -> bool {
-        self.pid == other.pid
-            && self.connector.is_same(&other.connector)
+impl Wanted {
+    fn is_like(&self, other: &Self) -> bool {
+        self.connector.is_same(&other.connector)
             && self.listen_connector.is_same(&other.listen_connector)
             && self.listening == other.listening
             && self.poll_interval == other.poll_interval
-            && self.is_preparing == other.is_preparing
-            && self.table == other.table
+            && self.limits.is_preparing == other.limits.is_preparing
     }
 }
 
 struct Entry {
-    key: Key,
+    /// A forked child inherits what it must not use.
+    pid: u32,
+    wanted: Arc<Wanted>,
+    table: Arc<Table>,
     shared: Arc<Shared>,
     members: usize,
 }
 
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
-
-fn entries() -> MutexGuard<'static, Vec<Entry>> {
-    ENTRIES.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What is shared.
 pub struct Shared {
@@ -68,50 +67,29 @@ pub struct Member {
     is_left: bool,
 }
 
-/// How a store connects and listens.
-pub struct Wanted<'a> {
-    /// Where to read.
-    pub connector: &'a Arc<Connector>,
-    /// Where to listen.
-    pub listen_connector: &'a Arc<Connector>,
-    /// How to listen.
-    pub listening: wakeup::Settings,
-    /// How long connections live.
-    pub limits: Limits,
-    /// Longest time between two looks at the table while nothing is heard.
-    pub poll_interval: Duration,
-}
-
 /// A share in what there is for this table, or in something new.
-pub fn join(wanted: &Wanted<'_>, table: &Arc<Table>) -> Member {
-    let key = Key {
-        pid: std::process::id(),
-        connector: Arc::clone(wanted.connector),
-        listen_connector: Arc::clone(wanted.listen_connector),
-        listening: wanted.listening,
-        poll_interval: wanted.poll_interval,
-        is_preparing: wanted.limits.is_preparing,
-        table: Arc::clone(table),
-    };
-    let pid = key.pid;
-    let mut entries = entries();
-    if let Some(entry) = entries.iter_mut().find(|entry| entry.key.is_same(&key)) {
+pub fn join(wanted: &Arc<Wanted>, table: &Arc<Table>) -> Member {
+    let pid = std::process::id();
+    let mut entries = ENTRIES.lock();
+    let is_same = |entry: &&mut Entry| entry.pid == pid && entry.table == *table && entry.wanted.is_like(wanted);
+    if let Some(entry) = entries.iter_mut().find(is_same) {
         entry.members += 1;
         return Member { shared: Arc::clone(&entry.shared), pid, is_left: false };
     }
     let single = Limits { max_open: 1, max_idle: 1, ..wanted.limits };
-    let pools = [(); 2].map(|()| Pool::new(Arc::clone(wanted.connector), single));
+    let pools = [(); 2].map(|()| Pool::new(Arc::clone(&wanted.connector), single));
     let [rows, settling] = &pools;
     let settler = Arc::new(Settler::new(Arc::clone(settling), table));
     let feed = Feed::new(
         Arc::clone(rows),
         Arc::clone(&settler),
         Arc::clone(table),
-        Arc::new(Wakeup::new(Arc::clone(wanted.listen_connector), wanted.listening)),
+        Arc::new(Wakeup::new(Arc::clone(&wanted.listen_connector), wanted.listening)),
         wanted.poll_interval,
     );
     let shared = Arc::new(Shared { feed, settler, pools });
-    entries.push(Entry { key, shared: Arc::clone(&shared), members: 1 });
+    let (wanted, table) = (Arc::clone(wanted), Arc::clone(table));
+    entries.push(Entry { pid, wanted, table, shared: Arc::clone(&shared), members: 1 });
     Member { shared, pid, is_left: false }
 }
 
@@ -121,7 +99,7 @@ impl Member {
         if self.pid != std::process::id() {
             return None;
         }
-        let mut entries = entries();
+        let mut entries = ENTRIES.lock();
         let index = entries.iter().position(|entry| Arc::ptr_eq(&entry.shared, &self.shared))?;
         let entry = entries.get_mut(index)?;
         entry.members -= 1;

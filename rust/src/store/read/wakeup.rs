@@ -1,7 +1,6 @@
 //! The one listening connection of a store: it says "look", never what there is.
 //!
-//! The session runs nothing but `LISTEN` and a probe, never a transaction, and reading it waits for nobody. A
-//! notification sets a flag; so a slow reader cannot hold up the server's queue, and a lost notification costs at most
+//! A notification sets a flag; so a slow reader cannot hold up the server's queue, and a lost notification costs at most
 //! the time to the next poll.
 
 use std::sync::Arc;
@@ -10,18 +9,17 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::Notification;
 
-use crate::connect::connection::{Connection, Connector};
+use crate::connect::backoff::Backoff;
+use crate::connect::connection::{Connector, Link};
+use crate::connect::listening::{self, Heard, Listening};
+use crate::connect::notify_queue;
 use crate::connect::outage::Outage;
-use crate::connect::queue;
+use crate::connect::probe;
 use crate::error::{Error, Result};
-use crate::store::error::StoreError;
 use crate::store::table::{GO_CHANNEL, Table};
 use crate::wire::protocol::quote_identifier;
-
-/// First delay between attempts to connect; it doubles up to the setting.
-const FIRST_DELAY: Duration = Duration::from_millis(50);
 
 /// How to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +41,7 @@ pub struct Wakeup {
     is_connected: AtomicBool,
     sessions: AtomicU64,
     notifications: AtomicU64,
+    heard: Heard,
     /// Why there is no session.
     pub outage: Outage,
 }
@@ -57,6 +56,7 @@ impl Wakeup {
             is_connected: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
             notifications: AtomicU64::new(0),
+            heard: Heard::default(),
             outage: Outage::default(),
         }
     }
@@ -85,56 +85,39 @@ impl Wakeup {
     /// Listen, session after session; returns the error of the last attempt allowed, or, before the first session, one
     /// that cannot be mended by waiting.
     pub async fn run(&self, table: &Table) -> Error {
-        let mut attempts = 0;
+        let mut backoff = Backoff::up_to(self.settings.reconnect_interval);
         loop {
             let error = match self.connector.connect_to_listen().await {
-                Ok(link) => self.session(table, &link.client, link.connection, &mut attempts).await,
+                Ok(link) => self.session(table, link, &mut backoff).await,
                 Err(error) => error,
             };
             self.is_connected.store(false, Ordering::Relaxed);
             self.outage.failed(&error);
             self.changed.notify_one();
-            attempts += 1;
-            let is_over = self.settings.max_reconnect_attempts.is_some_and(|most| attempts > most);
+            let is_over = self.settings.max_reconnect_attempts.is_some_and(|most| backoff.attempts() >= most);
             if is_over || (self.sessions() == 0 && !error.is_transient()) {
                 return error;
             }
-            let delay = FIRST_DELAY.saturating_mul(1 << attempts.min(16)).min(self.settings.reconnect_interval);
-            tokio::time::sleep(delay.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+            tokio::time::sleep(backoff.next_delay()).await;
         }
     }
 
     /// One session; returns why it ended.
-    async fn session(&self, table: &Table, client: &Client, mut connection: Connection, attempts: &mut u32) -> Error {
+    async fn session(&self, table: &Table, link: Link, backoff: &mut Backoff) -> Error {
         let tested = Notify::new();
         let nonce = format!("test {:032x}", rand::random::<u128>());
-        let reading = async {
-            loop {
-                match std::future::poll_fn(|context| connection.poll_message(context)).await {
-                    Some(Ok(AsyncMessage::Notification(notification))) if notification.payload() == nonce => {
-                        tested.notify_one();
-                    }
-                    Some(Ok(AsyncMessage::Notification(_))) => {
-                        self.notifications.fetch_add(1, Ordering::Relaxed);
-                        self.changed.notify_one();
-                    }
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => return Error::from_postgres("listen for events", &error, false),
-                    None => {
-                        return Error::ConnectionLost {
-                            context: "listen for events".to_owned(),
-                            reason: "the server closed the connection".to_owned(),
-                            may_be_sent: false,
-                        };
-                    }
-                }
+        let (session, reading) = listening::halves(link, &self.heard, self.settings.notification_timeout);
+        let take = |notification: &Notification, _| {
+            if notification.payload() == nonce {
+                tested.notify_one();
+            } else {
+                self.notifications.fetch_add(1, Ordering::Relaxed);
+                self.changed.notify_one();
             }
         };
-        let listening = async {
-            if let Err(error) = self.listen(table, client, &nonce, &tested).await {
-                return error;
-            }
-            *attempts = 0;
+        let keep = async {
+            self.listen(table, &session, &nonce, &tested).await?;
+            backoff.reset();
             self.outage.ended();
             self.is_connected.store(true, Ordering::Relaxed);
             self.sessions.fetch_add(1, Ordering::Relaxed);
@@ -142,64 +125,47 @@ impl Wakeup {
             self.changed.notify_one();
             loop {
                 tokio::time::sleep(self.settings.notification_timeout).await;
-                if let Err(error) = self.probe(table, client).await {
-                    return error;
-                }
+                self.probe(table, &session).await?;
             }
         };
-        tokio::select! {
-            error = reading => error,
-            error = listening => error,
-        }
+        reading.run("listen for events", take, keep).await
     }
 
     /// `LISTEN`, and a message to ourselves: a pooler in transaction mode takes the first and swallows the second.
-    async fn listen(&self, table: &Table, client: &Client, nonce: &str, tested: &Notify) -> Result<()> {
-        let channel = table.wake_channel();
-        let ours = quote_identifier(&channel);
+    async fn listen(&self, table: &Table, session: &Listening<'_>, nonce: &str, tested: &Notify) -> Result<()> {
+        let ours = quote_identifier(&table.wake_channel());
         let go = if table.notifies_us { String::new() } else { format!("LISTEN {};", quote_identifier(GO_CHANNEL)) };
         let script = format!("LISTEN {ours};{go}NOTIFY {ours}, '{nonce}'");
         let limit = self.settings.notification_timeout;
-        let context = || "the test of the listening session".to_owned();
-        timeout(limit, queue::listen(client, "listen for events", &script))
-            .await
-            .map_err(|_| Error::Timeout { context: context(), seconds: limit.as_secs_f64().into() })??;
+        let prepare = async {
+            probe::configure(&session.client, limit).await?;
+            notify_queue::listen(&session.client, "listen for events", &script).await
+        };
+        session.ask("the test of the listening session", limit, prepare).await?;
         if timeout(limit.min(Duration::from_secs(5)), tested.notified()).await.is_ok() {
             return Ok(());
         }
         // When this process was stopped, or the link is slow, the time is over first. What was on its way comes before
         // the probe's answer; only what is not there even then does not come.
-        self.probe(table, client).await?;
+        self.probe(table, session).await?;
         timeout(Duration::ZERO, tested.notified()).await.map_err(|_| {
-            StoreError::InvalidConnection(
+            Error::InvalidConnection(
                 "LISTEN does not work over this connection: a notification to ourselves did not arrive; it needs a \
                  direct connection or a pooler in session mode, see listen_dsn"
                     .to_owned(),
             )
-            .into()
         })
     }
 
     /// Ask the session which channels it holds: a link that is half open, or a server that hangs, looks healthy
-    /// otherwise. Reading only, so an idle database writes nothing.
-    async fn probe(&self, table: &Table, client: &Client) -> Result<()> {
+    /// otherwise.
+    async fn probe(&self, table: &Table, session: &Listening<'_>) -> Result<()> {
+        let work = probe::probe(&session.client, None, false);
         let limit = self.settings.notification_timeout;
-        let sql = "SELECT channel FROM pg_catalog.pg_listening_channels() AS channel";
-        let rows = timeout(limit, client.query_typed(sql, &[])).await;
-        let rows = rows
-            .map_err(|_| Error::Timeout {
-                context: "the probe of the listening session".to_owned(),
-                seconds: limit.as_secs_f64().into(),
-            })?
-            .map_err(|error| Error::from_postgres("probe the listening session", &error, false))?;
-        let channel = table.wake_channel();
-        if rows.iter().any(|row| row.try_get::<_, &str>(0).is_ok_and(|held| held == channel)) {
+        let found = session.ask("the probe of the listening session", limit, work).await?;
+        if found.channels.contains(&table.wake_channel()) {
             return Ok(());
         }
-        Err(Error::ConnectionLost {
-            context: "listen for events".to_owned(),
-            reason: "the session no longer holds its channel".to_owned(),
-            may_be_sent: false,
-        })
+        Err(Error::lost("listen for events", "the session no longer holds its channel"))
     }
 }

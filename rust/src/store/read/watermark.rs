@@ -53,11 +53,6 @@ impl Watermark {
         self.settled
     }
 
-    /// The transactions that the next step waits for.
-    pub fn waits_for(&self) -> Holders {
-        self.fence.as_ref().map(|(_, holders)| holders.clone()).unwrap_or_default()
-    }
-
     /// Start anew at the version of an event that was seen, after every lost connection: the server may have crashed.
     /// Then the sequence can give out again what was drawn but never committed, and what was settled because of that
     /// is no longer; the versions of committed events are safe, their commit wrote the sequence's state, too.

@@ -1,12 +1,13 @@
 //! Storing very many events by `COPY`: while the server takes one chunk in, the next one is made.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome};
+use crate::handover::completion::Completion;
+use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::event_store::EventStore;
 
@@ -14,7 +15,7 @@ use crate::store::event_store::EventStore;
 pub struct Import {
     store: Arc<EventStore>,
     /// The chunk under way.
-    chunk: Mutex<Option<JoinHandle<Result<Outcome>>>>,
+    chunk: Mutex<Option<JoinHandle<Result<i64>>>>,
 }
 
 impl Import {
@@ -25,8 +26,8 @@ impl Import {
 
     /// Begin to store a chunk once the one before is stored, and tell how many that one had. No events: only wait.
     /// After a chunk that failed this one is not begun.
-    pub fn add(&self, events: Vec<NewEvent>, completion: Completion) -> Result<()> {
-        let mut chunk = self.chunk.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn add(&self, events: Vec<NewEvent>, completion: Completion<i64>) -> Result<()> {
+        let mut chunk = self.chunk.lock();
         let before = chunk.take();
         let (told, failed) = tokio::sync::oneshot::channel::<bool>();
         let store = Arc::clone(&self.store);
@@ -35,13 +36,13 @@ impl Import {
             *chunk = Some(handle.spawn(async move {
                 match failed.await {
                     Ok(false) => store.copy(events).await,
-                    _ => Ok(Outcome::Number(0)),
+                    _ => Ok(0),
                 }
             }));
         }
         handle.spawn(async move {
             let result = match before {
-                None => Ok(Outcome::Number(0)),
+                None => Ok(0),
                 Some(before) => before.await.unwrap_or(Err(Error::Closed("event store"))),
             };
             let _ = told.send(result.is_err());

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
-use crate::store::error::Expected;
 use crate::store::event::NewEvent;
 use crate::store::pool::Bind;
 use crate::store::table::{LOCK_BUCKETS, TURN_KEY, Table};
@@ -180,21 +179,19 @@ pub struct Checks<'a> {
     pub calls: Vec<i32>,
     /// Of which aggregate.
     pub aggregates: Vec<&'a str>,
-    /// As [`Expected::number`] has it.
+    /// Its last version, 0 for none, -1 for any.
     pub expected: Vec<i64>,
 }
 
 impl<'a> Checks<'a> {
     /// Of what each call expects.
-    pub fn of(calls: impl IntoIterator<Item = &'a BTreeMap<String, Expected>>) -> Self {
+    pub fn of(calls: impl IntoIterator<Item = &'a BTreeMap<String, i64>>) -> Self {
         let mut checks = Self::default();
         for (call, expected) in (0..).zip(calls) {
-            for (aggregate, expected) in expected {
-                if let Some(number) = expected.number() {
-                    checks.calls.push(call);
-                    checks.aggregates.push(aggregate);
-                    checks.expected.push(number);
-                }
+            for (aggregate, &expected) in expected {
+                checks.calls.push(call);
+                checks.aggregates.push(aggregate);
+                checks.expected.push(expected);
             }
         }
         checks

@@ -9,7 +9,7 @@
 //! writer of ours can add to the aggregate, nor hold a lower version that commits later.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
@@ -18,10 +18,11 @@ use tokio_postgres::types::Type;
 use crate::connect::backoff::Backoff;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::inbox::{Completion, Outcome};
-use crate::store::error::{Expected, StoreError};
-use crate::store::event::{NewEvent, get, micros};
+use crate::handover::completion::Completion;
+use crate::lock::Mutex;
+use crate::store::event::NewEvent;
 use crate::store::pool::{BEGIN, Bind, Pool, Pooled};
+use crate::store::row::{get, micros};
 use crate::store::table::Table;
 use crate::store::write::copy::copy;
 use crate::store::write::statements::{Checks, Columns, Sql};
@@ -48,10 +49,11 @@ pub struct Position {
 pub struct Request {
     /// At least one.
     pub events: Vec<NewEvent>,
-    /// What is expected of aggregates; those not named here may be as they like.
-    pub expected: BTreeMap<String, Expected>,
+    /// What is expected of aggregates before these events: the version of the last one, 0 for none, -1 for any. Those not
+    /// named here may be as they like.
+    pub expected: BTreeMap<String, i64>,
     /// Told the positions, in the order of the events.
-    pub completion: Completion,
+    pub completion: Completion<Vec<Position>>,
 }
 
 /// Counters since the start.
@@ -79,7 +81,8 @@ struct State {
     is_closed: bool,
 }
 
-struct Shared {
+/// See the module documentation.
+pub struct Writer {
     pool: Arc<Pool>,
     table: Arc<Table>,
     batch_size: usize,
@@ -87,35 +90,29 @@ struct Shared {
     state: Mutex<State>,
 }
 
-/// See the module documentation. Cheap to clone.
-#[derive(Clone)]
-pub struct Writer {
-    shared: Arc<Shared>,
-}
-
 impl Writer {
     /// A writer that connects on use. `batch_size`: most events in one statement.
-    pub fn new(pool: Arc<Pool>, table: Arc<Table>, batch_size: usize) -> Self {
+    pub fn new(pool: Arc<Pool>, table: Arc<Table>, batch_size: usize) -> Arc<Self> {
         let sql = Sql::new(&table);
-        Self { shared: Arc::new(Shared { pool, table, batch_size, sql, state: Mutex::default() }) }
+        Arc::new(Self { pool, table, batch_size, sql, state: Mutex::default() })
     }
 
     /// Store the events of a call; its completion hears of the commit.
-    pub fn store(&self, request: Request) -> Result<()> {
-        let mut state = self.shared.lock();
+    pub fn store(self: &Arc<Self>, request: Request) -> Result<()> {
+        let mut state = self.state.lock();
         if state.is_closed {
-            return Err(StoreError::Closed.into());
+            return Err(Error::StoreClosed);
         }
         state.queue.push_back(request);
         if !std::mem::replace(&mut state.is_running, true) {
-            runtime::handle()?.spawn(run(Arc::clone(&self.shared)));
+            runtime::handle()?.spawn(run(Arc::clone(self)));
         }
         Ok(())
     }
 
     /// Store events by `COPY`, in one transaction, under the same locks as all others; returns how many.
     pub async fn import(&self, events: &[NewEvent]) -> Result<i64> {
-        let Shared { pool, table, sql, .. } = &*self.shared;
+        let Self { pool, table, sql, .. } = self;
         check(events, table)?;
         let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
         let class = table.lock_class();
@@ -130,18 +127,18 @@ impl Writer {
 
     /// Accept nothing more; what is under way is finished.
     pub fn close(&self) {
-        self.shared.lock().is_closed = true;
+        self.state.lock().is_closed = true;
     }
 
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
-        let state = self.shared.lock();
+        let state = self.state.lock();
         !state.is_running && state.alone == 0 && state.queue.is_empty()
     }
 
     /// Counters.
     pub fn stats(&self) -> WriterStats {
-        let state = self.shared.lock();
+        let state = self.state.lock();
         WriterStats { waiting: state.queue.len(), ..state.stats }
     }
 }
@@ -156,17 +153,13 @@ impl Request {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Writer {
     /// The next calls that fit into one statement; `None` ends the task.
     ///
     /// A group is all conditional or all not. An id comes once in it, and an aggregate that somebody expects something
     /// of only in one call: the statement sees the table as it was before all of them.
     fn take_group(&self) -> Option<Vec<Request>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut group: Vec<Request> = Vec::new();
         let (mut count, mut bytes) = (0, 0);
         let (mut ids, mut aggregates) = (HashSet::new(), HashSet::new());
@@ -196,31 +189,30 @@ impl Shared {
     }
 
     fn settle(&self, request: Request, result: Result<Vec<Position>>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         match &result {
             Ok(positions) => state.stats.stored += positions.iter().filter(|p| !p.is_duplicate).count() as u64,
             Err(_) => state.stats.failed += 1,
         }
         drop(state);
-        request.completion.finish(result.map(Outcome::Positions));
+        request.completion.finish(result);
     }
 }
 
 /// The writer's task: group after group until nothing waits.
-async fn run(shared: Arc<Shared>) {
-    while let Some(group) = shared.take_group() {
-        commit(&shared, group).await;
+async fn run(writer: Arc<Writer>) {
+    while let Some(group) = writer.take_group() {
+        commit(&writer, group).await;
     }
 }
 
 /// Store a group; the calls it leaves out go on in tasks of their own, so that whoever waits for a lock, or for a
 /// server in doubt, holds up nobody else.
-async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
+async fn commit(writer: &Arc<Writer>, group: Vec<Request>) {
     let stored = match &*group {
-        group if group.iter().any(Request::is_conditional) => insert_expected(shared, group).await,
-        [Request { events, .. }] if events.len() == 1 => insert_one(shared, events).await,
-        [Request { events, .. }] => insert_batch(shared, events).await,
-        group => insert_any(shared, group).await,
+        group if group.iter().any(Request::is_conditional) => insert_expected(writer, group).await,
+        [Request { events, .. }] if events.len() == 1 => insert_one(writer, events).await,
+        group => insert_any(writer, group).await,
     };
     let found = match stored {
         Ok(found) => found,
@@ -229,34 +221,34 @@ async fn commit(shared: &Arc<Shared>, group: Vec<Request>) {
             let doubt = is_in_doubt(&error).then(Instant::now);
             for request in group {
                 if is_final {
-                    shared.settle(request, Err(error.clone()));
+                    writer.settle(request, Err(error.clone()));
                 } else {
-                    spawn_alone(shared, request, doubt);
+                    spawn_alone(writer, request, doubt);
                 }
             }
             return;
         }
     };
-    shared.lock().stats.groups += 1;
+    writer.state.lock().stats.groups += 1;
     for (request, found) in group.into_iter().zip(found) {
         match found {
-            Some(found) => shared.settle(request, Ok(found)),
-            None => spawn_alone(shared, request, None),
+            Some(found) => writer.settle(request, Ok(found)),
+            None => spawn_alone(writer, request, None),
         }
     }
 }
 
-fn spawn_alone(shared: &Arc<Shared>, request: Request, doubt: Option<Instant>) {
+fn spawn_alone(writer: &Arc<Writer>, request: Request, doubt: Option<Instant>) {
     {
-        let mut state = shared.lock();
+        let mut state = writer.state.lock();
         state.stats.alone += 1;
         state.alone += 1;
     }
-    let shared = Arc::clone(shared);
+    let writer = Arc::clone(writer);
     tokio::spawn(async move {
-        let result = store_alone(&shared, &request, doubt).await;
-        shared.settle(request, result);
-        shared.lock().alone -= 1;
+        let result = store_alone(&writer, &request, doubt).await;
+        writer.settle(request, result);
+        writer.state.lock().alone -= 1;
     });
 }
 
@@ -265,11 +257,6 @@ fn is_in_doubt(error: &Error) -> bool {
     let is_before_sending =
         matches!(error, Error::ConnectionLost { may_be_sent: false, .. } | Error::Refused(_) | Error::Timeout { .. });
     error.is_connection_lost() && !is_before_sending
-}
-
-/// No connection is to be had any more.
-fn is_closed(error: &Error) -> bool {
-    matches!(error, Error::Store(error) if **error == StoreError::Closed)
 }
 
 /// Another writer was faster, or in the way: try again. 23505 unique violation, 40001 serialization failure,
@@ -306,9 +293,9 @@ fn found_alone(rows: &[Row], events: &[NewEvent]) -> Result<Found> {
 }
 
 /// Store the one event of an unconditional call.
-async fn insert_one(shared: &Shared, events: &[NewEvent]) -> Result<Found> {
+async fn insert_one(writer: &Writer, events: &[NewEvent]) -> Result<Found> {
     let Some(event) = events.first() else { return Ok(vec![Some(Vec::new())]) };
-    let class = shared.table.lock_class();
+    let class = writer.table.lock_class();
     let binds: [Bind<'_>; 6] = [
         (&event.id, Type::TEXT),
         (&event.aggregate_id, Type::TEXT),
@@ -317,38 +304,32 @@ async fn insert_one(shared: &Shared, events: &[NewEvent]) -> Result<Found> {
         (&event.metadata, Type::TEXT),
         (&class, Type::INT4),
     ];
-    let mut connection = shared.pool.get().await?;
-    found_alone(&connection.query("store events", &shared.sql.insert_one, &binds, true).await?, events)
-}
-
-/// Store the events of one unconditional call.
-async fn insert_batch(shared: &Shared, events: &[NewEvent]) -> Result<Found> {
-    let columns = Columns::of([events]);
-    let class = shared.table.lock_class();
-    let mut binds = columns.binds();
-    binds.push((&columns.calls, Type::INT4_ARRAY));
-    binds.push((&class, Type::INT4));
-    let mut connection = shared.pool.get().await?;
-    found_alone(&connection.query("store events", &shared.sql.insert_batch, &binds, true).await?, events)
+    let mut connection = writer.pool.get().await?;
+    found_alone(&connection.query("store events", &writer.sql.insert_one, &binds, true).await?, events)
 }
 
 /// Store a group of unconditional calls: one statement, one round trip, one commit.
-async fn insert_any(shared: &Shared, group: &[Request]) -> Result<Found> {
+async fn insert_any(writer: &Writer, group: &[Request]) -> Result<Found> {
     let columns = Columns::of(group.iter().map(|request| &*request.events));
-    let class = shared.table.lock_class();
+    let class = writer.table.lock_class();
     let mut binds = columns.binds();
     binds.push((&columns.calls, Type::INT4_ARRAY));
     binds.push((&class, Type::INT4));
-    let mut connection = shared.pool.get().await?;
-    found(&connection.query("store events", &shared.sql.insert_any, &binds, true).await?, group)
+    let sql = if group.len() == 1 { &writer.sql.insert_batch } else { &writer.sql.insert_any };
+    let mut connection = writer.pool.get().await?;
+    let rows = connection.query("store events", sql, &binds, true).await?;
+    match group {
+        [Request { events, .. }] => found_alone(&rows, events),
+        group => found(&rows, group),
+    }
 }
 
 /// Store a group of conditional calls: the statements of one transaction, sent together. The locks are a statement of
 /// their own, because within one statement the check would see the table as it was before waiting for them.
-async fn insert_expected(shared: &Shared, group: &[Request]) -> Result<Found> {
+async fn insert_expected(writer: &Writer, group: &[Request]) -> Result<Found> {
     let columns = Columns::of(group.iter().map(|request| &*request.events));
     let checks = Checks::of(group.iter().map(|request| &request.expected));
-    let class = shared.table.lock_class();
+    let class = writer.table.lock_class();
     // Everything that is written or checked is locked, by the call that does it.
     let mut locked = columns.aggregates.clone();
     let mut lockers = columns.calls.clone();
@@ -360,9 +341,9 @@ async fn insert_expected(shared: &Shared, group: &[Request]) -> Result<Found> {
     binds.push((&checks.calls, Type::INT4_ARRAY));
     binds.push((&checks.aggregates, Type::TEXT_ARRAY));
     binds.push((&checks.expected, Type::INT8_ARRAY));
-    let mut connection = shared.pool.get().await?;
+    let mut connection = writer.pool.get().await?;
     connection.set_dirty(true);
-    let sql = &shared.sql;
+    let sql = &writer.sql;
     // After a failure the COMMIT rolls back: nothing is left open either way.
     let requests = [(BEGIN, &[][..]), (&sql.try_exclusive, &locks), (&sql.insert_expected, &binds), ("COMMIT", &[])];
     let result = connection.pipeline("store events", requests, true).await;
@@ -372,18 +353,18 @@ async fn insert_expected(shared: &Shared, group: &[Request]) -> Result<Found> {
 }
 
 /// Store one call, waiting for whatever it needs: locks, other writers of the same ids, a server that restarts.
-async fn store_alone(shared: &Shared, request: &Request, mut doubt: Option<Instant>) -> Result<Vec<Position>> {
+async fn store_alone(writer: &Writer, request: &Request, mut doubt: Option<Instant>) -> Result<Vec<Position>> {
     let mut backoff = Backoff::default();
     let mut conflicts = 0;
     loop {
-        match attempt(shared, request).await {
-            Err(error) if error.is_connection_lost() || is_closed(&error) => {
+        match attempt(writer, request).await {
+            Err(error) if error.is_connection_lost() || error == Error::StoreClosed => {
                 if is_in_doubt(&error) {
                     doubt.get_or_insert_with(Instant::now);
                 }
                 // The ids decide what became of an earlier attempt, once the server answers again.
                 let Some(since) = doubt else { return Err(error) };
-                if since.elapsed() >= DOUBT_LIMIT || shared.lock().is_closed {
+                if since.elapsed() >= DOUBT_LIMIT || writer.state.lock().is_closed {
                     return Err(in_doubt(error));
                 }
                 tokio::time::sleep(backoff.next_delay()).await;
@@ -406,10 +387,10 @@ fn in_doubt(error: Error) -> Error {
     Error::ConnectionLost { context, reason, may_be_sent: true }
 }
 
-async fn attempt(shared: &Shared, request: &Request) -> Result<Vec<Position>> {
-    let mut connection = shared.pool.get().await?;
+async fn attempt(writer: &Writer, request: &Request) -> Result<Vec<Position>> {
+    let mut connection = writer.pool.get().await?;
     connection.begin().await?;
-    let result = attempt_in(shared, request, &mut connection).await;
+    let result = attempt_in(writer, request, &mut connection).await;
     match result {
         Ok(positions) => {
             connection.commit().await?;
@@ -422,9 +403,9 @@ async fn attempt(shared: &Shared, request: &Request) -> Result<Vec<Position>> {
     }
 }
 
-async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled) -> Result<Vec<Position>> {
-    let sql = &shared.sql;
-    let class = shared.table.lock_class();
+async fn attempt_in(writer: &Writer, request: &Request, connection: &mut Pooled) -> Result<Vec<Position>> {
+    let sql = &writer.sql;
+    let class = writer.table.lock_class();
     let lock = if request.is_conditional() { &sql.lock_exclusive } else { &sql.lock_shared };
     let mut aggregates: Vec<&str> = request.events.iter().map(|event| event.aggregate_id.as_str()).collect();
     aggregates.extend(request.expected.keys().map(String::as_str));
@@ -444,7 +425,7 @@ async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled)
         let version = get(row, 1)?;
         if !get::<bool>(row, 3)? {
             let id = request.events.get(index).map(|event| event.id.clone()).unwrap_or_default();
-            return Err(StoreError::DuplicateEvent { id, version }.into());
+            return Err(Error::DuplicateEvent { id, version });
         }
         if let Some(slot) = positions.get_mut(index) {
             *slot = Some(Position { version, created_at: micros(row, 2)?, is_duplicate: true });
@@ -455,9 +436,9 @@ async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled)
     }
     for row in &actual {
         let (aggregate_id, actual): (String, i64) = (get(row, 0)?, get(row, 1)?);
-        let expected = request.expected.get(&aggregate_id).copied().unwrap_or(Expected::Any);
-        if !expected.holds(actual) {
-            return Err(StoreError::WrongExpectedVersion { aggregate_id, expected, actual }.into());
+        let is_met = |&expected: &i64| if expected == -1 { actual > 0 } else { actual == expected };
+        if let Some(&expected) = request.expected.get(&aggregate_id).filter(|expected| !is_met(expected)) {
+            return Err(Error::WrongExpectedVersion { aggregate_id, expected, actual });
         }
     }
     let missing: Vec<NewEvent> = request
@@ -479,19 +460,8 @@ async fn attempt_in(shared: &Shared, request: &Request, connection: &mut Pooled)
         }
     }
     // Another writer took an id between the look and the insert: look again.
-    positions.into_iter().collect::<Option<Vec<_>>>().ok_or_else(taken_meanwhile)
-}
-
-fn taken_meanwhile() -> Error {
-    Error::Database {
-        context: "store events".to_owned(),
-        report: Box::new(crate::error::ServerReport {
-            sqlstate: "23505".to_owned(),
-            severity: "ERROR".to_owned(),
-            message: "another writer is storing an event with the same id".to_owned(),
-            ..Default::default()
-        }),
-    }
+    let taken = || Error::refused("23505", "store events", "another writer is storing an event with the same id");
+    positions.into_iter().collect::<Option<Vec<_>>>().ok_or_else(taken)
 }
 
 /// Check a call before anything is sent.
@@ -500,7 +470,7 @@ pub fn check(events: &[NewEvent], table: &Table) -> Result<()> {
     for event in events {
         event.check(table)?;
         if !ids.insert(event.id.as_str()) {
-            return Err(StoreError::DuplicateEvent { id: event.id.clone(), version: 0 }.into());
+            return Err(Error::DuplicateEvent { id: event.id.clone(), version: 0 });
         }
     }
     Ok(())

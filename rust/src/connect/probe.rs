@@ -1,44 +1,17 @@
-//! What the listening session is asked: who it talks to, what it holds, who else is there. Reading only, so an idle
+//! What a listening session is asked: who it talks to, what it holds, who else is there. Reading only, so an idle
 //! database writes nothing; no transaction and no cursor, so notifications are never held back.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use sha2::{Digest as _, Sha256};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use crate::error::{Error, LikelyCause, Result};
 
-/// The advisory lock that a member of the cluster holds, shared, for as long as its listening session lives.
-///
-/// Whoever holds it is alive, and PostgreSQL lets go of it with the session, however that ends. `pg_locks` is readable
-/// for every role, and neither taking the lock nor reading it writes anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemberLock {
-    /// The same for all servers of a cluster.
-    pub class: u32,
-    /// That of one server.
-    pub id: u32,
-}
-
-impl MemberLock {
-    /// The lock of the server `uid` in the cluster with this channel prefix.
-    pub fn of(prefix: &str, uid: &str) -> Self {
-        Self { class: short_hash("cluster", prefix), id: member_id(uid) }
-    }
-}
-
-/// Id of the lock of one server.
-pub fn member_id(uid: &str) -> u32 {
-    short_hash("server", uid)
-}
-
-fn short_hash(kind: &str, name: &str) -> u32 {
-    let digest = Sha256::digest(format!("socketio-postgres {kind} {name}"));
-    u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
-}
+/// After so many intervals without a probe the server ends the session: then this process does not run.
+const IDLE_INTERVALS: u32 = 3;
 
 /// The server behind a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,11 +37,7 @@ pub async fn identify(client: &Client) -> Result<Identity> {
 }
 
 fn no_row() -> Error {
-    Error::ConnectionLost {
-        context: "probe the listening session".to_owned(),
-        reason: "the answer has no row".to_owned(),
-        may_be_sent: false,
-    }
+    Error::lost("probe the listening session", "the answer has no row")
 }
 
 /// Why a listening session hears nothing of what `writer` publishes, if that can be told from who the two are.
@@ -104,30 +73,20 @@ pub fn deaf(channel: &str) -> Error {
 }
 
 /// Make the server notice, too, when the other end is gone, or is there and does nothing: a process that was stopped
-/// still acknowledges TCP, and would hold back the notification queue, and its place in the cluster, for ever. The probe
-/// keeps a session that is well from being idle for `limit`.
+/// still acknowledges TCP, and would hold back the notification queue, and every lock it has, for ever. A session that
+/// is well is probed once in an `interval`.
 ///
 /// Parameters that this server does not know are left alone (`idle_session_timeout` is new in 14).
-pub async fn configure(client: &Client, limit: Duration) -> Result<()> {
+pub async fn configure(client: &Client, interval: Duration) -> Result<()> {
     const SQL: &str = "SELECT pg_catalog.set_config(name, wanted.value, false) \
          FROM (VALUES ('idle_session_timeout', $1), ('tcp_user_timeout', $1), ('tcp_keepalives_idle', $2), \
                       ('tcp_keepalives_interval', $2), ('tcp_keepalives_count', '3')) AS wanted(name, value) \
          JOIN pg_catalog.pg_settings USING (name) WHERE context = 'user'";
+    let limit = IDLE_INTERVALS * interval;
     let milliseconds = limit.as_millis().to_string();
     let seconds = limit.as_secs().div_ceil(4).max(1).to_string();
     let done = client.query_typed(SQL, &[(&milliseconds, Type::TEXT), (&seconds, Type::TEXT)]).await;
     done.map(drop).map_err(|error| Error::from_postgres("configure the listening session", &error, false))
-}
-
-/// Take the lock of a member, or let go of it.
-pub async fn set_member(client: &Client, lock: MemberLock, is_member: bool) -> Result<()> {
-    const JOIN: &str = "SELECT pg_catalog.pg_try_advisory_lock_shared($1, $2)";
-    const LEAVE: &str = "SELECT pg_catalog.pg_advisory_unlock_shared($1, $2)";
-    // The functions take signed numbers, pg_locks shows unsigned ones.
-    let (class, id) = (lock.class.cast_signed(), lock.id.cast_signed());
-    let sql = if is_member { JOIN } else { LEAVE };
-    let done = client.query_typed(sql, &[(&class, Type::INT4), (&id, Type::INT4)]).await;
-    done.map(drop).map_err(|error| Error::from_postgres("take the lock of a member", &error, false))
 }
 
 /// The answer to a probe.
@@ -135,15 +94,15 @@ pub async fn set_member(client: &Client, lock: MemberLock, is_member: bool) -> R
 pub struct Probe {
     /// Channels that the session holds.
     pub channels: BTreeSet<String>,
-    /// Ids of the locks held by the members of the cluster.
-    pub members: Vec<u32>,
+    /// Ids of the advisory locks of a class that anybody holds.
+    pub locks: Vec<u32>,
     /// Part of the server's notification queue in use, 0 to 1, if it was asked for.
     pub queue_usage: Option<f64>,
     /// Process id of the session.
     pub pid: i32,
 }
 
-/// Ask a session what it holds and who else is there.
+/// Ask a session what it holds, and which advisory locks of a `class` of two numbers are held.
 pub async fn probe(client: &Client, class: Option<u32>, asks_queue_usage: bool) -> Result<Probe> {
     const SQL: &str = "SELECT pg_catalog.pg_backend_pid(), ARRAY(SELECT pg_catalog.pg_listening_channels()), \
             ARRAY(SELECT DISTINCT objid FROM pg_catalog.pg_locks \
@@ -159,7 +118,7 @@ pub async fn probe(client: &Client, class: Option<u32>, asks_queue_usage: bool) 
         Ok(Probe {
             pid: row.try_get(0)?,
             channels: channels.into_iter().collect(),
-            members: row.try_get(2)?,
+            locks: row.try_get(2)?,
             queue_usage: row.try_get(3)?,
         })
     };
@@ -176,14 +135,6 @@ pub fn remind(client: &Client) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn locks_differ_by_cluster_and_server() {
-        let lock = MemberLock::of("socket.io", "a1");
-        assert_eq!(lock, MemberLock { class: lock.class, id: member_id("a1") });
-        assert_ne!(lock.class, MemberLock::of("chat", "a1").class);
-        assert_ne!(lock.id, member_id("a2"));
-    }
 
     #[test]
     fn the_likely_cause_is_told_from_who_the_sessions_are() {
