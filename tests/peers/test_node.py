@@ -398,7 +398,8 @@ async def test_a_newcomer_asks_a_node_server_that_it_does_not_know_yet(
         socketio.AsyncServer(client_manager=newcomer, async_mode="asgi")
         try:
             await newcomer.start()
-            newcomer._node.peers.adapters["/"]._peers.clear()  # as if the answers to its announcement were still on their way
+            # As if the answers to its announcement were still on their way.
+            newcomer._node.peers.adapters["/"]._peers.clear()
             if ask == "fetch_sockets":
                 assert {each.id for each in await newcomer.timeout(15).fetch_sockets()} == before
             else:

@@ -23,7 +23,7 @@ from socketio_postgres._bus.messages import Message
 from socketio_postgres._bus.options import BusOptions, BusSettings
 from socketio_postgres._bus.password import AsyncPasswordCall
 from socketio_postgres._bus.primitives import arun
-from socketio_postgres.exceptions import ClosedError, ForkedProcessError, SocketIOPostgresError
+from socketio_postgres.exceptions import ClosedError, ForkedProcessError, OperationTimeoutError, SocketIOPostgresError
 
 __all__ = ["Bus"]
 
@@ -196,7 +196,10 @@ class Bus:
             OperationTimeoutError: Not all was committed within `timeout` seconds.
         """
         core = self.core
-        await self.call(core.flush, timeout)
+        try:
+            await self.call(core.flush, timeout)
+        except OperationTimeoutError:
+            raise self._not_flushed(timeout) from None
         _raise_failures(core)
 
     async def call(self, operation: Operation, timeout: float | None = None) -> Any:
@@ -257,8 +260,18 @@ class Bus:
     def flush_blocking(self, timeout: float | None = None) -> None:
         """Blocking form of `flush`."""
         core = self.core
-        self.blocking.run(core.flush, timeout)
+        try:
+            self.blocking.run(core.flush, timeout)
+        except OperationTimeoutError:
+            raise self._not_flushed(timeout) from None
         _raise_failures(core)
+
+    def _not_flushed(self, timeout: float | None) -> OperationTimeoutError:
+        """What a flush that was not done in time still waits for."""
+        stats = self.stats()
+        count, size = stats.get("buffer_count", 0), stats.get("buffer_bytes", 0)
+        waiting = f"{count} message{'' if count == 1 else 's'} of {size} bytes"
+        return OperationTimeoutError(f"{waiting} for {self.description} not committed within {timeout} s")
 
     def call_blocking(self, operation: Operation, timeout: float | None = None) -> Any:
         """Blocking form of `call`."""
