@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import inspect
 import json
 import re
@@ -24,15 +25,16 @@ from psycopg.conninfo import make_conninfo
 from socketio_postgres import (
     AsyncEmitter,
     AsyncPostgresManager,
+    BusOptions,
     DatabaseError,
     Emitter,
     EventStore,
+    EventStoreOptions,
     MessageType,
     OptionsError,
     SocketIOPostgresError,
     _core,
 )
-from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster import rooms
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
@@ -133,6 +135,16 @@ def test_options_table() -> None:
         value = ast.literal_eval(documented[name].strip("`")) if documented[name] != "required" else None
         if default is not inspect.Parameter.empty:
             assert value == default, name
+
+
+def test_options_table_of_the_store() -> None:
+    documented = {
+        name: ast.literal_eval(cells[0].strip("`")) for name, cells in rows("docs/event-store.md", "Options").items()
+    }
+    assert documented == {
+        field.name: None if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(EventStoreOptions)
+    }
 
 
 def test_statistics_table(database: Database) -> None:

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         Event,
         EventStore,
         EventStoreOptions,
+        EventStoreStats,
         FellBehind,
         Filter,
         NotificationPayload,
@@ -85,8 +86,11 @@ if TYPE_CHECKING:
         StoredEvent,
         StoreResult,
         Subscription,
+        TableLayout,
     )
     from socketio_postgres.manager import AsyncPostgresManager, AsyncRemoteSocket, PostgresManager, RemoteSocket
+    from socketio_postgres.options import BusOptions, HeartbeatOptions
+    from socketio_postgres.stats import BusStats, ManagerStats, Outage
 
 __all__ = [
     "ANY",
@@ -106,6 +110,8 @@ __all__ = [
     "AttachmentMissingError",
     "Blocker",
     "BufferFullError",
+    "BusOptions",
+    "BusStats",
     "CaughtUp",
     "Checkpoint",
     "ClosedError",
@@ -124,14 +130,17 @@ __all__ = [
     "EventStore",
     "EventStoreError",
     "EventStoreOptions",
+    "EventStoreStats",
     "FellBehind",
     "Filter",
     "FilterError",
     "ForkedProcessError",
     "GapInfo",
+    "HeartbeatOptions",
     "IncompatibleVersionError",
     "InvalidConnectionError",
     "LocksNotVisibleError",
+    "ManagerStats",
     "Message",
     "MessageType",
     "NotAServerError",
@@ -139,6 +148,7 @@ __all__ = [
     "NotificationPayload",
     "OperationTimeoutError",
     "OptionsError",
+    "Outage",
     "Page",
     "Park",
     "ParkedEvent",
@@ -164,6 +174,7 @@ __all__ = [
     "StoredEvent",
     "Subscription",
     "SubscriptionFencedError",
+    "TableLayout",
     "UnknownOptionError",
     "WrongExpectedVersionError",
 ]
@@ -200,6 +211,7 @@ _NAMES: Final = {
         "Event",
         "EventStore",
         "EventStoreOptions",
+        "EventStoreStats",
         "FellBehind",
         "Filter",
         "NO_STREAM",
@@ -216,12 +228,22 @@ _NAMES: Final = {
         "StoreResult",
         "StoredEvent",
         "Subscription",
+        "TableLayout",
     ],
     "manager": [
         "AsyncPostgresManager",
         "AsyncRemoteSocket",
         "PostgresManager",
         "RemoteSocket",
+    ],
+    "options": [
+        "BusOptions",
+        "HeartbeatOptions",
+    ],
+    "stats": [
+        "BusStats",
+        "ManagerStats",
+        "Outage",
     ],
 }
 _HOMES: Final = {name: module for module, names in _NAMES.items() for name in names}

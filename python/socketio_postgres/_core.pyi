@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final, final
+from types import GenericAlias
+from typing import Any, Final, Generic, final
 
+from socketio_postgres._typing import Data_co
 from socketio_postgres.exceptions import SocketIOPostgresError
 
 __version__: str
@@ -285,7 +287,7 @@ class Bus:
         """
 
 @final
-class StoredEvent:
+class StoredEvent(Generic[Data_co]):
     """An event as it is in the table. Immutable, compared by value; can be pickled.
 
     `data` and `metadata` are decoded when they are first asked for.
@@ -300,7 +302,7 @@ class StoredEvent:
         data_json: str | None = None,
         metadata_json: str | None = None,
         created_at_us: int | None = None,
-    ) -> StoredEvent:
+    ) -> StoredEvent[Any]:
         """An event from its columns; `created_at_us` counts microseconds from 1970."""
 
     @property
@@ -324,7 +326,7 @@ class StoredEvent:
         """`stream_` and the aggregate id: go-sync-kit's channel."""
 
     @property
-    def data(self) -> Any:
+    def data(self) -> Data_co:
         """The data, decoded; None for `NULL` and for JSON `null`. Do not change it."""
 
     @property
@@ -347,6 +349,7 @@ class StoredEvent:
     def __ne__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
 
 @final
 class EventStore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from socketio_postgres._cluster._sync.emitter import Emitter
 from socketio_postgres._cluster.async_emitter import AsyncEmitter
-from socketio_postgres._cluster.emitter import Emitter
 
 __all__ = ["AsyncEmitter", "Emitter"]

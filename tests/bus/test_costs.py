@@ -18,7 +18,7 @@ import socketio.packet
 from engineio.async_socket import AsyncSocket
 
 from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
-from socketio_postgres._cluster import local_delivery
+from socketio_postgres._cluster import socketio_delivery
 from tests.fixtures.bus import BusReader
 from tests.fixtures.database import Database
 from tests.fixtures.postgres import OwnPostgres
@@ -278,7 +278,7 @@ async def test_acknowledged_events_are_those_of_python_socketio(
     sids = [sid for sid, _ in members.manager.get_participants("/", None)]
     found = []
     for is_known in (True, False):
-        monkeypatch.setattr(local_delivery, "IS_KNOWN", is_known)
+        monkeypatch.setattr(socketio_delivery, "IS_KNOWN", is_known)
         answers: list[tuple[object, ...]] = []
         members.manager.callbacks.clear()
         await members.manager.emit(

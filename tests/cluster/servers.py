@@ -76,9 +76,9 @@ class Server:
 
     def expects_nothing(self) -> bool:
         """Whether no request is left behind."""
-        adapters = self.manager._adapters.values()
-        is_asking = self.manager._waiting or any(adapter._requests for adapter in adapters)
-        return not is_asking and not self.manager._callbacks
+        adapters = self.manager._node.peers.adapters.values()
+        is_asking = self.manager._node.requests.is_asking or any(adapter._requests for adapter in adapters)
+        return not is_asking and not self.manager._node.callbacks
 
 
 class Trio:

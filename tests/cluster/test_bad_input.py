@@ -29,7 +29,7 @@ from socketio_postgres import (
     PostgresClient,
     SocketIOPostgresError,
 )
-from socketio_postgres._cluster import async_waiting
+from socketio_postgres._cluster import runner
 from socketio_postgres.demo.embedded import EmbeddedPostgres, free_port
 from tests.fixtures.bus import Serving, acquainted, serving
 from tests.fixtures.clients import PythonClient
@@ -340,7 +340,7 @@ class TestConnecting:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let clients in after a second instead of ten when PostgreSQL does not answer."""
-    monkeypatch.setattr(async_waiting, "JOIN_LIMIT", 1.0)
+    monkeypatch.setattr(runner, "JOIN_LIMIT", 1.0)
 
 
 @pytest.mark.usefixtures("no_password_in_the_log", "impatient")
@@ -355,7 +355,7 @@ async def test_a_background_failure_shows_no_password(guarded: Guarded) -> None:
         await eventually(lambda: ours.errors, "it is reported")
         for error in ours.errors:
             assert PASSWORD not in secrets_in(error)
-        assert PASSWORD not in repr(ours.manager) + str(ours.manager.stats()) + ours.manager._bus.description
+        assert PASSWORD not in repr(ours.manager) + str(ours.manager.stats()) + ours.manager._node._bus.description
         await client.disconnect()
         with pytest.raises(SocketIOPostgresError) as caught:
             await ours.manager.flush()

@@ -197,7 +197,7 @@ async def test_an_error_handler_that_fails_disturbs_nobody(database: Database) -
             calls.append(error)
             raise RuntimeError("the handler goes wrong")
 
-        ours.manager._error_handler = AsyncHook("error_handler", broken, logging.getLogger(__name__))
+        ours.manager._node.reports.error_handler = AsyncHook("error_handler", broken, logging.getLogger(__name__))
         await acquainted(ours)
         client = await PythonClient.connect(ours.url)
         with database.connect() as connection:

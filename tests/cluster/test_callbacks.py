@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import socketio
 
-from socketio_postgres._cluster import member
+from socketio_postgres._cluster import async_node
 from tests.cluster.servers import FakePeer, Server, Trio, open_trio
 from tests.fixtures.cluster import exactly
 from tests.fixtures.database import Database
@@ -224,11 +224,11 @@ async def test_too_many_callbacks_are_forgotten_aloud(
     trio: Trio, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await trio.b.connect(replies={"ask": None, "answer": [1]})
-    monkeypatch.setattr(trio.a.manager._callbacks, "limit", 2)
+    monkeypatch.setattr(trio.a.manager._node.callbacks, "limit", 2)
     callbacks = [Callback() for _ in range(3)]
     for callback in callbacks:
         await trio.a.sio.emit("ask", to=client.sid, callback=callback)
-    assert len(trio.a.manager._callbacks) == 2
+    assert len(trio.a.manager._node.callbacks) == 2
     assert await trio.a.sio.call("answer", to=client.sid, timeout=15) == 1
     await eventually(lambda: "callbacks" in caplog.text, "it is told")
     forget(trio.a)
@@ -236,7 +236,7 @@ async def test_too_many_callbacks_are_forgotten_aloud(
 
 async def test_what_is_never_acknowledged_is_forgotten(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
     client = await trio.b.connect(replies={"ask": None})
-    monkeypatch.setattr(member, "CALLBACK_LIFETIME", 1.0)
+    monkeypatch.setattr(async_node, "CALLBACK_LIFETIME", 1.0)
     callback = Callback()
     await trio.a.sio.emit("ask", to=client.sid, callback=callback)
     await client.wait_for("ask")
@@ -259,5 +259,5 @@ async def test_a_failing_callback_stops_nothing(trio: Trio) -> None:
 
 def forget(server: Server) -> None:
     """What `CALLBACK_LIFETIME` does in time: nobody tells a manager that `call` has given up, or that all are gone."""
-    server.manager._expire_callbacks(time.monotonic() + member.CALLBACK_LIFETIME)
+    server.manager._node.expire_callbacks(time.monotonic() + async_node.CALLBACK_LIFETIME)
     assert server.expects_nothing()

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
+THREADS, CALLS = 8, 10
 LOOPS = 1000 if os.environ.get("SIO_PG_SOAK") else 30
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -96,7 +97,7 @@ def test_a_manager_serves_in_one_loop_after_the_other(
             [frame] = await spy.wait_for_broadcast("hello")
             assert frame.message["data"]["packet"]["data"] == ["hello", number]
             async with AsyncEmitter(database.dsn) as io:
-                await eventually(lambda: mgr.is_serving("/"), "the manager listens")
+                await eventually(lambda: mgr._node.peers.is_serving("/"), "the manager listens")
                 await io.server_side_emit("hello", number)
                 await eventually(lambda: number in heard, "it hears others")
         assert await mgr.fetch_sockets() == []
@@ -135,7 +136,7 @@ def test_what_a_dying_loop_still_emits_is_refused(database: Database) -> None:
         try:
             await asyncio.sleep(60)
         finally:
-            await eventually(lambda: mgr._bus.is_closed, "the manager has left")
+            await eventually(lambda: mgr._node._bus.is_closed, "the manager has left")
             try:
                 await sio.emit("late", 1)
             except ClosedError as error:
@@ -260,9 +261,9 @@ async def test_a_loop_that_only_emits_gives_way_to_the_one_with_clients(database
     async with serving(database) as one:
         with start_blocking_portal("asyncio") as portal:
             await asyncio.to_thread(portal.call, one.sio.emit, "first", 1)
-            assert one.manager._loop is not asyncio.get_running_loop()
+            assert one.manager._node.runner.loop is not asyncio.get_running_loop()
             client = await PythonClient.connect(one.url)
-            assert one.manager._loop is asyncio.get_running_loop()
+            assert one.manager._node.runner.loop is asyncio.get_running_loop()
             await asyncio.to_thread(portal.call, one.sio.emit, "second", 2)
             assert await client.wait_for("second") == [(2,)]
         await one.sio.emit("third", 3)
@@ -274,7 +275,7 @@ def test_a_loop_that_is_ending_gives_way(database: Database) -> None:
     """It still runs, in another thread, but only to say goodbye."""
     mgr = AsyncPostgresManager(database.dsn)
     socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
-    close = mgr._bus.close
+    close = mgr._node._bus.close
     is_ending, may_end = threading.Event(), threading.Event()
 
     async def close_slowly(limit: float) -> None:
@@ -289,12 +290,12 @@ def test_a_loop_that_is_ending_gives_way(database: Database) -> None:
 
     async def serve() -> str:
         await mgr.start()
-        mgr._bus.close = close_slowly  # type: ignore[method-assign]
+        mgr._node._bus.close = close_slowly  # type: ignore[method-assign]
         return await use()
 
     serving_there = in_thread(serve)
     assert is_ending.wait(TIMEOUT_S)
-    mgr._bus.close = close  # type: ignore[method-assign]
+    mgr._node._bus.close = close  # type: ignore[method-assign]
     try:
         host_id = asyncio.run(use())
     finally:
@@ -308,13 +309,13 @@ async def test_start_takes_over_from_a_loop_that_runs_on(database: Database, mon
     """What the other loop still runs in its own thread ends without closing what begins here."""
     mgr = AsyncPostgresManager(database.dsn)
     socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
-    begin_anew = mgr._bus.begin_anew
+    begin_anew = mgr._node._bus.begin_anew
 
     def begin_and_give_way() -> None:
         begin_anew()
         time.sleep(0.3)  # not a wait, but the time for the other thread to run
 
-    monkeypatch.setattr(mgr._bus, "begin_anew", begin_and_give_way)
+    monkeypatch.setattr(mgr._node._bus, "begin_anew", begin_and_give_way)
     with start_blocking_portal("asyncio") as portal:
         await asyncio.to_thread(portal.call, mgr.start)
         await mgr.start()
@@ -420,7 +421,7 @@ def test_a_loop_that_ends_during_a_call_of_another(database: Database) -> None:
 
     async def serve() -> Future[Any]:
         await mgr.start()
-        mgr._flush = wait_for_ever  # type: ignore[method-assign]
+        mgr._node._bus.flush = wait_for_ever  # type: ignore[method-assign]
         call = in_thread(mgr.flush)
         await asyncio.to_thread(begun.wait, TIMEOUT_S)
         return call
@@ -428,7 +429,7 @@ def test_a_loop_that_ends_during_a_call_of_another(database: Database) -> None:
     call = asyncio.run(serve())
     with pytest.raises(ClosedError, match="ended during the call"):
         call.result(TIMEOUT_S)
-    del mgr._flush
+    del mgr._node._bus.flush
     asyncio.run(sio.emit("hello", 1))
     asyncio.run(close_of(mgr))
 
@@ -447,7 +448,7 @@ def test_a_loop_that_stops_during_a_call_of_another(database: Database, monkeypa
 
     async def serve() -> Future[Any]:
         await mgr.start()
-        mgr._flush = wait_for_ever  # type: ignore[method-assign]
+        mgr._node._bus.flush = wait_for_ever  # type: ignore[method-assign]
         call = in_thread(mgr.flush)
         await asyncio.to_thread(begun.wait, TIMEOUT_S)
         return call
@@ -456,10 +457,42 @@ def test_a_loop_that_stops_during_a_call_of_another(database: Database, monkeypa
     call = loop.run_until_complete(serve())
     with pytest.raises(ClosedError, match="ended during the call"):
         call.result(TIMEOUT_S)
-    del mgr._flush
+    del mgr._node._bus.flush
     loop.run_until_complete(mgr.close())
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
+
+
+# ------------------------------------------------------------------------------------- loops of several threads
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_loops_of_many_threads_emit_at_once_and_nobody_serves(database: Database, attempt: int) -> None:
+    """Each call has a loop of its own, which ends with it, and on which others may just have begun to rely."""
+    mgr = AsyncPostgresManager(database.dsn)
+    sio = socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
+    together = threading.Barrier(THREADS)
+    calls = {(attempt, thread, number) for thread in range(THREADS) for number in range(CALLS)}
+
+    def emit(thread: int) -> list[str]:
+        errors = []
+        together.wait()
+        for number in range(CALLS):
+            try:
+                asyncio.run(sio.emit("hello", (attempt, thread, number)))
+            except Exception as error:  # noqa: BLE001 - all of them are to be seen
+                errors.append(repr(error))
+        return errors
+
+    async with spying(database) as spy:
+        with ThreadPoolExecutor(THREADS) as threads:
+            loop = asyncio.get_running_loop()
+            ended = await asyncio.gather(*(loop.run_in_executor(threads, emit, thread) for thread in range(THREADS)))
+        assert [error for errors in ended for error in errors] == []
+        await asyncio.to_thread(asyncio.run, close_of(mgr))
+        frames = await spy.wait_for_broadcast("hello", len(calls))
+        assert {tuple(frame.message["data"]["packet"]["data"][1:]) for frame in frames} == calls
+        assert len(frames) == len(calls), "each once"
 
 
 # ----------------------------------------------------------------------------------------------- nothing grows

@@ -20,6 +20,7 @@ from socketio_postgres import (
     Emitter,
     GapInfo,
     OperationTimeoutError,
+    PostgresClient,
     PostgresManager,
 )
 from tests.fixtures.bus import BusReader, serving
@@ -312,7 +313,7 @@ async def test_nothing_that_is_told_stops_the_reader(database: Database, monkeyp
         def fail(_: object) -> None:
             raise RuntimeError("no more memory")
 
-        monkeypatch.setattr(one.manager, "_report_gap", fail)
+        monkeypatch.setattr(one.manager._node.reports, "gap", fail)
         notify(database, broadcast(1), broadcast(3))
         assert await client.wait_for("tick", 2) == [(1,), (3,)]
         await eventually(lambda: "no more memory" in [str(error) for error in one.errors])
@@ -320,15 +321,34 @@ async def test_nothing_that_is_told_stops_the_reader(database: Database, monkeyp
         await client.disconnect()
 
 
+END_LISTENERS = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND query ~ 'LISTEN|pg_listening_channels' AND pid <> pg_backend_pid()"
+)
+
+
 async def test_on_gap_of_a_client_may_be_a_coroutine_function(database: Database) -> None:
     gaps: asyncio.Queue[GapInfo] = asyncio.Queue()
     async with AsyncPostgresClient(database.dsn, on_gap=gaps.put) as client:
         await client.listen("jobs")
-        database.value(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND query ~ 'LISTEN|pg_listening_channels' AND pid <> pg_backend_pid()"
-        )
+        database.value(END_LISTENERS)
         waiting = asyncio.create_task(client.wait_for_notification(20))
         gap = await asyncio.wait_for(gaps.get(), 20)
         assert gap.reason == "reconnect"
         waiting.cancel()
+
+
+def test_on_gap_of_a_blocking_client_may_be_one_too(database: Database) -> None:
+    gaps: queue.Queue[GapInfo] = queue.Queue()
+
+    async def note(gap: GapInfo) -> None:
+        await asyncio.sleep(0)
+        gaps.put(gap)
+
+    with PostgresClient(database.dsn, on_gap=note) as client:
+        client.listen("jobs")
+        database.value(END_LISTENERS)
+        while gaps.empty():
+            with pytest.raises(OperationTimeoutError):
+                client.wait_for_notification(0.1)
+        assert gaps.get().reason == "reconnect"

@@ -17,7 +17,7 @@ import socketio
 from werkzeug.serving import make_server
 
 from socketio_postgres import AsyncEmitter, AsyncPostgresManager, PostgresManager
-from socketio_postgres._cluster import local_sockets
+from socketio_postgres._cluster import socketio_rooms
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
@@ -141,7 +141,7 @@ async def test_ten_thousand_that_hang_up_inside_the_connect_handler(database: Da
 async def test_a_handler_that_refuses_or_fails_after_the_client_hung_up(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(local_sockets, "GHOST_AGE", 0.3)
+    monkeypatch.setattr(socketio_rooms, "GHOST_AGE", 0.3)
     manager = AsyncPostgresManager(database.dsn)
 
     async def handle(sid: str, number: int) -> object:
@@ -164,7 +164,7 @@ async def test_a_handler_that_refuses_or_fails_after_the_client_hung_up(
 async def test_a_disconnect_handler_that_fails(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(local_sockets, "GHOST_AGE", 0.3)
+    monkeypatch.setattr(socketio_rooms, "GHOST_AGE", 0.3)
 
     async def fail(*_: object) -> None:
         raise LookupError("no such user")
@@ -181,7 +181,7 @@ async def test_a_disconnect_handler_that_fails_hides_no_other_namespace(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """python-socketio does not come to the namespaces after it, and keeps what the web server said of the client."""
-    monkeypatch.setattr(local_sockets, "GHOST_AGE", 0.3)
+    monkeypatch.setattr(socketio_rooms, "GHOST_AGE", 0.3)
     told: list[object] = []
 
     async def fail(*_: object) -> None:
@@ -208,7 +208,7 @@ async def test_a_disconnect_handler_that_fails_hides_no_other_namespace(
 
 async def test_a_slow_handler_keeps_its_client_for_a_while(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """And when it ends after that, nothing comes back."""
-    monkeypatch.setattr(local_sockets, "GHOST_AGE", 0.3)
+    monkeypatch.setattr(socketio_rooms, "GHOST_AGE", 0.3)
     manager = AsyncPostgresManager(database.dsn)
     found: list[bool] = []
 
@@ -235,7 +235,7 @@ async def test_threads(database: Database) -> None:
         del environ, auth
         running.release()
         deadline = time.monotonic() + TIMEOUT_S
-        while not manager._is_gone(manager.eio_sid_from_sid(sid, "/")) and time.monotonic() < deadline:
+        while not manager._node.sockets.is_gone(manager.eio_sid_from_sid(sid, "/")) and time.monotonic() < deadline:
             time.sleep(0.01)
         sio.enter_room(sid, "lobby")
 

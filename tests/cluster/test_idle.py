@@ -182,7 +182,7 @@ async def test_a_namespace_served_later_is_silent_as_well(trio: Trio) -> None:
     async with spying(trio.database, ["socket.io#/late"]) as spy:
         for manager in (first, second):
             manager.server.on("connect", lambda *_: None, namespace="/late")  # or it would be left, unused as it is
-            await manager._join("/late")
+            await manager._node.join("/late")
         await eventually(lambda: first.server_count("/late") == second.server_count("/late") == 2, "they meet")
         await trio.silence()
         count = len(spy.frames)
@@ -264,11 +264,11 @@ async def test_a_server_whose_python_hangs_is_dropped_and_comes_back(trio: Trio)
     def count(count: int) -> bool:
         return {other.server_count(namespace) for other in others for namespace in NAMESPACES} == {count}
 
-    for task in (manager._reader, manager._ticker):
+    for task in (manager._node.runner.reader, manager._node.runner.ticker):
         assert task is not None
         task.cancel()
     await eventually(lambda: count(2), "the others miss it", 4 * TIMEOUT_S)
-    manager._open()
+    manager._node.runner.open()
     await eventually(lambda: count(3), "the others count it again")
     await trio.count(3)
     before = await trio.silence()
@@ -295,7 +295,7 @@ async def test_blocked_servers_come_back_at_once_and_miss_nobody(
     if kind == "event loop":
         block()
     else:
-        thread._report = lambda _: block()  # type: ignore[method-assign,assignment]  # as a logger that hangs
+        thread._node.reports.failure = lambda _: block()  # type: ignore[method-assign,assignment]  # as a logger that hangs
         trio.spy.notify("socket.io#/", {"type": 99})  # the background thread reports it
         await eventually(lambda: seen_at_the_end, "it was blocked")
         await asyncio.sleep(0.1 * TIMEOUT_S)
@@ -397,7 +397,7 @@ async def test_one_server_deletes_old_attachments(trio: Trio) -> None:
             )
 
     def who_deletes(managers: Sequence[Manager]) -> list[Manager]:
-        return [manager for manager in managers if manager._must_clean_up()]
+        return [manager for manager in managers if manager._node.must_clean_up()]
 
     await trio.silence()  # so they have seen each other's locks
     assert who_deletes(by_lock) == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
-from socketio_postgres import AsyncEmitter, AsyncPostgresManager, OptionsError
+from socketio_postgres import AsyncEmitter, AsyncPostgresManager, ClosedError, OptionsError, PostgresManager
 from tests.fixtures.bus import Serving, acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
@@ -438,6 +438,23 @@ async def test_a_write_only_manager_does_everything(pair: Pair, database: Databa
     await manager.close()
     for label in "cd":
         del pair.clients[label]
+
+
+async def test_a_manager_is_a_context(pair: Pair, database: Database) -> None:
+    async with AsyncPostgresManager(database.dsn, write_only=True) as manager:
+        assert manager.stats()["state"] == "idle", "it has connected; only servers listen"
+        await manager.emit("event", "async")
+    with pytest.raises(ClosedError):
+        await manager.emit("event", "too late")
+
+    def blocking() -> None:
+        with PostgresManager(database.dsn, write_only=True) as manager:
+            manager.emit("event", "blocking")
+        with pytest.raises(ClosedError):
+            manager.emit("event", "too late")
+
+    await asyncio.to_thread(blocking)
+    assert await pair.got("event") == everybody_gets(("async",), ("blocking",))
 
 
 async def test_it_is_a_pub_sub_manager_to_everyone_who_asks(database: Database) -> None:

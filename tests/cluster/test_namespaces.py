@@ -114,7 +114,7 @@ async def test_a_server_whose_loop_hangs_is_no_longer_counted(database: Database
     timing: dict[str, Any] = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.5}
     async with serving(database, **timing) as ours, serving(database, **timing) as other:
         await acquainted(ours, other)
-        for task in (other.manager._reader, other.manager._ticker):
+        for task in (other.manager._node.runner.reader, other.manager._node.runner.ticker):
             assert task is not None
             task.cancel()
         await eventually(lambda: ours.manager.server_count() == 1, "it is no longer counted")

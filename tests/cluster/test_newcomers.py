@@ -66,7 +66,7 @@ async def answer_all(fake: FakePeer) -> None:
 
 async def ask_all(manager: AsyncPostgresManager) -> list[Any]:
     """All three kinds of question, each made before anybody's announcement was answered."""
-    served = manager._adapters["/"]
+    served = manager._node.peers.adapters["/"]
 
     def forget_peers() -> None:
         served._peers.clear()

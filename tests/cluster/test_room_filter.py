@@ -135,10 +135,10 @@ async def test_clients_that_were_there_before_the_cluster(database: Database) ->
     """The first client is let in before LISTEN is active when PostgreSQL is late; its rooms are mirrored then."""
     async with serving(database, **QUIET) as one, AsyncEmitter(database.dsn) as io:
         manager = one.manager
-        manager._is_mirroring = True  # as if the mirror were lost: nothing is entered
+        manager._node.mirror.is_kept = True  # as if the mirror were lost: nothing is entered
         client = await PythonClient.connect(one.url, auth={"rooms": ["red"]})
-        manager._is_mirroring = False
-        manager._mirror_rooms()
+        manager._node.mirror.is_kept = False
+        manager._node.mirror.start()
         await manager.start()
         await io.to("red").emit("event", 1)
         assert await client.wait_for("event") == [(1,)]
@@ -162,12 +162,13 @@ async def test_the_mirror_equals_the_rooms(database: Database) -> None:
                 await one.sio.close_room(room)
         occupied = [room for room in rooms if room in one.sio.manager.rooms["/"]]
         assert 0 < len(occupied) < len(rooms), "or the test would prove nothing"
-        before = one.manager.stats()
+        before: dict[str, Any] = dict(one.manager.stats())
         for room in rooms:
             await io.to(room).emit("event")
 
         def came(key: str) -> int:
-            return int(one.manager.stats()[key] - before[key])
+            after: dict[str, Any] = dict(one.manager.stats())
+            return int(after[key] - before[key])
 
         await eventually(lambda: came("irrelevant") + came("received") == len(rooms))
         assert came("received") == len(occupied)

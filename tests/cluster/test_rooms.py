@@ -127,11 +127,14 @@ NO_NAMESPACE: list[Any] = [5, b"/chat", ["/chat"], "/\ud800"]
 async def refused(books: Books, option: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """The call raises, and no client is in another room afterwards, or was sent something."""
     manager = books.manager
-    before = copy.deepcopy((manager.rooms, manager._room_aliases, manager._connected_at))
+    before = copy.deepcopy((manager.rooms, manager._node.sockets._aliases, manager._node.sockets._connected_at))
     with pytest.raises(OptionsError) as caught:
         await books.run(function, *args, **kwargs)
     assert caught.value.option == option, (function, args)
-    assert (manager.rooms, manager._room_aliases, manager._connected_at) == before, (function, args)
+    assert (manager.rooms, manager._node.sockets._aliases, manager._node.sockets._connected_at) == before, (
+        function,
+        args,
+    )
     assert books.take() == set(), (function, args)
 
 
@@ -252,7 +255,7 @@ async def test_a_number_is_its_digits(books: Books, database: Database) -> None:
             assert {sid for sid, _ in books.manager.get_participants("/", room)} == {one, two}
     await books.run(books.sio.close_room, 7)
     assert books.sio.rooms(one) == [one]
-    assert books.manager._room_aliases == {}
+    assert books.manager._node.sockets._aliases == {}
 
 
 async def test_the_slash_of_a_namespace_may_be_left_out(books: Books) -> None:
@@ -414,7 +417,7 @@ async def test_a_callback_that_was_never_asked_for_leaves_nothing(books: Books) 
             await books.run(books.sio.emit, "e", wrong, to="elsewhere", callback=print)
     with pytest.raises(OptionsError):
         await books.run(books.sio.emit, 5, to="elsewhere", callback=print)
-    adapter = books.manager._adapters["/"]
+    adapter = books.manager._node.peers.adapters["/"]
     assert adapter._requests == {}
     assert books.manager.callbacks == {}
 
@@ -424,7 +427,7 @@ async def test_a_tick_that_raises_is_not_the_last(database: Database, caplog: py
         books = Books(kind, database.dsn, heartbeat_interval=0.1, heartbeat_timeout=0.2)
         await books.run(books.manager.start)
         ticks: list[float] = []
-        real = books.manager._tick_now
+        real = books.manager._node.tick
 
         def tick(now: float, ticks: list[float] = ticks, real: Callable[[float], float] = real) -> float:
             ticks.append(now)
@@ -432,7 +435,7 @@ async def test_a_tick_that_raises_is_not_the_last(database: Database, caplog: py
                 raise RuntimeError("a user's logger, for example")
             return real(now)
 
-        with mock.patch.object(books.manager, "_tick_now", tick):
+        with mock.patch.object(books.manager._node, "tick", tick):
             await eventually(lambda: len(ticks) > 4, "it ticks on")  # noqa: B023
         assert [str(error) for error in books.errors] == ["a user's logger, for example"] * 2
         await books.run(books.manager.close)
@@ -458,10 +461,10 @@ async def test_handlers_of_the_application_are_not_collected_while_they_run(data
         await io.server_side_emit("news")
     await eventually(lambda: steps == ["begun"], "the handler runs")
     gc.collect()
-    assert any(task in books.manager._background for task in asyncio.all_tasks())
+    assert any(task in books.manager._node.runner._background for task in asyncio.all_tasks())
     alive[0]()
     await eventually(lambda: steps == ["begun", "ended"], "the handler ends")
-    await eventually(lambda: not books.manager._background, "nothing is kept afterwards")
+    await eventually(lambda: not books.manager._node.runner._background, "nothing is kept afterwards")
     await books.manager.close()
 
 

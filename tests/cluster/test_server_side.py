@@ -175,7 +175,7 @@ async def test_an_answer_that_comes_too_late_is_nobodys(trio: Trio) -> None:
         late = (await fake.request(9)).message["data"]["requestId"]
         fake.say(ANSWER, requestId=late, packet="late")
         second = asyncio.create_task(trio.a.manager.server_side_emit_with_ack("again", timeout=15))
-        await eventually(lambda: trio.a.manager._waiting)
+        await eventually(lambda: trio.a.manager._node.requests.is_asking)
         await spy.wait_for(lambda frame: frame.header["type"] == 9 and frame.message["data"]["packet"] == ["again"])
         request = (await fake.request(9)).message["data"]["requestId"]
         assert request != late
@@ -313,7 +313,7 @@ async def listener(dsn: str, kind: str, *, is_late: bool) -> AsyncIterator[Manag
 @pytest.mark.parametrize("kind", ["async", "blocking"])
 async def test_a_handler_serves_its_namespace(database: Database, kind: str, is_late: bool) -> None:
     async with listener(database.dsn, kind, is_late=is_late) as manager:
-        await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+        await eventually(lambda: manager._node.peers.is_serving("/jobs"), "the handler's namespace is served", 5.0)
         asker = AsyncPostgresManager(database.dsn)
         socketio.AsyncServer(client_manager=asker, async_mode="asgi")
         try:
@@ -325,7 +325,7 @@ async def test_a_handler_serves_its_namespace(database: Database, kind: str, is_
 async def test_a_handler_may_be_registered_by_another_thread(trio: Trio) -> None:
     manager = trio.b.manager
     await asyncio.to_thread(manager.on_server_side, "ask", lambda: "b", namespace="/jobs")
-    await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+    await eventually(lambda: manager._node.peers.is_serving("/jobs"), "the handler's namespace is served", 5.0)
 
 
 @pytest.mark.parametrize("kind", ["async", "blocking"])
@@ -333,10 +333,10 @@ async def test_a_handlers_namespace_is_kept(database: Database, kind: str) -> No
     """Others without a client are left after a while."""
     timing = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.3}
     async with listener(database.dsn, kind, is_late=True) as manager:
-        manager._heartbeat = HeartbeatOptions(**timing)
-        await eventually(lambda: manager.is_serving("/jobs"), "the handler's namespace is served", 5.0)
-        manager._leave_unused(time.monotonic() + 1000.0)
-        assert manager.is_serving("/jobs")
+        manager._node.peers.heartbeat = HeartbeatOptions(**timing)
+        await eventually(lambda: manager._node.peers.is_serving("/jobs"), "the handler's namespace is served", 5.0)
+        manager._node.tick(time.monotonic() + 1000.0)
+        assert manager._node.peers.is_serving("/jobs")
 
 
 def test_a_handler_that_could_never_be_called_is_refused() -> None:

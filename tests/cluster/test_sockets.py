@@ -74,7 +74,7 @@ async def test_a_fetched_socket_tells_its_rooms_and_handshake(trio: Trio) -> Non
     [mine] = await trio.b.manager.fetch_sockets()
     [seen] = await trio.a.manager.fetch_sockets()
     assert seen == mine
-    assert (seen.id, seen.nsp) == (client.sid, "/")
+    assert (seen.id, seen.nsp, seen.namespace) == (client.sid, "/", "/")
     assert seen.rooms == {client.sid, "red", "42"}
     assert seen.data == {}
     shake = seen.handshake

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import queue
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from socketio_postgres import (
     EventStoreOptions,
     ForkedProcessError,
     InvalidConnectionError,
+    NotificationPayload,
     OperationTimeoutError,
     OptionsError,
     StoreClosedError,
@@ -200,3 +202,19 @@ async def test_a_time_beyond_those_of_python(store: AsyncEventStore, database: D
     await asyncio.wait_for(store.store(Event("T", "a")), 20)
     first = dt.datetime.min.replace(tzinfo=dt.timezone.utc)
     assert [event.created_at for event in await store.load()] == [last, first]
+
+
+def test_the_error_handler_of_a_blocking_store_may_be_a_coroutine_function(database: Database) -> None:
+    told: queue.Queue[Exception] = queue.Queue()
+
+    async def note(error: Exception) -> None:
+        await asyncio.sleep(0)
+        told.put(error)
+
+    def fail(payload: NotificationPayload) -> None:
+        raise LookupError(payload.aggregate_id)
+
+    with EventStore(database.dsn, error_handler=note) as store:
+        store.subscribe_to_all(fail)
+        store.store(Event("T", "a"))
+        assert repr(told.get(timeout=20)) == "LookupError('a')"

@@ -91,9 +91,15 @@ async def test_a_number_that_belongs_to_somebody_else_now(store: AsyncEventStore
         writer.execute("COMMIT")
 
 
-def test_from_threads(database: Database) -> None:
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_from_threads(database: Database, is_coroutine: bool) -> None:
     stalls: list[Stall] = []
-    with EventStore(database.dsn, stall_warning=0.05, on_stall=stalls.append) as store, store.subscribe() as live:
+
+    async def note(stall: Stall) -> None:
+        stalls.append(stall)
+
+    on_stall = note if is_coroutine else stalls.append
+    with EventStore(database.dsn, stall_warning=0.05, on_stall=on_stall) as store, store.subscribe() as live:
         with database.connect() as writer:
             writer.execute("BEGIN")
             writer.execute(INSERT)

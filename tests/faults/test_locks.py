@@ -80,7 +80,7 @@ async def test_a_lock_costs_no_sessions_and_tells_no_lies(database: Database) ->
 
         async def emit(number: int) -> None:
             try:
-                await bus.publish_committed(large_message(number))
+                await bus.publish(large_message(number))
             except CommitInDoubtError:
                 ends[number] = "in doubt"
             except DatabaseError as error:
@@ -147,7 +147,7 @@ async def test_a_call_behind_a_lock_is_taken_back(
 async def test_closing_takes_back_what_is_under_way(database: Database) -> None:
     async with bus_of(database.dsn, probe_interval=60.0) as bus:
         with locked(database):
-            commit = asyncio.ensure_future(bus.publish_committed(large_message(1)))
+            commit = asyncio.ensure_future(bus.publish(large_message(1)))
             insert = asyncio.ensure_future(bus.call(functools.partial(bus.core.insert_attachment, b"body")))
             await eventually(lambda: len(sessions(database, WAITS)) == 2, "both wait for the lock")
             await bus.close(0.2)

@@ -308,7 +308,7 @@ async def test_tidying_the_queue_is_not_answered(database: Database) -> None:
                 connection.execute(QUEUE_IS_FULL)
             message = Message(MessageType.BROADCAST, "/", packet=["large", b"x"])
             with pytest.raises(DatabaseError, match="the queue is full"):
-                await within(2 * LIMIT_S + CANCEL_S, bus.publish_committed(message))
+                await within(2 * LIMIT_S + CANCEL_S, bus.publish(message))
             assert len(trap.caught) == 1
 
 
@@ -320,8 +320,8 @@ async def test_a_commit_is_not_answered(postgres: OwnPostgres, proxy: Proxy, *, 
         proxy.swallow_from(CANCEL_REQUEST, count=float("inf"))
     async with bus_of(proxy.dsn) as bus:
         with pytest.raises(CommitInDoubtError, match="did not answer within"):
-            await within(LIMIT_S + CANCEL_S, bus.notify_committed("any", "first"))
-        await bus.notify_committed("any", "second")
+            await within(LIMIT_S + CANCEL_S, bus.notify("any", "first"))
+        await bus.notify("any", "second")
         assert len(trap.caught) == 1
 
 
@@ -366,7 +366,7 @@ async def test_a_client_is_told_that_it_does_not_listen(
     postgres: OwnPostgres, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the outage; the channel stays wanted."""
-    for module in ("_bus.async_client", "_bus.client"):
+    for module in ("_bus.async_client", "_bus._sync.client"):
         monkeypatch.setattr(f"socketio_postgres.{module}.LISTEN_LIMIT", 0.5)
     proxy.refuse()
     client = AsyncPostgresClient(proxy.dsn, error_handler=lambda _: None)
@@ -389,7 +389,7 @@ async def test_a_client_is_told_that_it_does_not_listen(
 async def test_closing_with_a_commit_under_way(postgres: OwnPostgres, proxy: Proxy) -> None:
     trap = proxy.swallow_from(b"pg_notify")
     bus = Bus(BusOptions(proxy.dsn), uid=lambda: UID, probe_interval=60.0)
-    commit = asyncio.ensure_future(bus.notify_committed("any", "payload"))
+    commit = asyncio.ensure_future(bus.notify("any", "payload"))
     await eventually(lambda: trap.caught, "it is under way")
     await within(0.2 + CLOSE_S, bus.close(0.2))
     with pytest.raises(CommitInDoubtError, match="the publisher was closed"):
@@ -422,7 +422,7 @@ async def test_a_flush_while_closing_ends(postgres: OwnPostgres, proxy: Proxy) -
     trap = proxy.swallow_from(b"pg_notify")
     bus = Bus(BusOptions(proxy.dsn), uid=lambda: UID, probe_interval=60.0)
     core, calls = bus.core, AsyncCalls.of_running_loop()
-    commit = asyncio.ensure_future(bus.notify_committed("any", "payload"))
+    commit = asyncio.ensure_future(bus.notify("any", "payload"))
     await eventually(lambda: trap.caught, "it is under way")
     closing = asyncio.ensure_future(bus.close(0.1))
     flushes = []

@@ -398,7 +398,8 @@ async def test_a_newcomer_asks_a_node_server_that_it_does_not_know_yet(
         socketio.AsyncServer(client_manager=newcomer, async_mode="asgi")
         try:
             await newcomer.start()
-            newcomer._adapters["/"]._peers.clear()  # as if the answers to its announcement were still on their way
+            # As if the answers to its announcement were still on their way.
+            newcomer._node.peers.adapters["/"]._peers.clear()
             if ask == "fetch_sockets":
                 assert {each.id for each in await newcomer.timeout(15).fetch_sockets()} == before
             else:
@@ -410,7 +411,7 @@ async def test_a_newcomer_asks_a_node_server_that_it_does_not_know_yet(
 async def test_a_node_client_acknowledges_to_who_does_not_know_its_server(mixed: Mixed) -> None:
     client = await mixed.peer.connect(mixed.node.url, label="on Node")
     manager = mixed.ours.manager
-    manager._adapters["/"]._peers.clear()
+    manager._node.peers.adapters["/"]._peers.clear()
     assert await manager.server.call("ask", b"\x01", to=client.sid, timeout=15) == b"\x01"
 
 

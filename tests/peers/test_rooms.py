@@ -181,7 +181,7 @@ async def test_every_server_takes_a_room_for_the_same(trio: Trio, values: list[A
         await trio.two.sio.close_room(room)
     await trio.fence("two")
     await trio.emit("one", to=rooms, arrives=False)
-    assert trio.one.manager._room_aliases == trio.two.manager._room_aliases == {}
+    assert trio.one.manager._node.sockets._aliases == trio.two.manager._node.sockets._aliases == {}
 
 
 async def test_a_number_of_javascript_is_a_room_that_nobody_can_name(trio: Trio) -> None:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 from typing_extensions import assert_type
 
 import socketio_postgres
 from socketio_postgres import (
+    START,
+    AsyncDurableSubscription,
     AsyncEmitter,
+    AsyncEventStore,
     AsyncPostgresClient,
     AsyncPostgresManager,
+    BusOptions,
+    BusStats,
     ConnectionLostError,
+    DurableSubscription,
     Emitter,
+    Event,
     EventStore,
+    EventStoreStats,
     Message,
     MessageType,
     Notification,
+    Outage,
     PostgresClient,
     PostgresManager,
     RequestTimeoutError,
+    StoredEvent,
+    StoreResult,
+    TableLayout,
 )
 from socketio_postgres._cluster.async_server_operator import AsyncRemoteSocket
 from socketio_postgres.health import problems
@@ -95,3 +107,58 @@ def monitoring(manager: AsyncPostgresManager, blocking: PostgresManager, io: Emi
     assert_type(problems(manager.stats(), max_probe_age=10), list[str])
     PostgresCollector({"server": manager, "other": blocking, "io": io, "store": EventStore("")})
     observe({"jobs": jobs, "client": PostgresClient(), "async client": AsyncPostgresClient()})
+
+
+def statistics(io: Emitter, client: AsyncPostgresClient, store: EventStore) -> None:
+    stats = io.stats()
+    assert_type(stats, BusStats)
+    if "published" in stats:
+        assert_type(stats["published"], int)
+    outage = client.stats().get("listener_outage")
+    assert_type(outage, Outage | None)
+    if outage is not None:
+        assert_type(outage["sqlstate"], str | None)
+    assert_type(store.stats(), EventStoreStats)
+    assert_type(store.stats().get("gap_seconds"), float | None)
+    assert_type(store.layout(), TableLayout)
+    assert_type(BusOptions("", max_payload=1).max_payload, int)
+
+
+class Order(TypedDict):
+    total: int
+
+
+def total(event: StoredEvent[Order]) -> int:
+    return event.data["total"]
+
+
+async def handle(event: StoredEvent[Order]) -> None:
+    assert_type(event.data["total"], int)
+
+
+async def storing(store: AsyncEventStore, blocking: EventStore) -> None:
+    order: Order = {"total": 5}
+    assert_type(Event("OrderPlaced", "order-1", order), Event[Order])
+    closed: Event = Event("OrderClosed", "order-1")
+    typed: Event[Order] = Event("OrderPlaced", "order-1", {"total": 5})
+    assert_type(await store.store([typed, closed]), StoreResult)
+    async for event in store.subscribe(START, types=["OrderPlaced"]):
+        assert_type(event, StoredEvent[Any])
+        placed: StoredEvent[Order] = event
+        assert_type(placed.data, Order)
+        assert_type(total(event), int)
+    assert_type((await store.load(types="OrderPlaced"))[0], StoredEvent[Any])
+    async with store.durable("one") as one, store.durable("shared", partitions=8) as shared:
+        assert_type(one, AsyncDurableSubscription)
+        assert_type(shared.partitions, list[int])
+        await one.run(handle)
+    with blocking.durable("one") as durable:
+        assert_type(durable, DurableSubscription)
+        durable.run(total)
+
+
+def rooms(io: Emitter, names: set[str], numbers: tuple[int, ...]) -> None:
+    io.to(names).to(numbers).to("red").to(7).except_(["red", 7]).emit("news")
+    io.to(frozenset(names)).sockets_join(["a"])
+    io.to(None).emit("news")  # type: ignore[arg-type]
+    io.to({"red": 1}).emit("news")  # type: ignore[arg-type]

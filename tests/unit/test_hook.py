@@ -7,6 +7,8 @@ import contextlib
 import functools
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +27,8 @@ from socketio_postgres import (
 )
 from socketio_postgres._bus import hook
 from socketio_postgres._bus.hook import AsyncHook, Hook
+from socketio_postgres._bus.primitives import call
+from tests.fixtures.program import ROOT, environment
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 log = logging.getLogger(__name__)
@@ -54,9 +58,10 @@ OPTIONS = [
 
 @pytest.mark.parametrize("function", COROUTINE_FUNCTIONS)
 @pytest.mark.parametrize(("kind", "option"), OPTIONS)
-def test_blocking_classes_refuse_coroutine_functions(kind: Callable[..., Any], option: str, function: object) -> None:
-    with pytest.raises(OptionsError, match="coroutine function") as caught:
-        kind(NOWHERE, **{option: function})
+def test_blocking_classes_take_coroutine_functions(kind: Callable[..., Any], option: str, function: object) -> None:
+    kind(NOWHERE, **{option: function})
+    with pytest.raises(OptionsError, match="callable") as caught:
+        kind(NOWHERE, **{option: "print"})
     assert caught.value.option == option
 
 
@@ -66,6 +71,14 @@ def test_handlers_of_blocking_classes_are_no_coroutine_functions(function: Calla
         PostgresManager(NOWHERE).on_server_side("job", function)
     with pytest.raises(OptionsError, match="coroutine function"):
         EventStore(NOWHERE).subscribe_to_all(function)
+    with pytest.raises(OptionsError, match="coroutine function"):
+        EventStore(NOWHERE).durable("name").run(function)
+
+
+def test_a_handler_that_turns_out_to_be_one_has_failed() -> None:
+    """Its event was not handled."""
+    with pytest.raises(TypeError, match="coroutine"):
+        call(lambda value: coroutine_function(value), 1)  # noqa: PLW0108 - the point
 
 
 @pytest.mark.parametrize("kind", [AsyncPostgresManager, AsyncPostgresClient, AsyncEventStore])
@@ -193,16 +206,77 @@ def test_a_child_begins_anew() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_what_turns_out_to_be_a_coroutine(caplog: pytest.LogCaptureFixture) -> None:
-    done = threading.Event()
+def test_a_thread_awaits_coroutines(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[object] = []
+    failed: list[Exception] = []
 
-    def start(run: Callable[[], None]) -> None:
-        run()
-        done.set()
+    async def slow(value: object) -> None:
+        await asyncio.sleep(0.001)
+        told.append((value, threading.current_thread().name))
+        if value == "cancel":
+            raise asyncio.CancelledError
+        raise LookupError(value)
 
-    Hook("on_gap", lambda value: coroutine_function(value), log, start=start)(1)  # noqa: PLW0108 - the point
-    assert done.is_set()
-    assert "on_gap returned a coroutine" in caplog.text
+    for function in (slow, functools.partial(slow), lambda value: slow(value)):  # noqa: PLW0108 - the point
+        told.clear()
+        tell = Hook("on_gap", function, log, failed.append)
+        for value in (0, "cancel", 2):
+            tell(value)
+        wait_for(lambda: len(told) == 3 and not tell._is_running)  # noqa: B023 - at once
+        assert told == [(value, "socketio-postgres on_gap") for value in (0, "cancel", 2)]
+    assert [repr(error) for error in failed] == ["LookupError(0)", "LookupError(2)"] * 3
+    assert caplog.text.count("on_gap raised a CancelledError") == 3
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("library", ["gevent", "eventlet"])
+@pytest.mark.parametrize("is_patched", [False, True], ids=["", "patched"])
+def test_a_greenlet_awaits_coroutines_while_others_run(library: str, is_patched: bool) -> None:
+    """Two of them at once, although their thread can run but one event loop."""
+    patch = {"gevent": "from gevent import monkey; monkey.patch_all()", "eventlet": "eventlet.monkey_patch()"}[library]
+    script = f"""
+import warnings; warnings.simplefilter("ignore")
+import {library}, asyncio, logging
+{patch if is_patched else ""}
+from socketio_postgres._bus.hook import Hook
+started, ended, failed, ticks = [], [], [], 0
+async def slow(value):
+    started.append(value)
+    while len(started) < 2:
+        await asyncio.sleep(0.001)
+    ended.append(value)
+    raise LookupError
+log = logging.getLogger("silent"); log.addHandler(logging.NullHandler()); log.propagate = False
+hooks = [Hook(name, slow, log, failed.append, {library}.spawn) for name in ("one", "two")]
+def tick():
+    global ticks
+    while True:
+        ticks += 1
+        {library}.sleep(0.001)
+{library}.spawn(tick)
+for hook in hooks:
+    hook(1)
+while len(failed) < 2:
+    {library}.sleep(0.001)
+assert ended == [1, 1] and ticks > 2
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("done\n", "")
 
 
 def test_what_ends_the_thread_silences_nobody() -> None:

@@ -17,7 +17,7 @@ LAYERS = (
     {"_core", "_typing", "exceptions"},
     {"_bus"},
     {"_cluster", "events"},  # side by side: neither knows the other
-    {"client", "codec", "emitter", "health", "manager", "opentelemetry", "prometheus"},
+    {"client", "codec", "emitter", "health", "manager", "opentelemetry", "options", "prometheus", "stats"},
     {"demo"},
     {"cli"},
     {"__main__"},

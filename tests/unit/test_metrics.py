@@ -42,8 +42,8 @@ class Fixed:
 def opened_stats() -> dict[str, Any]:
     """All keys that there are, without a database: the core opens on first use and connects later."""
     manager = AsyncPostgresManager(NOWHERE)
-    _ = manager._bus.core
-    return manager.stats()
+    _ = manager._node._bus.core
+    return dict(manager.stats())
 
 
 def test_every_statistic_is_a_metric() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
+import typing
 from typing import Any
 
 import pytest
@@ -11,12 +14,19 @@ from socketio_postgres import (
     AsyncEmitter,
     AsyncPostgresClient,
     AsyncPostgresManager,
+    BusOptions,
     Emitter,
+    EventStoreOptions,
+    HeartbeatOptions,
     OptionsError,
     PayloadTooLargeError,
     PostgresClient,
+    PostgresManager,
 )
-from socketio_postgres._bus.options import BusOptions, HeartbeatOptions
+from socketio_postgres._bus.options import BusSettings
+from socketio_postgres.events.options import EventStoreKeywords
+from socketio_postgres.options import BusKeywords, ManagerKeywords
+from tests.fixtures.program import ROOT
 
 DSN = "postgresql://app@db/app"
 CLASSES = [AsyncPostgresManager, AsyncEmitter, Emitter, AsyncPostgresClient, PostgresClient]
@@ -164,3 +174,82 @@ def test_numbers_are_taken_to_their_limits() -> None:
 def test_the_message_says_what_is_allowed() -> None:
     with pytest.raises(OptionsError, match=re.escape("must be an integer from 1 to 8000 (got 9000)")):
         Emitter(DSN, payload_threshold=9000)
+
+
+# ------------------------------------------------- what is declared once, and follows from it elsewhere
+
+
+def names_of(options: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(options)]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options", "others"),
+    [
+        (BusKeywords, BusOptions, {"dsn"}),
+        (ManagerKeywords, BusOptions, {"dsn", "channel"}),
+        (EventStoreKeywords, EventStoreOptions, {"dsn"}),
+    ],
+)
+def test_keywords_are_the_fields(keywords: Any, options: Any, others: set[str]) -> None:
+    declared = typing.get_type_hints(options)
+    assert typing.get_type_hints(keywords) == {name: declared[name] for name in names_of(options) if name not in others}
+
+
+@pytest.mark.parametrize("manager", [AsyncPostgresManager, PostgresManager])
+def test_a_manager_has_the_heartbeat_s_defaults(manager: Any) -> None:
+    parameters = inspect.signature(manager).parameters
+    for field in dataclasses.fields(HeartbeatOptions):
+        assert parameters[field.name].default == field.default
+    assert parameters["channel"].default == BusOptions.channel
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "of_python"),
+    [
+        ("bus.rs", BusSettings, set()),
+        ("store.rs", EventStoreOptions, {"stall_warning", "on_stall", "logger", "error_handler"}),
+    ],
+)
+def test_the_core_takes_every_setting(source: str, options: Any, of_python: set[str]) -> None:
+    text = (ROOT / "rust" / "src" / "py" / source).read_text()
+    found = re.search(r"#\[derive\(FromPyObject\)\]\nstruct \w*Settings \{\n(.*?)\n\}", text, re.DOTALL)
+    assert found
+    assert set(re.findall(r"^    (\w+): ", found[1], re.MULTILINE)) == set(names_of(options)) - of_python
+
+
+def documented(options: Any) -> dict[str, str]:
+    """What a docstring says of each field."""
+    _, _, section = inspect.getdoc(options).partition("Attributes:\n")  # type: ignore[union-attr]
+    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", section, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def value_of(text: str) -> object:
+    """A default as docstrings write it."""
+    number = re.fullmatch(r"([\d ]+)( MiB)?", text)
+    if number:
+        return int(number[1].replace(" ", "")) * (1024 * 1024 if number[2] else 1)
+    text = text.strip('`"')
+    return {"True": True, "None": None}.get(text, text)
+
+
+@pytest.mark.parametrize("options", [BusOptions, HeartbeatOptions, EventStoreOptions])
+def test_docstrings_name_every_field_and_its_default(options: Any) -> None:
+    said = documented(options)
+    assert list(said) == names_of(options)
+    for field in dataclasses.fields(options):
+        found = re.search(r"Default ([^:;,.]+(?:\.\w+)?)", said[field.name])
+        if found:
+            assert value_of(found[1]) == field.default, field.name
+        else:
+            assert not field.default or "Default:" in said[field.name] or field.default is dataclasses.MISSING
+
+
+@pytest.mark.parametrize("options", [BusOptions, EventStoreOptions])
+def test_options_show_no_secret(options: Any) -> None:
+    assert "hunter2" not in repr(options("postgresql://app:hunter2@db/app", listen_dsn="password=hunter2"))
+    for option in ("dsn", "listen_dsn", "password"):
+        with pytest.raises(OptionsError) as caught:
+            options(**{option: ["hunter2"]})
+        assert "hunter2" not in f"{caught.value} {caught.value.value}"

@@ -97,8 +97,8 @@ class Substitution:
             seam = value = Seam(value, self)
             emitted: list[Message] = []
             # What is emitted finds no room, so that the way through `_publish` is the only one.
-            super().__setattr__("_append", emitted.append)
-            super().__setattr__("_wait_for_room", lambda: seam(emitted.pop()))
+            self._node.append = emitted.append
+            self._node.wait_for_room = lambda: seam(emitted.pop())
         super().__setattr__(name, value)
 
     def __getattribute__(self, name: str) -> Any:

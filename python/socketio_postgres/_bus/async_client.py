@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.gap import GapHandler, GapInfo
-from socketio_postgres._bus.handover import readable
 from socketio_postgres._bus.hook import AsyncHook
+from socketio_postgres._bus.notification import Notification
 from socketio_postgres._bus.options import BusKeywords, BusOptions
+from socketio_postgres._bus.stats import BusStats
 from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError
 
-__all__ = ["AsyncPostgresClient", "Notification"]
+__all__ = ["AsyncPostgresClient"]
 
 CLOSE_LIMIT: Final = 5.0
 
@@ -26,21 +26,6 @@ LISTEN_LIMIT: Final = 30.0
 """Seconds until `listen` says that PostgreSQL cannot be reached."""
 
 log: Final = logging.getLogger("socketio_postgres")
-
-
-@dataclasses.dataclass(frozen=True)
-class Notification:
-    """One notification.
-
-    Attributes:
-        channel: Channel it was sent on.
-        payload: Its payload, at most 7999 bytes.
-        pid: Process id of the session that sent it.
-    """
-
-    channel: str
-    payload: str
-    pid: int
 
 
 class AsyncPostgresClient:
@@ -81,6 +66,7 @@ class AsyncPostgresClient:
         self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
         self._error_handler = AsyncHook("error_handler", error_handler, log)
         self._on_gap = AsyncHook("on_gap", on_gap, log, self._error_handler)
+        self._taken: list[tuple[int, int, Any]] = []
 
     async def start(self) -> None:
         """Connect now instead of with the first call.
@@ -108,11 +94,7 @@ class AsyncPostgresClient:
                 once PostgreSQL can be reached; `unlisten` takes it back.
         """
         core = self._bus.core
-        listening = self._bus.call(lambda inbox, token: core.listen(channel, inbox, token))
-        try:
-            await asyncio.wait_for(listening, LISTEN_LIMIT)
-        except asyncio.TimeoutError:
-            raise OperationTimeoutError(f"PostgreSQL did not answer within {LISTEN_LIMIT} s") from None
+        await self._bus.call(lambda inbox, token: core.listen(channel, inbox, token), LISTEN_LIMIT)
 
     async def unlisten(self, channel: str) -> None:
         """Stop listening to a channel."""
@@ -131,7 +113,7 @@ class AsyncPostgresClient:
                 payload or of the channel's name (`sqlstate` 22P05).
             ConnectionLostError: The connection broke; `may_be_sent` says whether the commit is in doubt.
         """
-        await self._bus.notify_committed(channel, payload)
+        await self._bus.notify(channel, payload)
 
     async def wait_for_notification(self, timeout: float | None = None) -> Notification:
         """The next notification.
@@ -143,16 +125,11 @@ class AsyncPostgresClient:
             OperationTimeoutError: None came in time.
             ClosedError: The client was closed, and all that had arrived before were handed out.
         """
-        try:
-            return await asyncio.wait_for(self._next(), timeout)
-        except asyncio.TimeoutError:
-            raise OperationTimeoutError(f"no notification within {timeout} s") from None
-
-    async def _next(self) -> Notification:
+        deadline = None if timeout is None else time.monotonic() + timeout
         has_waited = False
         while True:
             inbox = self._bus.last_inbox
-            for _, kind, value in inbox.drain(1):
+            for _, kind, value in self._take(inbox):
                 if kind == _core.NOTIFICATION:
                     return Notification(*value)
                 self._tell(kind, value)
@@ -160,8 +137,16 @@ class AsyncPostgresClient:
             else:
                 if inbox.is_closed:
                     raise ClosedError(f"the connection to {self._bus.description} is closed; create a new client")
-                await readable(inbox, again=has_waited)
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise OperationTimeoutError(f"no notification within {timeout} s")
+                await self._bus.readable(inbox, left, again=has_waited)
                 has_waited = True
+
+    def _take(self, inbox: _core.Inbox) -> list[tuple[int, int, Any]]:
+        """At most one item. One that Ctrl-C finds on its way here is kept for the next call."""
+        taken = self._taken or inbox.drain(1, self._taken)
+        return [taken.pop(0)] if taken else []
 
     def _tell(self, kind: int, value: Any) -> None:
         if kind == _core.FAILURE:
@@ -177,7 +162,7 @@ class AsyncPostgresClient:
 
     async def __anext__(self) -> Notification:
         try:
-            return await self._next()
+            return await self.wait_for_notification()
         except ClosedError:
             raise StopAsyncIteration from None
 
@@ -214,9 +199,9 @@ class AsyncPostgresClient:
         deleted: int = await self._bus.call(lambda inbox, token: core.expire_attachments(age, inbox, token))
         return deleted
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> BusStats:
         """Counters since the first use in this process, and how things are now; empty before it."""
-        return self._bus.stats()
+        return cast("BusStats", self._bus.stats())
 
     async def close(self) -> None:
         """Disconnect. An iteration ends once it has handed out what had arrived before."""

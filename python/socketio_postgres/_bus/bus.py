@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -17,11 +18,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from socketio_postgres import _core
-from socketio_postgres._bus.handover import AsyncCalls, BlockingCalls, Operation
+from socketio_postgres._bus.handover import SIGNAL_INTERVAL, AsyncCalls, BlockingCalls, Operation, readable
 from socketio_postgres._bus.messages import Message
 from socketio_postgres._bus.options import BusOptions, BusSettings
 from socketio_postgres._bus.password import AsyncPasswordCall
-from socketio_postgres.exceptions import ClosedError, ForkedProcessError, SocketIOPostgresError
+from socketio_postgres._bus.primitives import arun
+from socketio_postgres.exceptions import ClosedError, ForkedProcessError, OperationTimeoutError, SocketIOPostgresError
 
 __all__ = ["Bus"]
 
@@ -159,7 +161,7 @@ class Bus:
         """Wait until the buffer has room, as whoever found none when they appended is to do before they go on."""
         await self.call(self.core.when_space)
 
-    def publish_committed(self, message: Message) -> asyncio.Future[None]:
+    def publish(self, message: Message) -> asyncio.Future[None]:
         """Append a message now; the future ends once it is committed."""
         calls, opened = self._calls(), self._open_core
         if opened is None or self._is_closed:
@@ -169,7 +171,7 @@ class Bus:
         except ForkedProcessError:
             return calls.start(self.core.publish, message)  # as in `append`
 
-    async def publish_many_committed(self, messages: list[Message]) -> None:
+    async def publish_many(self, messages: list[Message]) -> None:
         """Append messages and wait until all of them are committed; raises the first failure."""
         calls, core = self._calls(), self.core
         commits, refusal = [], None
@@ -183,19 +185,39 @@ class Bus:
             if isinstance(end, BaseException):
                 raise end
 
-    async def notify_committed(self, channel: str, payload: str) -> None:
+    async def notify(self, channel: str, payload: str) -> None:
         """Append a raw notification and wait until it is committed."""
         await self._calls().start(self.core.notify, channel, payload)
 
-    async def flush(self) -> None:
-        """Wait until everything published before is committed; raise what failed since the last flush."""
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything published before is committed; raise what failed since the last flush.
+
+        Raises:
+            OperationTimeoutError: Not all was committed within `timeout` seconds.
+        """
         core = self.core
-        await self._calls().start(core.flush)
+        try:
+            await self.call(core.flush, timeout)
+        except OperationTimeoutError:
+            raise self._not_flushed(timeout) from None
         _raise_failures(core)
 
-    async def call(self, operation: Operation) -> Any:
-        """Run any operation of the core."""
-        return await self._calls().start(operation)
+    async def call(self, operation: Operation, timeout: float | None = None) -> Any:
+        """Run any operation of the core.
+
+        Raises:
+            OperationTimeoutError: It did not end within `timeout` seconds. It goes on in the background.
+        """
+        if timeout is None:
+            return await self._calls().start(operation)
+        if self._password is not None:
+            self._password.used()
+        return await arun(operation, timeout)
+
+    async def readable(self, inbox: _core.Inbox, timeout: float | None, *, again: bool) -> None:
+        """Wait until an inbox holds something, or the time is over; `again` as in `AsyncCalls.readable`."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(readable(inbox, again=again), timeout)
 
     async def close(self, limit: float) -> None:
         """Commit what is buffered, within `limit` seconds, and disconnect."""
@@ -218,25 +240,46 @@ class Bus:
         """Append a message, and wait for room if there was none; when `on_full` says so."""
         if not self.append(message):
             self.wait_for_room_blocking()
+        self._log_failures()
 
     def publish_many_blocking(self, messages: list[Message]) -> None:
         """Append messages as one group; those that find no room one by one, as `publish_blocking` does."""
         for message in messages[self.core.publish_many(messages) :]:
             self.publish_blocking(message)
+        self._log_failures()
+
+    def _log_failures(self) -> None:
+        """Nobody else waits for the end of what was published before."""
+        for failure in self.take_failures():
+            log.error("emitting through %s: %s", self.description, failure)
 
     def notify_blocking(self, channel: str, payload: str) -> None:
-        """Blocking form of `notify_committed`."""
+        """Blocking form of `notify`."""
         self.call_blocking(lambda inbox, token: self.core.notify(channel, payload, inbox, token))
 
     def flush_blocking(self, timeout: float | None = None) -> None:
         """Blocking form of `flush`."""
         core = self.core
-        self.blocking.run(core.flush, timeout)
+        try:
+            self.blocking.run(core.flush, timeout)
+        except OperationTimeoutError:
+            raise self._not_flushed(timeout) from None
         _raise_failures(core)
+
+    def _not_flushed(self, timeout: float | None) -> OperationTimeoutError:
+        """What a flush that was not done in time still waits for."""
+        stats = self.stats()
+        count, size = stats.get("buffer_count", 0), stats.get("buffer_bytes", 0)
+        waiting = f"{count} message{'' if count == 1 else 's'} of {size} bytes"
+        return OperationTimeoutError(f"{waiting} for {self.description} not committed within {timeout} s")
 
     def call_blocking(self, operation: Operation, timeout: float | None = None) -> Any:
         """Blocking form of `call`."""
         return self.blocking.run(operation, timeout)
+
+    def readable_blocking(self, inbox: _core.Inbox, timeout: float | None, *, again: bool) -> None:  # noqa: ARG002
+        """Blocking form of `readable`; returns now and then, so that Ctrl-C is seen."""
+        self.blocking.wait(inbox, SIGNAL_INTERVAL if timeout is None else min(timeout, SIGNAL_INTERVAL))
 
     def close_blocking(self, limit: float) -> None:
         """Blocking form of `close`."""

@@ -6,14 +6,18 @@ greenlet. There we wait for the inbox's descriptor in the hub instead. No monkey
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import time
-from typing import Protocol
+from collections.abc import Awaitable
+from typing import Any, Protocol, TypeVar
 
 from socketio_postgres import _core
 
-__all__ = ["EventletWait", "GeventWait", "ThreadWait", "Wait", "has_hub", "pause", "wait_for_mode"]
+__all__ = ["EventletWait", "GeventWait", "ThreadWait", "Wait", "has_hub", "pause", "resolve", "wait_for_mode"]
+
+T = TypeVar("T")
 
 
 class Wait(Protocol):
@@ -78,6 +82,37 @@ def pause(seconds: float) -> None:
         eventlet.sleep(seconds)
     else:
         time.sleep(seconds)
+
+
+def resolve(awaitable: Awaitable[T]) -> T:
+    """What an awaitable yields, in an event loop of its own, while other greenlets of this thread run, if it has any.
+
+    There the loop runs in a thread of the operating system: greenlets of one thread cannot have a loop each.
+    """
+
+    async def wait() -> T:
+        return await awaitable
+
+    def run() -> tuple[Any, BaseException | None]:
+        try:
+            return asyncio.run(wait()), None
+        except BaseException as error:  # noqa: BLE001  (for whoever waits; gevent would print it, too)
+            return None, error
+
+    if _has_gevent_hub():
+        import gevent  # noqa: PLC0415  (installed only where it is used)
+
+        value, error = gevent.get_hub().threadpool.apply(run)
+    elif _has_eventlet_hub():
+        from eventlet import tpool  # noqa: PLC0415  (installed only where it is used)
+
+        value, error = tpool.execute(run)
+    else:
+        return asyncio.run(wait())
+    if error is not None:
+        raise error
+    result: T = value
+    return result
 
 
 def has_hub() -> bool:

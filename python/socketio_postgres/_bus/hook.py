@@ -15,6 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
+from socketio_postgres._bus.green import resolve
 from socketio_postgres._bus.options import bad_option
 
 __all__ = ["AsyncHook", "Hook"]
@@ -120,6 +121,8 @@ class AsyncHook:
 class Hook:
     """For threads: the function is called in one of its own, which is there while there is something to tell.
 
+    What a coroutine function returns is awaited there, under an event loop for this one call.
+
     Args:
         name: The option that it was given as.
         function: The function, or None for nobody.
@@ -128,7 +131,7 @@ class Hook:
         start: Runs a function in the background. Default: in a thread.
 
     Raises:
-        OptionsError: It is no function, or a coroutine function, which only the `Async` classes can await.
+        OptionsError: It is no function.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class Hook:
         start: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         if function is not None:
-            self.check(name, function)
+            AsyncHook.check(name, function)
         self._name = name
         self._function = function
         self._log = logger
@@ -150,7 +153,7 @@ class Hook:
 
     @staticmethod
     def check(name: str, function: object) -> None:
-        """Refuse what is no function, or has to be awaited.
+        """Refuse what is no function, or has to be awaited: a handler of blocking classes, which is no hook.
 
         Raises:
             OptionsError: It cannot be called, or is a coroutine function.
@@ -211,9 +214,9 @@ class Hook:
             return
         try:
             result = self._function(value)
+            if inspect.isawaitable(result):
+                resolve(result)
         except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
             _report(self._log, self._name, error, self._failed)
-            return
-        if inspect.iscoroutine(result):
-            result.close()
-            self._log.error("%s returned a coroutine, which only the Async classes await", self._name)
+        except asyncio.CancelledError:  # it must not end this thread
+            self._log.error("%s raised a CancelledError", self._name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Final
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import Final, TypeAlias
 
 from socketio_postgres import _core
 
@@ -38,5 +40,5 @@ RESERVED_EVENTS: Final = frozenset(
 )
 """Events that only Socket.IO itself may emit. Source: `RESERVED_EVENTS` of @socket.io/postgres-emitter."""
 
-Rooms = Any
-"""One room (str or int), or several in a list, tuple or set."""
+Rooms: TypeAlias = str | int | Sequence[str | int] | AbstractSet[str | int]
+"""One room, or several in a list, tuple or set."""

@@ -1,15 +1,31 @@
-"""Settings: their defaults and checks live here and nowhere else."""
+"""Settings: names, types, defaults and limits are declared here, once; a value is checked against its declaration."""
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
+import functools
+import types
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeAlias, TypedDict, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, Union, get_args, get_origin, get_type_hints
 
+from socketio_postgres._typing import Self
 from socketio_postgres.exceptions import OptionsError, UnknownOptionError
 
-__all__ = ["BusKeywords", "BusOptions", "HeartbeatOptions", "ManagerKeywords", "OnFull", "Password"]
+__all__ = [
+    "SECRET",
+    "BusKeywords",
+    "BusOptions",
+    "ConnectOptions",
+    "HeartbeatOptions",
+    "ManagerKeywords",
+    "OnFull",
+    "Options",
+    "Password",
+    "bad_option",
+    "between",
+]
 
 Password: TypeAlias = Callable[[], str | Awaitable[str]]
 """Returns the password for one connection; asked at every connect, on a thread of its own."""
@@ -17,14 +33,72 @@ Password: TypeAlias = Callable[[], str | Awaitable[str]]
 OnFull: TypeAlias = Literal["wait", "raise", "drop"]
 """What happens to a message for which the buffer has no room."""
 
-MIB = 1024 * 1024
+MIB: Final = 1024 * 1024
 
-KEY_BYTES = 16
+KEY_BYTES: Final = 16
 """Shortest signing key: whoever records one signed message can try keys as fast as a processor hashes."""
 
 
+SECRET: Final = {"is_secret": True}
+"""Declares that no text shows a value of the field."""
+
+
+def between(least: float, most: float) -> dict[str, float]:
+    """Declares the limits of a number."""
+    return {"least": least, "most": most}
+
+
 @dataclasses.dataclass(frozen=True)
-class BusOptions:
+class Options:
+    """A dataclass of settings, each of which is of the type, and between the limits, that its field declares."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            OptionsError: A value is wrong.
+        """
+        kind: Any = type(self)
+        hints = _hints(kind)
+        for field in dataclasses.fields(self):
+            value, hint, limits = getattr(self, field.name), hints[field.name], field.metadata
+            is_number = isinstance(value, (int, float)) and "least" in limits
+            if not _takes(hint, value) or (is_number and not limits["least"] <= value <= limits["most"]):
+                # Of what may be a secret the message names the type only.
+                shown = type(value).__name__ if "is_secret" in limits else value
+                raise bad_option(field.name, shown, limits.get("reason") or f"must be {_expected(hint, limits)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectOptions(Options):
+    """What whoever connects needs to know; as in the classes derived from this."""
+
+    dsn: str = dataclasses.field(default="", repr=False, metadata=SECRET)
+    listen_dsn: str | None = dataclasses.field(default=None, repr=False, metadata=SECRET)
+    password: Password | None = dataclasses.field(
+        default=None,
+        metadata=SECRET | {"reason": "must be a callable that returns the password; a fixed one belongs in the DSN"},
+    )
+
+    @classmethod
+    def of(cls, dsn: str, options: Mapping[str, Any]) -> Self:
+        """From the arguments of a constructor.
+
+        Raises:
+            UnknownOptionError: There is no such option.
+            OptionsError: A value is wrong.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for option in options:
+            if option not in names:
+                close = difflib.get_close_matches(option, names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+                raise UnknownOptionError(f"unknown option {option!r}: {hint}", option=option, value="", reason=hint)
+        return cls(dsn, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class BusOptions(ConnectOptions):
     """What any participant of the cluster needs to know. Durations are seconds.
 
     Attributes:
@@ -54,53 +128,26 @@ class BusOptions:
             with it is dropped. Node.js and Go servers cannot sign. Default: nothing is signed.
     """
 
-    dsn: str
-    listen_dsn: str | None = None
-    password: Password | None = None
     channel: str = "socket.io"
     table_name: str = "socket_io_attachments"
     create_table: bool = True
-    payload_threshold: int = 8000
-    max_payload: int = 16 * MIB
-    buffer_count: int = 10_000
-    buffer_bytes: int = 64 * MIB
-    buffer_age: float = 30.0
+    payload_threshold: int = dataclasses.field(default=8000, metadata=between(1, 8000))
+    max_payload: int = dataclasses.field(default=16 * MIB, metadata=between(1, 1024 * MIB - 1))
+    buffer_count: int = dataclasses.field(default=10_000, metadata=between(1, 10_000_000))
+    buffer_bytes: int = dataclasses.field(default=64 * MIB, metadata=between(1, 64 * 1024 * MIB))
+    buffer_age: float = dataclasses.field(default=30.0, metadata=between(0.0, 86_400.0))
     on_full: OnFull = "wait"
-    receive_buffer_bytes: int = 64 * MIB
-    signing_key: str | bytes | None = dataclasses.field(default=None, repr=False)
-
-    @classmethod
-    def of(cls, dsn: str, options: Mapping[str, Any]) -> BusOptions:
-        """From the arguments of a constructor.
-
-        Raises:
-            UnknownOptionError: There is no such option.
-            OptionsError: Its value is wrong.
-        """
-        check_names(cls, options)
-        return cls(dsn, **options)
+    receive_buffer_bytes: int = dataclasses.field(default=64 * MIB, metadata=between(1, 64 * 1024 * MIB))
+    signing_key: str | bytes | None = dataclasses.field(default=None, repr=False, metadata=SECRET)
 
     def __post_init__(self) -> None:
-        for name in ("dsn", "channel", "table_name"):
-            _require(name, getattr(self, name), str, "must be a string")
-        if self.listen_dsn is not None:
-            _require("listen_dsn", self.listen_dsn, str, "must be a string")
-        if self.password is not None and not callable(self.password):
-            raise bad_option(
-                "password", "", "must be a callable that returns the password; a fixed one belongs in the DSN"
-            )
-        if not isinstance(self.create_table, bool):
-            raise bad_option("create_table", self.create_table, "must be True or False")
-        _require_number("payload_threshold", self.payload_threshold, 1, 8000, is_integer=True)
-        _require_number("max_payload", self.max_payload, 1, 1024 * MIB - 1, is_integer=True)
-        _require_number("buffer_count", self.buffer_count, 1, 10_000_000, is_integer=True)
-        _require_number("buffer_bytes", self.buffer_bytes, 1, 64 * 1024 * MIB, is_integer=True)
-        _require_number("buffer_age", self.buffer_age, 0.0, 86_400.0)
-        if self.on_full not in get_args(OnFull):
-            raise bad_option("on_full", self.on_full, f"must be one of {', '.join(get_args(OnFull))}")
-        _require_number("receive_buffer_bytes", self.receive_buffer_bytes, 1, 64 * 1024 * MIB, is_integer=True)
+        """Check every field."""
+        super().__post_init__()
         if self.signing_key is not None:
-            _check_key(self.signing_key)
+            key = self.signing_key.encode() if isinstance(self.signing_key, str) else self.signing_key
+            if len(key) < KEY_BYTES:
+                reason = f"must have at least {KEY_BYTES} bytes; take secrets.token_hex()"
+                raise bad_option("signing_key", f"{len(key)} bytes", reason)
 
 
 class ManagerKeywords(TypedDict, total=False):
@@ -127,7 +174,7 @@ class BusKeywords(ManagerKeywords, total=False):
 
 
 @dataclasses.dataclass(frozen=True)
-class HeartbeatOptions:
+class HeartbeatOptions(Options):
     """Liveness of servers, in seconds, with the Node adapter's defaults.
 
     Attributes:
@@ -136,14 +183,13 @@ class HeartbeatOptions:
         cleanup_interval: Age at which attachments are deleted, and how often, `cleanupInterval`. Default 30.
     """
 
-    heartbeat_interval: float = 5.0
-    heartbeat_timeout: float = 10.0
-    cleanup_interval: float = 30.0
+    heartbeat_interval: float = dataclasses.field(default=5.0, metadata=between(0.01, 86_400.0))
+    heartbeat_timeout: float = dataclasses.field(default=10.0, metadata=between(0.02, 86_400.0))
+    cleanup_interval: float = dataclasses.field(default=30.0, metadata=between(0.1, 86_400.0))
 
     def __post_init__(self) -> None:
-        _require_number("heartbeat_interval", self.heartbeat_interval, 0.01, 86_400.0)
-        _require_number("heartbeat_timeout", self.heartbeat_timeout, 0.02, 86_400.0)
-        _require_number("cleanup_interval", self.cleanup_interval, 0.1, 86_400.0)
+        """Check every field."""
+        super().__post_init__()
         if self.heartbeat_timeout <= self.heartbeat_interval:
             raise bad_option(
                 "heartbeat_timeout",
@@ -166,6 +212,9 @@ class BusSettings(BusOptions):
     is_raw: bool = False
     probe_interval: float = 5.0
 
+    def __post_init__(self) -> None:
+        """What it is made of has been checked."""
+
     @classmethod
     def make(cls, options: BusOptions, *, uid: str, is_raw: bool, probe_interval: float) -> BusSettings:
         """Complete `options`."""
@@ -175,45 +224,50 @@ class BusSettings(BusOptions):
         return cls(**fields, uid=uid, is_raw=is_raw, probe_interval=probe_interval)
 
 
-def check_names(kind: type, options: Mapping[str, Any]) -> None:
-    """Refuse keyword arguments that a dataclass of options has no field for, naming the one that was meant.
-
-    Raises:
-        UnknownOptionError: There is no such option.
-    """
-    names = [field.name for field in dataclasses.fields(kind)]
-    for option in options:
-        if option not in names:
-            close = difflib.get_close_matches(option, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            raise UnknownOptionError(f"unknown option {option!r}: {hint}", option=option, value="", reason=hint)
-
-
 def bad_option(option: str, value: object, reason: str) -> OptionsError:
     """The exception for an option that cannot work; an empty value is not shown, because it may be a secret."""
     shown = repr(value) if value != "" else ""
     return OptionsError(f"invalid {option}: {reason} (got {shown})", option=option, value=shown, reason=reason)
 
 
-def _check_key(key: object) -> None:
-    # The messages never show the key.
-    if not isinstance(key, (str, bytes)):
-        raise bad_option("signing_key", type(key).__name__, "must be a string or bytes")
-    size = len(key.encode() if isinstance(key, str) else key)
-    if size < KEY_BYTES:
-        raise bad_option(
-            "signing_key", f"{size} bytes", f"must have at least {KEY_BYTES} bytes; take secrets.token_hex()"
-        )
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
-def _require(option: str, value: Any, kind: type, reason: str) -> None:
-    if not isinstance(value, kind):
-        # A DSN may hold a password, so the message names its type and not its value.
-        raise bad_option(option, type(value).__name__, reason)
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)
 
 
-def _require_number(option: str, value: Any, low: float, high: float, *, is_integer: bool = False) -> None:
-    is_number = isinstance(value, int if is_integer else (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:
-        kind = "an integer" if is_integer else "a number of seconds"
-        raise bad_option(option, value, f"must be {kind} from {low} to {high}")
+def _takes(hint: Any, value: object) -> bool:
+    """Whether a value is of a type."""
+    for kind in _kinds(hint):
+        origin = get_origin(kind)
+        if origin is Literal:
+            is_one = isinstance(value, str) and value in get_args(kind)
+        elif origin is collections.abc.Callable:
+            is_one = callable(value)
+        elif kind in {int, float}:
+            is_one = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        else:
+            is_one = isinstance(value, kind)
+        if is_one:
+            return True
+    return False
+
+
+def _expected(hint: Any, limits: Mapping[str, Any]) -> str:
+    """What a value has to be, for the error."""
+    words = {str: "a string", bytes: "bytes", bool: "True or False"}
+    numbers = {int: "an integer", float: "a number of seconds"}
+    found = []
+    for kind in _kinds(hint):
+        if kind in numbers:
+            found.append(f"{numbers[kind]} from {limits['least']} to {limits['most']}")
+        elif get_origin(kind) is Literal:
+            found.append(f"one of {', '.join(get_args(kind))}")
+        elif get_origin(kind) is collections.abc.Callable:
+            found.append("a callable")
+        elif kind is not type(None):
+            found.append(words.get(kind) or f"a {kind.__module__}.{kind.__qualname__}")
+    return " or ".join(found)

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from concurrent import futures
 from typing import Final
 
+from socketio_postgres._bus.green import resolve
 from socketio_postgres._bus.handover import Reference, nothing
 
-__all__ = ["AsyncPasswordCall", "PasswordCall", "resolve"]
+__all__ = ["AsyncPasswordCall", "PasswordCall"]
 
 TURN_LIMIT: Final = 2.0
 """Seconds after which a loop that does not come to the coroutine is taken for blocked."""
@@ -23,15 +24,6 @@ ANSWER_LIMIT: Final = 60.0
 
 LOOK_INTERVAL: Final = 0.2
 """Seconds after which is looked whether the loop has been closed."""
-
-
-def resolve(password: Awaitable[str]) -> str:
-    """Return what `password` yields, in a private event loop."""
-
-    async def wait() -> str:
-        return await password
-
-    return asyncio.run(wait())
 
 
 class PasswordCall:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.messages import EMITTER_UID, Message
 from socketio_postgres._bus.options import BusKeywords, BusOptions
+from socketio_postgres._bus.primitives import IS_ASYNC
+from socketio_postgres._bus.stats import BusStats
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
-from socketio_postgres._cluster.emitter import CHUNK
 from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["AsyncEmitter"]
 
 CLOSE_LIMIT: Final = 5.0
 """Seconds that closing waits for buffered messages."""
+
+CHUNK: Final = 256
+"""Events of `emit_many` that are handed to the core at once."""
 
 
 class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
@@ -40,12 +44,12 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
 
     async def _publish(self, message: Message, target: Target) -> None:
         if target.rooms != ():
-            await self._bus.publish_committed(message)
+            await self._bus.publish(message)
 
     async def _publish_many(self, messages: Iterator[Message], target: Target) -> None:
         if target.rooms != ():
             while chunk := list(itertools.islice(messages, CHUNK)):
-                await self._bus.publish_many_committed(chunk)
+                await self._bus.publish_many(chunk)
 
     async def start(self) -> None:
         """Connect now instead of with the first emit.
@@ -57,17 +61,35 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         core = self._bus.core
         await self._bus.call(lambda inbox, token: core.start_publisher(False, inbox, token))
 
-    async def flush(self) -> None:
-        """Wait until everything emitted before, by any task, is committed or failed."""
-        await self._bus.flush()
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything emitted before, by any task, is committed or failed.
 
-    def stats(self) -> dict[str, Any]:
+        Args:
+            timeout: Seconds to wait at most; None waits as long as `buffer_age` allows.
+
+        Raises:
+            SocketIOPostgresError: The first failure since the last flush; its `failed_count` says how many messages
+                failed. `ConnectionLostError.may_be_sent` marks a commit whose outcome is unknown.
+            OperationTimeoutError: Not all was committed in time; it still may be.
+        """
+        try:
+            await self._bus.flush(timeout)
+        finally:
+            self._bus.take_failures()  # told by the exception just now
+
+    def stats(self) -> BusStats:
         """Counters since the first use in this process, and how things are now; empty before it."""
-        return self._bus.stats()
+        return cast("BusStats", self._bus.stats())
 
     async def close(self) -> None:
         """Commit what is buffered and disconnect."""
-        await self._bus.close(CLOSE_LIMIT)
+        if IS_ASYNC:
+            await self._bus.close(CLOSE_LIMIT)
+        elif not self._bus.is_closed:
+            try:
+                await self._bus.flush(CLOSE_LIMIT)
+            finally:
+                await self._bus.close(0.0)
 
     async def __aenter__(self) -> Self:
         await self.start()

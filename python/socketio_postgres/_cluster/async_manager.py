@@ -1,32 +1,42 @@
-"""`AsyncPostgresManager`: the client manager that makes a `socketio.AsyncServer` a member of the cluster."""
+"""`AsyncPostgresManager`: the client manager that makes a `socketio.AsyncServer` one of the servers of a cluster."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any, Final
+import json as stdlib_json
+import logging
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Final, TypeVar, overload
 
 from socketio.async_manager import AsyncManager
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
-from socketio_postgres._bus.messages import Message, MessageType
+from socketio_postgres._bus.gap import GapHandler
+from socketio_postgres._bus.options import BusOptions, HeartbeatOptions, ManagerKeywords
+from socketio_postgres._bus.stats import ManagerStats
+from socketio_postgres._cluster.async_node import AsyncNode
 from socketio_postgres._cluster.async_server_operator import AsyncServerChain, AsyncServerSideActions
-from socketio_postgres._cluster.async_waiting import AsyncWaiting
+from socketio_postgres._cluster.async_socketio_sockets import AsyncSocketioSockets
 from socketio_postgres._cluster.broadcast_operator import Target
-from socketio_postgres._cluster.member import CLOSE_LIMIT, Delivery
-from socketio_postgres._cluster.payload import value_fields
-from socketio_postgres._cluster.rooms import checked_sid, chosen_namespace, chosen_rooms, room_name, skipped_names
-from socketio_postgres._cluster.serving_loop import on_serving_loop, starts_serving
-from socketio_postgres.exceptions import PayloadTooLargeError
+from socketio_postgres._cluster.empty_rooms import guard
+from socketio_postgres._cluster.rooms import (
+    bad,
+    checked_sid,
+    chosen_namespace,
+    chosen_rooms,
+    room_name,
+    skipped_names,
+)
+from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["AsyncPostgresManager"]
 
-HAS_PRE_CONNECT: Final = hasattr(AsyncManager, "pre_connect")
-"""Whether the server calls `connect` once the connect handler has ended. Before python-socketio 5.17 it calls it first,
-with the id of the connection instead of the client's, and has no `pre_connect`."""
+log: Final = logging.getLogger("socketio_postgres")
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaiting, AsyncPubSubManager):  # type: ignore[misc]  # python-socketio is not typed
+class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncPubSubManager):  # type: ignore[misc]  # python-socketio is not typed
     """Makes a `socketio.AsyncServer` one of the servers of a cluster: Python, Node.js and Go.
 
         mgr = AsyncPostgresManager("postgresql://app@localhost/app")
@@ -64,9 +74,45 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         OptionsError: The DSN or an option is wrong.
     """
 
+    name = "postgres"
+
+    _node: AsyncNode[AsyncSocketioSockets]
+    _target = Target("/")  # the manager is the start of every chain
+
+    def __init__(
+        self,
+        dsn: str = "",
+        channel: str = "socket.io",
+        write_only: bool = False,
+        logger: logging.Logger | None = None,
+        json: Any = None,
+        *,
+        heartbeat_interval: float = 5.0,
+        heartbeat_timeout: float = 10.0,
+        cleanup_interval: float = 30.0,
+        share_session: bool = False,
+        error_handler: Callable[[Exception], object] | None = None,
+        on_gap: GapHandler | None = None,
+        guard_empty_rooms: bool = True,
+        **options: Unpack[ManagerKeywords],
+    ) -> None:
+        super().__init__(channel=channel, write_only=write_only, logger=logger)
+        self.json = json or stdlib_json  # python-socketio before 5.16 has no such attribute
+        if not isinstance(guard_empty_rooms, bool):
+            raise bad("guard_empty_rooms", guard_empty_rooms, "must be True or False")
+        self._node = AsyncNode(
+            BusOptions.of(dsn, {"channel": channel, **options}),
+            HeartbeatOptions(heartbeat_interval, heartbeat_timeout, cleanup_interval),
+            AsyncSocketioSockets(self, guards_empty_rooms=guard_empty_rooms),
+            write_only=write_only,
+            logger=logger or log,
+            share_session=share_session,
+            error_handler=error_handler,
+            on_gap=on_gap,
+        )
+
     # ------------------------------------------------------------------------------------------- life cycle
 
-    @starts_serving
     async def start(self) -> None:
         """Join the cluster now instead of with the first client.
 
@@ -79,77 +125,97 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             SelfTestError: What it publishes does not come back: a transaction pooler, or different databases behind
                 `dsn` and `listen_dsn`.
         """
-        core = self._bus.core
-        await self._run_core(lambda inbox, token: core.start_publisher(True, inbox, token))
-        if not self.write_only and self.server is not None:
-            self._open()
-            await self._run_core(core.start_listener)
-            await self._join_served()
-            await self._run_core(core.flush)
-            await self._run_core(core.self_test)
+        await self._node.start()
 
-    @on_serving_loop
-    async def flush(self) -> None:
+    async def flush(self, timeout: float | None = None) -> None:
         """Wait until everything emitted before is committed.
+
+        Args:
+            timeout: Seconds to wait at most; None waits as long as `buffer_age` allows.
 
         Raises:
             SocketIOPostgresError: The first failure since the last flush; its `failed_count` says how many messages
                 failed. `ConnectionLostError.may_be_sent` marks a commit whose outcome is unknown.
+            OperationTimeoutError: Not all was committed in time; it still may be.
         """
-        await self._flush()
+        await self._node.flush(timeout)
 
-    @on_serving_loop
     async def close(self) -> None:
         """Leave the cluster: commit what is buffered, say goodbye, disconnect. Clients are not touched."""
-        await self._close(CLOSE_LIMIT)
+        await self._node.close()
 
-    @starts_serving
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def set_server(self, server: Any) -> None:
+        """As in `BaseManager`; from now on the server's json module is used, and its `emit` knows empty lists."""
+        super().set_server(server)
+        self.json = server.packet_class.json
+        self._node.use_threads_of(server)
+        if self._node.sockets.guards_empty_rooms:
+            guard(server)
+
+    def initialize(self) -> None:
+        """Called by the server when its first client arrives."""
+        self._node.initialize()
+
+    async def _thread(self) -> None:
+        """Runs in the background, from `initialize` on."""
+        await self._node.runner.run()
+
+    # -------------------------------------------------------------------------------------------- clients
+
     async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`, but a client is told that it is connected only once LISTEN is active."""
-        if not await self._may_connect(eio_sid, namespace):
-            return None
-        sid: str | None = await super().pre_connect(eio_sid, namespace)
+        node = self._node
+        sid: str | None = await node.serve(node.sockets.pre_connect, eio_sid, namespace, node.may_connect)
         return sid
 
-    async def _may_connect(self, eio_sid: str, namespace: str) -> bool:
-        try:
-            await self._try_to_join(namespace)
-        except PayloadTooLargeError as error:
-            self._report(error)
-            return False
-        return not self._is_gone(eio_sid)  # it hung up meanwhile, and nobody would take it from its rooms again
-
-    @starts_serving
     async def connect(self, sid: str, namespace: str) -> str | None:
         """As in `AsyncManager`. A client that hung up while its connect handler ran, is disconnected right away."""
-        if not HAS_PRE_CONNECT:
-            is_allowed = await self._may_connect(sid, namespace)
-            return await super().connect(sid, namespace) if is_allowed else None
-        if not self._is_here(sid, namespace) and self._is_gone(sid):
-            return sid  # its handler ran for so long after it hung up that it is forgotten already
-        connected: str = await super().connect(sid, namespace)
-        eio_sid = self.eio_sid_from_sid(connected, namespace)
-        if self._is_gone(eio_sid):
-            # python-socketio passed over it when it hung up, because it was not connected yet.
-            await self._disconnect_gone(connected, eio_sid, namespace)
+        node = self._node
+        connected: str | None = await node.serve(
+            node.sockets.connect, sid, namespace, node.may_connect, node.receiver.disconnect_raised
+        )
         return connected
 
-    async def _disconnect_gone(self, sid: str, eio_sid: str | None, namespace: str) -> None:
-        try:
-            await self.server._handle_disconnect(eio_sid, namespace, self.server.reason.TRANSPORT_CLOSE)  # noqa: SLF001
-        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
-            self._report_raised("a disconnect handler", error)
-        await AsyncManager.disconnect(self, sid, namespace)
+    async def can_disconnect(self, sid: str, namespace: str | None) -> bool:
+        """True when the client is connected here; otherwise its own server is asked to disconnect it."""
+        if not self._node.runner.is_at_home():  # the server would go on here with what belongs to the loop that serves
+            await self.disconnect(sid, namespace)
+            return False
+        sid = checked_sid(sid)
+        meant = chosen_namespace(namespace)
+        if self._node.sockets.is_here(sid, meant) and meant == (namespace or "/"):
+            return bool(await AsyncManager.can_disconnect(self, sid, meant))
+        # The server would go on with the name as it was given, under which it finds nobody.
+        await self._node.disconnect(sid, meant)
+        return False
 
-    async def _end_connections(self, eio_sids: list[str]) -> None:
-        for eio_sid in eio_sids:
-            for namespace in list(self.get_namespaces()):
-                sid = self.sid_from_eio_sid(eio_sid, namespace)
-                if self.is_connected(sid, namespace):
-                    await self._disconnect_gone(sid, eio_sid, namespace)
-            self.server.environ.pop(eio_sid, None)
+    async def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
+        """Disconnect a client, wherever it is connected."""
+        sid = checked_sid(sid)
+        namespace = chosen_namespace(namespace)
+        if kwargs.get("ignore_queue"):
+            await self._node.carry_out(AsyncManager.disconnect, self, sid, namespace)
+        else:
+            await self._node.disconnect(sid, namespace)
 
-    # ------------------------------------------------------------------------------------------ publishing
+    def get_participants(self, namespace: str, room: Any) -> Iterable[tuple[str, str]]:
+        """As in `BaseManager`, by any room's name: 42 and `"42"` are one, and an empty list of rooms is nobody.
+
+        Raises:
+            OptionsError: It is no room.
+        """
+        return self._node.sockets.participants(namespace, room)
+
+    # -------------------------------------------------------------------------------------------- emitting
 
     async def emit(
         self,
@@ -169,6 +235,17 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
         servers get the message in call order. The first acknowledgement, of whichever server, fires the callback; from
         other servers within an hour.
 
+        Args:
+            event: Name of the event.
+            data: One argument. A tuple is several, None is none: `emit("e", (1, 2))` calls `e(1, 2)`. In a chain,
+                `mgr.to("room").emit("e", 1, 2)` does that, and a tuple there is one argument, a list.
+            namespace: Namespace; None is the default one.
+            room: As `to`, which goes first.
+            skip_sid: Sids and rooms left out.
+            callback: Called with the arguments of the first acknowledgement.
+            to: A sid, a room, or a list, tuple or set of them; None is everybody.
+            kwargs: `ignore_queue=True` emits to the clients of this server alone.
+
         Raises:
             OptionsError: A room, a sid or the namespace is none (`docs/rooms.md`); nothing was emitted.
             EncodeError: `data` cannot travel; nothing was emitted.
@@ -176,70 +253,18 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             NotAServerError: A callback without a server.
             ValueError: A callback without a room.
         """
-        if not self._is_at_home():  # no decorator: this is the one method that is called for each message
-            await self._emit_at_home(event, data, namespace, room, skip_sid, to=to, callback=callback, **kwargs)
-            return
-        rooms = chosen_rooms(to, room)
-        namespace = chosen_namespace(namespace)
-        skipped = skipped_names(skip_sid)
-        if rooms == ():
-            return
-        is_for_others = not kwargs.get("ignore_queue")
-        request = None
-        is_local = False
-        if callback is not None and is_for_others:
-            self._check_callback(rooms)
-            is_local = self._is_local_client(rooms or (), namespace)
-            await self._try_to_join(namespace)
-            request, callback = self._callback_request(namespace, callback, is_local=is_local)
-        try:
-            message = self._emit_message(event, data, namespace, rooms, skipped, request) if is_for_others else None
-            has_room = message is None or is_local or self._append(message)
-        except BaseException:
-            self._take_back(request)
-            raise
-        # Here it reaches those whom other servers choose by the same names.
-        here = self.rooms_here(namespace, rooms)
-        left_out = self.sids_in(namespace, skipped)
-        parcels = None if message is None else self._parcels(message, here, left_out, callback)
-        if parcels is None:
-            skip_sid = list(left_out)
-            await AsyncManager.emit(self, event, data, namespace, room=here, skip_sid=skip_sid, callback=callback)
-        else:
-            await self._send_packets(parcels)
-        if not has_room:
-            await self._wait_for_room()
+        await self._node.emit(
+            event,
+            data,
+            chosen_namespace(namespace),
+            chosen_rooms(to, room),
+            skipped_names(skip_sid),
+            callback,
+            is_for_others=not kwargs.get("ignore_queue"),
+        )
 
-    async def can_disconnect(self, sid: str, namespace: str | None) -> bool:
-        """True when the client is connected here; otherwise its own server is asked to disconnect it."""
-        if not self._is_at_home():  # the server would go on here with what belongs to the loop that serves
-            await self.disconnect(sid, namespace)
-            return False
-        sid = checked_sid(sid)
-        meant = chosen_namespace(namespace)
-        if not self._is_here(sid, meant):
-            await self._publish(Message(MessageType.DISCONNECT_SOCKETS, meant, to=[sid]))
-            return False
-        if meant == (namespace or "/"):
-            return bool(await AsyncManager.can_disconnect(self, sid, meant))
-        # The server would go on with the name as it was given, under which it finds nobody.
-        await self.disconnect(sid, meant)
-        return False
+    # -------------------------------------------------------------------------------------------- rooms
 
-    @on_serving_loop
-    async def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> None:
-        """Disconnect a client, wherever it is connected."""
-        sid = checked_sid(sid)
-        namespace = chosen_namespace(namespace)
-        if kwargs.get("ignore_queue"):
-            await AsyncManager.disconnect(self, sid, namespace)
-            return
-        if self.server is not None and self.is_connected(sid, namespace):
-            await self.server.disconnect(sid, namespace=namespace, ignore_queue=True)
-            return
-        await self._publish(Message(MessageType.DISCONNECT_SOCKETS, namespace, to=[sid]))
-
-    @on_serving_loop
     async def enter_room(self, sid: str, namespace: str | None, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room, wherever it is connected.
 
@@ -247,29 +272,16 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             OptionsError: The sid, the namespace or the room is none.
             ValueError: The room is named by the sid of another client.
         """
-        sid, name, namespace = checked_sid(sid), room_name(room), chosen_namespace(namespace)
-        if self._is_here(sid, namespace):
-            await AsyncManager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
-            return
-        await self._publish(Message(MessageType.SOCKETS_JOIN, namespace, to=[sid], rooms=[name]))
+        await self._node.enter_room(checked_sid(sid), chosen_namespace(namespace), room_name(room), room, eio_sid)
 
-    @on_serving_loop
     async def leave_room(self, sid: str, namespace: str | None, room: Any) -> None:
         """Remove a client from a room, wherever it is connected. It never leaves the one named by its own sid.
 
         Raises:
             OptionsError: The sid, the namespace or the room is none.
         """
-        sid, name, namespace = checked_sid(sid), room_name(room), chosen_namespace(namespace)
-        if self._is_own_room(sid, name, namespace):
-            return
-        if self._is_here(sid, namespace):
-            for same in self.local_rooms(namespace, [name]):
-                await AsyncManager.leave_room(self, sid, namespace, same)
-            return
-        await self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[sid], rooms=[name]))
+        await self._node.leave_room(checked_sid(sid), chosen_namespace(namespace), room_name(room))
 
-    @on_serving_loop
     async def close_room(self, room: Any, namespace: str | None = None) -> None:
         """Remove all clients of all servers from a room.
 
@@ -277,157 +289,59 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncWaitin
             OptionsError: The room or the namespace is none.
             ValueError: The room is named by the sid of a client of this server.
         """
-        name, namespace = room_name(room), chosen_namespace(namespace)
-        for same in self.local_rooms(namespace, [name]):
-            await AsyncManager.close_room(self, same, namespace)
-        await self._publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[name], rooms=[name]))
+        await self._node.close_room(room_name(room), chosen_namespace(namespace))
 
-    async def _publish(self, message: Message) -> None:
-        if not self._append(message):
-            await self._wait_for_room()
+    def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        """As in `BaseManager`, with the check of python-socketio 5.17 whatever its version.
 
-    @on_serving_loop
-    async def _act(self, message: Message, target: Target) -> None:
-        """Carry out a chain: here, and on the other servers."""
-        if target.is_local:
-            self._require_server("a chain of local sockets")
-        if target.rooms == ():
-            return
-        has_room = target.is_local or self._append(message)
-        await self._apply(message)
-        if not has_room:
-            await self._wait_for_room()
+        Raises:
+            ValueError: The room is named by the sid of another client, whose messages would be heard there.
+        """
+        self._node.sockets.add(sid, namespace, room, eio_sid)
 
-    # ------------------------------------------------------------------------------------------- receiving
+    def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        """As in `BaseManager`."""
+        self._node.sockets.remove(sid, namespace, room)
 
-    async def _receive(self, message: Message) -> None:
-        adapter = self._adapters.get(message.nsp)
-        if adapter is None:
-            return
-        try:
-            for each in self._run(adapter, adapter.receive, message, time.monotonic()):
-                await self._apply(each)
-        except Exception as error:  # noqa: BLE001  (one bad message must not stop the reader)
-            self._report_bad(message, error)
+    # -------------------------------------------------------------------------------------------- the cluster
 
-    async def _apply(self, message: Message) -> None:
-        sids = self._disconnected_by(message)
-        delivery = self._apply_now(message)
-        if delivery is not None:
-            await self._deliver(delivery)
-        elif sids:
-            # What follows must not reach them any more, but nobody waits for the application's handlers.
-            await self._until_disconnecting(sids, message.nsp)
+    @overload
+    def on_server_side(self, event: str, handler: None = None, *, namespace: str = "/") -> Callable[[F], F]: ...
 
-    async def _deliver(self, delivery: Delivery) -> None:
-        if delivery.parcels is not None:
-            # The reader lets others run after each batch that it takes from the core.
-            await self._send_packets(delivery.parcels, is_in_batch=True)
-            return
-        await AsyncManager.emit(
-            self,
-            delivery.event,
-            delivery.args,
-            delivery.namespace,
-            room=delivery.room,
-            skip_sid=delivery.skip_sid,
-            callback=delivery.callback,
-        )
+    @overload
+    def on_server_side(self, event: str, handler: F, *, namespace: str = "/") -> F: ...
 
-    async def _disconnect_local(self, sid: str, namespace: str, close: bool) -> None:
-        if not self.is_connected(sid, namespace):
-            return
-        eio_sid = self.eio_sid_from_sid(sid, namespace)
-        for each in list(self.get_namespaces()) if close else [namespace]:
-            local_sid = self.sid_from_eio_sid(eio_sid, each)
-            if local_sid is not None:
-                await self._disconnect_from(local_sid, each)
-        if close:
-            await self.server.eio.disconnect(eio_sid)
+    def on_server_side(self, event: str, handler: F | None = None, *, namespace: str = "/") -> Callable[[F], F] | F:
+        """Handle an event that another server, or an emitter, sends to the servers themselves.
 
-    async def _disconnect_from(self, sid: str, namespace: str) -> None:
-        try:
-            await self.server.disconnect(sid, namespace=namespace, ignore_queue=True)
-        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
-            self._report_raised("a disconnect handler", error)
-            # python-socketio has not come to this, and would keep the client in its rooms for ever.
-            await AsyncManager.disconnect(self, sid, namespace)
+        Use it as a decorator or call it with the handler. The handler gets the event's arguments and runs as a task
+        of its own, so it may itself wait for other servers. What it returns is the answer, when one is expected. When
+        there is no handler, or it raises, the answer is empty, so that nobody waits for us in vain; nor does anybody
+        when what it returns cannot travel, which is reported here.
 
-    async def _call_back(self, callback: Callable[..., Any], *args: Any) -> None:
-        try:
-            await self._call(callback, *args)
-        except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
-            self._report_raised("an acknowledgement callback", error)
+        The namespace is served from then on, with or without clients; from the start of this server on, if it has not
+        started yet. May be called from any thread.
 
-    async def _handle_server_side(self, message: Message) -> None:
-        result = None
-        try:
-            handler, args = self._server_side_handler(message)
-            if handler is not None:
-                result = await self._call(handler, *args)
-        except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
-            self._report_bad(message, error)
-        except BaseException:
-            # What it waited for was cancelled, or a Timeout of gevent's. Or this server ends, and says that itself.
-            if not self._bus.is_closed:
-                self._answer_server_side(message, None)
-            raise
-        self._answer_server_side(message, result)
+        Args:
+            event: Name of the event.
+            handler: Function or coroutine function.
+            namespace: Namespace it is sent in; a missing leading slash is added.
 
-    # -------------------------------------------------------------------------------------------- requests
+        Raises:
+            NotAServerError: This manager is `write_only` and hears nothing.
+            PayloadTooLargeError: The name of the namespace is too long for a channel.
+            OptionsError: It is no string.
+        """
+        return self._node.receiver.on_server_side(event, handler, namespace)
 
-    @on_serving_loop
-    async def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]:
-        self._require_server("fetch_sockets")
-        if target.rooms == ():
-            return []
-        adapter = await self._member(target)
-        request = self._start_request(adapter, target)
-        try:
-            message = target.message(MessageType.FETCH_SOCKETS, request_id=request.id)
-            request.responses += self._local_details(target.nsp, message.to, message.except_)
-            if not request.is_complete:
-                await self._publish(message)
-            return await self._answers(adapter, request, target, partial=partial)
-        finally:
-            self._end_request(adapter, request)
+    def server_count(self, namespace: str = "/") -> int:
+        """Servers that serve a namespace, this one included, as far as this one knows. Node's `serverCount()`.
 
-    @on_serving_loop
-    async def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
-        self._require_server("emit_with_ack")
-        if target.rooms == ():
-            return []
-        adapter = await self._member(target)
-        request = self._start_request(adapter, target, is_of_clients=True)
-        try:
-            fields = value_fields(packet, self.json)
-            message = target.message(MessageType.BROADCAST, request_id=request.id, **fields)
-            sids = self._alive_sids(target.nsp, message.to, message.except_)
-            # First: with the other servers' answers alone the request would seem complete.
-            self._run(adapter, adapter.expect_local, request, len(sids))
-            if not target.is_local:
-                await self._publish(message)  # also when nobody is known: it is an event first of all
-            if sids:
-                callback = self._local_acknowledgement(adapter, request)
-                parcels = self._parcels(message, sids, [], callback)
-                await self._deliver(Delivery(packet[0], tuple(packet[1:]), target.nsp, sids, [], callback, parcels))
-            return await self._answers(adapter, request, target, partial=partial)
-        finally:
-            self._end_request(adapter, request)
+        Raises:
+            NotAServerError: This manager has no server, or is `write_only`: it knows nobody and is not counted.
+        """
+        return self._node.server_count(namespace)
 
-    @on_serving_loop
-    async def _server_side_emit(self, nsp: str, packet: list[Any]) -> None:
-        await self._publish(Message(MessageType.SERVER_SIDE_EMIT, nsp, **value_fields(packet, self.json)))
-
-    @on_serving_loop
-    async def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
-        self._require_server("server_side_emit_with_ack")
-        adapter = await self._member(target)
-        request = self._start_request(adapter, target)
-        try:
-            fields = value_fields(packet, self.json)
-            message = Message(MessageType.SERVER_SIDE_EMIT, target.nsp, request_id=request.id, **fields)
-            await self._publish(message)
-            return await self._answers(adapter, request, target, partial=partial)
-        finally:
-            self._end_request(adapter, request)
+    def stats(self) -> ManagerStats:
+        """Counters since the first use, and `peers`: the server ids known in each namespace."""
+        return self._node.stats()

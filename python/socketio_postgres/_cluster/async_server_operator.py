@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Coroutine, Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from socketio_postgres._bus.messages import Message
 from socketio_postgres._cluster.broadcast_operator import (
@@ -18,31 +18,24 @@ from socketio_postgres._cluster.broadcast_operator import (
 from socketio_postgres._cluster.rooms import checked_namespace
 from socketio_postgres.exceptions import RequestTimeoutError
 
+if TYPE_CHECKING:
+    from socketio_postgres._cluster.async_node import AsyncNode
+
 __all__ = ["AsyncRemoteSocket", "AsyncServerNamespace", "AsyncServerOperator"]
 
 Done: TypeAlias = Coroutine[Any, Any, None]
 
 
-class Requests(Protocol):
-    """What a manager offers to its chains."""
-
-    def _act(self, message: Message, target: Target) -> Done: ...
-    async def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]: ...
-    async def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]: ...
-    async def _server_side_emit(self, nsp: str, packet: list[Any]) -> None: ...
-    async def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]: ...
-
-
 class AsyncServerChain(Chain["AsyncServerOperator"], SocketActions[Done]):
     """What every chain of a server offers, the manager itself included."""
 
-    _manager: Requests
+    _node: AsyncNode[Any]
 
     def _with(self, target: Target) -> AsyncServerOperator:
-        return AsyncServerOperator(self._manager, target)
+        return AsyncServerOperator(self._node, target)
 
     def _send(self, message: Message, target: Target) -> Done:
-        return self._manager._act(message, target)  # noqa: SLF001  (the two belong together)
+        return self._node.act(message, target)
 
     @property
     def local(self) -> AsyncServerOperator:
@@ -66,15 +59,15 @@ class AsyncServerChain(Chain["AsyncServerOperator"], SocketActions[Done]):
             NotAServerError: This manager is `write_only` or has no server: answers would not reach it.
             RequestTimeoutError: A server did not answer in time; it carries the sockets of the others.
         """
-        found = await self._manager._fetch_sockets(self._target, partial=partial)  # noqa: SLF001
-        return [AsyncRemoteSocket.make(self._manager, self._target.nsp, each) for each in found]
+        found = await self._node.requests.fetch_sockets(self._target, partial=partial)
+        return [AsyncRemoteSocket.make(self._node, self._target.nsp, each) for each in found]
 
     async def emit_with_ack(self, event: str, *args: Any, partial: bool = False) -> list[Any]:
         """Emit to the matching clients of all servers and wait for the acknowledgement of each.
 
         Args:
             event: Name of the event.
-            args: As in `emit`.
+            args: As in `emit` of a chain: a tuple is one of them, a list to clients.
             partial: When clients do not answer in time, return the answers of the others.
 
         Returns:
@@ -88,30 +81,30 @@ class AsyncServerChain(Chain["AsyncServerOperator"], SocketActions[Done]):
             EncodeError, OptionsError, PayloadTooLargeError: As in `emit`.
         """
         packet = [checked_event(event), *args]
-        return await self._manager._emit_with_ack(self._target, packet, partial=partial)  # noqa: SLF001
+        return await self._node.requests.emit_with_ack(self._target, packet, partial=partial)
 
 
 class AsyncServerOperator(AsyncServerChain, EmitActions[Done]):
     """Some sockets of a namespace, on all servers."""
 
-    def __init__(self, manager: Requests, target: Target) -> None:
-        self._manager = manager
+    def __init__(self, node: AsyncNode[Any], target: Target) -> None:
+        self._node = node
         self._target = target
 
     async def _send_many(self, messages: Iterator[Message], target: Target) -> None:
         for message in messages:
-            await self._manager._act(message, target)  # noqa: SLF001
+            await self._node.act(message, target)
 
 
 class AsyncServerSideActions:
     """Events for the servers themselves."""
 
-    _manager: Requests
+    _node: AsyncNode[Any]
     _target: Target
 
     def of(self, nsp: str) -> AsyncServerNamespace:
         """Another namespace; a missing leading slash is added, as in Socket.IO."""
-        return AsyncServerNamespace(self._manager, Target(checked_namespace(nsp, "nsp")))
+        return AsyncServerNamespace(self._node, Target(checked_namespace(nsp, "nsp")))
 
     async def server_side_emit(self, event: str, *args: Any) -> None:
         """Emit an event to the other servers of the cluster; see `on_server_side`.
@@ -119,7 +112,7 @@ class AsyncServerSideActions:
         Raises:
             As `emit`.
         """
-        await self._manager._server_side_emit(self._target.nsp, [checked_event(event), *args])  # noqa: SLF001
+        await self._node.server_side_emit(self._target.nsp, [checked_event(event), *args])
 
     async def server_side_emit_with_ack(
         self, event: str, *args: Any, timeout: float = 5.0, partial: bool = False
@@ -141,7 +134,7 @@ class AsyncServerSideActions:
         """
         packet = [checked_event(event), *args]
         target = self._target._replace(timeout=checked_timeout(timeout))
-        return await self._manager._server_side_emit_with_ack(target, packet, partial=partial)  # noqa: SLF001
+        return await self._node.requests.server_side_emit_with_ack(target, packet, partial=partial)
 
 
 class AsyncServerNamespace(AsyncServerSideActions, AsyncServerOperator):
@@ -165,10 +158,10 @@ class AsyncRemoteSocket:
     handshake: dict[str, Any]
     rooms: frozenset[str]
     data: dict[str, Any]
-    _manager: Requests = dataclasses.field(repr=False, compare=False)
+    _node: AsyncNode[Any] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
-    def make(cls, manager: Requests, nsp: str, details: dict[str, Any]) -> AsyncRemoteSocket:
+    def make(cls, node: AsyncNode[Any], nsp: str, details: dict[str, Any]) -> AsyncRemoteSocket:
         """From its description on the wire."""
         return cls(
             id=str(details.get("id", "")),
@@ -176,12 +169,17 @@ class AsyncRemoteSocket:
             handshake=details.get("handshake") or {},
             rooms=frozenset(str(room) for room in details.get("rooms") or ()),
             data=details.get("data") or {},
-            _manager=manager,
+            _node=node,
         )
 
     @property
+    def namespace(self) -> str:
+        """Its namespace, by python-socketio's word for it."""
+        return self.nsp
+
+    @property
     def _operator(self) -> AsyncServerOperator:
-        return AsyncServerOperator(self._manager, Target(self.nsp, rooms=(self.id,)))
+        return AsyncServerOperator(self._node, Target(self.nsp, rooms=(self.id,)))
 
     async def emit(self, event: str, *args: Any) -> None:
         """Emit to this socket."""

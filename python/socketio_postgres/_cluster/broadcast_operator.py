@@ -160,7 +160,9 @@ class EmitActions(SocketActions[R]):
         Args:
             event: Name of the event.
             args: Any number of arguments: None, bool, int, float, str, bytes-like, and lists, tuples and dicts
-                of these. From 8000 bytes of JSON on, or with bytes inside, it travels as an attachment.
+                of these. From 8000 bytes of JSON on, or with bytes inside, it travels as an attachment. A tuple is
+                one argument, a list to clients: `emit("e", (1, 2))` calls `e([1, 2])`. To `emit` of a server or a
+                manager it is several arguments, as python-socketio has it.
 
         Raises:
             EncodeError: An argument cannot travel; the path says which.

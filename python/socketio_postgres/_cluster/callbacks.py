@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ class Waiting:
 
 
 class Callbacks:
-    """Callbacks by the id of their request. All of them wait equally long, so the oldest expires first.
+    """Callbacks by the id of their request, for any thread. All of them wait equally long, so the oldest expires first.
 
     Args:
         limit: How many may wait at once.
@@ -41,6 +42,7 @@ class Callbacks:
         self.forgotten = 0
         self._waiting: dict[str, Waiting] = {}
         self._counts: collections.Counter[str] = collections.Counter()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """How many wait."""
@@ -48,34 +50,38 @@ class Callbacks:
 
     def add(self, request_id: str, namespace: str, callback: Callable[..., Any], expires_at: float) -> None:
         """Wait for an acknowledgement until `expires_at`."""
-        self._waiting[request_id] = Waiting(namespace, callback, expires_at)
-        self._counts[namespace] += 1
-        while len(self._waiting) > self.limit:
-            self.take(next(iter(self._waiting)))
-            self.forgotten += 1
+        with self._lock:
+            self._waiting[request_id] = Waiting(namespace, callback, expires_at)
+            self._counts[namespace] += 1
+            while len(self._waiting) > self.limit:
+                self.take(next(iter(self._waiting)))
+                self.forgotten += 1
 
     def take(self, request_id: str) -> Callable[..., Any] | None:
         """The callback of a request, for the first who asks; None for everybody after."""
-        waiting = self._waiting.pop(request_id, None)
-        if waiting is None:
-            return None
-        self._counts[waiting.namespace] -= 1
-        if not self._counts[waiting.namespace]:
-            del self._counts[waiting.namespace]
-        return waiting.callback
+        with self._lock:
+            waiting = self._waiting.pop(request_id, None)
+            if waiting is None:
+                return None
+            self._counts[waiting.namespace] -= 1
+            if not self._counts[waiting.namespace]:
+                del self._counts[waiting.namespace]
+            return waiting.callback
 
     def expire(self, now: float) -> None:
         """Forget those that nobody answered in time."""
-        while self._waiting:
-            oldest = next(iter(self._waiting))
-            if self._waiting[oldest].expires_at > now:
-                return
-            self.take(oldest)
+        with self._lock:
+            while self._waiting:
+                oldest = next(iter(self._waiting))
+                if self._waiting[oldest].expires_at > now:
+                    return
+                self.take(oldest)
 
     def take_forgotten(self) -> int:
         """How many had to make room since this was asked last."""
-        forgotten, self.forgotten = self.forgotten, 0
-        return forgotten
+        with self._lock:
+            forgotten, self.forgotten = self.forgotten, 0
+            return forgotten
 
     def is_waiting_in(self, namespace: str) -> bool:
         """Whether one waits in a namespace."""

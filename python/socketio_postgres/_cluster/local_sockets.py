@@ -1,151 +1,190 @@
-"""The sockets of this process as the cluster sees them: rooms by their names on the wire.
+"""What a node asks of the sockets of its own process, and how it sends to them: the port between cluster and server.
 
-Mixed into both managers; needs nothing but the room dictionaries that python-socketio keeps.
+`socketio_sockets` answers from python-socketio's dictionaries. Rooms have their names on the wire: strings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from socketio.base_manager import BaseManager
+from socketio_postgres._bus.messages import Message
 
-from socketio_postgres._cluster.rooms import room_key, room_names
-
-__all__ = ["LocalSockets"]
-
-GHOST_AGE: Final = 60.0
-"""Seconds after which a client whose connection is gone is forgotten, although its handler has not ended, or failed."""
+__all__ = ["AsyncLocalSockets", "LocalSockets", "SocketDetails", "Sockets"]
 
 
-class LocalSockets(BaseManager):  # type: ignore[misc]  # python-socketio is not typed
-    """Selects local sockets by room names."""
+class SocketDetails(NamedTuple):
+    """What other servers may learn of a socket.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Peers know room names as strings only: where an application uses room 42, the wire says "42".
-        self._room_aliases: dict[str, dict[str, Any]] = {}
-        self._gone_since: dict[tuple[str, str], float] = {}
+    Attributes:
+        handshake: As in `handshake.handshake`.
+        rooms: Names of the rooms it is in, the one named by its sid included.
+        session: Its user session; None when there is none.
+        admin: What the Admin UI is shown; None when it is not used.
+    """
 
-    def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
-        """As in `BaseManager`, with the check of python-socketio 5.17 whatever its version.
+    handshake: dict[str, Any]
+    rooms: list[str]
+    session: Any
+    admin: dict[str, Any] | None
 
-        Raises:
-            ValueError: The room is named by the sid of another client, whose messages would be heard there.
-        """
-        room = room_key(room)
-        if room not in {None, sid} and room in self.rooms.get(namespace, {}).get(None, {}):
-            raise ValueError("cannot enter a sid room")
-        super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
-        if isinstance(room, int):
-            self._room_aliases.setdefault(namespace, {})[str(room)] = room
 
-    def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
-        """As in `BaseManager`."""
-        room = room_key(room)
-        super().basic_leave_room(sid, namespace, room)
-        if isinstance(room, int) and room not in self.rooms.get(namespace, {}):
-            aliases = self._room_aliases.get(namespace, {})
-            aliases.pop(str(room), None)
-            if not aliases:
-                self._room_aliases.pop(namespace, None)
+class Sockets(Protocol):
+    """The part that waits for nothing. May be called from any thread of a server that has threads."""
 
-    def get_participants(self, namespace: str, room: Any) -> Iterable[tuple[str, str]]:
-        """As in `BaseManager`, by any room's name: 42 and `"42"` are one, and an empty list of rooms is nobody.
+    @property
+    def has_server(self) -> bool:
+        """Whether clients can connect here; otherwise the node only emits."""
 
-        Raises:
-            OptionsError: It is no room.
-        """
-        names = None if room is None else room_names(room)
-        return self.participants_in(namespace, self.rooms_here(namespace, names))
+    @property
+    def json(self) -> Any:
+        """The module whose `dumps` and `loads` encode and decode what an application sends."""
 
-    def participants_in(self, namespace: str, rooms: list[Any] | None) -> Iterable[tuple[str, str]]:
-        """Sids and connections of the clients in these `rooms_here`, each once."""
-        if rooms == []:
-            return ()
-        return super().get_participants(namespace, rooms)  # type: ignore[no-any-return]
+    def new_server_id(self) -> str:
+        """Make an id for a server that begins: in a new process, or on a new event loop."""
 
-    def local_rooms(self, namespace: str, names: Iterable[str]) -> list[Any]:
-        """The rooms that have members here, out of those named on the wire."""
-        rooms = self.rooms.get(namespace, {})
-        aliases = self._room_aliases.get(namespace, {})
-        found = []
-        for name in names:
-            if name in rooms:
-                found.append(name)
-            if name in aliases:
-                found.append(aliases[name])
-        return found
+    def namespaces(self) -> Iterable[object]:
+        """Namespaces that clients may connect to, as far as they are known beforehand."""
+
+    def watch(self, changed: Callable[[str, str | None], None]) -> None:
+        """Call `changed` with namespace and name of a room that a client entered or left, from now on."""
+
+    def has_clients(self, namespace: str | None = None) -> bool:
+        """Whether there are clients in a namespace; of None, in any."""
+
+    def occupied_rooms(self) -> list[tuple[str, str | None]]:
+        """Namespace and name of each room with clients; the name None is the namespace itself."""
+
+    def is_occupied(self, namespace: str, name: str | None) -> bool:
+        """Whether a room has clients."""
 
     def rooms_here(self, namespace: str, names: Sequence[str] | None) -> list[Any] | None:
-        """As `local_rooms`, where None is everybody."""
-        return None if names is None else self.local_rooms(namespace, names)
-
-    def local_sids(self, namespace: str, to: Sequence[str], except_: Sequence[str]) -> list[str]:
-        """Sids in any of the rooms `to` (everyone when empty) and in none of `except_`, each once."""
-        left_out = self.sids_in(namespace, except_)
-        rooms = self.local_rooms(namespace, to) if to else None
-        return [sid for sid, _ in self.participants_in(namespace, rooms) if sid not in left_out]
-
-    def has_crowd(self, namespace: str, to: Sequence[str], most: int) -> bool:
-        """Whether one of the rooms `to` (the namespace when empty) alone has more clients than that."""
-        rooms = self.rooms.get(namespace, {})
-        names = self.local_rooms(namespace, to) if to else [None]
-        return any(len(rooms.get(name, ())) > most for name in names)
+        """The rooms that have clients here, out of those named, as `deliver` takes them. None is everybody."""
 
     def sids_in(self, namespace: str, names: Sequence[str]) -> set[str]:
         """Sids in any of the rooms named."""
-        if not names:
-            return set()
-        if len(names) == 1 and names[0] in self.rooms.get(namespace, {}).get(None, ()):
-            return set(names)  # who emits to all others leaves out one sid
-        return {sid for sid, _ in self.participants_in(namespace, self.local_rooms(namespace, names))}
+
+    def matching(self, namespace: str, to: Sequence[str], except_: Sequence[str]) -> list[str]:
+        """Sids in any of the rooms `to` (everyone when empty) and in none of `except_`, each once."""
+
+    def is_connected(self, sid: str, namespace: str) -> bool:
+        """Whether a client is connected here."""
+
+    def is_here(self, sid: str, namespace: str) -> bool:
+        """Whether a client is connected here, or about to be."""
 
     def is_alive(self, sid: str, namespace: str) -> bool:
-        """Whether a client is connected and its transport is open.
+        """Whether a client is connected here, and its transport is open."""
 
-        A client that vanishes while its connect handler runs stays in python-socketio's rooms until that has ended;
-        peers that count it would wait for its acknowledgement.
+    def has_hung_up(self, connection: str) -> bool:
+        """Whether a connection is gone on which a client is about to connect."""
+
+    def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        """Add a client to a room.
+
+        Raises:
+            ValueError: The room is named by the sid of another client.
+            KeyError: The client is gone.
         """
-        if self.server is None or not self.is_connected(sid, namespace):
-            return False
-        return not self._is_gone(self.eio_sid_from_sid(sid, namespace))
 
-    def _is_gone(self, eio_sid: str | None) -> bool:
-        """Whether a transport is closed, or about to tell the namespaces of its clients so."""
-        # Engine.IO keeps a closed socket for up to its `ping_timeout`.
-        eio_socket = self.server.eio.sockets.get(eio_sid)
-        return eio_socket is None or eio_socket.closed is True or getattr(eio_socket, "closing", False) is True
+    def leave_room(self, sid: str, namespace: str, name: str) -> None:
+        """Remove a client from a room."""
 
-    def forget_ghosts(self, now: float) -> list[str]:
-        """Forget clients that are gone and that python-socketio would keep for ever; returns their connections.
+    def close_room(self, name: str, namespace: str) -> None:
+        """Remove all clients from a room.
 
-        It passes over a client that hangs up while its connect handler runs, and comes to no end with one whose connect
-        or disconnect handler raises. A handler that is still running is given `GHOST_AGE` seconds.
+        Raises:
+            ValueError: The room is named by the sid of a client.
         """
-        since, self._gone_since = self._gone_since, {}
-        connections = []
-        for pending in (getattr(self, "pending_connect", {}), self.pending_disconnect):
-            for namespace, sids in list(pending.items()):
-                clients = self.rooms.get(namespace, {}).get(None, {})
-                for sid in list(sids):
-                    eio_sid = clients.get(sid)
-                    if not self._is_gone(eio_sid):
-                        continue
-                    gone_at = since.get((namespace, sid), now)
-                    if now - gone_at < GHOST_AGE:
-                        self._gone_since[namespace, sid] = gone_at
-                    else:
-                        self.basic_disconnect(sid, namespace)
-                        _discard(pending, namespace, sid)  # it does not, when nobody is left in the namespace
-                        if eio_sid is not None:
-                            connections.append(eio_sid)
-        return connections
+
+    def details(self, sid: str, namespace: str, failed: Callable[[Exception], None]) -> SocketDetails:
+        """What a socket is like; `failed` is told what cannot be found out.
+
+        Raises:
+            KeyError: It is gone.
+        """
+
+    def forget(self) -> None:
+        """Forget all clients: they stayed with another process, or event loop."""
+
+    def look_after(self, now: float, spawn: Callable[..., object], failed: Callable[[Exception], None]) -> None:
+        """Called every second: forget clients that are gone and were never said goodbye to.
+
+        Args:
+            now: Time of the monotonic clock.
+            spawn: Runs a function in the background.
+            failed: Told what a handler of the application's raises.
+        """
+
+    def passage(self, namespace: str, rooms: tuple[str, ...]) -> Callable[[str], None] | None:
+        """Sends the text of an event to the clients in `rooms` (everyone when empty), as long as no room changes.
+
+        None when that takes more than putting it into the queues of a few clients.
+        """
 
 
-def _discard(pending: dict[str, list[str]], namespace: str, sid: str) -> None:
-    left = [each for each in pending.get(namespace, []) if each != sid]
-    if left:
-        pending[namespace] = left
-    else:
-        pending.pop(namespace, None)
+class AsyncLocalSockets(Sockets, Protocol):
+    """The sockets of an event loop."""
+
+    def start(self, run: Callable[[], Coroutine[Any, Any, None]]) -> Any:
+        """Let `run` run in the background; returns what `cancel` ends."""
+
+    async def deliver(
+        self,
+        message: Message | None,
+        namespace: str,
+        rooms: list[Any] | None,
+        left_out: set[str],
+        acknowledged: Callable[..., Any] | None,
+        call: tuple[str, Any] | None = None,
+        *,
+        is_in_batch: bool = False,
+    ) -> None:
+        """Send an event to local clients.
+
+        Args:
+            message: The message that holds it; None when it is for local clients alone.
+            namespace: Namespace.
+            rooms: As `rooms_here` gives them; sids are rooms, too. None is everybody.
+            left_out: Sids left out.
+            acknowledged: Called with the arguments of each client's acknowledgement.
+            call: Event and data as python-socketio's `emit` takes them; None when only the message knows.
+            is_in_batch: More is delivered right after it, so there is no need to let other tasks run for a few clients.
+        """
+
+    async def disconnect(
+        self, sid: str, namespace: str, close: bool = False, failed: Callable[[Exception], None] | None = None
+    ) -> None:
+        """Disconnect a client from a namespace. Runs the application's handlers.
+
+        Args:
+            sid: The client.
+            namespace: Namespace.
+            close: Close its connection, and so all its namespaces, too.
+            failed: Told what a handler raises; then the client is disconnected all the same. Default: it is raised.
+        """
+
+
+class LocalSockets(Sockets, Protocol):
+    """Blocking form of `AsyncLocalSockets`."""
+
+    def start(self, run: Callable[[], None]) -> Any:
+        """Blocking form of `AsyncLocalSockets.start`."""
+
+    def deliver(
+        self,
+        message: Message | None,
+        namespace: str,
+        rooms: list[Any] | None,
+        left_out: set[str],
+        acknowledged: Callable[..., Any] | None,
+        call: tuple[str, Any] | None = None,
+        *,
+        is_in_batch: bool = False,
+    ) -> None:
+        """Blocking form of `AsyncLocalSockets.deliver`."""
+
+    def disconnect(
+        self, sid: str, namespace: str, close: bool = False, failed: Callable[[Exception], None] | None = None
+    ) -> None:
+        """Blocking form of `AsyncLocalSockets.disconnect`."""

@@ -5,11 +5,23 @@ from __future__ import annotations
 import json as stdlib_json
 from typing import Any
 
-from socketio.packet import Packet
+from socketio_postgres._bus.messages import Message
+from socketio_postgres.exceptions import DecodeError, EncodeError
 
-from socketio_postgres.exceptions import EncodeError
+__all__ = ["arguments", "event_of", "packet_fields", "plain", "value_fields"]
 
-__all__ = ["arguments", "packet_fields", "plain", "value_fields"]
+
+def event_of(message: Message, json: Any) -> list[Any]:
+    """The event of a message: its name and its arguments.
+
+    Raises:
+        DecodeError: It has none.
+    """
+    packet = message.packet(json.loads)
+    if not isinstance(packet, list) or not packet or not isinstance(packet[0], str):
+        reason = "its packet does not begin with the name of an event"
+        raise DecodeError(f"undecodable {message!r}: {reason}", reason=reason)
+    return packet
 
 
 def arguments(data: Any) -> list[Any]:
@@ -42,7 +54,7 @@ def value_fields(value: Any, json: Any) -> dict[str, Any]:
     if json.dumps is stdlib_json.dumps:  # a server's default module, engineio.json, writes with the same function
         return {"packet": value}
     try:
-        if not Packet.data_is_binary([value]):
+        if not _is_binary(value):
             return {"packet_json": dump(value, json)}
     except RecursionError as error:
         raise _too_deep() from error
@@ -59,10 +71,40 @@ def plain(value: Any, json: Any) -> Any:
         return value
     try:
         # Bytes travel beside the text: take them out, let the module write and read the rest, put them back.
-        template, attachments = Packet.deconstruct_binary([value])
-        return Packet.reconstruct_binary(stdlib_json.loads(dump(template, json)), attachments)[0]
+        attachments: list[Any] = []
+        template = _taken_out(value, attachments)
+        return _put_back(stdlib_json.loads(dump(template, json)), attachments)
     except RecursionError as error:
         raise _too_deep() from error
+
+
+def _is_binary(value: Any) -> bool:
+    """Whether a value has bytes in it. As python-socketio has it, which knows lists and dicts only."""
+    if isinstance(value, (list, dict)):
+        return any(map(_is_binary, value if isinstance(value, list) else value.values()))
+    return isinstance(value, (bytes, bytearray))
+
+
+def _taken_out(value: Any, attachments: list[Any]) -> Any:
+    """The value with a placeholder for everything binary, which is added to `attachments`."""
+    if isinstance(value, (bytes, bytearray)):
+        attachments.append(value)
+        return {"_placeholder": True, "num": len(attachments) - 1}
+    if isinstance(value, list):
+        return [_taken_out(each, attachments) for each in value]
+    if isinstance(value, dict):
+        return {key: _taken_out(each, attachments) for key, each in value.items()}
+    return value
+
+
+def _put_back(value: Any, attachments: list[Any]) -> Any:
+    if isinstance(value, list):
+        return [_put_back(each, attachments) for each in value]
+    if isinstance(value, dict):
+        if value.get("_placeholder") and "num" in value:
+            return attachments[value["num"]]
+        return {key: _put_back(each, attachments) for key, each in value.items()}
+    return value
 
 
 def _too_deep() -> EncodeError:

@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 def on_serving_loop(method: F) -> F:
-    """Let the serving loop carry out what is called on any other. For methods of `AsyncWaiting`."""
+    """Let the serving loop carry out what is called on any other. For methods of `AsyncNode`."""
     return _carried_out(method, serves=False)
 
 
@@ -42,8 +42,8 @@ def _carried_out(method: F, *, serves: bool) -> F:
     @functools.wraps(method)
     async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         loop = asyncio.get_running_loop()
-        while loop is not self._loop:
-            home = self._settle(loop, serves=serves)
+        while loop is not self.runner.loop:
+            home = self.runner.settle(loop, serves=serves)
             if home is None:
                 break
             if kwargs.get("callback") is not None:
@@ -60,10 +60,10 @@ class _HasEndedError(Exception):
     """The loop that was to carry out a call is being torn down; nothing was done."""
 
 
-async def _while_it_serves(manager: Any, method: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kw: Any) -> Any:
-    if manager._has_ended_with_loop:  # noqa: SLF001  (a part of it)
+async def _while_it_serves(node: Any, method: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kw: Any) -> Any:
+    if node.runner.has_ended_with_loop:
         raise _HasEndedError
-    return await method(manager, *args, **kw)
+    return await method(node, *args, **kw)
 
 
 class _HandedOver:

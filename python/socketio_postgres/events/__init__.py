@@ -36,6 +36,7 @@ from socketio_postgres.events.event import (
 from socketio_postgres.events.failure_policy import Park, ParkedEvent, Skip, Stop
 from socketio_postgres.events.filter import Filter
 from socketio_postgres.events.options import EventStoreOptions
+from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     AggregateIdTooLongError,
     CommitInDoubtError,
@@ -79,6 +80,7 @@ __all__ = [
     "EventStore",
     "EventStoreError",
     "EventStoreOptions",
+    "EventStoreStats",
     "FellBehind",
     "Filter",
     "FilterError",
@@ -102,6 +104,7 @@ __all__ = [
     "StoredEvent",
     "Subscription",
     "SubscriptionFencedError",
+    "TableLayout",
     "UnknownOptionError",
     "WrongExpectedVersionError",
 ]

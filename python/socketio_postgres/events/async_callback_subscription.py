@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from socketio_postgres.events.async_store_calls import AsyncBackground, Handler, call
+from socketio_postgres._bus.primitives import AsyncBackground, acall
 from socketio_postgres.events.async_subscription import AsyncSubscription
-from socketio_postgres.events.event import NotificationPayload, StoreResult
+from socketio_postgres.events.event import Handler, NotificationPayload, StoreResult
 from socketio_postgres.exceptions import ClosedError
 
 __all__ = ["AsyncCallbackSubscription"]
@@ -48,7 +48,7 @@ class AsyncCallbackSubscription:
         try:
             async for event in self._subscription:
                 try:
-                    await call(self._handler, NotificationPayload.of(event))
+                    await acall(self._handler, NotificationPayload.of(event))
                 except Exception as error:  # noqa: BLE001 - the user's; one failure must not end the subscription
                     self._report(error, f"the handler of {self.channel} failed for event {event.id!r}")
         except ClosedError:

@@ -9,11 +9,11 @@ import time
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.primitives import asleep
 from socketio_postgres._typing import Self
 from socketio_postgres.events.async_durable_subscription import CHECKPOINT_COUNT, AsyncDurableSubscription
-from socketio_postgres.events.async_store_calls import EventHandler, sleep
-from socketio_postgres.events.async_user_connection import run_on
-from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.async_statements import run_on
+from socketio_postgres.events.event import EventHandler, StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy
 from socketio_postgres.exceptions import ConnectionLostError, EventStoreError, SubscriptionFencedError
 
@@ -246,7 +246,7 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
             if self._balanced_at is None or time.monotonic() - self._balanced_at >= self._balance_seconds:
                 await self._balance()
             if self._live is None:
-                await sleep(self._balance_seconds / 2)
+                await asleep(self._balance_seconds / 2)
                 continue
             patience = min(self._balance_seconds, self._checkpoint_interval or self._balance_seconds)
             item = await self._live.next_or_idle(patience)
@@ -313,7 +313,7 @@ class AsyncCompetingSubscription(AsyncDurableSubscription):
                 # The commit may be in doubt: that is why the position may be further already.
                 if time.monotonic() >= deadline:
                     raise
-                await sleep(0.1)
+                await asleep(0.1)
             else:
                 break
         written = {int(row[0] or 0) for row in rows}

@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.hook import AsyncHook
+from socketio_postgres._bus.primitives import acall, asleep
 from socketio_postgres._typing import Self
-from socketio_postgres.events.async_store_calls import EventHandler, call, sleep
+from socketio_postgres.events.async_statements import run_on
 from socketio_postgres.events.async_subscription import AsyncSubscription
-from socketio_postgres.events.async_user_connection import run_on
-from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.event import EventHandler, StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
 from socketio_postgres.exceptions import (
     ConnectionLostError,
@@ -101,6 +102,11 @@ class AsyncDurableSubscription:
         """Version up to which events are acknowledged."""
         return self._acknowledged
 
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions that are ours at this moment: undivided, there is one, number 0."""
+        return [] if self._live is None or self._live.is_closed else [0]
+
     # ------------------------------------------------------------------------------------------------ the lease
 
     async def __aenter__(self) -> Self:
@@ -114,7 +120,7 @@ class AsyncDurableSubscription:
                 self._filter_text,
             )
         while not await self._acquire():
-            await sleep(min(self._lease / 4, 1.0))
+            await asleep(min(self._lease / 4, 1.0))
         self._live = self._subscribe(self._written, min(self._lease / 3, 5.0), [])
         return self
 
@@ -239,7 +245,7 @@ class AsyncDurableSubscription:
                 # The commit may be in doubt: that is why the position may be further already.
                 if time.monotonic() >= deadline:
                     raise
-                await sleep(0.1)
+                await asleep(0.1)
             else:
                 break
         if not rows:
@@ -331,9 +337,11 @@ class AsyncDurableSubscription:
             on_error: What to do when it raises: `Stop`, `Skip` or `Park`. Default `Stop()`.
 
         Raises:
+            OptionsError: The handler is no function.
             Exception: What the handler raised, with `Stop`.
             SubscriptionFencedError: Another consumer has taken over.
         """
+        AsyncHook.check("handler", handler)
         policy = on_error or FailurePolicy()
         async for event in self:
             if isinstance(policy, Park) and policy.whole_aggregate:
@@ -349,12 +357,12 @@ class AsyncDurableSubscription:
         while True:
             attempts += 1
             try:
-                await call(handler, event)
+                await acall(handler, event)
             except SubscriptionFencedError:
                 raise
             except Exception as error:
                 if attempts < policy.after:
-                    await sleep(policy.pause(attempts))
+                    await asleep(policy.pause(attempts))
                     await self._write_in_time()
                     continue
                 if isinstance(policy, Park):
@@ -424,7 +432,7 @@ class AsyncDurableSubscription:
                 continue
             try:
                 if event is not None:
-                    await call(handler, event)
+                    await acall(handler, event)
             except Exception as error:  # noqa: BLE001 - the user's; it stays where it is
                 held.add(parked.aggregate_id)
                 self._report(error, f"{self.name}: parked event {parked.version} failed again")

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from socketio_postgres import _core
 from socketio_postgres._bus.hook import AsyncHook
+from socketio_postgres._bus.primitives import arun
 from socketio_postgres._typing import Unpack
 from socketio_postgres.events.async_competing_subscription import AsyncCompetingSubscription
 from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.events.async_event_log import AsyncEventLog
-from socketio_postgres.events.async_store_calls import run_operation
 from socketio_postgres.events.async_subscription import PATIENCE, AsyncSubscription
-from socketio_postgres.events.async_wait_until import wait_until
+from socketio_postgres.events.async_wait_for_version import wait_for_version
 from socketio_postgres.events.blocker import Stall
 from socketio_postgres.events.durable_state import DurableState
 from socketio_postgres.events.event import (
@@ -92,7 +92,7 @@ class AsyncEventFeed(AsyncEventLog):
     ) -> AsyncSubscription:
         async def opener() -> _core.Subscription:
             core = self._opened_core()
-            await run_operation(core.open)
+            await arun(core.open)
             return core.subscribe(conditions)
 
         return AsyncSubscription(
@@ -197,7 +197,7 @@ class AsyncEventFeed(AsyncEventLog):
 
         async def settled() -> int:
             core = self._opened_core()
-            found: int = await run_operation(core.settled_version)
+            found: int = await arun(core.settled_version)
             return found
 
         async def acknowledged() -> int:
@@ -209,15 +209,15 @@ class AsyncEventFeed(AsyncEventLog):
             return int(row[0])
 
         if durable is None:
-            await wait_until(settled, wanted, timeout, "what is settled")
+            await wait_for_version(settled, wanted, timeout, "what is settled")
         else:
-            await wait_until(acknowledged, wanted, timeout, f"the durable subscription {durable!r}")
+            await wait_for_version(acknowledged, wanted, timeout, f"the durable subscription {durable!r}")
 
     async def _query_durable(self, sql: str, *texts: str | None) -> list[list[str | None]]:
         if not self._has_side_tables:
             core = self._opened_core()
-            await run_operation(core.open)
-            await run_operation(lambda inbox, token: core.migrate("subscriptions", inbox, token))
+            await arun(core.open)
+            await arun(lambda inbox, token: core.migrate("subscriptions", inbox, token))
             self._has_side_tables = True
         return await self._query(sql, *texts)
 
@@ -302,11 +302,7 @@ class AsyncEventFeed(AsyncEventLog):
         """Log why subscriptions had to wait for a connection, each reason once; they go on when it is there again."""
         for failure in self._core.take_failures():
             self.options.logger.warning("%s: subscriptions wait: %s", self.description, failure)
-            if self.options.error_handler is not None:
-                try:
-                    self.options.error_handler(failure)
-                except Exception:
-                    self.options.logger.exception("the error_handler itself failed")
+            self._error_handler(failure)
 
     async def _look_for_stall(self) -> None:
         """Log who holds readers up, once in a while, and do what `on_stall` says."""

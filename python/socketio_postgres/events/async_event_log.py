@@ -7,19 +7,15 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from socketio_postgres import _core
 from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._bus.password import AsyncPasswordCall
+from socketio_postgres._bus.primitives import achunks_of, arun
 from socketio_postgres._typing import Self, Unpack
-from socketio_postgres.events.async_store_calls import (
-    EventSource,
-    chunks_of,
-    run_operation,
-)
 from socketio_postgres.events.async_store_in import store_in
 from socketio_postgres.events.blocker import BLOCKERS_SQL, Blocker
 from socketio_postgres.events.event import (
@@ -35,6 +31,7 @@ from socketio_postgres.events.event import (
 )
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
+from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     EventNotFoundError,
     ForkedProcessError,
@@ -109,11 +106,11 @@ class AsyncEventLog:
             DatabaseError: It refuses.
         """
         core = self._opened_core()
-        await run_operation(core.open)
+        await arun(core.open)
 
-    def layout(self) -> dict[str, Any]:
+    def layout(self) -> TableLayout:
         """What was found out about the table when it was opened; empty before."""
-        return dict(self._core.layout() or {})
+        return cast("TableLayout", self._core.layout() or {})
 
     # ------------------------------------------------------------------------------------------------- writing
 
@@ -186,7 +183,7 @@ class AsyncEventLog:
 
     async def _store(self, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
         core = self._opened_core()
-        positions = await run_operation(lambda inbox, token: core.store(events, checks, inbox, token))
+        positions = await arun(lambda inbox, token: core.store(events, checks, inbox, token))
         return [
             StoreResult(version, event.id, at, old) for event, (version, at, old) in zip(events, positions, strict=True)
         ]
@@ -250,7 +247,7 @@ class AsyncEventLog:
 
     async def import_events(
         self,
-        events: EventSource,
+        events: Iterable[Event] | AsyncIterable[Event],
         *,
         chunk_size: int = 10_000,
         progress: Callable[[int], object] | None = None,
@@ -276,13 +273,13 @@ class AsyncEventLog:
 
         async def add(chunk: list[Event]) -> None:
             nonlocal total
-            stored = await run_operation(functools.partial(importing.add, chunk))
+            stored = await arun(functools.partial(importing.add, chunk))
             total += stored
             if stored and progress is not None:
                 progress(total)
 
         try:
-            async for chunk in chunks_of(events, chunk_size):
+            async for chunk in achunks_of(events, chunk_size):
                 await add(chunk)
         finally:
             await add([])  # what is under way ends before an error of the source is told
@@ -347,7 +344,7 @@ class AsyncEventLog:
         check_version(since, "since")
         most = VERSION_MAX if limit is None else check_version(limit, "limit")
         core = self._opened_core()
-        page: tuple[list[StoredEvent], int] = await run_operation(
+        page: tuple[list[StoredEvent], int] = await arun(
             lambda inbox, token: core.load(since, until, most, backwards, conditions, inbox, token)
         )
         return page
@@ -375,7 +372,7 @@ class AsyncEventLog:
         check_version(since, "since")
         reading = self._opened_core().read(since, self.options.batch_size, backwards, conditions_of(filters, types))
         while True:
-            events, _ = await run_operation(reading.next)
+            events, _ = await arun(reading.next)
             if not events:
                 return
             # Each is let go of as soon as the caller does: kept to the end of its page, what was decoded would be
@@ -411,7 +408,7 @@ class AsyncEventLog:
             OperationTimeoutError: A transaction was open for longer; `blockers` names it.
         """
         core = self._opened_core()
-        version: int = await run_operation(lambda inbox, token: core.latest_version(settled, inbox, token), timeout)
+        version: int = await arun(lambda inbox, token: core.latest_version(settled, inbox, token), timeout)
         return version
 
     @staticmethod
@@ -429,9 +426,7 @@ class AsyncEventLog:
 
     async def _query(self, sql: str, *texts: str | None) -> list[list[str | None]]:
         core = self._opened_core()
-        rows: list[list[str | None]] = await run_operation(
-            lambda inbox, token: core.query(sql, list(texts), inbox, token)
-        )
+        rows: list[list[str | None]] = await arun(lambda inbox, token: core.query(sql, list(texts), inbox, token))
         return rows
 
     # -------------------------------------------------------------------------------------------- maintenance
@@ -484,8 +479,8 @@ class AsyncEventLog:
         """
         core = self._opened_core()
         with contextlib.suppress(LocksNotVisibleError):  # the table was found, or made, and this is the remedy
-            await run_operation(core.open)
-        await run_operation(lambda inbox, token: core.migrate("serial", inbox, token))
+            await arun(core.open)
+        await arun(lambda inbox, token: core.migrate("serial", inbox, token))
 
     async def enable_go_notifications(self) -> None:
         """Notify Go processes of what is stored in a table that we have made.
@@ -498,9 +493,9 @@ class AsyncEventLog:
             DatabaseError: The role may not create it.
         """
         core = self._opened_core()
-        await run_operation(core.open)
+        await arun(core.open)
         if not self.layout()["notifies_go"]:
-            await run_operation(lambda inbox, token: core.migrate("go_notify", inbox, token))
+            await arun(lambda inbox, token: core.migrate("go_notify", inbox, token))
 
     async def enable_guard(self) -> None:
         """Make expected versions exact for writers of other languages, too, by a trigger of our own.
@@ -512,14 +507,14 @@ class AsyncEventLog:
             DatabaseError: The role may not create it.
         """
         core = self._opened_core()
-        await run_operation(lambda inbox, token: core.migrate("guard", inbox, token))
+        await arun(lambda inbox, token: core.migrate("guard", inbox, token))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> EventStoreStats:
         """Counters: those of Go's `Stats` for the pool, and of writing, reading and listening.
 
         Empty in a forked child before it uses the store: those of its parent are not its own.
         """
-        return dict(self._core.stats()) if self._pid == os.getpid() else {}
+        return cast("EventStoreStats", self._core.stats() if self._pid == os.getpid() else {})
 
     async def close(self) -> None:
         """Finish what is being stored, end the subscriptions, disconnect."""
@@ -528,7 +523,7 @@ class AsyncEventLog:
         self._is_closed = True
         if self._is_open and self._pid == os.getpid():
             core = self._core
-            await run_operation(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
+            await arun(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
 
     async def __aenter__(self) -> Self:
         await self.open()

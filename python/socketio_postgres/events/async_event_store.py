@@ -8,12 +8,7 @@ from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._typing import Unpack
 from socketio_postgres.events.async_callback_subscription import AsyncCallbackSubscription
 from socketio_postgres.events.async_event_feed import AsyncEventFeed
-from socketio_postgres.events.async_store_calls import (
-    Handler,
-)
-from socketio_postgres.events.event import (
-    END,
-)
+from socketio_postgres.events.event import END, Handler
 from socketio_postgres.events.filter import Filter
 from socketio_postgres.events.options import EventStoreKeywords
 

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Final, TypeAlias
 
 from socketio_postgres import _core
+from socketio_postgres._bus.primitives import arun
 from socketio_postgres._typing import Self
-from socketio_postgres.events.async_store_calls import run_operation
-from socketio_postgres.events.async_wait_until import wait_until
+from socketio_postgres.events.async_wait_for_version import wait_for_version
 from socketio_postgres.events.event import (
     END,
     START,
@@ -100,12 +100,17 @@ class AsyncSubscription:
                 self._core.nudge()  # so that progress without events is told at once
             return -1 if self._handled is None else self._handled
 
-        await wait_until(look, wanted, timeout, "the subscription")
+        await wait_for_version(look, wanted, timeout, "the subscription")
 
     @property
     def is_caught_up(self) -> bool:
         """Whether everything there was at the last look has been given out."""
         return self._is_caught_up and not self._items
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
 
     def __aiter__(self) -> Self:
         return self
@@ -177,7 +182,7 @@ class AsyncSubscription:
         if self._core is None:
             core = await self._opener()
             after = self._after
-            self._fetched = await run_operation(lambda inbox, token: core.begin(after, inbox, token))
+            self._fetched = await arun(lambda inbox, token: core.begin(after, inbox, token))
             self._position = self._fetched
             self._core = core
         return self._core
@@ -187,7 +192,7 @@ class AsyncSubscription:
             core = await self._begin()
             position = self._fetched
             # An answer that nobody waits for any more loses nothing: the next question names the position anew.
-            events, position, is_caught_up, reconnects = await run_operation(
+            events, position, is_caught_up, reconnects = await arun(
                 lambda inbox, token: core.next(position, self._prefetch, reports_progress, patience, inbox, token)
             )
         except ClosedError as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias, overload
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, TypeAlias, overload
 
 from socketio_postgres._core import StoredEvent, new_event_id
+from socketio_postgres._typing import Data_co
 from socketio_postgres.exceptions import IncompatibleVersionError
 
 __all__ = [
@@ -22,9 +23,11 @@ __all__ = [
     "Checkpoint",
     "ControlItem",
     "Event",
+    "EventHandler",
     "Expected",
     "ExpectedVersion",
     "FellBehind",
+    "Handler",
     "NotificationPayload",
     "Page",
     "Reconnected",
@@ -39,7 +42,7 @@ VERSION_MAX: Final = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Event:
+class Event(Generic[Data_co]):
     """An event to store.
 
     Attributes:
@@ -54,7 +57,7 @@ class Event:
 
     event_type: str
     aggregate_id: str
-    data: Any = None
+    data: Data_co = None  # type: ignore[assignment]  # whoever gives none has said so
     metadata: Mapping[str, Any] | None = None
     id: str = dataclasses.field(default_factory=new_event_id)
 
@@ -212,6 +215,13 @@ class NotificationPayload:
     def of(cls, event: StoredEvent) -> NotificationPayload:
         """Of a stored event."""
         return cls(event.version, event.id, event.aggregate_id, event.event_type, event.stream_name, event.created_at)
+
+
+Handler: TypeAlias = Callable[[NotificationPayload], Awaitable[object] | object]
+"""What `subscribe_to_all` and its like call."""
+
+EventHandler: TypeAlias = Callable[[StoredEvent], Awaitable[object] | object]
+"""What `run` of a durable subscription calls."""
 
 
 def check_version(value: object, name: str = "version") -> int:

@@ -1,22 +1,25 @@
-"""Settings of an event store: their defaults and checks live here and nowhere else."""
+"""Settings of an event store: names, types, defaults and limits are declared here, once."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, TypedDict
+from collections.abc import Callable
+from typing import Final, Literal, TypeAlias, TypedDict
 
-from socketio_postgres._bus.options import Password, bad_option, check_names
+from socketio_postgres._bus.options import ConnectOptions, Password, between
 from socketio_postgres.events.blocker import Stall
 
 __all__ = ["EventStoreKeywords", "EventStoreOptions", "OnStall"]
 
 OnStall: TypeAlias = Literal["wait", "error"] | Callable[[Stall], object]
 
+_DAY: Final = 86_400.0
+_TEN_YEARS: Final = 3650 * _DAY
+
 
 @dataclasses.dataclass(frozen=True)
-class EventStoreOptions:
+class EventStoreOptions(ConnectOptions):
     """What an event store needs to know. Names and defaults are go-sync-kit's where it has them; durations are seconds.
 
     Attributes:
@@ -45,81 +48,28 @@ class EventStoreOptions:
         stall_warning: Seconds after which an open transaction that holds readers up is logged, with its session, and
             `on_stall` applies; and again each time as many have passed. Default 5.
         on_stall: What else a subscription does then: `"wait"`, `"error"` (raise `StoreStalledError`), or a function
-            that is called with a `Stall`, and may be a coroutine function for `AsyncEventStore`. Events are skipped
-            in no case. Default `"wait"`.
+            or coroutine function that is called with a `Stall`. Events are skipped in no case. Default `"wait"`.
         logger: Where to log. Default: the logger `socketio_postgres`.
-        error_handler: Called with every background failure (an exception), after it was logged. Default None.
+        error_handler: Function or coroutine function that is called with every background failure (an exception),
+            after it was logged. Default None.
     """
 
-    dsn: str = ""
-    listen_dsn: str | None = None
-    password: Password | None = None
     table_name: str = "events"
     create_table: bool = True
-    max_open_conns: int = 25
-    max_idle_conns: int = 10
-    conn_max_lifetime: float = 3600.0
-    conn_max_idle_time: float = 900.0
-    notification_timeout: float = 30.0
-    reconnect_interval: float = 5.0
-    max_reconnect_attempts: int | None = None
-    poll_interval: float = 1.0
-    batch_size: int = 1000
+    max_open_conns: int = dataclasses.field(default=25, metadata=between(1, 10_000))
+    max_idle_conns: int = dataclasses.field(default=10, metadata=between(0, 10_000))
+    conn_max_lifetime: float = dataclasses.field(default=3600.0, metadata=between(0.001, _TEN_YEARS))
+    conn_max_idle_time: float = dataclasses.field(default=900.0, metadata=between(0.001, _TEN_YEARS))
+    notification_timeout: float = dataclasses.field(default=30.0, metadata=between(0.001, _DAY))
+    reconnect_interval: float = dataclasses.field(default=5.0, metadata=between(0.001, _DAY))
+    max_reconnect_attempts: int | None = dataclasses.field(default=None, metadata=between(1, 1_000_000))
+    poll_interval: float = dataclasses.field(default=1.0, metadata=between(0.001, _DAY))
+    batch_size: int = dataclasses.field(default=1000, metadata=between(1, 10_000))
     enable_prepared_stmts: bool = True
-    stall_warning: float = 5.0
+    stall_warning: float = dataclasses.field(default=5.0, metadata=between(0.001, _DAY))
     on_stall: OnStall = "wait"
     logger: logging.Logger = dataclasses.field(default_factory=lambda: logging.getLogger("socketio_postgres"))
     error_handler: Callable[[Exception], object] | None = None
-
-    @classmethod
-    def of(cls, dsn: str, options: Mapping[str, Any]) -> EventStoreOptions:
-        """From the arguments of a constructor.
-
-        Raises:
-            UnknownOptionError: There is no such option.
-            OptionsError: Its value is wrong.
-        """
-        check_names(cls, options)
-        return cls(dsn, **options)
-
-    def __post_init__(self) -> None:
-        for name in ("dsn", "table_name"):
-            self._check_kind(name, str, "must be a string")
-        for name in ("create_table", "enable_prepared_stmts"):
-            self._check_kind(name, bool, "must be True or False")
-        self._check_kind("logger", logging.Logger, "must be a logging.Logger")
-        if self.listen_dsn is not None:
-            self._check_kind("listen_dsn", str, "must be a string")
-        for name in ("password", "error_handler"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise bad_option(name, "", "must be a callable")
-        if self.on_stall not in {"wait", "error"} and not callable(self.on_stall):
-            raise bad_option("on_stall", self.on_stall, 'must be "wait", "error" or a callable')
-        self._check_integer("max_open_conns", 1, 10_000)
-        self._check_integer("max_idle_conns", 0, 10_000)
-        self._check_integer("batch_size", 1, 10_000)
-        if self.max_reconnect_attempts is not None:
-            self._check_integer("max_reconnect_attempts", 1, 1_000_000)
-        for name in ("conn_max_lifetime", "conn_max_idle_time"):
-            self._check_seconds(name, 0.001, 10 * 365 * 86_400.0)
-        for name in ("notification_timeout", "reconnect_interval", "poll_interval", "stall_warning"):
-            self._check_seconds(name, 0.001, 86_400.0)
-
-    def _check_kind(self, name: str, kind: type, reason: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, kind):
-            # A DSN may hold a password, so the message names its type and not its value.
-            raise bad_option(name, type(value).__name__, reason)
-
-    def _check_integer(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise bad_option(name, value, f"must be an integer from {low} to {high}")
-
-    def _check_seconds(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            raise bad_option(name, value, f"must be a number of seconds from {low} to {high}")
 
 
 class EventStoreKeywords(TypedDict, total=False):

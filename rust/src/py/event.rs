@@ -15,7 +15,7 @@ use crate::store::event::{NewEvent, StoredEvent};
 use crate::wire::protocol::Data;
 
 /// See `_core.pyi`.
-#[pyclass(name = "StoredEvent", frozen, module = "socketio_postgres._core")]
+#[pyclass(name = "StoredEvent", frozen, generic, module = "socketio_postgres._core")]
 pub struct PyStoredEvent {
     event: Arc<StoredEvent>,
     data: PyOnceLock<Py<PyAny>>,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from socketio_postgres._bus.messages import Message
 from socketio_postgres._cluster.broadcast_operator import (
@@ -19,31 +19,24 @@ from socketio_postgres._cluster.broadcast_operator import (
 from socketio_postgres._cluster.rooms import checked_namespace
 from socketio_postgres.exceptions import RequestTimeoutError
 
+if TYPE_CHECKING:
+    from socketio_postgres._cluster._sync.node import Node
+
 __all__ = ["RemoteSocket", "ServerNamespace", "ServerOperator"]
 
 Done: TypeAlias = None
 
 
-class Requests(Protocol):
-    """What a manager offers to its chains."""
-
-    def _act(self, message: Message, target: Target) -> Done: ...
-    def _fetch_sockets(self, target: Target, *, partial: bool) -> list[dict[str, Any]]: ...
-    def _emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]: ...
-    def _server_side_emit(self, nsp: str, packet: list[Any]) -> None: ...
-    def _server_side_emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]: ...
-
-
 class ServerChain(Chain["ServerOperator"], SocketActions[Done]):
     """What every chain of a server offers, the manager itself included."""
 
-    _manager: Requests
+    _node: Node[Any]
 
     def _with(self, target: Target) -> ServerOperator:
-        return ServerOperator(self._manager, target)
+        return ServerOperator(self._node, target)
 
     def _send(self, message: Message, target: Target) -> Done:
-        return self._manager._act(message, target)  # noqa: SLF001  (the two belong together)
+        return self._node.act(message, target)
 
     @property
     def local(self) -> ServerOperator:
@@ -67,15 +60,15 @@ class ServerChain(Chain["ServerOperator"], SocketActions[Done]):
             NotAServerError: This manager is `write_only` or has no server: answers would not reach it.
             RequestTimeoutError: A server did not answer in time; it carries the sockets of the others.
         """
-        found = self._manager._fetch_sockets(self._target, partial=partial)  # noqa: SLF001
-        return [RemoteSocket.make(self._manager, self._target.nsp, each) for each in found]
+        found = self._node.requests.fetch_sockets(self._target, partial=partial)
+        return [RemoteSocket.make(self._node, self._target.nsp, each) for each in found]
 
     def emit_with_ack(self, event: str, *args: Any, partial: bool = False) -> list[Any]:
         """Emit to the matching clients of all servers and wait for the acknowledgement of each.
 
         Args:
             event: Name of the event.
-            args: As in `emit`.
+            args: As in `emit` of a chain: a tuple is one of them, a list to clients.
             partial: When clients do not answer in time, return the answers of the others.
 
         Returns:
@@ -89,30 +82,30 @@ class ServerChain(Chain["ServerOperator"], SocketActions[Done]):
             EncodeError, OptionsError, PayloadTooLargeError: As in `emit`.
         """
         packet = [checked_event(event), *args]
-        return self._manager._emit_with_ack(self._target, packet, partial=partial)  # noqa: SLF001
+        return self._node.requests.emit_with_ack(self._target, packet, partial=partial)
 
 
 class ServerOperator(ServerChain, EmitActions[Done]):
     """Some sockets of a namespace, on all servers."""
 
-    def __init__(self, manager: Requests, target: Target) -> None:
-        self._manager = manager
+    def __init__(self, node: Node[Any], target: Target) -> None:
+        self._node = node
         self._target = target
 
     def _send_many(self, messages: Iterator[Message], target: Target) -> None:
         for message in messages:
-            self._manager._act(message, target)  # noqa: SLF001
+            self._node.act(message, target)
 
 
 class ServerSideActions:
     """Events for the servers themselves."""
 
-    _manager: Requests
+    _node: Node[Any]
     _target: Target
 
     def of(self, nsp: str) -> ServerNamespace:
         """Another namespace; a missing leading slash is added, as in Socket.IO."""
-        return ServerNamespace(self._manager, Target(checked_namespace(nsp, "nsp")))
+        return ServerNamespace(self._node, Target(checked_namespace(nsp, "nsp")))
 
     def server_side_emit(self, event: str, *args: Any) -> None:
         """Emit an event to the other servers of the cluster; see `on_server_side`.
@@ -120,7 +113,7 @@ class ServerSideActions:
         Raises:
             As `emit`.
         """
-        self._manager._server_side_emit(self._target.nsp, [checked_event(event), *args])  # noqa: SLF001
+        self._node.server_side_emit(self._target.nsp, [checked_event(event), *args])
 
     def server_side_emit_with_ack(
         self, event: str, *args: Any, timeout: float = 5.0, partial: bool = False
@@ -142,7 +135,7 @@ class ServerSideActions:
         """
         packet = [checked_event(event), *args]
         target = self._target._replace(timeout=checked_timeout(timeout))
-        return self._manager._server_side_emit_with_ack(target, packet, partial=partial)  # noqa: SLF001
+        return self._node.requests.server_side_emit_with_ack(target, packet, partial=partial)
 
 
 class ServerNamespace(ServerSideActions, ServerOperator):
@@ -166,10 +159,10 @@ class RemoteSocket:
     handshake: dict[str, Any]
     rooms: frozenset[str]
     data: dict[str, Any]
-    _manager: Requests = dataclasses.field(repr=False, compare=False)
+    _node: Node[Any] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
-    def make(cls, manager: Requests, nsp: str, details: dict[str, Any]) -> RemoteSocket:
+    def make(cls, node: Node[Any], nsp: str, details: dict[str, Any]) -> RemoteSocket:
         """From its description on the wire."""
         return cls(
             id=str(details.get("id", "")),
@@ -177,12 +170,17 @@ class RemoteSocket:
             handshake=details.get("handshake") or {},
             rooms=frozenset(str(room) for room in details.get("rooms") or ()),
             data=details.get("data") or {},
-            _manager=manager,
+            _node=node,
         )
 
     @property
+    def namespace(self) -> str:
+        """Its namespace, by python-socketio's word for it."""
+        return self.nsp
+
+    @property
     def _operator(self) -> ServerOperator:
-        return ServerOperator(self._manager, Target(self.nsp, rooms=(self.id,)))
+        return ServerOperator(self._node, Target(self.nsp, rooms=(self.id,)))
 
     def emit(self, event: str, *args: Any) -> None:
         """Emit to this socket."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from socketio_postgres._bus.primitives import Background, call
 from socketio_postgres.events._sync.subscription import Subscription
-from socketio_postgres.events.event import NotificationPayload, StoreResult
-from socketio_postgres.events.store_calls import Background, Handler, call
+from socketio_postgres.events.event import Handler, NotificationPayload, StoreResult
 from socketio_postgres.exceptions import ClosedError
 
 __all__ = ["CallbackSubscription"]

@@ -10,12 +10,12 @@ import time
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.primitives import sleep
 from socketio_postgres._typing import Self
 from socketio_postgres.events._sync.durable_subscription import CHECKPOINT_COUNT, DurableSubscription
-from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events._sync.statements import run_on
+from socketio_postgres.events.event import EventHandler, StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy
-from socketio_postgres.events.store_calls import EventHandler, sleep
-from socketio_postgres.events.user_connection import run_on
 from socketio_postgres.exceptions import ConnectionLostError, EventStoreError, SubscriptionFencedError
 
 __all__ = ["CompetingSubscription", "partition_of"]

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
+from socketio_postgres._bus.hook import Hook
+from socketio_postgres._bus.primitives import call, sleep
 from socketio_postgres._typing import Self
+from socketio_postgres.events._sync.statements import run_on
 from socketio_postgres.events._sync.subscription import Subscription
-from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.event import EventHandler, StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
-from socketio_postgres.events.store_calls import EventHandler, call, sleep
-from socketio_postgres.events.user_connection import run_on
 from socketio_postgres.exceptions import (
     ConnectionLostError,
     EventStoreError,
@@ -101,6 +102,11 @@ class DurableSubscription:
     def position(self) -> int:
         """Version up to which events are acknowledged."""
         return self._acknowledged
+
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions that are ours at this moment: undivided, there is one, number 0."""
+        return [] if self._live is None or self._live.is_closed else [0]
 
     # ------------------------------------------------------------------------------------------------ the lease
 
@@ -328,13 +334,15 @@ class DurableSubscription:
         """Call `handler` with each event, for ever; acknowledge what it returns from.
 
         Args:
-            handler: Receives a `StoredEvent`; it runs in a thread of its own.
+            handler: Receives a `StoredEvent`. No coroutine function, which nobody would await here.
             on_error: What to do when it raises: `Stop`, `Skip` or `Park`. Default `Stop()`.
 
         Raises:
+            OptionsError: The handler is no function, or a coroutine function.
             Exception: What the handler raised, with `Stop`.
             SubscriptionFencedError: Another consumer has taken over.
         """
+        Hook.check("handler", handler)
         policy = on_error or FailurePolicy()
         for event in self:
             if isinstance(policy, Park) and policy.whole_aggregate:

@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from socketio_postgres import _core
 from socketio_postgres._bus.hook import Hook
+from socketio_postgres._bus.primitives import run
 from socketio_postgres._typing import Unpack
 from socketio_postgres.events._sync.competing_subscription import CompetingSubscription
 from socketio_postgres.events._sync.durable_subscription import DurableSubscription
 from socketio_postgres.events._sync.event_log import EventLog
 from socketio_postgres.events._sync.subscription import PATIENCE, Subscription
-from socketio_postgres.events._sync.wait_until import wait_until
+from socketio_postgres.events._sync.wait_for_version import wait_for_version
 from socketio_postgres.events.blocker import Stall
 from socketio_postgres.events.durable_state import DurableState
 from socketio_postgres.events.event import (
@@ -28,7 +29,6 @@ from socketio_postgres.events.event import (
 )
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords
-from socketio_postgres.events.store_calls import run_operation
 from socketio_postgres.exceptions import (
     OptionsError,
     StoreStalledError,
@@ -91,7 +91,7 @@ class EventFeed(EventLog):
     def _subscription(self, conditions: list[Any], after: AfterVersion, prefetch: int, patience: float) -> Subscription:
         def opener() -> _core.Subscription:
             core = self._opened_core()
-            run_operation(core.open)
+            run(core.open)
             return core.subscribe(conditions)
 
         return Subscription(
@@ -194,7 +194,7 @@ class EventFeed(EventLog):
 
         def settled() -> int:
             core = self._opened_core()
-            found: int = run_operation(core.settled_version)
+            found: int = run(core.settled_version)
             return found
 
         def acknowledged() -> int:
@@ -206,15 +206,15 @@ class EventFeed(EventLog):
             return int(row[0])
 
         if durable is None:
-            wait_until(settled, wanted, timeout, "what is settled")
+            wait_for_version(settled, wanted, timeout, "what is settled")
         else:
-            wait_until(acknowledged, wanted, timeout, f"the durable subscription {durable!r}")
+            wait_for_version(acknowledged, wanted, timeout, f"the durable subscription {durable!r}")
 
     def _query_durable(self, sql: str, *texts: str | None) -> list[list[str | None]]:
         if not self._has_side_tables:
             core = self._opened_core()
-            run_operation(core.open)
-            run_operation(lambda inbox, token: core.migrate("subscriptions", inbox, token))
+            run(core.open)
+            run(lambda inbox, token: core.migrate("subscriptions", inbox, token))
             self._has_side_tables = True
         return self._query(sql, *texts)
 
@@ -299,11 +299,7 @@ class EventFeed(EventLog):
         """Log why subscriptions had to wait for a connection, each reason once; they go on when it is there again."""
         for failure in self._core.take_failures():
             self.options.logger.warning("%s: subscriptions wait: %s", self.description, failure)
-            if self.options.error_handler is not None:
-                try:
-                    self.options.error_handler(failure)
-                except Exception:
-                    self.options.logger.exception("the error_handler itself failed")
+            self._error_handler(failure)
 
     def _look_for_stall(self) -> None:
         """Log who holds readers up, once in a while, and do what `on_stall` says."""

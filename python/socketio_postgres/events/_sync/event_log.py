@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from socketio_postgres import _core
 from socketio_postgres._bus.hook import Hook
 from socketio_postgres._bus.password import PasswordCall
+from socketio_postgres._bus.primitives import chunks_of, run
 from socketio_postgres._typing import Self, Unpack
 from socketio_postgres.events._sync.store_in import store_in
 from socketio_postgres.events.blocker import BLOCKERS_SQL, Blocker
@@ -31,11 +32,7 @@ from socketio_postgres.events.event import (
 )
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
-from socketio_postgres.events.store_calls import (
-    EventSource,
-    chunks_of,
-    run_operation,
-)
+from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     EventNotFoundError,
     ForkedProcessError,
@@ -110,11 +107,11 @@ class EventLog:
             DatabaseError: It refuses.
         """
         core = self._opened_core()
-        run_operation(core.open)
+        run(core.open)
 
-    def layout(self) -> dict[str, Any]:
+    def layout(self) -> TableLayout:
         """What was found out about the table when it was opened; empty before."""
-        return dict(self._core.layout() or {})
+        return cast("TableLayout", self._core.layout() or {})
 
     # ------------------------------------------------------------------------------------------------- writing
 
@@ -187,7 +184,7 @@ class EventLog:
 
     def _store(self, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
         core = self._opened_core()
-        positions = run_operation(lambda inbox, token: core.store(events, checks, inbox, token))
+        positions = run(lambda inbox, token: core.store(events, checks, inbox, token))
         return [
             StoreResult(version, event.id, at, old) for event, (version, at, old) in zip(events, positions, strict=True)
         ]
@@ -207,7 +204,7 @@ class EventLog:
             Where the (last) event will be once you commit.
         """
         events, checks = self._checked_call(event, expected)
-        return (self._store_in(conn, events, checks))[-1]
+        return self._store_in(conn, events, checks)[-1]
 
     def store_batch_in(
         self, conn: Any, events: Iterable[Event], *, expected: Mapping[str, ExpectedVersion] | None = None
@@ -249,7 +246,7 @@ class EventLog:
 
     def import_events(
         self,
-        events: EventSource,
+        events: Iterable[Event],
         *,
         chunk_size: int = 10_000,
         progress: Callable[[int], object] | None = None,
@@ -275,7 +272,7 @@ class EventLog:
 
         def add(chunk: list[Event]) -> None:
             nonlocal total
-            stored = run_operation(functools.partial(importing.add, chunk))
+            stored = run(functools.partial(importing.add, chunk))
             total += stored
             if stored and progress is not None:
                 progress(total)
@@ -346,7 +343,7 @@ class EventLog:
         check_version(since, "since")
         most = VERSION_MAX if limit is None else check_version(limit, "limit")
         core = self._opened_core()
-        page: tuple[list[StoredEvent], int] = run_operation(
+        page: tuple[list[StoredEvent], int] = run(
             lambda inbox, token: core.load(since, until, most, backwards, conditions, inbox, token)
         )
         return page
@@ -374,7 +371,7 @@ class EventLog:
         check_version(since, "since")
         reading = self._opened_core().read(since, self.options.batch_size, backwards, conditions_of(filters, types))
         while True:
-            events, _ = run_operation(reading.next)
+            events, _ = run(reading.next)
             if not events:
                 return
             # Each is let go of as soon as the caller does: kept to the end of its page, what was decoded would be
@@ -410,7 +407,7 @@ class EventLog:
             OperationTimeoutError: A transaction was open for longer; `blockers` names it.
         """
         core = self._opened_core()
-        version: int = run_operation(lambda inbox, token: core.latest_version(settled, inbox, token), timeout)
+        version: int = run(lambda inbox, token: core.latest_version(settled, inbox, token), timeout)
         return version
 
     @staticmethod
@@ -428,7 +425,7 @@ class EventLog:
 
     def _query(self, sql: str, *texts: str | None) -> list[list[str | None]]:
         core = self._opened_core()
-        rows: list[list[str | None]] = run_operation(lambda inbox, token: core.query(sql, list(texts), inbox, token))
+        rows: list[list[str | None]] = run(lambda inbox, token: core.query(sql, list(texts), inbox, token))
         return rows
 
     # -------------------------------------------------------------------------------------------- maintenance
@@ -481,8 +478,8 @@ class EventLog:
         """
         core = self._opened_core()
         with contextlib.suppress(LocksNotVisibleError):  # the table was found, or made, and this is the remedy
-            run_operation(core.open)
-        run_operation(lambda inbox, token: core.migrate("serial", inbox, token))
+            run(core.open)
+        run(lambda inbox, token: core.migrate("serial", inbox, token))
 
     def enable_go_notifications(self) -> None:
         """Notify Go processes of what is stored in a table that we have made.
@@ -495,9 +492,9 @@ class EventLog:
             DatabaseError: The role may not create it.
         """
         core = self._opened_core()
-        run_operation(core.open)
+        run(core.open)
         if not self.layout()["notifies_go"]:
-            run_operation(lambda inbox, token: core.migrate("go_notify", inbox, token))
+            run(lambda inbox, token: core.migrate("go_notify", inbox, token))
 
     def enable_guard(self) -> None:
         """Make expected versions exact for writers of other languages, too, by a trigger of our own.
@@ -509,14 +506,14 @@ class EventLog:
             DatabaseError: The role may not create it.
         """
         core = self._opened_core()
-        run_operation(lambda inbox, token: core.migrate("guard", inbox, token))
+        run(lambda inbox, token: core.migrate("guard", inbox, token))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> EventStoreStats:
         """Counters: those of Go's `Stats` for the pool, and of writing, reading and listening.
 
         Empty in a forked child before it uses the store: those of its parent are not its own.
         """
-        return dict(self._core.stats()) if self._pid == os.getpid() else {}
+        return cast("EventStoreStats", self._core.stats() if self._pid == os.getpid() else {})
 
     def close(self) -> None:
         """Finish what is being stored, end the subscriptions, disconnect."""
@@ -525,7 +522,7 @@ class EventLog:
         self._is_closed = True
         if self._is_open and self._pid == os.getpid():
             core = self._core
-            run_operation(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
+            run(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
 
     def __enter__(self) -> Self:
         self.open()

@@ -9,14 +9,9 @@ from socketio_postgres._bus.hook import Hook
 from socketio_postgres._typing import Unpack
 from socketio_postgres.events._sync.callback_subscription import CallbackSubscription
 from socketio_postgres.events._sync.event_feed import EventFeed
-from socketio_postgres.events.event import (
-    END,
-)
+from socketio_postgres.events.event import END, Handler
 from socketio_postgres.events.filter import Filter
 from socketio_postgres.events.options import EventStoreKeywords
-from socketio_postgres.events.store_calls import (
-    Handler,
-)
 
 __all__ = ["EventStore"]
 
@@ -51,8 +46,8 @@ class EventStore(EventFeed):
         """Call `handler` with each event stored from now on; `SubscribeToAll` in Go.
 
         Args:
-            handler: Receives a `NotificationPayload`; it runs in a thread of its own.
-                What it raises is logged and given to `error_handler`, and the next event follows.
+            handler: Receives a `NotificationPayload`; no coroutine function. It runs in a thread of its own. What it
+                raises is logged and given to `error_handler`, and the next event follows.
         """
         return self._call_back(handler, "events_global", [])
 

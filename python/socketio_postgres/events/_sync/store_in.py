@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from socketio_postgres.events._sync.statements import rows_on
 from socketio_postgres.events.event import StoreResult
-from socketio_postgres.events.user_connection import rows_on
 from socketio_postgres.exceptions import (
     DuplicateEventError,
     OptionsError,

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Final, TypeAlias
 
 from socketio_postgres import _core
+from socketio_postgres._bus.primitives import run
 from socketio_postgres._typing import Self
-from socketio_postgres.events._sync.wait_until import wait_until
+from socketio_postgres.events._sync.wait_for_version import wait_for_version
 from socketio_postgres.events.event import (
     END,
     START,
@@ -25,7 +26,6 @@ from socketio_postgres.events.event import (
     StoreResult,
     check_version,
 )
-from socketio_postgres.events.store_calls import run_operation
 from socketio_postgres.exceptions import ClosedError, OperationTimeoutError, StoreClosedError
 
 __all__ = ["Subscription"]
@@ -82,7 +82,7 @@ class Subscription:
     def wait_for(self, version: StoreResult | int, timeout: float | None = None) -> None:
         """Wait until the subscriber is done with everything up to a version: what it makes of events shows it by then.
 
-        For another task than the one that iterates. What does not match the filter needs no handling.
+        For another thread than the one that iterates. What does not match the filter needs no handling.
 
         Args:
             version: A version, or what `store` returned.
@@ -101,12 +101,17 @@ class Subscription:
                 self._core.nudge()  # so that progress without events is told at once
             return -1 if self._handled is None else self._handled
 
-        wait_until(look, wanted, timeout, "the subscription")
+        wait_for_version(look, wanted, timeout, "the subscription")
 
     @property
     def is_caught_up(self) -> bool:
         """Whether everything there was at the last look has been given out."""
         return self._is_caught_up and not self._items
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
 
     def __iter__(self) -> Self:
         return self
@@ -178,7 +183,7 @@ class Subscription:
         if self._core is None:
             core = self._opener()
             after = self._after
-            self._fetched = run_operation(lambda inbox, token: core.begin(after, inbox, token))
+            self._fetched = run(lambda inbox, token: core.begin(after, inbox, token))
             self._position = self._fetched
             self._core = core
         return self._core
@@ -188,7 +193,7 @@ class Subscription:
             core = self._begin()
             position = self._fetched
             # An answer that nobody waits for any more loses nothing: the next question names the position anew.
-            events, position, is_caught_up, reconnects = run_operation(
+            events, position, is_caught_up, reconnects = run(
                 lambda inbox, token: core.next(position, self._prefetch, reports_progress, patience, inbox, token)
             )
         except ClosedError as error:

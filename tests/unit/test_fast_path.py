@@ -13,11 +13,11 @@ import socketio
 import socketio.packet
 
 from socketio_postgres import AsyncPostgresManager, Message, MessageType
-from socketio_postgres._cluster import async_waiting
+from socketio_postgres._cluster import async_socketio_sockets
 from socketio_postgres._cluster.adapter import ClusterAdapter
-from socketio_postgres._cluster.batch import Batch
-from socketio_postgres._cluster.local_delivery import FEW, Parcel
-from tests.unit.test_local_delivery import FakeSocket
+from socketio_postgres._cluster.fast_path import FastPath
+from socketio_postgres._cluster.socketio_delivery import FEW, ClientPackets
+from tests.unit.test_socketio_delivery import FakeSocket
 
 
 class Server:
@@ -29,10 +29,13 @@ class Server:
         self.sockets: dict[str, FakeSocket] = {}
         self.sio.eio.sockets = self.sockets
         for namespace in ("/", "/chat"):
-            self.manager._adapters[namespace] = self.manager._new_adapter(namespace)
+            self.manager._node.peers.adapters[namespace] = self.manager._node.peers.new_adapter(namespace)
+
+    def fast_path(self) -> FastPath:
+        return FastPath(self.manager._node.sockets, self.manager._node.peers)
 
     def adapter(self, namespace: str = "/") -> ClusterAdapter:
-        return self.manager._adapters[namespace]
+        return self.manager._node.peers.adapters[namespace]
 
     async def connect(self, name: str, *rooms: Any, namespace: str = "/") -> str:
         self.sockets[name] = FakeSocket()
@@ -80,11 +83,11 @@ async def test_every_client_gets_the_same_as_one_by_one(server: Server) -> None:
     await server.connect("b", "red", "blue", 42)
     await server.connect("c")
     await server.connect("d", "red", namespace="/chat")
-    batch = Batch(server.manager)
-    assert [batch.pass_on(message) for message in MESSAGES] == [True] * len(MESSAGES)
+    batch = server.fast_path()
+    assert [batch.take(message) for message in MESSAGES] == [True] * len(MESSAGES)
     together = server.arrived()
     for message in MESSAGES:
-        await server.manager._receive(message)
+        await server.manager._node.receiver.receive(message)
     assert together == server.arrived()
     assert len(together["b"]) == len(MESSAGES) - 3
     assert server.adapter().server_count == 3, "other, x, and ourselves; an emitter is no server"
@@ -106,7 +109,7 @@ async def test_every_client_gets_the_same_as_one_by_one(server: Server) -> None:
 )
 async def test_what_takes_more_is_left_alone(server: Server, message: Message) -> None:
     await server.connect("a", "red")
-    assert not Batch(server.manager).pass_on(message)
+    assert not server.fast_path().take(message)
     assert server.arrived() == {}
     assert server.adapter().server_count == 1
 
@@ -145,32 +148,34 @@ def _something_raises(server: Server) -> None:
 async def test_who_is_not_as_usual_is_served_the_long_way(server: Server, change: Callable[[Server], None]) -> None:
     await server.connect("a")
     await server.connect("b")
-    assert Batch(server.manager).pass_on(event())
+    assert server.fast_path().take(event())
     server.arrived()
     change(server)
-    batch = Batch(server.manager)
-    assert not batch.pass_on(event())
-    assert not batch.pass_on(event()), "nor the second time"
+    batch = server.fast_path()
+    assert not batch.take(event())
+    assert not batch.take(event()), "nor the second time"
     assert server.arrived() == {}
 
 
 async def test_many_clients_are_served_the_long_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(FEW):
         await server.connect(str(number))
-    assert Batch(server.manager).pass_on(event())
+    assert server.fast_path().take(event())
     await server.connect("one more")
-    monkeypatch.setattr(server.manager, "local_sids", None)  # the longer way looks them up, and once is enough
-    assert server.manager.has_crowd("/", (), FEW)
-    assert not Batch(server.manager).pass_on(event())
+    monkeypatch.setattr(
+        server.manager._node.sockets, "matching", None
+    )  # the longer way looks them up, and once is enough
+    assert server.manager._node.sockets.has_crowd("/", (), FEW)
+    assert not server.fast_path().take(event())
 
 
 async def test_another_batch_sees_who_came_and_left(server: Server) -> None:
     sid = await server.connect("a", "red")
-    assert Batch(server.manager).pass_on(event(to=["red"]))
+    assert server.fast_path().take(event(to=["red"]))
     assert list(server.arrived()) == ["a"]
     server.manager.basic_leave_room(sid, "/", "red")
     await server.connect("b", "red")
-    assert Batch(server.manager).pass_on(event(to=["red"]))
+    assert server.fast_path().take(event(to=["red"]))
     assert list(server.arrived()) == ["b"]
 
 
@@ -190,8 +195,9 @@ async def test_others_have_a_turn_between_emits_now_and_then_but_not_within_a_ba
 ) -> None:
     for number in range(clients):
         await server.connect(str(number))
-    parcels: list[Parcel] = [(name, ()) for name in server.sockets]
-    monkeypatch.setattr(async_waiting, "TURN_INTERVAL", interval)
+    packets: list[ClientPackets] = [(name, ()) for name in server.sockets]
+    monkeypatch.setattr(server.manager._node.sockets, "packets", lambda *_: packets)
+    monkeypatch.setattr(async_socketio_sockets, "TURN_INTERVAL", interval)
     count = 0
 
     async def other() -> None:
@@ -203,6 +209,6 @@ async def test_others_have_a_turn_between_emits_now_and_then_but_not_within_a_ba
     task = asyncio.create_task(other())
     await asyncio.sleep(0)
     for _ in range(10):
-        await server.manager._send_packets(parcels, is_in_batch=is_in_batch)
+        await server.manager._node.sockets.deliver(event(), "/", None, set(), None, is_in_batch=is_in_batch)
     task.cancel()
     assert count == turns

@@ -1,16 +1,15 @@
-# Generated from async_wait_until.py by scripts/async_to_sync.py; edit that file.
 """Waiting for a number that nobody announces: a position in the database, or of a loop of the user's."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from socketio_postgres.events.store_calls import sleep
+from socketio_postgres._bus.primitives import asleep
 from socketio_postgres.exceptions import OperationTimeoutError
 
-__all__ = ["wait_until"]
+__all__ = ["wait_for_version"]
 
 LOOK_FIRST: Final = 0.001
 """Seconds after the first look; they double."""
@@ -18,7 +17,7 @@ LOOK_LAST: Final = 0.1
 """Most seconds between two looks."""
 
 
-def wait_until(look: Callable[[], int], wanted: int, timeout: float | None, what: str) -> None:
+async def wait_for_version(look: Callable[[], Awaitable[int]], wanted: int, timeout: float | None, what: str) -> None:
     """Look again and again, until the number found is at least the one wanted.
 
     Raises:
@@ -26,9 +25,9 @@ def wait_until(look: Callable[[], int], wanted: int, timeout: float | None, what
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     delay = LOOK_FIRST
-    while (found := look()) < wanted:
+    while (found := await look()) < wanted:
         left = delay if deadline is None else deadline - time.monotonic()
         if left <= 0:
             raise OperationTimeoutError(f"{what} is at version {max(found, 0)}, not at {wanted}, after {timeout} s")
-        sleep(min(delay, left))
+        await asleep(min(delay, left))
         delay = min(delay * 2, LOOK_LAST)

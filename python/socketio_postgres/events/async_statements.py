@@ -1,14 +1,16 @@
-"""Statements on a connection of the user's own: psycopg, asyncpg or SQLAlchemy."""
+"""Statements on a connection of the caller's own: psycopg, asyncpg or SQLAlchemy."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from socketio_postgres.events.user_connection import (
+from socketio_postgres._bus.primitives import IS_ASYNC
+from socketio_postgres.events.drivers import (
     library_of,
     numbered,
     percent,
     psycopg_cursor,
+    refuse_asyncpg,
     sqlalchemy_text,
     texts,
 )
@@ -24,8 +26,10 @@ async def run_on(connection: Any, sql: str, values: list[Any]) -> int:
     """
     library = library_of(connection)
     if library == "asyncpg":
-        status = await connection.execute(numbered(sql), *values)
-        return int(str(status).rpartition(" ")[2])
+        if IS_ASYNC:
+            status = await connection.execute(numbered(sql), *values)
+            return int(str(status).rpartition(" ")[2])
+        refuse_asyncpg()
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)
         return int((await connection.execute(text, named)).rowcount)
@@ -40,7 +44,9 @@ async def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[An
     """
     library = library_of(connection)
     if library == "asyncpg":
-        return [tuple(row) for row in await connection.fetch(numbered(sql), *values)]
+        if IS_ASYNC:
+            return [tuple(row) for row in await connection.fetch(numbered(sql), *values)]
+        refuse_asyncpg()
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)
         return [texts(row) for row in (await connection.execute(text, named)).all()]

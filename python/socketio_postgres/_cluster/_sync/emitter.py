@@ -1,16 +1,17 @@
+# Generated from async_emitter.py by scripts/async_to_sync.py; edit that file.
 """`Emitter`: emit to the cluster from any process or thread, without a server."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Final
+from typing import Final, cast
 
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.messages import EMITTER_UID, Message
 from socketio_postgres._bus.options import BusKeywords, BusOptions
+from socketio_postgres._bus.stats import BusStats
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._typing import Self, Unpack
 
@@ -22,8 +23,6 @@ CLOSE_LIMIT: Final = 5.0
 CHUNK: Final = 256
 """Events of `emit_many` that are handed to the core at once."""
 
-log: Final = logging.getLogger("socketio_postgres")
-
 
 class Emitter(Namespace[None]):
     """Emit to the clients of all servers of the cluster; `emit` buffers, `flush` waits for the commit.
@@ -31,6 +30,7 @@ class Emitter(Namespace[None]):
     `emit` returns as soon as the message stands in the bounded buffer, and blocks while that is full. Messages are
     committed in call order, many to a transaction. Leaving the `with` block, and the end of the process, flush;
     `os._exit` and signals that kill do not.
+
     Thread-safe. Works in a forked child, with a connection of its own.
 
     Args:
@@ -48,17 +48,11 @@ class Emitter(Namespace[None]):
     def _publish(self, message: Message, target: Target) -> None:
         if target.rooms != ():
             self._bus.publish_blocking(message)
-        self._report()
 
     def _publish_many(self, messages: Iterator[Message], target: Target) -> None:
         if target.rooms != ():
             while chunk := list(itertools.islice(messages, CHUNK)):
                 self._bus.publish_many_blocking(chunk)
-                self._report()
-
-    def _report(self) -> None:
-        for failure in self._bus.take_failures():
-            log.error("emitting through %s: %s", self._bus.description, failure)
 
     def start(self) -> None:
         """Connect now instead of with the first emit.
@@ -71,7 +65,7 @@ class Emitter(Namespace[None]):
         self._bus.call_blocking(lambda inbox, token: core.start_publisher(False, inbox, token))
 
     def flush(self, timeout: float | None = None) -> None:
-        """Block until everything emitted before, by any thread, is committed.
+        """Wait until everything emitted before, by any thread, is committed.
 
         Args:
             timeout: Seconds to wait at most; None waits as long as `buffer_age` allows.
@@ -86,12 +80,12 @@ class Emitter(Namespace[None]):
         finally:
             self._bus.take_failures()  # told by the exception just now
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> BusStats:
         """Counters since the first use in this process, and how things are now; empty before it."""
-        return self._bus.stats()
+        return cast("BusStats", self._bus.stats())
 
     def close(self) -> None:
-        """Commit what is buffered and disconnect; raises what failed, as `flush` does."""
+        """Commit what is buffered and disconnect; raises as `flush` does."""
         if not self._bus.is_closed:
             try:
                 self._bus.flush_blocking(CLOSE_LIMIT)

@@ -1,4 +1,4 @@
-"""Statements on a connection of the user's own: psycopg or SQLAlchemy.
+"""Connections of the caller's own, and how psycopg, asyncpg and SQLAlchemy take a statement.
 
 Statements have parameters `%s`, each of them a text or a number; what else looks like a parameter is escaped.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["library_of", "numbered", "percent", "psycopg_cursor", "rows_on", "run_on", "sqlalchemy_text", "texts"]
+__all__ = ["library_of", "numbered", "percent", "psycopg_cursor", "refuse_asyncpg", "sqlalchemy_text", "texts"]
 
 
 def library_of(connection: object) -> str:
@@ -66,33 +66,11 @@ def texts(row: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(value.decode() if isinstance(value, bytes) else value for value in row)
 
 
-def _refuse_asyncpg() -> OptionsError:
-    return OptionsError(
+def refuse_asyncpg() -> NoReturn:
+    """Say that a blocking store cannot wait for asyncpg."""
+    raise OptionsError(
         "invalid conn: asyncpg needs asyncio; use AsyncEventStore",
         option="conn",
         value="asyncpg",
         reason="asyncpg needs asyncio",
     )
-
-
-def run_on(connection: Any, sql: str, values: list[Any]) -> int:
-    """Blocking form of `async_user_connection.run_on`."""
-    library = library_of(connection)
-    if library == "asyncpg":
-        raise _refuse_asyncpg()
-    if library == "sqlalchemy":
-        text, named = sqlalchemy_text(sql, values)
-        return int(connection.execute(text, named).rowcount)
-    return int(connection.execute(percent(sql), values).rowcount)
-
-
-def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
-    """Blocking form of `async_user_connection.rows_on`."""
-    library = library_of(connection)
-    if library == "asyncpg":
-        raise _refuse_asyncpg()
-    if library == "sqlalchemy":
-        text, named = sqlalchemy_text(sql, values)
-        return [texts(row) for row in connection.execute(text, named).all()]
-    with psycopg_cursor(connection) as cursor:
-        return [texts(row) for row in cursor.execute(percent(sql), values).fetchall()]

@@ -25,7 +25,7 @@ from socketio.server import Server
 
 from socketio_postgres._bus.messages import Message
 
-__all__ = ["FEW", "Parcel", "event_maker", "event_packets", "has_stock_packets", "queue_for", "queues_of"]
+__all__ = ["FEW", "ClientPackets", "event_maker", "event_packets", "has_stock_packets", "passage_to", "queue_for"]
 
 KNOWN: Final = {"python-engineio": (4, 15), "python-socketio": (5, 18)}
 """Newest releases whose sending was read, and is tested, line by line."""
@@ -59,7 +59,7 @@ SENDERS: Final = [
 ]
 """Likewise for `event_maker`."""
 
-Parcel: TypeAlias = tuple[str, Sequence[EnginePacket]]
+ClientPackets: TypeAlias = tuple[str, Sequence[EnginePacket]]
 """An Engine.IO connection, and what it is to be sent."""
 
 FEW: Final = 16
@@ -131,32 +131,43 @@ def _queue_of(engine: Any, eio_sid: str, now: float) -> asyncio.Queue[Any] | Non
     return socket.queue  # type: ignore[no-any-return]
 
 
-def queues_of(server: Any, eio_sids: Sequence[str]) -> list[asyncio.Queue[Any]] | None:
-    """The queues of a few clients, to put packets in before others have their turn; None if that is not all."""
+def passage_to(server: Any, eio_sids: Sequence[str]) -> Callable[[str], None] | None:
+    """Puts the text of an event into the queues of a few clients at once; None if that is not all it takes."""
     if len(eio_sids) > FEW or not _is_short_way(server):
         return None
     now = time.time()
-    queues = [_queue_of(server.eio, eio_sid, now) for eio_sid in eio_sids]
-    return None if None in queues else queues  # type: ignore[return-value]
+    puts = []
+    for eio_sid in eio_sids:
+        queue = _queue_of(server.eio, eio_sid, now)
+        if queue is None:
+            return None
+        puts.append(queue.put_nowait)
+
+    def pass_on(text: str) -> None:
+        packet = EnginePacket(MESSAGE, text)
+        for put in puts:
+            put(packet)
+
+    return pass_on
 
 
-async def queue_for(server: Any, parcels: Sequence[Parcel]) -> None:
+async def queue_for(server: Any, clients: Sequence[ClientPackets]) -> None:
     """Queue packets for clients, each client's in order. Others have no turn meanwhile; the caller is to give them one.
 
     python-socketio makes a task for every client and packet, which costs more than all else it does for them. What the
     tasks would do is done here for all clients that are well; the others get theirs.
     """
     if not _is_short_way(server):
-        await _send_to(server, parcels)
+        await _send_to(server, clients)
         return
     engine = server.eio
     now = time.time()
     unwell = []
-    for parcel in parcels:
-        eio_sid, packets = parcel
+    for client in clients:
+        eio_sid, packets = client
         queue = _queue_of(engine, eio_sid, now)
         if queue is None:
-            unwell.append(parcel)
+            unwell.append(client)
             continue
         for packet in packets:
             queue.put_nowait(packet)
@@ -170,10 +181,10 @@ async def queue_for(server: Any, parcels: Sequence[Parcel]) -> None:
 _background: Final[set[asyncio.Task[None]]] = set()
 
 
-async def _send_to(server: Any, parcels: Sequence[Parcel]) -> None:
+async def _send_to(server: Any, clients: Sequence[ClientPackets]) -> None:
     sending = [
         asyncio.create_task(server._send_eio_packet(eio_sid, packet))  # noqa: SLF001  (as AsyncManager.emit does)
-        for eio_sid, packets in parcels
+        for eio_sid, packets in clients
         for packet in packets
     ]
     if sending:

@@ -1,15 +1,16 @@
+# Generated from async_wait_for_version.py by scripts/async_to_sync.py; edit that file.
 """Waiting for a number that nobody announces: a position in the database, or of a loop of the user's."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
-from socketio_postgres.events.async_store_calls import sleep
+from socketio_postgres._bus.primitives import sleep
 from socketio_postgres.exceptions import OperationTimeoutError
 
-__all__ = ["wait_until"]
+__all__ = ["wait_for_version"]
 
 LOOK_FIRST: Final = 0.001
 """Seconds after the first look; they double."""
@@ -17,7 +18,7 @@ LOOK_LAST: Final = 0.1
 """Most seconds between two looks."""
 
 
-async def wait_until(look: Callable[[], Awaitable[int]], wanted: int, timeout: float | None, what: str) -> None:
+def wait_for_version(look: Callable[[], int], wanted: int, timeout: float | None, what: str) -> None:
     """Look again and again, until the number found is at least the one wanted.
 
     Raises:
@@ -25,9 +26,9 @@ async def wait_until(look: Callable[[], Awaitable[int]], wanted: int, timeout: f
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     delay = LOOK_FIRST
-    while (found := await look()) < wanted:
+    while (found := look()) < wanted:
         left = delay if deadline is None else deadline - time.monotonic()
         if left <= 0:
             raise OperationTimeoutError(f"{what} is at version {max(found, 0)}, not at {wanted}, after {timeout} s")
-        await sleep(min(delay, left))
+        sleep(min(delay, left))
         delay = min(delay * 2, LOOK_LAST)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from socketio.msgpack_packet import MsgPackPacket
 
 from socketio_postgres import Message, MessageType
-from socketio_postgres._cluster import local_delivery
-from socketio_postgres._cluster.local_delivery import Parcel, event_maker, event_packets, queue_for
+from socketio_postgres._cluster import socketio_delivery
+from socketio_postgres._cluster.socketio_delivery import ClientPackets, event_maker, event_packets, queue_for
 
 VALUES = st.recursive(
     st.none()
@@ -90,7 +90,7 @@ def test_what_is_to_be_acknowledged_is_made_by_python_socketio_where_it_is_not_p
         patch.setattr(socketio.AsyncServer, "_send_packet", nothing)
         assert event_maker(one, broadcast(["event"])) is None
     with monkeypatch.context() as patch:
-        patch.setattr(local_delivery, "IS_KNOWN", False)
+        patch.setattr(socketio_delivery, "IS_KNOWN", False)
         assert event_maker(one, broadcast(["event"])) is None
     assert event_maker(one, broadcast(["event"])) is not None
 
@@ -148,7 +148,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def send_to(_: Any, parcels: Any) -> None:
         sids.extend(eio_sid for eio_sid, _ in parcels)
 
-    monkeypatch.setattr(local_delivery, "_send_to", send_to)
+    monkeypatch.setattr(socketio_delivery, "_send_to", send_to)
     return sids
 
 
@@ -162,14 +162,14 @@ def with_sockets(*names: str) -> tuple[socketio.AsyncServer, dict[str, FakeSocke
 PACKETS: Any = ["first", "second"]
 
 
-def parcels(*names: str) -> list[Parcel]:
+def packets_for(*names: str) -> list[ClientPackets]:
     return [(name, PACKETS) for name in names]
 
 
 async def test_packets_are_queued_in_order(sent: list[str]) -> None:
     one, sockets = with_sockets("a", "b", "c")
-    await queue_for(one, parcels("a", "c"))
-    await queue_for(one, parcels("a"))
+    await queue_for(one, packets_for("a", "c"))
+    await queue_for(one, packets_for("a"))
     assert [sockets["a"].queue.get_nowait() for _ in range(4)] == PACKETS * 2
     assert sockets["b"].queue.empty()
     assert sockets["c"].queue.qsize() == 2
@@ -180,7 +180,7 @@ async def test_clients_that_are_not_well_are_left_to_python_socketio(sent: list[
     one, sockets = with_sockets("closed", "silent", "well")
     sockets["closed"].closed = True
     sockets["silent"].last_ping = 1.0
-    await queue_for(one, parcels("closed", "gone", "silent", "well"))
+    await queue_for(one, packets_for("closed", "gone", "silent", "well"))
     await asyncio.sleep(0)
     assert sent == ["closed", "gone", "silent"]
     assert sockets["well"].queue.qsize() == 2
@@ -211,7 +211,7 @@ def patch_engine(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def newer_release(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_delivery, "IS_KNOWN", False)
+    monkeypatch.setattr(socketio_delivery, "IS_KNOWN", False)
 
 
 def log_everything(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def other_logger(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_whatever_was_replaced_is_used(change: Any, sent: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     one, sockets = with_sockets("a")
     change(one, monkeypatch)
-    await queue_for(one, parcels("a"))
+    await queue_for(one, packets_for("a"))
     assert sent == ["a"]
     assert sockets["a"].queue.empty()
 
@@ -236,12 +236,12 @@ async def test_whatever_was_replaced_is_used(change: Any, sent: list[str], monke
 async def test_a_subclass_is_used(sent: list[str]) -> None:
     one = OwnServer(async_mode="asgi")
     one.eio.sockets = {"a": FakeSocket()}
-    await queue_for(one, parcels("a"))
+    await queue_for(one, packets_for("a"))
     assert sent == ["a"]
 
 
 def test_the_installed_releases_are_known() -> None:
     """If this fails: read how the new release sends, then raise the numbers."""
-    assert local_delivery.IS_KNOWN
-    assert len(local_delivery.ORIGINALS) == local_delivery.SHORTENED
-    assert len(local_delivery.SENDERS) == 2
+    assert socketio_delivery.IS_KNOWN
+    assert len(socketio_delivery.ORIGINALS) == socketio_delivery.SHORTENED
+    assert len(socketio_delivery.SENDERS) == 2

@@ -1,0 +1,220 @@
+# Generated from async_client.py by scripts/async_to_sync.py; edit that file.
+"""`PostgresClient`: LISTEN, NOTIFY and the attachment table, without the cluster protocol."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Final, cast
+
+from socketio_postgres import _core
+from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.gap import GapHandler, GapInfo
+from socketio_postgres._bus.hook import Hook
+from socketio_postgres._bus.notification import Notification
+from socketio_postgres._bus.options import BusKeywords, BusOptions
+from socketio_postgres._bus.stats import BusStats
+from socketio_postgres._typing import Self, Unpack
+from socketio_postgres.exceptions import ClosedError, OperationTimeoutError
+
+__all__ = ["PostgresClient"]
+
+CLOSE_LIMIT: Final = 5.0
+
+LISTEN_LIMIT: Final = 30.0
+"""Seconds until `listen` says that PostgreSQL cannot be reached."""
+
+log: Final = logging.getLogger("socketio_postgres")
+
+
+class PostgresClient:
+    """Listen on channels, send notifications, keep attachments.
+
+    The listening connection is opened again for ever; after a gap `on_gap` is called, and channels are listened to
+    as before. Notifications arrive in commit order; any thread may call this, and one at a time waits for one. One that
+    is not UTF-8, which only a database with the encoding SQL_ASCII lets through, is skipped and told to `error_handler`
+    as a `DecodeError`. Nothing connects before the first call.
+
+        with PostgresClient(dsn) as client:
+            client.listen("jobs")
+            client.notify("jobs", "1")
+            for notification in client:
+                ...
+
+    Args:
+        dsn: Connection string or URL as libpq reads it.
+        error_handler: Called with every background failure (an exception), after it was logged; a function or a
+            coroutine function. It runs in a thread of its own. What it raises is logged.
+        on_gap: Called with a `GapInfo` when notifications are missing: once the client listens again after its
+            connection was lost, and when they came faster than they were taken and `receive_buffer_bytes` were full.
+            A function or a coroutine function, in a thread of its own, as `error_handler`.
+        options: As in `BusOptions`.
+
+    Raises:
+        OptionsError: The DSN or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        dsn: str = "",
+        *,
+        error_handler: Callable[[Exception], object] | None = None,
+        on_gap: GapHandler | None = None,
+        **options: Unpack[BusKeywords],
+    ) -> None:
+        self._bus = Bus(BusOptions.of(dsn, options), uid=str, is_raw=True)
+        self._error_handler = Hook("error_handler", error_handler, log)
+        self._on_gap = Hook("on_gap", on_gap, log, self._error_handler)
+        self._taken: list[tuple[int, int, Any]] = []
+
+    def start(self) -> None:
+        """Connect now instead of with the first call.
+
+        Raises:
+            ConnectionLostError: The server cannot be reached.
+            DatabaseError: It refuses: password, database, or it is a standby.
+        """
+        core = self._bus.core
+        self._bus.call_blocking(lambda inbox, token: core.start_publisher(False, inbox, token))
+
+    def listen(self, channel: str) -> None:
+        """Listen to a channel; returns once LISTEN is active.
+
+        During an outage that is when it is over: once this client has connected, what is lost or refused is tried again
+        for ever.
+
+        Raises:
+            DatabaseError: The first connection is refused: password, database, or rights.
+            OptionsError: The name is empty or holds a NUL.
+            PayloadTooLargeError: It is longer than 63 bytes, which LISTEN would cut silently.
+            DatabaseError: PostgreSQL refuses: password, database, or it is a standby; or the encoding of the database
+                lacks a character of the name (`sqlstate` 22P05).
+            OperationTimeoutError: It is not active after 30 seconds. The channel stays wanted, and will be listened to
+                once PostgreSQL can be reached; `unlisten` takes it back.
+        """
+        core = self._bus.core
+        self._bus.call_blocking(lambda inbox, token: core.listen(channel, inbox, token), LISTEN_LIMIT)
+
+    def unlisten(self, channel: str) -> None:
+        """Stop listening to a channel."""
+        core = self._bus.core
+        self._bus.call_blocking(lambda inbox, token: core.unlisten(channel, inbox, token))
+
+    def notify(self, channel: str, payload: str = "") -> None:
+        """Send a notification; returns once it is committed.
+
+        Equal notifications sent at once all arrive: those that PostgreSQL would fold are committed separately.
+
+        Raises:
+            PayloadTooLargeError: More than 7999 bytes, or a channel name of more than 63.
+            EncodeError: The payload holds a NUL, which PostgreSQL cannot store.
+            DatabaseError: PostgreSQL refuses, for example because the encoding of the database lacks a character of the
+                payload or of the channel's name (`sqlstate` 22P05).
+            ConnectionLostError: The connection broke; `may_be_sent` says whether the commit is in doubt.
+        """
+        self._bus.notify_blocking(channel, payload)
+
+    def wait_for_notification(self, timeout: float | None = None) -> Notification:
+        """The next notification.
+
+        Args:
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Raises:
+            OperationTimeoutError: None came in time.
+            ClosedError: The client was closed, and all that had arrived before were handed out.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        has_waited = False
+        while True:
+            inbox = self._bus.last_inbox
+            for _, kind, value in self._take(inbox):
+                if kind == _core.NOTIFICATION:
+                    return Notification(*value)
+                self._tell(kind, value)
+                break
+            else:
+                if inbox.is_closed:
+                    raise ClosedError(f"the connection to {self._bus.description} is closed; create a new client")
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise OperationTimeoutError(f"no notification within {timeout} s")
+                self._bus.readable_blocking(inbox, left, again=has_waited)
+                has_waited = True
+
+    def _take(self, inbox: _core.Inbox) -> list[tuple[int, int, Any]]:
+        """At most one item. One that Ctrl-C finds on its way here is kept for the next call."""
+        taken = self._taken or inbox.drain(1, self._taken)
+        return [taken.pop(0)] if taken else []
+
+    def _tell(self, kind: int, value: Any) -> None:
+        if kind == _core.FAILURE:
+            log.error("%s: %s", self._bus.description, value)
+            self._error_handler(value)
+        elif kind == _core.GAP:
+            gap = GapInfo(*value)
+            log.warning("%s: %s", self._bus.description, gap)
+            self._on_gap(gap)
+
+    def __iter__(self) -> Iterator[Notification]:
+        return self
+
+    def __next__(self) -> Notification:
+        try:
+            return self.wait_for_notification()
+        except ClosedError:
+            raise StopIteration from None
+
+    def ensure_table(self) -> None:
+        """Create the attachment table if it is missing.
+
+        Raises:
+            DatabaseError: It is missing and may not be created, or has another layout; the hint holds the DDL.
+        """
+        self._bus.call_blocking(self._bus.core.ensure_table)
+
+    def insert_attachment(self, body: bytes) -> int:
+        """Store a body; returns its id.
+
+        Raises:
+            CommitInDoubtError: The connection broke, or fell silent, while it was being stored.
+        """
+        core = self._bus.core
+        attachment_id: int = self._bus.call_blocking(lambda inbox, token: core.insert_attachment(body, inbox, token))
+        return attachment_id
+
+    def get_attachment(self, attachment_id: int) -> bytes | None:
+        """The body stored under an id, or None."""
+        core = self._bus.core
+        body: bytes | None = self._bus.call_blocking(
+            lambda inbox, token: core.get_attachment(attachment_id, inbox, token)
+        )
+        return body
+
+    def cleanup_attachments(self, age: float = 30.0) -> int:
+        """Delete bodies older than `age` seconds; returns how many.
+
+        Zero also when another session is deleting at this moment.
+        """
+        core = self._bus.core
+        deleted: int = self._bus.call_blocking(lambda inbox, token: core.expire_attachments(age, inbox, token))
+        return deleted
+
+    def stats(self) -> BusStats:
+        """Counters since the first use in this process, and how things are now; empty before it."""
+        return cast("BusStats", self._bus.stats())
+
+    def close(self) -> None:
+        """Disconnect. An iteration ends once it has handed out what had arrived before."""
+        self._bus.close_blocking(CLOSE_LIMIT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

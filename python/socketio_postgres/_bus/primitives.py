@@ -1,0 +1,153 @@
+"""What differs between tasks and threads: each thing in an async form, `aname`, and in a blocking one, `name`.
+
+All that builds on it is written once, for tasks; `scripts/async_to_sync.py` makes the blocking twin of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Any, Final, TypeVar
+
+from socketio_postgres._bus.green import has_hub, pause
+from socketio_postgres._bus.handover import AsyncCalls, BlockingCalls, Operation
+from socketio_postgres.exceptions import OperationTimeoutError
+
+__all__ = [
+    "IS_ASYNC",
+    "AsyncBackground",
+    "Background",
+    "acall",
+    "achunks_of",
+    "arun",
+    "asleep",
+    "call",
+    "chunks_of",
+    "run",
+    "sleep",
+]
+
+T = TypeVar("T")
+
+IS_ASYNC: bool = True
+"""True in what is written by hand. A generated twin has only what an `if` with it does otherwise."""
+
+END_INTERVAL: Final = 0.01
+"""Seconds between two looks whether a thread has ended, where greenlets must go on meanwhile."""
+
+_calls: Final = BlockingCalls()
+
+asleep = asyncio.sleep
+sleep = pause
+
+
+async def arun(operation: Operation, timeout: float | None = None) -> Any:
+    """Start an operation of the core and wait for its end; returns its result or raises its exception.
+
+    Raises:
+        OperationTimeoutError: It did not end within `timeout` seconds. It goes on in the background.
+    """
+    try:
+        return await asyncio.wait_for(AsyncCalls.of_running_loop().start(operation), timeout)
+    except OperationTimeoutError:
+        raise  # the core's own, which says what took so long
+    except asyncio.TimeoutError:
+        raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s") from None
+
+
+def run(operation: Operation, timeout: float | None = None) -> Any:
+    """Blocking form of `arun`."""
+    return _calls.run(operation, timeout)
+
+
+class AsyncBackground:
+    """Work that goes on beside its caller, as a task of the running loop."""
+
+    def __init__(self, work: Callable[[], Awaitable[None]], name: str) -> None:
+        async def run() -> None:
+            await work()
+
+        self._task = asyncio.get_running_loop().create_task(run(), name=name)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._task.done() and not self._task.get_loop().is_closed()
+
+    async def stop(self) -> None:
+        """End it, and wait for that unless it is the caller itself. What another loop has going is only told to end."""
+        task, loop = self._task, self._task.get_loop()
+        if task is asyncio.current_task():
+            return
+        if loop is asyncio.get_running_loop():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        elif self.is_running:
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(task.cancel)
+
+
+class Background:
+    """Work that goes on beside its caller, in a thread; it ends by itself when what it waits for is closed."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        self._thread = threading.Thread(target=work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Wait for its end unless it is the caller itself."""
+        if self._thread is threading.current_thread():
+            return
+        while has_hub() and self._thread.is_alive():
+            pause(END_INTERVAL)
+        self._thread.join()
+
+
+async def acall(function: Callable[[T], object], argument: T) -> None:
+    """Call a user's function, and await what it returns if that can be awaited."""
+    result = function(argument)
+    if isinstance(result, Awaitable):
+        await result
+
+
+def call(function: Callable[[T], object], argument: T) -> None:
+    """Call a user's function.
+
+    Raises:
+        TypeError: It returned a coroutine: nobody awaits it here, and what it was to do would be lost.
+    """
+    result = function(argument)
+    if isinstance(result, Coroutine):
+        result.close()
+        raise TypeError("the handler returned a coroutine, which only the Async classes await")
+
+
+async def achunks_of(items: Iterable[T] | AsyncIterable[T], size: int) -> AsyncIterator[list[T]]:
+    """Lists of at most `size` items, taken from any iterable as they are needed."""
+    if isinstance(items, AsyncIterable):
+        chunk: list[T] = []
+        async for item in items:
+            chunk.append(item)
+            if len(chunk) >= size:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+        return
+    for chunk in chunks_of(items, size):
+        yield chunk
+
+
+def chunks_of(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Blocking form of `achunks_of`."""
+    source = iter(items)
+    while chunk := list(itertools.islice(source, size)):
+        yield chunk
