@@ -363,7 +363,7 @@ def reading(stage: Stage) -> list[Table]:
     }
     rival = "eventsourcing: select_notifications(), bytes"
     targets = [Target("ours: read(), undecoded", rival, 2), Target("ours: read(), data as dicts", rival, 1)]
-    notes = ["Pages of 1,000. The second target is against a rival that decodes nothing."]
+    notes = ["Pages of 1,000. The second target compares with an alternative that decodes nothing."]
     found = rows(alternate(stage.scale, turns))
     return [Table("store_read", "Reading all events", "events/s", found, targets=targets, notes=notes)]
 
@@ -469,8 +469,8 @@ def fan_out(stage: Stage) -> list[Table]:
     return [
         Table("store_fan_out_reads", "Reads of the table for each event", "reads/event",
               [Row(who, per_event[1:], is_ours=True)], is_more_better=False, targets=[Target(who, None, limit=1.1)],
-              notes=["One listening connection and one reader for all of them."]),
-        Table("store_fan_out", "Until every one of them has the event", "ms/event", rows(found), is_more_better=False),
+              notes=["One listening connection and one reader serve all subscriptions."]),
+        Table("store_fan_out", "Until every subscription has the event", "ms/event", rows(found), is_more_better=False),
     ]  # fmt: skip
 
 

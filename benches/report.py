@@ -18,12 +18,12 @@ TIE = 0.98
 
 HEAD = """# What was measured
 
-Written by `python -m benches.report`; do not edit. `make bench` measures anew in some ten minutes, `make bench-full`
-takes longer. What each program does, and what it leaves out, is said in [README.md](README.md).
+This file is written by `python -m benches.report`; do not edit it. `make bench` measures again in about ten minutes,
+`make bench-full` takes longer. [README.md](README.md) describes what each program does, and what it leaves out.
 
-Values are medians of the repetitions; the smallest and the largest stand beside them. "Ours ÷ theirs" is how many times
-as good as that row ours is, whichever direction is good: above 1 ours is better. Compare ratios, not the values of
-different machines: rivals took turns in one run, so what disturbed one disturbed all.
+Values are medians of the repetitions, with the smallest and the largest value beside them. "Ours ÷ theirs" says how
+many times as good as that row this package is, whichever direction is good: above 1, this package is better. Compare
+ratios rather than the values of different machines: the candidates took turns in one run, so disturbances affected all.
 """
 
 
@@ -141,7 +141,7 @@ def _summary(sections: list[Section]) -> list[str]:
 
 
 def _losses(sections: list[Section]) -> list[str]:
-    lines = ["## Cases we lose", "", "Every row of a rival whose median is better than that of ours.", ""]
+    lines = ["## Cases we lose", "", "These rows of alternatives have a better median than this package.", ""]
     for section in sections:
         for table in section.tables:
             for row in table.rows:

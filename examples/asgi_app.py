@@ -1,4 +1,4 @@
-"""Plain ASGI: a chat whose rooms span all server processes, and questions to all of them.
+"""Plain ASGI: a chat whose rooms span all server processes, and requests to all of them.
 
 pip install socketio-postgres uvicorn websockets
 export DATABASE_URL=postgresql://app@localhost/app
@@ -12,11 +12,11 @@ import socketio
 
 from socketio_postgres import AsyncPostgresManager
 
-# Nothing is connected yet: `--workers` and `--preload` import this before they start the processes that serve.
+# The manager connects later: `--workers` and `--preload` import this module before they start the worker processes.
 mgr = AsyncPostgresManager(os.environ["DATABASE_URL"])
 sio = socketio.AsyncServer(client_manager=mgr, async_mode="asgi", cors_allowed_origins=[])
 
-# `start` fails at once when the database is wrong; `close` tells the other servers that this one leaves.
+# `start` raises at once if the database cannot be used; `close` tells the other servers that this server leaves.
 app = socketio.ASGIApp(sio, on_startup=mgr.start, on_shutdown=mgr.close)
 
 
@@ -27,25 +27,25 @@ async def connect(sid: str, environ: dict[str, Any], auth: dict[str, Any] | None
 
 @sio.event
 async def chat(sid: str, room: str, text: str) -> None:
-    # Everybody in the room, on whichever server, except who said it.
+    # To all clients in the room, on all servers, except the sender.
     await sio.emit("chat", text, room=room, skip_sid=sid)
 
 
 @sio.event
 async def who(sid: str, room: str) -> list[str]:
-    # Asks all servers, in Python, Node.js or Go; the client gets the answer as its acknowledgement.
+    # A request to all servers (Python, Node.js, Go); the client receives the result as its acknowledgement.
     return [socket.id for socket in await mgr.to(room).fetch_sockets()]
 
 
 @sio.event
 async def vote(sid: str, question: str) -> list[Any]:
-    # One answer per client of the whole cluster; those that do not answer in time are left out.
+    # One answer per client of the whole cluster; clients that do not answer in time are left out.
     return await mgr.timeout(2.0).emit_with_ack("vote", question, partial=True)
 
 
 @sio.event
 async def processes(sid: str) -> list[int]:
-    # What the other servers return for the event of this name; this one adds its own.
+    # The other servers return what their handlers of this event return; this server adds its own process id.
     return [os.getpid(), *await mgr.server_side_emit_with_ack("pid", timeout=2.0)]
 
 

@@ -4,7 +4,7 @@
     export DATABASE_URL=postgresql://app@localhost/app CELERY_BROKER_URL=redis://localhost
     celery -A examples.celery_worker worker
 
-Then, from a program with the same settings: `from examples.celery_worker import work; work.delay("report", "room1")`
+Then run, in a program with the same settings: `from examples.celery_worker import work; work.delay("report", "room1")`
 """
 
 import os
@@ -15,8 +15,8 @@ from socketio_postgres import Emitter
 
 app = Celery("work", broker=os.environ["CELERY_BROKER_URL"])
 
-# Made once, at import. Each child process that Celery forks opens a connection of its own with its first emit, and
-# what it has emitted is committed before it ends.
+# Created once, at import. Each child process that Celery forks opens its own connection with its first emit, and
+# commits its emits before it ends.
 emitter = Emitter(os.environ["DATABASE_URL"])
 
 
@@ -24,4 +24,4 @@ emitter = Emitter(os.environ["DATABASE_URL"])
 def work(name: str, room: str) -> None:
     for percent in (0, 50, 100):
         emitter.to(room).emit("progress", name, percent)
-    emitter.flush()  # raises if PostgreSQL did not take it, and so the task fails
+    emitter.flush()  # raises if an emit was not committed, so that the task fails

@@ -1,4 +1,4 @@
-"""FastAPI and Socket.IO in the same processes; any route of any process emits to all clients.
+"""FastAPI and Socket.IO in the same processes; each route of each process can emit to all clients.
 
 pip install socketio-postgres fastapi uvicorn websockets
 export DATABASE_URL=postgresql://app@localhost/app
@@ -21,9 +21,9 @@ sio = socketio.AsyncServer(client_manager=mgr, async_mode="asgi", cors_allowed_o
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    await mgr.start()  # fails at once when the database is wrong
+    await mgr.start()  # raises at once if the database cannot be used
     yield
-    await mgr.close()  # tells the other servers that this one leaves
+    await mgr.close()  # tells the other servers that this server leaves
 
 
 api = FastAPI(lifespan=lifespan)
@@ -45,5 +45,5 @@ async def chat(sid: str, text: str) -> None:
     await sio.emit("chat", text, skip_sid=sid)
 
 
-# Socket.IO answers under /socket.io, FastAPI gets everything else, its lifespan included.
+# Socket.IO serves /socket.io; FastAPI receives everything else, including the lifespan events.
 app = socketio.ASGIApp(sio, api)

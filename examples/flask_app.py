@@ -1,10 +1,10 @@
-"""Flask-SocketIO with threads: the manager goes in as `client_manager`, and the rest stays as it was.
+"""Flask-SocketIO with threads: pass the manager as `client_manager`; nothing else changes.
 
     pip install socketio-postgres flask-socketio simple-websocket
     export DATABASE_URL=postgresql://app@localhost/app
     PORT=5000 python examples/flask_app.py & PORT=5001 python examples/flask_app.py
 
-`docs/flask-socketio.md` tells what to know about Flask-SocketIO.
+`docs/flask-socketio.md` lists what differs with Flask-SocketIO.
 """
 
 import os
@@ -16,7 +16,7 @@ from socketio_postgres import PostgresManager
 
 app = Flask(__name__)
 mgr = PostgresManager(os.environ["DATABASE_URL"])
-# Not `message_queue=`: Flask-SocketIO would give that URL to Kombu.
+# Do not use `message_queue=`: Flask-SocketIO passes its URL to Kombu.
 socketio = SocketIO(app, client_manager=mgr, async_mode="threading")
 
 
@@ -27,13 +27,13 @@ def join(room: str) -> None:
 
 @socketio.on("chat")
 def chat(room: str, text: str) -> None:
-    # Everybody in the room, on whichever server, except who said it.
+    # To all clients in the room, on all servers, except the sender.
     emit("chat", text, to=room, include_self=False)
 
 
 @app.post("/announce")
 def announce() -> dict[str, int]:
-    # Outside of Socket.IO handlers use the object, whose `emit` goes to everybody.
+    # Outside Socket.IO handlers use `socketio.emit`, which sends to all clients.
     socketio.emit("announcement", request.args["text"])
     return {"servers": mgr.server_count()}
 
@@ -44,6 +44,6 @@ def clients() -> list[str]:
 
 
 if __name__ == "__main__":
-    mgr.start()  # fails at once when the database is wrong
-    # The development server; see docs/flask-socketio.md for gunicorn.
+    mgr.start()  # raises at once if the database cannot be used
+    # This is the development server; see docs/flask-socketio.md for gunicorn.
     socketio.run(app, port=int(os.environ.get("PORT", "5000")), allow_unsafe_werkzeug=True)

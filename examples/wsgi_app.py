@@ -1,4 +1,4 @@
-"""Plain WSGI with gevent; greenlets keep running whatever this package waits for, patched or not.
+"""Plain WSGI with gevent; other greenlets keep running while this package waits, with or without monkey-patching.
 
     pip install socketio-postgres gevent simple-websocket
     export DATABASE_URL=postgresql://app@localhost/app
@@ -20,7 +20,7 @@ sio = socketio.Server(client_manager=mgr, async_mode="gevent", cors_allowed_orig
 
 
 def announce(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """What is not Socket.IO: a POST is announced to everybody."""
+    """Serve requests that are not for Socket.IO: announce a POST to all clients."""
     if environ["REQUEST_METHOD"] == "POST":
         sio.emit("announcement", environ["PATH_INFO"].removeprefix("/"))
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -37,12 +37,12 @@ def chat(sid: str, text: str) -> None:
 
 @sio.event
 def ask(sid: str, other: str, question: str) -> Any:
-    # The other client may be connected to any server; this waits for its acknowledgement.
+    # The other client may be connected to any server; the call waits for its acknowledgement.
     return sio.call("question", question, to=other, timeout=5)
 
 
 if __name__ == "__main__":
     from gevent import pywsgi
 
-    mgr.start()  # fails at once when the database is wrong
+    mgr.start()  # raises at once if the database cannot be used
     pywsgi.WSGIServer(("127.0.0.1", int(os.environ.get("PORT", "5000"))), app, log=None).serve_forever()

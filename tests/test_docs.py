@@ -41,11 +41,11 @@ from tests.fixtures.waiting import eventually
 
 ROOT = Path(__file__).parents[1]
 EPOCH = datetime.fromtimestamp(0, tz=timezone.utc)
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benches/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benches/**/*.md")])
 
 _BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _DSN = re.compile(r'"postgres(?:ql)?://[^"]*"')
-_LINK = re.compile(r"(?<!\!)\[[^\]]+\]\((?P<target>[^)\s]+)\)")
+_LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _ROW = re.compile(r"^\| `(?P<name>\w+)` \| (?P<cells>.*) \|$", re.MULTILINE)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 

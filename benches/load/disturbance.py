@@ -65,8 +65,8 @@ async def disturbance(stage: Stage) -> Table:
         notes=[
             (
                 f"{CLIENTS} connections of pgbench update one row in each transaction, fsync on. Beside it `Emitter` "
-                "sends as many messages a second as pgbench commits alone, and one of our servers listens; inside, "
-                "every transaction calls `pg_notify` with a message of that size, and a session listens."
+                "sends as many messages a second as pgbench commits alone, and a server of this package listens; "
+                "inside, every transaction calls `pg_notify` with a message of that size, and a session listens."
             ),
         ],
     )

@@ -88,12 +88,12 @@ async def rates(stage: Stage) -> Table:
         notes=[
             (
                 "From the first call to the last commit, for Redis to its last answer. Another process listens and "
-                "reads everything; a round counts only when all of it arrived there."
+                "reads everything; a round counts only when everything has arrived there."
             ),
             (
                 "`Emitter` emits in a loop, or by one call of `emit_many`, and flushes once. The Node.js emitter "
-                "cannot be awaited: all in one turn of its event loop, through its pool of ten connections, until "
-                "the pool has nothing under way."
+                "cannot be awaited: it emits all in one turn of its event loop, through its pool of ten connections, "
+                "until the pool has nothing under way."
             ),
         ],
     )

@@ -62,6 +62,6 @@ async def _fan_out(stage: Stage, clients: int) -> list[Table]:
             unit="µs",
             rows=[Row(name, cpu[name][1:], is_ours=name == ours) for name in values] + missing,
             is_more_better=False,
-            notes=["Of the same rounds, all threads."],
+            notes=["The same rounds, all threads."],
         ),
     ]

@@ -109,18 +109,18 @@ async def servers(stage: Stage) -> list[Table]:
     return [
         table(
             "servers",
-            "Growth: CPU of each server for a message that concerns nobody there",
-            "Every server hears every message. Two cores are shared by all servers, so this is CPU and not time.",
+            "Growth: CPU of each server for a message without a local recipient",
+            "Every server receives every message. All servers share two cores, so this is CPU time and not duration.",
         ),
         table(
             "postgres",
-            "Growth: CPU of PostgreSQL for a message and each server that hears it",
-            "All its processes, publishing included, divided by the number of receiving servers.",
+            "Growth: CPU of PostgreSQL for a message and each server that receives it",
+            "All processes of PostgreSQL, publishing included, divided by the number of receiving servers.",
         ),
         table(
             "publisher",
             "Growth: CPU of the publisher for a message",
-            "A server without clients that emits; the receiving ones come on top of it.",
+            "The server that emits, without clients; the receiving servers need additional CPU.",
         ),
     ]
 

@@ -71,7 +71,8 @@ async def somebody_here(stage: Stage) -> Table:
         notes=[
             (
                 "From the commit of one transaction (Redis: from the first byte of one pipeline) to the last packet at "
-                "the client. The frames are made before the clock starts, and PostgreSQL's sender is no Python."
+                "the client. The frames are made before the clock starts, and PostgreSQL's sender is not written in "
+                "Python."
             ),
         ],
     )
@@ -105,7 +106,7 @@ async def nobody_here(stage: Stage) -> Table:
     ours = NAMES["ours"]
     return Table(
         id="nobody",
-        title="CPU of a server for a message whose room has nobody here",
+        title="CPU of a server for a message to a room without a local client",
         unit="µs",
         rows=[Row(name, found, is_ours=name == ours) for name, found in values.items()] + missing_rows(stage, KINDS),
         is_more_better=False,
@@ -117,7 +118,7 @@ async def nobody_here(stage: Stage) -> Table:
         notes=[
             (
                 "User and system time of the server's process, all threads, from before the flood until the one "
-                "message behind it that is for a client has arrived."
+                "message after it that is for a client has arrived."
             ),
         ],
     )

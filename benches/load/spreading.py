@@ -53,7 +53,7 @@ async def bursts(stage: Stage) -> Table:
             "that it stands in the buffer, and for Redis and socketio-pg-manager that the server has answered; the "
             "Node.js adapter cannot be awaited and emits 100 in a turn of its event loop."
         ),
-        "python-socketio without a cluster is one server with one client: what is left when there is no bus at all.",
+        "python-socketio without a cluster is one server with one client: the cost without any bus.",
     ]
     notes += [f"{name} did not deliver in the order of the calls." for name in sorted(disorder)]
     return Table(
@@ -116,7 +116,7 @@ async def latencies(stage: Stage) -> list[Table]:
     return [
         table("p50", values, "From the call of `emit` in one server to the arrival at the client of another."),
         # The first one of each was the unmeasured round.
-        table("p99", {name: found[1:] for name, found in tails.items()}, "Of the same rounds; one value a round."),
+        table("p99", {name: found[1:] for name, found in tails.items()}, "The same rounds, one value for each round."),
     ]
 
 
@@ -154,5 +154,5 @@ async def large_events(stage: Stage) -> Table:
         unit="MiB/s",
         rows=rows + missing_rows(stage, {"node": NAMES["node"], "redis": NAMES["redis"]}),
         targets=targets,
-        notes=["As in the bursts above. Rows are deleted later, by the servers' own clean-up."],
+        notes=["As in the bursts above. The servers' own clean-up deletes the rows later."],
     )
