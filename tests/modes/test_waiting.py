@@ -134,6 +134,12 @@ async def test_ctrl_c_ends_a_server_that_says_goodbye(mode: str, database: Datab
         with sync_server(mode, database.dsn) as program:
             client = await PythonClient.connect(program.url)
             await eventually(lambda: mgr.server_count() == 2, "the servers know each other")
+
+            async def is_at_rest() -> bool:
+                return bool(await program.ask("mgr.server_count()") == 2)
+
+            # A signal interrupts whatever greenlet runs, also the one that is just hearing of the other server.
+            await eventually(is_at_rest, "the other one does, too")
             program.signal(signal.SIGINT)
             code = await program.wait()
             # Far less than the heartbeat's time-out: it was said, not found out.

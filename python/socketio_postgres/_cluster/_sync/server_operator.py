@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from socketio_postgres._bus.messages import Message
+from socketio_postgres._cluster._sync.node import Node
 from socketio_postgres._cluster.broadcast_operator import (
     Chain,
     EmitActions,
@@ -18,9 +19,6 @@ from socketio_postgres._cluster.broadcast_operator import (
 )
 from socketio_postgres._cluster.rooms import checked_namespace
 from socketio_postgres.exceptions import RequestTimeoutError
-
-if TYPE_CHECKING:
-    from socketio_postgres._cluster._sync.node import Node
 
 __all__ = ["RemoteSocket", "ServerNamespace", "ServerOperator"]
 
