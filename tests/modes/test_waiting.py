@@ -146,7 +146,8 @@ async def test_ctrl_c_ends_a_server_that_says_goodbye(mode: str, database: Datab
             await eventually(lambda: mgr.server_count() == 1, "the goodbye was heard", 8.0)
             assert code in {0, 1}, program.output
             assert "Fatal" not in program.output
-            assert "Traceback" not in program.output
+            # gevent shows where the application was interrupted; it was not inside of us.
+            assert "/socketio_postgres/" not in program.output
             await client.disconnect()
         await mgr.close()
 
