@@ -18,7 +18,7 @@ use _core::receive::intake::{Intake, IntakeSettings};
 use _core::receive::listener::Sink as _;
 use _core::receive::rooms::Rooms;
 use _core::wire::codec::{self, Encoded, Limits, Seal};
-use _core::wire::protocol::{Body, Data, Flags, Message, Opts};
+use _core::wire::protocol::{Data, Message, MessageType, Opts};
 
 const CHANNEL: &str = "socket.io#/";
 const UID: &str = "a1b2c3d4e5f60718";
@@ -27,8 +27,8 @@ const LIMITS: Limits = Limits { payload_threshold_bytes: 8000, max_payload_bytes
 
 fn broadcast(room: &str, text_bytes: usize) -> Message {
     let packet = Data::Json(format!(r#"["chat",{{"number":1,"text":"{}"}}]"#, "x".repeat(text_bytes)));
-    let opts = Opts { rooms: vec![room.to_owned()], except: Vec::new(), flags: Flags::default() };
-    Message::new("/", Body::Broadcast { opts, packet, request_id: None })
+    let opts = Opts { rooms: vec![room.to_owned()], ..Opts::default() };
+    Message { opts, packet: Some(packet), ..Message::new(MessageType::Broadcast, "/") }
 }
 
 fn payload(message: &Message, uid: &str, number: u64) -> String {

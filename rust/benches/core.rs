@@ -10,7 +10,7 @@ use _core::receive::echo::Echo;
 use _core::receive::rooms::Rooms;
 use _core::receive::sequence::{Sender, Sequences};
 use _core::wire::codec::{self, Encoded, Limits, Seal, msgpack};
-use _core::wire::protocol::{Body, Data, Flags, Message, Opts};
+use _core::wire::protocol::{Data, Message, MessageType, Opts};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const CHANNEL: &str = "socket.io#/";
@@ -22,8 +22,8 @@ const SIZES: [usize; 3] = [60, 1000, 7000];
 fn broadcast(rooms: &[&str], text_bytes: usize) -> Message {
     let packet = Data::Json(format!(r#"["chat",{{"number":1,"user":"ada","text":"{}"}}]"#, "x".repeat(text_bytes)));
     let rooms = rooms.iter().map(|&room| room.to_owned()).collect();
-    let opts = Opts { rooms, except: Vec::new(), flags: Flags::default() };
-    Message::new("/", Body::Broadcast { opts, packet, request_id: None })
+    let opts = Opts { rooms, ..Opts::default() };
+    Message { opts, packet: Some(packet), ..Message::new(MessageType::Broadcast, "/") }
 }
 
 /// What a publisher puts on the wire.
@@ -62,8 +62,7 @@ fn codec_benches(criterion: &mut Criterion) {
     rmp::encode::write_array_len(&mut packet, 2).unwrap();
     rmp::encode::write_str(&mut packet, "chat").unwrap();
     rmp::encode::write_bin(&mut packet, &vec![7; 64 * 1024]).unwrap();
-    let Body::Broadcast { opts, .. } = broadcast(&["room1"], 0).body else { unreachable!() };
-    let message = Message::new("/", Body::Broadcast { opts, packet: Data::MessagePack(packet), request_id: None });
+    let message = Message { packet: Some(Data::MessagePack(packet)), ..broadcast(&["room1"], 0) };
     let body = msgpack::write(&message, UID).unwrap();
     group.throughput(Throughput::Bytes(body.len() as u64));
     group.bench_function("decode attachment of 64 KiB", |bencher| {

@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         assert_eq!(found, (&**uid, &**nsp, stamp.sequence, stamp.process.as_deref()));
         assert_eq!(glance.is_attachment, matches!(received, Received::Attachment { .. }));
         if let Received::Message(message) = received {
-            let opts = message.body.opts_for_sockets().expect("it wants no answer");
+            let opts = message.opts_for_sockets().expect("it wants no answer");
             assert!(glance.rooms().eq(&opts.rooms));
         }
     }

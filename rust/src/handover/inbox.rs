@@ -291,11 +291,11 @@ impl<A> Drop for Taken<'_, A> {
 mod tests {
     use super::*;
     use crate::wire::gap::Gap;
-    use crate::wire::protocol::{Body, Message};
+    use crate::wire::protocol::{Data, Message, MessageType};
 
     fn message(size: usize) -> Item {
-        let packet = crate::wire::protocol::Data::Json("x".repeat(size));
-        Item::Message(Message::new("/", Body::ServerSideEmit { packet, request_id: None }))
+        let packet = Some(Data::Json("x".repeat(size)));
+        Item::Message(Message { packet, ..Message::new(MessageType::ServerSideEmit, "/") })
     }
 
     #[test]

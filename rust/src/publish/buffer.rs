@@ -115,8 +115,10 @@ pub struct Queue {
     pub is_running: bool,
     /// Whether nothing more is accepted.
     pub is_closed: bool,
-    /// Who waits for the task to end, and when it must have.
-    pub closing: Option<(Completion, Instant)>,
+    /// Who waits for the task to end.
+    pub closing: Vec<Completion>,
+    /// When it must have ended, once `close` was called.
+    pub closes_at: Option<Instant>,
     sequences: HashMap<String, u64>,
     space_waiters: Vec<Completion>,
     is_dropping: bool,
@@ -132,7 +134,8 @@ impl Queue {
             stats: PublisherStats::default(),
             is_running: false,
             is_closed: false,
-            closing: None,
+            closing: Vec::new(),
+            closes_at: None,
             sequences: HashMap::new(),
             space_waiters: Vec::new(),
             is_dropping: false,

@@ -193,6 +193,10 @@ impl Publisher {
     /// Accept nothing more, commit what is buffered within `limit`, disconnect.
     pub fn close(self: &Arc<Self>, limit: Duration, completion: Completion) -> Result<()> {
         let mut queue = self.buffer.lock();
+        if queue.is_closed && queue.is_running {
+            queue.closing.push(completion); // the end that is awaited already, at its time
+            return Ok(());
+        }
         if queue.is_closed {
             drop(queue);
             completion.finish(Ok(()));
@@ -208,7 +212,8 @@ impl Publisher {
             });
             return Ok(());
         }
-        queue.closing = Some((completion, Instant::now() + limit));
+        queue.closing.push(completion);
+        queue.closes_at = Some(Instant::now() + limit);
         self.wake(queue)?;
         self.closed.notify_one();
         Ok(())
@@ -283,7 +288,7 @@ fn new_process_id() -> Result<String> {
 async fn run(publisher: Arc<Publisher>) {
     let overtime = async {
         publisher.closed.notified().await;
-        let deadline = publisher.buffer.lock().closing.as_ref().map_or_else(Instant::now, |(_, deadline)| *deadline);
+        let deadline = publisher.buffer.lock().closes_at.unwrap_or_else(Instant::now);
         tokio::time::sleep_until(deadline.into()).await;
     };
     tokio::select! {
@@ -297,9 +302,9 @@ async fn run(publisher: Arc<Publisher>) {
         // In one step with the end: a flush that comes later finds no task, and starts one.
         queue.answer_flushes();
         queue.is_running = false;
-        (queue.closing.take(), queue.take_space_waiters())
+        (std::mem::take(&mut queue.closing), queue.take_space_waiters())
     };
-    for completion in waiters.into_iter().chain(closing.map(|(completion, _)| completion)) {
+    for completion in waiters.into_iter().chain(closing) {
         completion.finish(Ok(()));
     }
 }

@@ -6,7 +6,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::convert::{self, Root};
 use crate::wire::codec::{self, Encoded, Limits, Received};
-use crate::wire::protocol::{Body, Data, Flags, Message, MessageType, NOTIFY_LIMIT_BYTES, Opts, PACKET_EVENT};
+use crate::wire::protocol::{Data, Flags, Message, MessageType, NOTIFY_LIMIT_BYTES, Opts, PACKET_EVENT};
 
 /// See `_core.pyi`.
 #[pyclass(name = "Message", frozen, module = "socketio_postgres._core")]
@@ -22,8 +22,10 @@ fn data(value: Option<&Bound<'_, PyAny>>, text: Option<String>, root: Root) -> P
     }
 }
 
-fn required<T>(value: Option<T>, name: &str, kind: MessageType) -> PyResult<T> {
-    value.ok_or_else(|| PyTypeError::new_err(format!("a message of type {} needs {name}", kind.number())))
+type Decoded<'py> = PyResult<Option<Bound<'py, PyAny>>>;
+
+fn decoded<'py>(py: Python<'py>, data: Option<&Data>, loads: Option<&Bound<'py, PyAny>>) -> Decoded<'py> {
+    data.map(|data| convert::decode(py, data, loads)).transpose()
 }
 
 /// Namespace and rooms, the sender, and the packet as it goes to clients.
@@ -55,57 +57,46 @@ impl PyMessage {
     ) -> PyResult<Self> {
         let kind = MessageType::from_number(r#type)
             .ok_or_else(|| PyValueError::new_err(format!("message types are 1 to 13, not {type}")))?;
-        let opts = Opts { rooms: to, except: except_, flags: Flags { volatile, compress } };
         let root = match kind {
             MessageType::Broadcast | MessageType::ServerSideEmit => Root::Packet,
             _ => Root::Data,
         };
-        let packet = data(packet, packet_json, root)?;
-        let body = match kind {
-            MessageType::InitialHeartbeat => Body::InitialHeartbeat,
-            MessageType::Heartbeat => Body::Heartbeat,
-            MessageType::AdapterClose => Body::AdapterClose,
-            MessageType::Broadcast => Body::Broadcast { opts, packet: required(packet, "packet", kind)?, request_id },
-            MessageType::SocketsJoin => Body::SocketsJoin { opts, rooms },
-            MessageType::SocketsLeave => Body::SocketsLeave { opts, rooms },
-            MessageType::DisconnectSockets => Body::DisconnectSockets { opts, close },
-            MessageType::FetchSockets => {
-                Body::FetchSockets { opts, request_id: required(request_id, "request_id", kind)? }
-            }
-            MessageType::FetchSocketsResponse => Body::FetchSocketsResponse {
-                request_id: required(request_id, "request_id", kind)?,
-                sockets: required(data(sockets, None, Root::Data)?, "sockets", kind)?,
-            },
-            MessageType::ServerSideEmit => {
-                Body::ServerSideEmit { packet: required(packet, "packet", kind)?, request_id }
-            }
-            MessageType::ServerSideEmitResponse => {
-                Body::ServerSideEmitResponse { request_id: required(request_id, "request_id", kind)?, packet }
-            }
-            MessageType::BroadcastClientCount => {
-                Body::BroadcastClientCount { request_id: required(request_id, "request_id", kind)?, client_count }
-            }
-            MessageType::BroadcastAck => Body::BroadcastAck {
-                request_id: required(request_id, "request_id", kind)?,
-                packet,
-                args: data(args, None, Root::Data)?,
-            },
+        let message = Message {
+            uid: uid.to_owned(),
+            opts: Opts { rooms: to, except: except_, flags: Flags { volatile, compress } },
+            rooms,
+            close,
+            request_id,
+            packet: data(packet, packet_json, root)?,
+            sockets: data(sockets, None, Root::Data)?,
+            client_count,
+            args: data(args, None, Root::Data)?,
+            ..Message::new(kind, nsp)
         };
-        Ok(Self(Message { uid: uid.to_owned(), nsp: nsp.to_owned(), body, is_from_go: false }))
+        if let Some(name) = message.lacks() {
+            let name = if name == "requestId" { "request_id" } else { name };
+            return Err(PyTypeError::new_err(format!("a message of type {} needs {name}", kind.number())));
+        }
+        Ok(Self(message.trimmed()))
     }
 
     fn with_packet(&self, packet: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let Body::Broadcast { opts, request_id, .. } = &self.0.body else {
+        let Message { kind, uid, nsp, opts, request_id, .. } = &self.0;
+        if *kind != MessageType::Broadcast {
             return Err(PyTypeError::new_err("only a broadcast can be given another packet"));
-        };
-        let packet = convert::encode(packet, Root::Packet)?;
-        let body = Body::Broadcast { opts: opts.clone(), packet, request_id: request_id.clone() };
-        Ok(Self(Message { body, uid: self.0.uid.clone(), nsp: self.0.nsp.clone(), is_from_go: false }))
+        }
+        Ok(Self(Message {
+            uid: uid.clone(),
+            opts: opts.clone(),
+            request_id: request_id.clone(),
+            packet: Some(convert::encode(packet, Root::Packet)?),
+            ..Message::new(*kind, nsp)
+        }))
     }
 
     #[getter]
     fn r#type(&self) -> u8 {
-        self.0.body.message_type().number()
+        self.0.kind.number()
     }
 
     #[getter]
@@ -124,70 +115,54 @@ impl PyMessage {
     }
 
     #[getter]
-    fn to(&self) -> Vec<&str> {
-        self.opts().map(|opts| opts.rooms.iter().map(String::as_str).collect()).unwrap_or_default()
+    fn to(&self) -> &[String] {
+        &self.0.opts.rooms
     }
 
     #[getter]
-    fn except_(&self) -> Vec<&str> {
-        self.opts().map(|opts| opts.except.iter().map(String::as_str).collect()).unwrap_or_default()
+    fn except_(&self) -> &[String] {
+        &self.0.opts.except
     }
 
     #[getter]
     fn volatile(&self) -> bool {
-        self.opts().is_some_and(|opts| opts.flags.volatile)
+        self.0.opts.flags.volatile
     }
 
     #[getter]
     fn compress(&self) -> Option<bool> {
-        self.opts().and_then(|opts| opts.flags.compress)
+        self.0.opts.flags.compress
     }
 
     #[getter]
-    fn rooms(&self) -> Vec<&str> {
-        match &self.0.body {
-            Body::SocketsJoin { rooms, .. } | Body::SocketsLeave { rooms, .. } => {
-                rooms.iter().map(String::as_str).collect()
-            }
-            _ => Vec::new(),
-        }
+    fn rooms(&self) -> &[String] {
+        &self.0.rooms
     }
 
     #[getter]
     fn close(&self) -> bool {
-        matches!(self.0.body, Body::DisconnectSockets { close: true, .. })
+        self.0.close
     }
 
     #[getter]
     fn request_id(&self) -> Option<&str> {
-        match &self.0.body {
-            Body::Broadcast { request_id, .. } | Body::ServerSideEmit { request_id, .. } => request_id.as_deref(),
-            Body::FetchSockets { request_id, .. }
-            | Body::FetchSocketsResponse { request_id, .. }
-            | Body::ServerSideEmitResponse { request_id, .. }
-            | Body::BroadcastClientCount { request_id, .. }
-            | Body::BroadcastAck { request_id, .. } => Some(request_id),
-            _ => None,
-        }
+        self.0.request_id.as_deref()
     }
 
     #[getter]
     fn client_count(&self) -> u64 {
-        match self.0.body {
-            Body::BroadcastClientCount { client_count, .. } => client_count,
-            _ => 0,
-        }
+        self.0.client_count
     }
 
     #[getter]
     fn has_packet(&self) -> bool {
-        self.packet_data().is_some()
+        self.0.packet.is_some()
     }
 
     #[getter]
     fn packet_json(&self) -> Option<&str> {
-        match &self.0.body {
-            Body::Broadcast { packet: Data::Json(text), .. } => Some(text),
+        match &self.0 {
+            Message { kind: MessageType::Broadcast, packet: Some(Data::Json(text)), .. } => Some(text),
             _ => None,
         }
     }
@@ -195,8 +170,8 @@ impl PyMessage {
     /// In one crossing what takes seven by field: it is asked of every message of a flood.
     #[getter]
     fn plain_event<'py>(&self, py: Python<'py>) -> PyResult<Option<PlainEvent<'py, '_>>> {
-        let Message { uid, nsp, body, .. } = &self.0;
-        let Body::Broadcast { opts, packet: Data::Json(text), request_id: None } = body else { return Ok(None) };
+        let Message { uid, nsp, opts, request_id: None, .. } = &self.0 else { return Ok(None) };
+        let Some(text) = self.packet_json() else { return Ok(None) };
         if !opts.except.is_empty() || !text.starts_with("[\"") {
             return Ok(None);
         }
@@ -207,77 +182,36 @@ impl PyMessage {
 
     #[getter]
     fn is_binary(&self) -> bool {
-        self.0.body.data().any(|data| matches!(data, Data::MessagePack(_)))
+        self.0.is_binary()
     }
 
     #[pyo3(signature = (loads=None))]
-    fn packet<'py>(&self, py: Python<'py>, loads: Option<&Bound<'py, PyAny>>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.packet_data().map(|data| convert::decode(py, data, loads)).transpose()
+    fn packet<'py>(&self, py: Python<'py>, loads: Option<&Bound<'py, PyAny>>) -> Decoded<'py> {
+        decoded(py, self.0.packet.as_ref(), loads)
     }
 
     #[pyo3(signature = (loads=None))]
-    fn args<'py>(&self, py: Python<'py>, loads: Option<&Bound<'py, PyAny>>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        match &self.0.body {
-            Body::BroadcastAck { args: Some(args), .. } => convert::decode(py, args, loads).map(Some),
-            _ => Ok(None),
-        }
+    fn args<'py>(&self, py: Python<'py>, loads: Option<&Bound<'py, PyAny>>) -> Decoded<'py> {
+        decoded(py, self.0.args.as_ref(), loads)
     }
 
     #[pyo3(signature = (loads=None))]
-    fn sockets<'py>(&self, py: Python<'py>, loads: Option<&Bound<'py, PyAny>>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        match &self.0.body {
-            Body::FetchSocketsResponse { sockets, .. } => convert::decode(py, sockets, loads).map(Some),
-            _ => Ok(None),
-        }
+    fn sockets<'py>(&self, py: Python<'py>, loads: Option<&Bound<'py, PyAny>>) -> Decoded<'py> {
+        decoded(py, self.0.sockets.as_ref(), loads)
     }
 
-    fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let out = PyDict::new(py);
-        if let Some(opts) = self.opts() {
-            let flags = PyDict::new(py);
-            if opts.flags.volatile {
-                flags.set_item("volatile", true)?;
-            }
-            if let Some(compress) = opts.flags.compress {
-                flags.set_item("compress", compress)?;
-            }
-            let dict = PyDict::new(py);
-            dict.set_item("rooms", &opts.rooms)?;
-            dict.set_item("except", &opts.except)?;
-            dict.set_item("flags", flags)?;
-            out.set_item("opts", dict)?;
-        }
-        if let Some(id) = self.request_id() {
-            out.set_item("requestId", id)?;
-        }
-        match &self.0.body {
-            Body::SocketsJoin { rooms, .. } | Body::SocketsLeave { rooms, .. } => out.set_item("rooms", rooms)?,
-            Body::DisconnectSockets { close, .. } => out.set_item("close", close)?,
-            Body::BroadcastClientCount { client_count, .. } => out.set_item("clientCount", client_count)?,
-            _ => {}
-        }
-        if let Some(packet) = self.packet(py, None)? {
-            if let Body::Broadcast { .. } = self.0.body {
-                let dict = PyDict::new(py);
-                dict.set_item("type", PACKET_EVENT)?;
-                dict.set_item("nsp", &self.0.nsp)?;
-                dict.set_item("data", packet)?;
-                out.set_item("packet", dict)?;
-            } else {
-                out.set_item("packet", packet)?;
-            }
-        }
-        if let Some(args) = self.args(py, None)? {
-            out.set_item("args", args)?;
-        }
-        if let Some(sockets) = self.sockets(py, None)? {
-            out.set_item("sockets", sockets)?;
-        }
-        Ok(out)
+    fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let Message { uid, .. } = &self.0;
+        let wire = if self.0.is_binary() {
+            Data::MessagePack(codec::msgpack::write(&self.0, uid)?)
+        } else {
+            Data::Json(codec::json::write(&self.0, uid) + "}")
+        };
+        convert::decode(py, &wire, None)?.call_method1("get", ("data", PyDict::new(py)))
     }
 
     fn __repr__(&self) -> String {
-        let size = self.0.body.data().map(Data::len).sum::<usize>();
+        let size = self.0.data().map(Data::len).sum::<usize>();
         format!("Message(type={}, nsp={:?}, uid={:?}, {size} bytes of data)", self.r#type(), self.0.nsp, self.0.uid)
     }
 
@@ -290,31 +224,10 @@ impl PyMessage {
     }
 }
 
-impl PyMessage {
-    fn opts(&self) -> Option<&Opts> {
-        match &self.0.body {
-            Body::Broadcast { opts, .. }
-            | Body::SocketsJoin { opts, .. }
-            | Body::SocketsLeave { opts, .. }
-            | Body::DisconnectSockets { opts, .. }
-            | Body::FetchSockets { opts, .. } => Some(opts),
-            _ => None,
-        }
-    }
-
-    fn packet_data(&self) -> Option<&Data> {
-        match &self.0.body {
-            Body::Broadcast { packet, .. } | Body::ServerSideEmit { packet, .. } => Some(packet),
-            Body::ServerSideEmitResponse { packet, .. } | Body::BroadcastAck { packet, .. } => packet.as_ref(),
-            _ => None,
-        }
-    }
-}
-
 /// See `_core.pyi`.
 #[pyfunction]
 pub fn encode_json(message: &PyMessage) -> PyResult<String> {
-    if message.is_binary() {
+    if message.0.is_binary() {
         return Err(PyValueError::new_err("a message with binary data has no JSON form; use encode_msgpack"));
     }
     Ok(codec::json::write(&message.0, &message.0.uid) + "}")

@@ -26,7 +26,7 @@ use crate::receive::rooms::Rooms;
 use crate::receive::sequence::{Arrival, Sender, Sequences};
 use crate::wire::codec::{self, Received};
 use crate::wire::gap::{Gap, Overflow, Reason};
-use crate::wire::protocol::{Body as MessageBody, EMITTER_UID, Message};
+use crate::wire::protocol::{EMITTER_UID, Message};
 use crate::wire::signature::{Signed, SigningKey};
 
 /// Most attachments fetched by one query.
@@ -389,8 +389,7 @@ impl Intake {
             return;
         }
         let nsp = message.nsp.clone();
-        let joined =
-            if let MessageBody::SocketsJoin { rooms, .. } = &message.body { rooms.clone() } else { Vec::new() };
+        let joined = message.joined().to_vec();
         if self.recipient.push(Item::Message(message)) {
             state.stats.received += 1;
         } else {

@@ -87,10 +87,10 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::protocol::Body;
+    use crate::wire::protocol::MessageType;
 
     fn ready(nsp: &str) -> Slot {
-        Slot::Ready(Message::new(nsp, Body::Heartbeat), "a".to_owned())
+        Slot::Ready(Message::new(MessageType::Heartbeat, nsp), "a".to_owned())
     }
 
     #[test]

@@ -104,7 +104,7 @@ struct State {
     reconnects: u64,
     is_running: bool,
     is_closed: bool,
-    closing: Option<Completion>,
+    closing: Vec<Completion>,
     /// Who the present session is.
     identity: Option<Identity>,
     /// When the session that was lost had given its last; sessions that failed in between tell nothing.
@@ -207,13 +207,13 @@ impl Listener {
     /// Disconnect for good.
     pub fn close(&self, completion: Completion) -> Result<()> {
         let mut state = self.state.lock();
-        let was_closed = std::mem::replace(&mut state.is_closed, true);
-        if was_closed || !state.is_running {
+        state.is_closed = true;
+        if !state.is_running {
             drop(state);
             completion.finish(Ok(()));
             return Ok(());
         }
-        state.closing = Some(completion);
+        state.closing.push(completion);
         drop(state);
         self.closed.notify_one();
         Ok(())
@@ -279,10 +279,10 @@ async fn run(listener: Arc<Listener>) {
     state.channels.lost();
     state.is_running = false;
     let forgotten = (state.channels.take_waiting(), std::mem::take(&mut state.starting));
-    let closing = state.closing.take();
+    let closing = std::mem::take(&mut state.closing);
     drop(state);
     drop(forgotten);
-    if let Some(completion) = closing {
+    for completion in closing {
         completion.finish(Ok(()));
     }
 }

@@ -6,7 +6,7 @@
 use foldhash::{HashMap, HashSet};
 
 use crate::lock::Mutex;
-use crate::wire::protocol::{Body, Message};
+use crate::wire::protocol::Message;
 
 #[derive(Default)]
 struct Namespace {
@@ -98,14 +98,13 @@ impl Rooms {
     /// because what follows it may be for those rooms; Python says [`Rooms::settled`] once that is so.
     pub fn admit(&self, message: &Message) -> bool {
         // Heartbeats, and whatever wants an answer, always do.
-        let Some(opts) = message.body.opts_for_sockets() else { return true };
-        let joined: &[String] = if let Body::SocketsJoin { rooms, .. } = &message.body { rooms } else { &[] };
+        let Some(opts) = message.opts_for_sockets() else { return true };
         let mut namespaces = self.namespaces.lock();
         let Some(namespaces) = namespaces.as_mut() else { return true };
         let Some(namespace) = namespaces.get_mut(&message.nsp) else { return false };
         let is_for_us = namespace.is_meant(opts.rooms.iter().map(String::as_str));
         if is_for_us {
-            for room in joined {
+            for room in message.joined() {
                 match namespace.expected.get_mut(room) {
                     Some(count) => *count += 1,
                     None => drop(namespace.expected.insert(room.clone(), 1)),
@@ -119,20 +118,20 @@ impl Rooms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::protocol::{Data, Opts};
+    use crate::wire::protocol::{Data, MessageType, Opts};
 
     fn opts(rooms: &[&str]) -> Opts {
         Opts { rooms: rooms.iter().map(ToString::to_string).collect(), ..Opts::default() }
     }
 
     fn broadcast(nsp: &str, rooms: &[&str]) -> Message {
-        let packet = Data::Json("[\"e\"]".into());
-        Message::new(nsp, Body::Broadcast { opts: opts(rooms), packet, request_id: None })
+        let packet = Some(Data::Json("[\"e\"]".into()));
+        Message { opts: opts(rooms), packet, ..Message::new(MessageType::Broadcast, nsp) }
     }
 
     fn join(rooms: &[&str], joined: &[&str]) -> Message {
         let joined = joined.iter().map(ToString::to_string).collect();
-        Message::new("/", Body::SocketsJoin { opts: opts(rooms), rooms: joined })
+        Message { opts: opts(rooms), rooms: joined, ..Message::new(MessageType::SocketsJoin, "/") }
     }
 
     fn occupied() -> Rooms {
@@ -160,12 +159,10 @@ mod tests {
     fn everything_passes_while_nobody_mirrors_or_wants_an_answer() {
         assert!(Rooms::default().admit(&broadcast("/", &["red"])));
         let rooms = occupied();
-        let packet = Data::Json("[\"e\"]".into());
-        let asked = Body::Broadcast { opts: opts(&["blue"]), packet, request_id: Some("r".into()) };
-        assert!(rooms.admit(&Message::new("/", asked)));
-        assert!(rooms.admit(&Message::new("/other", Body::Heartbeat)));
-        let fetch = Body::FetchSockets { opts: opts(&["blue"]), request_id: "r".into() };
-        assert!(rooms.admit(&Message::new("/other", fetch)));
+        assert!(rooms.admit(&Message { request_id: Some("r".into()), ..broadcast("/", &["blue"]) }));
+        assert!(rooms.admit(&Message::new(MessageType::Heartbeat, "/other")));
+        let fetch = Message::new(MessageType::FetchSockets, "/other");
+        assert!(rooms.admit(&Message { opts: opts(&["blue"]), request_id: Some("r".into()), ..fetch }));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::wire::cursor::Cursor;
 use crate::wire::protocol::MAX_DEPTH;
 
 /// A parsed document.
@@ -33,10 +34,56 @@ pub enum Value {
 impl Value {
     /// Parse a text; `None` when it is no JSON or nests too deep.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parser = Parser { text, at: 0 };
-        let value = parser.value(0)?;
-        parser.skip_space();
-        (parser.at == text.len()).then_some(value)
+        let mut cursor = Cursor::new(text);
+        let value = Self::read(&mut cursor, 0)?;
+        cursor.is_at_end().then_some(value)
+    }
+
+    fn read(cursor: &mut Cursor<'_>, depth: usize) -> Option<Self> {
+        if depth > MAX_DEPTH {
+            return None;
+        }
+        match cursor.ahead()? {
+            b'n' => cursor.piece("null").map(|()| Self::Null),
+            b't' => cursor.piece("true").map(|()| Self::Bool(true)),
+            b'f' => cursor.piece("false").map(|()| Self::Bool(false)),
+            b'"' => Some(Self::String(cursor.string()?.unescaped()?.into_owned())),
+            b'[' => {
+                let mut items = Vec::new();
+                cursor.array(|cursor| {
+                    items.push(Self::read(cursor, depth + 1)?);
+                    Some(())
+                })?;
+                Some(Self::Array(items))
+            }
+            b'{' => {
+                let mut members = BTreeMap::new();
+                cursor.object(|cursor, key| {
+                    members.insert(key.unescaped()?.into_owned(), Self::read(cursor, depth + 1)?);
+                    Some(())
+                })?;
+                Some(Self::Object(members))
+            }
+            _ => Self::number(cursor.number()?),
+        }
+    }
+
+    fn number(text: &str) -> Option<Self> {
+        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().ok()?),
+            None => (text, 0),
+        };
+        let (is_negative, mantissa) = mantissa.strip_prefix('-').map_or((false, mantissa), |rest| (true, rest));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let digits = format!("{whole}{fraction}");
+        let exponent = exponent.checked_sub(i64::try_from(fraction.len()).ok()?)?;
+        let significant = digits.trim_start_matches('0');
+        let trimmed = significant.trim_end_matches('0');
+        if trimmed.is_empty() {
+            return Some(Self::Number { is_negative: false, digits: String::new(), exponent: 0 });
+        }
+        let exponent = exponent.checked_add(i64::try_from(significant.len() - trimmed.len()).ok()?)?;
+        Some(Self::Number { is_negative, digits: trimmed.to_owned(), exponent })
     }
 
     /// `jsonb @> jsonb`: whether this document holds everything that `other` has.
@@ -62,124 +109,6 @@ impl Value {
 
     fn is_container(&self) -> bool {
         matches!(self, Self::Array(_) | Self::Object(_))
-    }
-}
-
-struct Parser<'a> {
-    text: &'a str,
-    at: usize,
-}
-
-impl Parser<'_> {
-    fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
-    }
-
-    fn skip_space(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
-            self.at += 1;
-        }
-    }
-
-    fn take(&mut self, word: &str) -> Option<()> {
-        self.text.get(self.at..)?.starts_with(word).then(|| self.at += word.len())
-    }
-
-    fn value(&mut self, depth: usize) -> Option<Value> {
-        if depth > MAX_DEPTH {
-            return None;
-        }
-        self.skip_space();
-        match self.peek()? {
-            b'n' => self.take("null").map(|()| Value::Null),
-            b't' => self.take("true").map(|()| Value::Bool(true)),
-            b'f' => self.take("false").map(|()| Value::Bool(false)),
-            b'"' => self.string().map(Value::String),
-            b'[' => self.array(depth),
-            b'{' => self.object(depth),
-            _ => self.number(),
-        }
-    }
-
-    fn array(&mut self, depth: usize) -> Option<Value> {
-        self.take("[")?;
-        let mut items = Vec::new();
-        self.skip_space();
-        if self.take("]").is_some() {
-            return Some(Value::Array(items));
-        }
-        loop {
-            items.push(self.value(depth + 1)?);
-            self.skip_space();
-            if self.take(",").is_none() {
-                self.take("]")?;
-                return Some(Value::Array(items));
-            }
-        }
-    }
-
-    fn object(&mut self, depth: usize) -> Option<Value> {
-        self.take("{")?;
-        let mut entries = BTreeMap::new();
-        self.skip_space();
-        if self.take("}").is_some() {
-            return Some(Value::Object(entries));
-        }
-        loop {
-            self.skip_space();
-            let key = self.string()?;
-            self.skip_space();
-            self.take(":")?;
-            entries.insert(key, self.value(depth + 1)?);
-            self.skip_space();
-            if self.take(",").is_none() {
-                self.take("}")?;
-                return Some(Value::Object(entries));
-            }
-        }
-    }
-
-    fn string(&mut self) -> Option<String> {
-        let start = self.at;
-        self.take("\"")?;
-        let mut is_escaped = false;
-        loop {
-            let byte = self.peek()?;
-            self.at += 1;
-            match byte {
-                _ if is_escaped => is_escaped = false,
-                b'\\' => is_escaped = true,
-                b'"' => break,
-                _ => {}
-            }
-        }
-        serde_json::from_str(self.text.get(start..self.at)?).ok()
-    }
-
-    fn number(&mut self) -> Option<Value> {
-        let start = self.at;
-        while matches!(self.peek(), Some(b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E')) {
-            self.at += 1;
-        }
-        let text = self.text.get(start..self.at)?;
-        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
-            Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().ok()?),
-            None => (text, 0),
-        };
-        let (is_negative, mantissa) = mantissa.strip_prefix('-').map_or((false, mantissa), |rest| (true, rest));
-        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let digits = format!("{whole}{fraction}");
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        let exponent = exponent.checked_sub(i64::try_from(fraction.len()).ok()?)?;
-        let significant = digits.trim_start_matches('0');
-        let trimmed = significant.trim_end_matches('0');
-        if trimmed.is_empty() {
-            return Some(Value::Number { is_negative: false, digits: String::new(), exponent: 0 });
-        }
-        let exponent = exponent.checked_add(i64::try_from(significant.len() - trimmed.len()).ok()?)?;
-        Some(Value::Number { is_negative, digits: trimmed.to_owned(), exponent })
     }
 }
 

@@ -82,6 +82,14 @@ impl MessageType {
     pub const fn number(self) -> u8 {
         self as u8
     }
+
+    /// Whether its messages choose sockets.
+    pub const fn has_opts(self) -> bool {
+        matches!(
+            self,
+            Self::Broadcast | Self::SocketsJoin | Self::SocketsLeave | Self::DisconnectSockets | Self::FetchSockets
+        )
+    }
 }
 
 /// User data still in the format it was written or received in.
@@ -102,6 +110,14 @@ impl Data {
         match self {
             Self::Json(text) => text.len(),
             Self::MessagePack(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it is an array.
+    pub fn is_array(&self) -> bool {
+        match self {
+            Self::Json(text) => text.starts_with('['),
+            Self::MessagePack(bytes) => matches!(bytes.first(), Some(0x90..=0x9f | 0xdc | 0xdd)),
         }
     }
 
@@ -131,113 +147,121 @@ pub struct Flags {
     pub compress: Option<bool>,
 }
 
-/// What a message says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are those of the wire, described at their MessageType")]
-pub enum Body {
-    InitialHeartbeat,
-    Heartbeat,
-    Broadcast { opts: Opts, packet: Data, request_id: Option<String> },
-    SocketsJoin { opts: Opts, rooms: Vec<String> },
-    SocketsLeave { opts: Opts, rooms: Vec<String> },
-    DisconnectSockets { opts: Opts, close: bool },
-    FetchSockets { opts: Opts, request_id: String },
-    FetchSocketsResponse { request_id: String, sockets: Data },
-    ServerSideEmit { packet: Data, request_id: Option<String> },
-    ServerSideEmitResponse { request_id: String, packet: Option<Data> },
-    BroadcastClientCount { request_id: String, client_count: u64 },
-    BroadcastAck { request_id: String, packet: Option<Data>, args: Option<Data> },
-    AdapterClose,
-}
-
-impl Body {
-    /// Type of the message that carries this body.
-    pub const fn message_type(&self) -> MessageType {
-        match self {
-            Self::InitialHeartbeat => MessageType::InitialHeartbeat,
-            Self::Heartbeat => MessageType::Heartbeat,
-            Self::Broadcast { .. } => MessageType::Broadcast,
-            Self::SocketsJoin { .. } => MessageType::SocketsJoin,
-            Self::SocketsLeave { .. } => MessageType::SocketsLeave,
-            Self::DisconnectSockets { .. } => MessageType::DisconnectSockets,
-            Self::FetchSockets { .. } => MessageType::FetchSockets,
-            Self::FetchSocketsResponse { .. } => MessageType::FetchSocketsResponse,
-            Self::ServerSideEmit { .. } => MessageType::ServerSideEmit,
-            Self::ServerSideEmitResponse { .. } => MessageType::ServerSideEmitResponse,
-            Self::BroadcastClientCount { .. } => MessageType::BroadcastClientCount,
-            Self::BroadcastAck { .. } => MessageType::BroadcastAck,
-            Self::AdapterClose => MessageType::AdapterClose,
-        }
-    }
-
-    /// The parts that hold user data.
-    pub fn data(&self) -> impl Iterator<Item = &Data> {
-        let (first, second) = match self {
-            Self::Broadcast { packet, .. } | Self::ServerSideEmit { packet, .. } => (Some(packet), None),
-            Self::FetchSocketsResponse { sockets, .. } => (Some(sockets), None),
-            Self::ServerSideEmitResponse { packet, .. } => (packet.as_ref(), None),
-            Self::BroadcastAck { packet, args, .. } => (packet.as_ref(), args.as_ref()),
-            _ => (None, None),
-        };
-        first.into_iter().chain(second)
-    }
-
-    /// Which sockets it is for, if it is for sockets and wants no answer: then a server without any of them has nothing to
-    /// do.
-    pub const fn opts_for_sockets(&self) -> Option<&Opts> {
-        match self {
-            Self::Broadcast { opts, request_id: None, .. }
-            | Self::SocketsJoin { opts, .. }
-            | Self::SocketsLeave { opts, .. }
-            | Self::DisconnectSockets { opts, .. } => Some(opts),
-            _ => None,
-        }
-    }
-
-    /// The names of rooms, and the request id.
-    fn names(&self) -> impl Iterator<Item = &String> {
-        let (opts, rooms, request_id) = match self {
-            Self::InitialHeartbeat | Self::Heartbeat | Self::AdapterClose => (None, None, None),
-            Self::SocketsJoin { opts, rooms } | Self::SocketsLeave { opts, rooms } => (Some(opts), Some(rooms), None),
-            Self::DisconnectSockets { opts, .. } => (Some(opts), None, None),
-            Self::Broadcast { opts, request_id, .. } => (Some(opts), None, request_id.as_ref()),
-            Self::FetchSockets { opts, request_id } => (Some(opts), None, Some(request_id)),
-            Self::ServerSideEmit { request_id, .. } => (None, None, request_id.as_ref()),
-            Self::FetchSocketsResponse { request_id, .. }
-            | Self::ServerSideEmitResponse { request_id, .. }
-            | Self::BroadcastClientCount { request_id, .. }
-            | Self::BroadcastAck { request_id, .. } => (None, None, Some(request_id)),
-        };
-        let chosen = opts.into_iter().flat_map(|opts| opts.rooms.iter().chain(&opts.except));
-        chosen.chain(rooms.into_iter().flatten()).chain(request_id)
-    }
-}
-
-/// One message between servers.
+/// One message between servers. The fields from `opts` to `args` belong to some types only, see [`Message::trimmed`]; in a
+/// message of another type they have their default values and are not sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
+    /// Type of the message.
+    pub kind: MessageType,
     /// Server id of the sender; empty until published, [`EMITTER_UID`] for processes that are no server.
     pub uid: String,
     /// Namespace, with its leading slash.
     pub nsp: String,
-    /// What it says.
-    pub body: Body,
+    /// Which sockets it is for.
+    pub opts: Opts,
+    /// Rooms that sockets join or leave.
+    pub rooms: Vec<String>,
+    /// Whether a disconnect closes the connection below the namespace, too.
+    pub close: bool,
+    /// What an answer refers to; a broadcast and an event for servers have one when they want answers.
+    pub request_id: Option<String>,
+    /// `[event, *args]`; of an answer its value.
+    pub packet: Option<Data>,
+    /// The sockets that were found, as an array.
+    pub sockets: Option<Data>,
+    /// How many clients got a broadcast.
+    pub client_count: u64,
+    /// All arguments of an acknowledgement as an array, our extension; `packet` is the first.
+    pub args: Option<Data>,
     /// Whether a Go server wrote it, told by the order of its keys. Go wraps the value of an answer in an array and
     /// expects the same, where Node sends and expects the bare value.
     pub is_from_go: bool,
 }
 
 impl Message {
-    /// A message to be published; the publisher signs it with its own uid.
-    pub fn new(nsp: impl Into<String>, body: Body) -> Self {
-        Self { uid: String::new(), nsp: nsp.into(), body, is_from_go: false }
+    /// A message without any of the fields that only some types have. The publisher signs it with its own uid.
+    pub fn new(kind: MessageType, nsp: impl Into<String>) -> Self {
+        Self {
+            kind,
+            uid: String::new(),
+            nsp: nsp.into(),
+            opts: Opts::default(),
+            rooms: Vec::new(),
+            close: false,
+            request_id: None,
+            packet: None,
+            sockets: None,
+            client_count: 0,
+            args: None,
+            is_from_go: false,
+        }
+    }
+
+    /// Without what has no meaning in a message of this type.
+    #[must_use]
+    pub fn trimmed(self) -> Self {
+        let Self { kind, uid, nsp, opts, rooms, close, request_id, packet, sockets, client_count, args, is_from_go } =
+            self;
+        let bare = Self { uid, is_from_go, ..Self::new(kind, nsp) };
+        match kind {
+            MessageType::InitialHeartbeat | MessageType::Heartbeat | MessageType::AdapterClose => bare,
+            MessageType::Broadcast => Self { opts, request_id, packet, ..bare },
+            MessageType::SocketsJoin | MessageType::SocketsLeave => Self { opts, rooms, ..bare },
+            MessageType::DisconnectSockets => Self { opts, close, ..bare },
+            MessageType::FetchSockets => Self { opts, request_id, ..bare },
+            MessageType::FetchSocketsResponse => Self { request_id, sockets, ..bare },
+            MessageType::ServerSideEmit | MessageType::ServerSideEmitResponse => Self { request_id, packet, ..bare },
+            MessageType::BroadcastClientCount => Self { request_id, client_count, ..bare },
+            MessageType::BroadcastAck => Self { request_id, packet, args, ..bare },
+        }
+    }
+
+    /// The name on the wire of a field that is missing, in a message that makes no sense without it.
+    pub fn lacks(&self) -> Option<&'static str> {
+        match self.kind {
+            MessageType::Broadcast | MessageType::ServerSideEmit => self.packet.is_none().then_some("packet"),
+            MessageType::FetchSockets
+            | MessageType::FetchSocketsResponse
+            | MessageType::ServerSideEmitResponse
+            | MessageType::BroadcastClientCount
+            | MessageType::BroadcastAck
+                if self.request_id.is_none() =>
+            {
+                Some("requestId")
+            }
+            MessageType::FetchSocketsResponse => self.sockets.is_none().then_some("sockets"),
+            _ => None,
+        }
+    }
+
+    /// Rooms that sockets are about to join.
+    pub fn joined(&self) -> &[String] {
+        if self.kind == MessageType::SocketsJoin { &self.rooms } else { &[] }
+    }
+
+    /// The parts that hold user data.
+    pub fn data(&self) -> impl Iterator<Item = &Data> {
+        [&self.packet, &self.args, &self.sockets].into_iter().flatten()
+    }
+
+    /// Whether any of them holds binary, and so has no place in JSON.
+    pub fn is_binary(&self) -> bool {
+        self.data().any(|data| matches!(data, Data::MessagePack(_)))
+    }
+
+    /// Which sockets it is for, if it is for sockets and wants no answer: then a server without any of them has nothing to
+    /// do.
+    pub fn opts_for_sockets(&self) -> Option<&Opts> {
+        let is_for_sockets = self.kind.has_opts() && self.request_id.is_none();
+        is_for_sockets.then_some(&self.opts)
     }
 
     /// Rough size in memory, for bounded queues.
     pub fn size_bytes(&self) -> usize {
-        let data = self.body.data().map(Data::len).sum::<usize>();
+        let data = self.data().map(Data::len).sum::<usize>();
+        let names = self.opts.rooms.iter().chain(&self.opts.except).chain(&self.rooms).chain(&self.request_id);
         // A name of one byte takes as much as its String and the smallest piece of heap.
-        let names = self.body.names().map(|name| name.len() + 48).sum::<usize>();
+        let names = names.map(|name| name.len() + 48).sum::<usize>();
         data + names + self.nsp.len() + self.uid.len() + 200
     }
 }
@@ -307,27 +331,24 @@ mod tests {
     #[test]
     fn nothing_large_is_taken_for_small() {
         let names = || vec!["x".repeat(100); 10];
-        let opts = || Opts { rooms: names(), except: names(), flags: Flags::default() };
-        let data = || Data::Json("x".repeat(1000));
-        let id = || "x".repeat(1000);
-        for (body, expected) in [
-            (Body::Heartbeat, 0),
-            (Body::Broadcast { opts: opts(), packet: data(), request_id: Some(id()) }, 4000),
-            (Body::SocketsJoin { opts: opts(), rooms: names() }, 3000),
-            (Body::SocketsLeave { opts: opts(), rooms: names() }, 3000),
-            (Body::DisconnectSockets { opts: opts(), close: true }, 2000),
-            (Body::FetchSockets { opts: opts(), request_id: id() }, 3000),
-            (Body::FetchSocketsResponse { request_id: id(), sockets: data() }, 2000),
-            (Body::ServerSideEmit { packet: data(), request_id: Some(id()) }, 2000),
-            (Body::ServerSideEmitResponse { request_id: id(), packet: Some(data()) }, 2000),
-            (Body::BroadcastClientCount { request_id: id(), client_count: 1 }, 1000),
-            (Body::BroadcastAck { request_id: id(), packet: Some(data()), args: Some(data()) }, 3000),
-        ] {
-            let size = Message::new("/", body.clone()).size_bytes();
-            assert!((expected..2 * expected + 300).contains(&size), "{size} for {body:?}");
+        let data = || Some(Data::Json("x".repeat(1000)));
+        for (kind, expected) in
+            MessageType::ALL.into_iter().zip([0, 0, 4000, 3000, 3000, 2000, 3000, 2000, 2000, 2000, 1000, 3000, 0])
+        {
+            let message = Message {
+                opts: Opts { rooms: names(), except: names(), flags: Flags::default() },
+                rooms: names(),
+                request_id: Some("x".repeat(1000)),
+                packet: data(),
+                sockets: data(),
+                args: data(),
+                ..Message::new(kind, "/")
+            };
+            let size = message.trimmed().size_bytes();
+            assert!((expected..2 * expected + 300).contains(&size), "{size} for {kind:?}");
         }
-        let many = Body::SocketsJoin { opts: Opts::default(), rooms: vec!["1".to_owned(); 1000] };
-        assert!(Message::new("/", many).size_bytes() > 1000 * size_of::<String>());
+        let many = Message { rooms: vec!["1".to_owned(); 1000], ..Message::new(MessageType::SocketsJoin, "/") };
+        assert!(many.size_bytes() > 1000 * size_of::<String>());
     }
 
     #[test]

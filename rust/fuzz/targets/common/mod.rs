@@ -6,9 +6,9 @@ use _core::wire::protocol::{Data, MAX_DEPTH, Message};
 
 /// Look at all of it, as a server that has clients for it does, and pass it on.
 pub fn check(message: &Message) {
-    let is_all_json = message.body.data().all(|data| matches!(data, Data::Json(_)));
-    let is_all_packed = message.body.data().all(|data| matches!(data, Data::MessagePack(_)));
-    for data in message.body.data() {
+    let is_all_json = message.data().all(|data| matches!(data, Data::Json(_)));
+    let is_all_packed = message.data().all(|data| matches!(data, Data::MessagePack(_)));
+    for data in message.data() {
         match data {
             Data::Json(text) => {
                 assert!(!json::is_too_deep(text), "deeper than {MAX_DEPTH}");

@@ -2,18 +2,17 @@
 //! announced by a small JSON header.
 //!
 //! Writing is strict and canonical (what every known peer accepts), reading is lenient (what every known peer
-//! sends): see `json` and `msgpack` for the two formats, `fields` for the meaning they share.
+//! sends): see `json` and `msgpack` for the two formats, `write` for what is written in both.
 
-mod fields;
 mod glance;
 pub mod json;
 pub mod msgpack;
+mod write;
 
 use crate::error::{Error, Result};
-use crate::wire::protocol::{Data, Message, NOTIFY_LIMIT_BYTES};
+use crate::wire::protocol::{Data, Message, MessageType, NOTIFY_LIMIT_BYTES};
 use crate::wire::signature::SigningKey;
 
-pub use fields::{Fields, Slice};
 pub use glance::{Glance, glance};
 
 /// A message ready for the publisher, still without its sequence number.
@@ -32,6 +31,7 @@ pub enum Encoded {
 
 /// What a notification's payload holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "most are messages, and a box would be an allocation for each")]
 pub enum Received {
     /// The whole message.
     Message(Message),
@@ -85,11 +85,7 @@ impl Limits {
     fn check(self, message: &Message, size_bytes: usize) -> Result<()> {
         if size_bytes > self.max_payload_bytes {
             return Err(Error::TooLarge {
-                what: format!(
-                    "message of type {} for namespace {:?}",
-                    message.body.message_type().number(),
-                    message.nsp
-                ),
+                what: format!("message of type {} for namespace {:?}", message.kind.number(), message.nsp),
                 size_bytes,
                 limit_bytes: self.max_payload_bytes,
             });
@@ -115,8 +111,7 @@ const ORIGIN_LIMIT_BYTES: usize = 255;
 
 /// Encode a message as `uid` would send it: inline when it fits and holds no binary, else as an attachment.
 pub fn encode(message: &Message, uid: &str, limits: Limits) -> Result<Encoded> {
-    let has_binary = message.body.data().any(|data| matches!(data, Data::MessagePack(_)));
-    if !has_binary {
+    if !message.is_binary() {
         let text = json::write(message, uid);
         if text.len() + SEQUENCE_KEY.len() + 2 <= limits.inline_limit() {
             limits.check(message, text.len())?;
@@ -222,6 +217,25 @@ fn check_origin(uid: &str, nsp: &str, size_bytes: usize) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a peer sent, with what is meant where it left something out, and without what has no meaning there.
+///
+/// Peers differ: Node omits, `null`s or sends numbers where strings are expected, Go omits every zero value.
+fn checked(mut message: Message, size_bytes: usize) -> Result<Message> {
+    if message.kind == MessageType::FetchSocketsResponse {
+        message.sockets.get_or_insert_with(|| Data::Json("[]".to_owned()));
+    }
+    if let Some(what) = message.lacks() {
+        let reason = format!("message of type {} without {what}", message.kind.number());
+        return Err(undecodable(size_bytes, reason));
+    }
+    match (message.kind, &message.packet) {
+        (MessageType::Broadcast | MessageType::ServerSideEmit, Some(packet)) if !packet.is_array() => {
+            Err(undecodable(size_bytes, format!("packet data is no array ({} bytes)", packet.len())))
+        }
+        _ => Ok(message.trimmed()),
+    }
 }
 
 pub(crate) fn undecodable(size_bytes: usize, reason: impl Into<String>) -> Error {

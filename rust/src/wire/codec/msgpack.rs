@@ -4,151 +4,72 @@ mod reader;
 
 use rmp::encode as w;
 
-use super::fields::{Fields, Slice};
-use super::json;
+use super::write::{self, Sink};
+use super::{checked, json};
 use crate::error::{Error, Result};
-use crate::wire::protocol::{Body, Data, MAX_DEPTH, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
+use crate::wire::protocol::{Data, MAX_DEPTH, Message, MessageType};
 use reader::Reader;
 pub use reader::{Build, build};
 
 /// The message as one MessagePack map, with the same keys as its JSON form.
 pub fn write(message: &Message, uid: &str) -> Result<Vec<u8>> {
-    let mut out = Writer(Vec::with_capacity(160 + message.size_bytes()));
-    let has_data = !matches!(message.body, Body::InitialHeartbeat | Body::Heartbeat | Body::AdapterClose);
-    out.map(if has_data { 5 } else { 4 });
-    out.key("type").uint(u64::from(message.body.message_type().number()));
-    out.key("uid").str(uid);
-    out.key("nsp").str(&message.nsp);
-    out.key("source").str(SOURCE);
-    if has_data {
-        out.key("data");
-        write_body(&mut out, message)?;
-    }
-    Ok(out.0)
-}
-
-fn write_body(out: &mut Writer, message: &Message) -> Result<()> {
-    match &message.body {
-        Body::InitialHeartbeat | Body::Heartbeat | Body::AdapterClose => {}
-        Body::Broadcast { opts, packet, request_id } => {
-            out.map(2 + u32::from(request_id.is_some()));
-            out.request_id(request_id.as_deref());
-            out.opts(opts);
-            out.key("packet").map(3);
-            out.key("type").uint(u64::from(PACKET_EVENT));
-            out.key("nsp").str(&message.nsp);
-            out.key("data").data(packet)?;
-        }
-        Body::SocketsJoin { opts, rooms } | Body::SocketsLeave { opts, rooms } => {
-            out.map(2);
-            out.opts(opts);
-            out.key("rooms").strings(rooms);
-        }
-        Body::DisconnectSockets { opts, close } => {
-            out.map(2);
-            out.opts(opts);
-            out.key("close").bool(*close);
-        }
-        Body::FetchSockets { opts, request_id } => {
-            out.map(2);
-            out.request_id(Some(request_id));
-            out.opts(opts);
-        }
-        Body::FetchSocketsResponse { request_id, sockets } => {
-            out.map(2);
-            out.request_id(Some(request_id));
-            out.key("sockets").data(sockets)?;
-        }
-        Body::ServerSideEmit { packet, request_id } => {
-            out.map(1 + u32::from(request_id.is_some()));
-            out.request_id(request_id.as_deref());
-            out.key("packet").data(packet)?;
-        }
-        Body::ServerSideEmitResponse { request_id, packet } => {
-            out.map(1 + u32::from(packet.is_some()));
-            out.request_id(Some(request_id));
-            out.optional("packet", packet.as_ref())?;
-        }
-        Body::BroadcastClientCount { request_id, client_count } => {
-            out.map(2);
-            out.request_id(Some(request_id));
-            out.key("clientCount").uint(*client_count);
-        }
-        Body::BroadcastAck { request_id, packet, args } => {
-            out.map(1 + u32::from(packet.is_some()) + u32::from(args.is_some()));
-            out.request_id(Some(request_id));
-            out.optional("packet", packet.as_ref())?;
-            out.optional("args", args.as_ref())?;
-        }
-    }
-    Ok(())
+    let mut out = Bytes { bytes: Vec::with_capacity(160 + message.size_bytes()), map: 0 };
+    out.map(|out| write::message(out, message, uid))?;
+    Ok(out.bytes)
 }
 
 /// Appends MessagePack to a vector; writing to memory cannot fail, so results are dropped here, once.
-struct Writer(Vec<u8>);
+struct Bytes {
+    bytes: Vec<u8>,
+    /// Where the innermost open map begins: with a byte that holds its length, as ours have fewer than 16 keys.
+    map: usize,
+}
 
-impl Writer {
+impl Sink for Bytes {
+    type Error = Error;
+
+    fn map(&mut self, entries: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let outer = std::mem::replace(&mut self.map, self.bytes.len());
+        self.bytes.push(0x80);
+        entries(self)?;
+        self.map = outer;
+        Ok(())
+    }
+
     fn key(&mut self, name: &str) -> &mut Self {
+        if let Some(length) = self.bytes.get_mut(self.map) {
+            *length += 1;
+        }
         self.str(name);
         self
     }
 
-    fn map(&mut self, len: u32) {
-        let _ = w::write_map_len(&mut self.0, len);
-    }
-
     fn str(&mut self, text: &str) {
-        let _ = w::write_str(&mut self.0, text);
-    }
-
-    fn uint(&mut self, value: u64) {
-        let _ = w::write_uint(&mut self.0, value);
-    }
-
-    fn bool(&mut self, value: bool) {
-        let _ = w::write_bool(&mut self.0, value);
+        let _ = w::write_str(&mut self.bytes, text);
     }
 
     fn strings(&mut self, items: &[String]) {
-        let _ = w::write_array_len(&mut self.0, u32::try_from(items.len()).unwrap_or(u32::MAX));
+        let _ = w::write_array_len(&mut self.bytes, u32::try_from(items.len()).unwrap_or(u32::MAX));
         for item in items {
             self.str(item);
         }
     }
 
-    fn request_id(&mut self, id: Option<&str>) {
-        if let Some(id) = id {
-            self.key("requestId").str(id);
-        }
+    fn uint(&mut self, value: u64) {
+        let _ = w::write_uint(&mut self.bytes, value);
     }
 
-    fn opts(&mut self, opts: &Opts) {
-        self.key("opts").map(3);
-        self.key("rooms").strings(&opts.rooms);
-        self.key("except").strings(&opts.except);
-        self.key("flags").map(u32::from(opts.flags.volatile) + u32::from(opts.flags.compress.is_some()));
-        if opts.flags.volatile {
-            self.key("volatile").bool(true);
-        }
-        if let Some(compress) = opts.flags.compress {
-            self.key("compress").bool(compress);
-        }
-    }
-
-    fn optional(&mut self, name: &str, data: Option<&Data>) -> Result<()> {
-        match data {
-            Some(data) => self.key(name).data(data),
-            None => Ok(()),
-        }
+    fn bool(&mut self, value: bool) {
+        let _ = w::write_bool(&mut self.bytes, value);
     }
 
     fn data(&mut self, data: &Data) -> Result<()> {
         match data {
+            Data::Json(text) => transcode(text, &mut self.bytes),
             Data::MessagePack(bytes) => {
-                self.0.extend_from_slice(bytes);
+                self.bytes.extend_from_slice(bytes);
                 Ok(())
             }
-            Data::Json(text) => transcode(text, &mut self.0),
         }
     }
 }
@@ -203,11 +124,7 @@ fn surrogate(text: &str) -> Option<u32> {
 pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
     // Around user data stand `data` and, in a broadcast, `packet`.
     let mut reader = Reader::new(bytes, bytes.len(), MAX_DEPTH + 2);
-    let mut message_uid = None;
-    let mut message_nsp = None;
-    let mut kind = None;
-    let mut data = None;
-    let mut first_key = None;
+    let (mut kind, mut message_uid, mut message_nsp, mut data, mut first_key) = (None, None, None, None, None);
     reader.entries(|reader, key| {
         first_key.get_or_insert_with(|| key.to_owned());
         match key {
@@ -219,45 +136,45 @@ pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
         }
         Ok(())
     })?;
-    let kind = json::message_type(kind, bytes.len())?;
-    let mut fields = Fields::default();
+    let mut message = Message::new(json::message_type(kind, bytes.len())?, "");
     let mut packet = None;
     if let Some(data) = data {
         let mut reader = Reader::new(data, bytes.len(), MAX_DEPTH + 1);
         reader.entries(|reader, key| {
             match key {
-                "opts" => fields.opts = reader.opts()?,
-                "rooms" => fields.rooms = reader.names()?,
-                "close" => fields.close = reader.bool()?.unwrap_or_default(),
-                "requestId" => fields.request_id = reader.name()?,
+                "opts" => message.opts = reader.opts()?,
+                "rooms" => message.rooms = reader.names()?,
+                "close" => message.close = reader.bool()?.unwrap_or_default(),
+                "requestId" => message.request_id = reader.name()?,
                 "packet" => packet = Some(reader.slice()?),
-                "sockets" => fields.sockets = reader.present_slice()?.map(Slice::MessagePack),
-                "clientCount" => fields.client_count = reader.uint()?.unwrap_or_default(),
-                "args" => fields.args = Some(Slice::MessagePack(reader.slice()?)),
+                "sockets" => message.sockets = reader.present_slice()?.map(owned),
+                "clientCount" => message.client_count = reader.uint()?.unwrap_or_default(),
+                "args" => message.args = Some(owned(reader.slice()?)),
                 _ => reader.skip()?,
             }
             Ok(())
         })?;
     }
-    if matches!(kind, MessageType::Broadcast) {
-        if let Some(packet) = packet {
+    match packet {
+        Some(packet) if message.kind == MessageType::Broadcast => {
             let mut reader = Reader::new(packet, bytes.len(), MAX_DEPTH);
             reader.entries(|reader, key| {
                 match key {
-                    "data" => fields.packet = Some(Slice::MessagePack(reader.slice()?)),
+                    "data" => message.packet = Some(owned(reader.slice()?)),
                     "nsp" if message_nsp.is_none() => message_nsp = reader.name()?.filter(|nsp| !nsp.is_empty()),
                     _ => reader.skip()?,
                 }
                 Ok(())
             })?;
         }
-    } else {
-        fields.packet = packet.map(Slice::MessagePack);
+        packet => message.packet = packet.map(owned),
     }
-    Ok(Message {
-        uid: message_uid.unwrap_or_else(|| uid.to_owned()),
-        nsp: message_nsp.unwrap_or_else(|| nsp.to_owned()),
-        body: fields.into_body(kind, bytes.len())?,
-        is_from_go: first_key.as_deref() == Some("uid"),
-    })
+    message.uid = message_uid.unwrap_or_else(|| uid.to_owned());
+    message.nsp = message_nsp.unwrap_or_else(|| nsp.to_owned());
+    message.is_from_go = first_key.as_deref() == Some("uid");
+    checked(message, bytes.len())
+}
+
+fn owned(value: &[u8]) -> Data {
+    Data::MessagePack(value.to_owned())
 }

@@ -5,7 +5,11 @@ use serde_json::{Value, json as value};
 
 use super::msgpack::{Build, build};
 use super::*;
-use crate::wire::protocol::{Body, Flags, MAX_DEPTH, MessageType, Opts};
+use crate::wire::protocol::MessageType::{
+    AdapterClose, Broadcast, BroadcastAck, BroadcastClientCount, DisconnectSockets, FetchSockets, FetchSocketsResponse,
+    Heartbeat, InitialHeartbeat, ServerSideEmit, ServerSideEmitResponse, SocketsJoin, SocketsLeave,
+};
+use crate::wire::protocol::{Flags, MAX_DEPTH, Opts};
 
 const LIMITS: Limits = Limits { payload_threshold_bytes: 8000, max_payload_bytes: 1 << 24 };
 
@@ -28,14 +32,17 @@ fn opts() -> Opts {
     }
 }
 
-fn from(uid: &str, nsp: &str, body: Body) -> Message {
-    let mut message = Message::new(nsp, body);
-    uid.clone_into(&mut message.uid);
-    message
+/// As it is read on the channel of the namespace `/channel`, when it names no other and no sender.
+fn of(kind: MessageType) -> Message {
+    Message::new(kind, "/channel")
 }
 
-fn event(text: &str) -> Body {
-    Body::Broadcast { opts: Opts::default(), packet: json(text), request_id: None }
+fn from(uid: &str, nsp: &str, message: Message) -> Message {
+    Message { uid: uid.to_owned(), nsp: nsp.to_owned(), ..message }
+}
+
+fn event(text: &str) -> Message {
+    Message { packet: Some(json(text)), ..of(Broadcast) }
 }
 
 /// JSON text as MessagePack, by a path the codec does not share.
@@ -96,20 +103,16 @@ fn value_of(data: &Data) -> Value {
 }
 
 /// A message with its user data decoded, so that both formats compare.
-fn plain(message: &Message) -> (String, String, u8, Vec<Value>, Body) {
-    let mut body = message.body.clone();
-    match &mut body {
-        Body::Broadcast { packet, .. } | Body::ServerSideEmit { packet, .. } => *packet = json(""),
-        Body::FetchSocketsResponse { sockets, .. } => *sockets = json(""),
-        Body::ServerSideEmitResponse { packet, .. } => *packet = packet.as_ref().map(|_| json("")),
-        Body::BroadcastAck { packet, args, .. } => {
-            *packet = packet.as_ref().map(|_| json(""));
-            *args = args.as_ref().map(|_| json(""));
-        }
-        _ => {}
-    }
-    let data = message.body.data().map(value_of).collect();
-    (message.uid.clone(), message.nsp.clone(), message.body.message_type().number(), data, body)
+fn plain(message: &Message) -> (Message, [Option<Value>; 3]) {
+    let mut rest = message.clone();
+    let data = [&mut rest.packet, &mut rest.sockets, &mut rest.args];
+    let values = data.map(|data| data.take().map(|data| value_of(&data)));
+    (rest, values)
+}
+
+/// All user data of a message, decoded.
+fn values_of(message: &Message) -> Vec<Value> {
+    message.data().map(value_of).collect()
 }
 
 fn read_json(text: &str) -> Result<Message> {
@@ -128,127 +131,137 @@ fn reason(result: Result<impl std::fmt::Debug>) -> String {
 
 // ---------------------------------------------------------------------------------------------------- writing
 
-/// Body, its JSON, and the same message as the Python package `msgpack` packs that JSON.
+/// Messages from `a1` in `/x`, each with its JSON, and the same message as the Python package `msgpack` packs that JSON.
 #[allow(clippy::too_many_lines, reason = "a table")]
-fn canonical() -> Vec<(Body, &'static str, &'static str)> {
-    vec![
+fn canonical() -> Vec<(Message, &'static str, &'static str)> {
+    let table = vec![
         (
-            Body::InitialHeartbeat,
+            of(InitialHeartbeat),
             r#"{"type":1,"uid":"a1","nsp":"/x","source":"_sio_adapter"}"#,
             "84a47479706501a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572",
         ),
         (
-            Body::Heartbeat,
+            of(Heartbeat),
             r#"{"type":2,"uid":"a1","nsp":"/x","source":"_sio_adapter"}"#,
             "84a47479706502a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572",
         ),
         (
-            Body::Broadcast { opts: opts(), packet: json(r#"["hé",1,null]"#), request_id: None },
+            Message { opts: opts(), packet: Some(json(r#"["hé",1,null]"#)), ..of(Broadcast) },
             r#"{"type":3,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"opts":{"rooms":["r1","r2"],"except":["r3"],"flags":{"volatile":true,"compress":false}},"packet":{"type":2,"nsp":"/x","data":["hé",1,null]}}}"#,
             "85a47479706503a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a46f70 \
              747383a5726f6f6d7392a27231a27232a665786365707491a27233a5666c61677382a8766f6c6174696c65c3a8636f6d7072 \
              657373c2a67061636b657483a47479706502a36e7370a22f78a46461746193a368c3a901c0",
         ),
         (
-            Body::Broadcast { opts: Opts::default(), packet: json(r#"["e"]"#), request_id: some("q1") },
+            Message { packet: Some(json(r#"["e"]"#)), request_id: some("q1"), ..of(Broadcast) },
             r#"{"type":3,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1","opts":{"rooms":[],"except":[],"flags":{}},"packet":{"type":2,"nsp":"/x","data":["e"]}}}"#,
             "85a47479706503a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746183a97265 \
              71756573744964a27131a46f70747383a5726f6f6d7390a665786365707490a5666c61677380a67061636b657483a4747970 \
              6502a36e7370a22f78a46461746191a165",
         ),
         (
-            Body::SocketsJoin { opts: opts(), rooms: vec!["a".into()] },
+            Message { opts: opts(), rooms: vec!["a".into()], ..of(SocketsJoin) },
             r#"{"type":4,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"opts":{"rooms":["r1","r2"],"except":["r3"],"flags":{"volatile":true,"compress":false}},"rooms":["a"]}}"#,
             "85a47479706504a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a46f70 \
              747383a5726f6f6d7392a27231a27232a665786365707491a27233a5666c61677382a8766f6c6174696c65c3a8636f6d7072 \
              657373c2a5726f6f6d7391a161",
         ),
         (
-            Body::SocketsLeave { opts: Opts::default(), rooms: vec!["a".into(), "b".into()] },
+            Message { rooms: vec!["a".into(), "b".into()], ..of(SocketsLeave) },
             r#"{"type":5,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"opts":{"rooms":[],"except":[],"flags":{}},"rooms":["a","b"]}}"#,
             "85a47479706505a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a46f70 \
              747383a5726f6f6d7390a665786365707490a5666c61677380a5726f6f6d7392a161a162",
         ),
         (
-            Body::DisconnectSockets { opts: Opts::default(), close: true },
+            Message { close: true, ..of(DisconnectSockets) },
             r#"{"type":6,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"opts":{"rooms":[],"except":[],"flags":{}},"close":true}}"#,
             "85a47479706506a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a46f70 \
              747383a5726f6f6d7390a665786365707490a5666c61677380a5636c6f7365c3",
         ),
         (
-            Body::FetchSockets { opts: Opts::default(), request_id: "q1".into() },
+            Message { request_id: Some("q1".into()), ..of(FetchSockets) },
             r#"{"type":7,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1","opts":{"rooms":[],"except":[],"flags":{}}}}"#,
             "85a47479706507a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a97265 \
              71756573744964a27131a46f70747383a5726f6f6d7390a665786365707490a5666c61677380",
         ),
         (
-            Body::FetchSocketsResponse { request_id: "q1".into(), sockets: json(r#"[{"id":"s"}]"#) },
+            Message {
+                request_id: Some("q1".into()),
+                sockets: Some(json(r#"[{"id":"s"}]"#)),
+                ..of(FetchSocketsResponse)
+            },
             r#"{"type":8,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1","sockets":[{"id":"s"}]}}"#,
             "85a47479706508a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a97265 \
              71756573744964a27131a7736f636b6574739181a26964a173",
         ),
         (
-            Body::ServerSideEmit { packet: json(r#"["e",1.5]"#), request_id: None },
+            Message { packet: Some(json(r#"["e",1.5]"#)), ..of(ServerSideEmit) },
             r#"{"type":9,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"packet":["e",1.5]}}"#,
             "85a47479706509a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746181a67061 \
              636b657492a165cb3ff8000000000000",
         ),
         (
-            Body::ServerSideEmit { packet: json(r#"["e"]"#), request_id: some("q1") },
+            Message { packet: Some(json(r#"["e"]"#)), request_id: some("q1"), ..of(ServerSideEmit) },
             r#"{"type":9,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1","packet":["e"]}}"#,
             "85a47479706509a3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a97265 \
              71756573744964a27131a67061636b657491a165",
         ),
         (
-            Body::ServerSideEmitResponse { request_id: "q1".into(), packet: Some(json("null")) },
+            Message { request_id: Some("q1".into()), packet: Some(json("null")), ..of(ServerSideEmitResponse) },
             r#"{"type":10,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1","packet":null}}"#,
             "85a4747970650aa3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a97265 \
              71756573744964a27131a67061636b6574c0",
         ),
         (
-            Body::ServerSideEmitResponse { request_id: "q1".into(), packet: None },
+            Message { request_id: Some("q1".into()), ..of(ServerSideEmitResponse) },
             r#"{"type":10,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1"}}"#,
             "85a4747970650aa3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746181a97265 \
              71756573744964a27131",
         ),
         (
-            Body::BroadcastClientCount { request_id: "q1".into(), client_count: 0 },
+            Message { request_id: Some("q1".into()), ..of(BroadcastClientCount) },
             r#"{"type":11,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1","clientCount":0}}"#,
             "85a4747970650ba3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a97265 \
              71756573744964a27131ab636c69656e74436f756e7400",
         ),
         (
-            Body::BroadcastAck { request_id: "q1".into(), packet: Some(json("7")), args: None },
+            Message { request_id: Some("q1".into()), packet: Some(json("7")), ..of(BroadcastAck) },
             r#"{"type":12,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1","packet":7}}"#,
             "85a4747970650ca3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746182a97265 \
              71756573744964a27131a67061636b657407",
         ),
         (
-            Body::BroadcastAck { request_id: "q1".into(), packet: Some(json("7")), args: Some(json("[7,8]")) },
+            Message {
+                request_id: Some("q1".into()),
+                packet: Some(json("7")),
+                args: Some(json("[7,8]")),
+                ..of(BroadcastAck)
+            },
             r#"{"type":12,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1","packet":7,"args":[7,8]}}"#,
             "85a4747970650ca3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746183a97265 \
              71756573744964a27131a67061636b657407a461726773920708",
         ),
         (
-            Body::BroadcastAck { request_id: "q1".into(), packet: None, args: None },
+            Message { request_id: Some("q1".into()), ..of(BroadcastAck) },
             r#"{"type":12,"uid":"a1","nsp":"/x","source":"_sio_adapter","data":{"requestId":"q1"}}"#,
             "85a4747970650ca3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572a46461746181a97265 \
              71756573744964a27131",
         ),
         (
-            Body::AdapterClose,
+            of(AdapterClose),
             r#"{"type":13,"uid":"a1","nsp":"/x","source":"_sio_adapter"}"#,
             "84a4747970650da3756964a26131a36e7370a22f78a6736f75726365ac5f73696f5f61646170746572",
         ),
-    ]
+    ];
+    table.into_iter().map(|(message, text, hex)| (from("a1", "/x", message), text, hex)).collect()
 }
 
 #[test]
 fn every_type_is_written_exactly_so() {
     let mut types = std::collections::BTreeSet::new();
-    for (body, text, hex) in canonical() {
-        types.insert(body.message_type().number());
-        let message = from("not mine", "/x", body);
+    for (message, text, hex) in canonical() {
+        types.insert(message.kind.number());
+        let message = from("not mine", "/x", message);
         assert_eq!(json::write(&message, "a1") + "}", text);
         assert_eq!(msgpack::write(&message, "a1").unwrap(), unhex(hex), "{text}");
     }
@@ -257,8 +270,7 @@ fn every_type_is_written_exactly_so() {
 
 #[test]
 fn every_type_is_read_as_it_was_written() {
-    for (body, text, hex) in canonical() {
-        let message = from("a1", "/x", body);
+    for (message, text, hex) in canonical() {
         assert_eq!(read_json(text).unwrap(), message);
         assert_eq!(plain(&decode_attachment(&unhex(hex), "", "").unwrap()), plain(&message), "{text}");
     }
@@ -312,7 +324,7 @@ fn in_ascii_every_character_is_there() {
     let opts = |room: &str| Opts { rooms: vec![room.to_owned()], ..Opts::default() };
     let binary = |room: &str| {
         let packet = Data::MessagePack(unhex("91 c4 01 00"));
-        written(&from("", "/", Body::Broadcast { opts: opts(room), packet, request_id: None }))
+        written(&from("", "/", Message { opts: opts(room), packet: Some(packet), ..of(Broadcast) }))
     };
     assert_eq!(binary("a"), None);
     let Some(Encoded::Attachment { header, body }) = binary("é") else { panic!() };
@@ -365,12 +377,12 @@ fn up_to_7999_bytes_travel_inside_the_notification() {
                         assert!(is_inline, "{case}");
                         assert_eq!(text.len(), size, "{case}");
                         assert!(text.ends_with(&format!("}},\"n\":{sequence}}}")), "{case}");
-                        assert_eq!(plain(&read_json(&text).unwrap()).3, plain(&message).3);
+                        assert_eq!(values_of(&read_json(&text).unwrap()), values_of(&message));
                     }
                     Encoded::Attachment { header, body } => {
                         assert!(!is_inline, "{case}");
                         assert!(header.ends_with(&format!(",\"n\":{sequence},\"attachmentId\":\"")), "{case}");
-                        assert_eq!(plain(&decode_attachment(&body, "", "").unwrap()).3, plain(&message).3);
+                        assert_eq!(values_of(&decode_attachment(&body, "", "").unwrap()), values_of(&message));
                     }
                 }
             }
@@ -399,10 +411,10 @@ fn the_threshold_can_be_lowered_but_not_raised() {
 #[test]
 fn binary_is_always_an_attachment() {
     let packet = Data::MessagePack(unhex("92 a165 c4 02 00ff"));
-    let message = from("", "/", Body::ServerSideEmit { packet: packet.clone(), request_id: None });
+    let message = from("", "/", Message { packet: Some(packet), ..of(ServerSideEmit) });
     let Encoded::Attachment { body, .. } = sent(&message, 1, LIMITS) else { panic!("inline") };
     let read = decode_attachment(&body, "", "").unwrap();
-    assert_eq!(read.body, Body::ServerSideEmit { packet, request_id: None });
+    assert_eq!(read, from("a1", "/", message));
 }
 
 #[test]
@@ -416,7 +428,7 @@ fn the_largest_message_is_limited_in_either_form() {
         encode(&message, "a1", limits(size - 1)),
         Err(Error::TooLarge { size_bytes, limit_bytes, .. }) if size_bytes == size && limit_bytes == size - 1
     ));
-    let binary = from("", "/", Body::ServerSideEmit { packet: Data::MessagePack(pack(text)), request_id: None });
+    let binary = from("", "/", Message { packet: Some(Data::MessagePack(pack(text))), ..of(ServerSideEmit) });
     assert!(matches!(encode(&binary, "a1", limits(20)), Err(Error::TooLarge { limit_bytes: 20, .. })));
 }
 
@@ -442,7 +454,7 @@ fn json_becomes_messagepack_value_by_value() {
     for (text, expected) in cases {
         let message = from("", "/", event(&format!("[\"e\",{text}]")));
         let Encoded::Attachment { body, .. } = encode(&message, "a1", limits).unwrap() else { panic!("{text}") };
-        assert_eq!(plain(&decode_attachment(&body, "", "").unwrap()).3, [value!(["e", expected])], "{text}");
+        assert_eq!(values_of(&decode_attachment(&body, "", "").unwrap()), [value!(["e", expected])], "{text}");
     }
 }
 
@@ -455,8 +467,8 @@ fn lenient() -> Vec<(&'static str, Message)> {
     let in_r1 = || Opts { rooms: vec!["1".into()], ..Opts::default() };
     vec![
         // no nsp: the channel's; of emitters also the packet's
-        (r#"{"type":2,"uid":"a"}"#, from("a", "/channel", Body::Heartbeat)),
-        (r#"{"type":2,"uid":"a","nsp":null,"data":null}"#, from("a", "/channel", Body::Heartbeat)),
+        (r#"{"type":2,"uid":"a"}"#, from("a", "/channel", of(Heartbeat))),
+        (r#"{"type":2,"uid":"a","nsp":null,"data":null}"#, from("a", "/channel", of(Heartbeat))),
         (
             r#"{"type":3,"data":{"packet":{"type":2,"data":["e"],"nsp":"/inner"},"opts":{"rooms":[]}},"uid":"emitter"}"#,
             from("emitter", "/inner", event(r#"["e"]"#)),
@@ -470,8 +482,8 @@ fn lenient() -> Vec<(&'static str, Message)> {
             from("", "/outer", event(r#"["e"]"#)),
         ),
         // no uid, or none to speak of
-        (r#"{"type":13}"#, from("", "/channel", Body::AdapterClose)),
-        (r#"{"type":13,"uid":null}"#, from("", "/channel", Body::AdapterClose)),
+        (r#"{"type":13}"#, from("", "/channel", of(AdapterClose))),
+        (r#"{"type":13,"uid":null}"#, from("", "/channel", of(AdapterClose))),
         // null where nothing is meant
         (
             r#"{"type":3,"uid":"a","nsp":"/","data":{"requestId":null,"packet":{"type":2,"data":["e",null]},"opts":null}}"#,
@@ -491,61 +503,66 @@ fn lenient() -> Vec<(&'static str, Message)> {
             from(
                 "a",
                 "/",
-                Body::Broadcast {
+                Message {
                     opts: Opts { flags: Flags { volatile: false, compress: Some(false) }, ..none() },
-                    packet: json(r#"["e"]"#),
-                    request_id: None,
+                    packet: Some(json(r#"["e"]"#)),
+                    ..of(Broadcast)
                 },
             ),
         ),
         // numbers as names
         (
             r#"{"type":4,"uid":"a","nsp":"/","data":{"opts":{"rooms":[1],"except":[]},"rooms":[-2,"x"]}}"#,
-            from("a", "/", Body::SocketsJoin { opts: in_r1(), rooms: vec!["-2".into(), "x".into()] }),
+            from("a", "/", Message { opts: in_r1(), rooms: vec!["-2".into(), "x".into()], ..of(SocketsJoin) }),
         ),
         (
             r#"{"type":7,"uid":"a","nsp":"/","data":{"requestId":5}}"#,
-            from("a", "/", Body::FetchSockets { opts: none(), request_id: "5".into() }),
+            from("a", "/", Message { request_id: Some("5".into()), ..of(FetchSockets) }),
         ),
         // Go omits zero values
-        (
-            r#"{"type":5,"uid":"a","nsp":"/","data":{}}"#,
-            from("a", "/", Body::SocketsLeave { opts: none(), rooms: vec![] }),
-        ),
-        (r#"{"type":5}"#, from("", "/channel", Body::SocketsLeave { opts: none(), rooms: vec![] })),
+        (r#"{"type":5,"uid":"a","nsp":"/","data":{}}"#, from("a", "/", of(SocketsLeave))),
+        (r#"{"type":5}"#, from("", "/channel", of(SocketsLeave))),
         (
             r#"{"type":6,"uid":"a","nsp":"/","data":{"opts":{"rooms":[1]}}}"#,
-            from("a", "/", Body::DisconnectSockets { opts: in_r1(), close: false }),
+            from("a", "/", Message { opts: in_r1(), ..of(DisconnectSockets) }),
         ),
         (
             r#"{"type":6,"uid":"a","nsp":"/","data":{"opts":{"rooms":[1]},"close":null}}"#,
-            from("a", "/", Body::DisconnectSockets { opts: in_r1(), close: false }),
+            from("a", "/", Message { opts: in_r1(), ..of(DisconnectSockets) }),
         ),
         (
             r#"{"type":8,"uid":"a","nsp":"/","data":{"requestId":"q"}}"#,
-            from("a", "/", Body::FetchSocketsResponse { request_id: "q".into(), sockets: json("[]") }),
+            from(
+                "a",
+                "/",
+                Message { request_id: Some("q".into()), sockets: Some(json("[]")), ..of(FetchSocketsResponse) },
+            ),
         ),
         (
             r#"{"type":8,"uid":"a","nsp":"/","data":{"requestId":"q","sockets":null}}"#,
-            from("a", "/", Body::FetchSocketsResponse { request_id: "q".into(), sockets: json("[]") }),
+            from(
+                "a",
+                "/",
+                Message { request_id: Some("q".into()), sockets: Some(json("[]")), ..of(FetchSocketsResponse) },
+            ),
         ),
         (
             r#"{"type":11,"uid":"a","nsp":"/","data":{"requestId":"q"}}"#,
-            from("a", "/", Body::BroadcastClientCount { request_id: "q".into(), client_count: 0 }),
+            from("a", "/", Message { request_id: Some("q".into()), ..of(BroadcastClientCount) }),
         ),
         // an answer of null is an answer, one without a packet has no value
         (
             r#"{"type":12,"uid":"a","nsp":"/","data":{"requestId":"q","packet":null}}"#,
-            from("a", "/", Body::BroadcastAck { request_id: "q".into(), packet: Some(json("null")), args: None }),
+            from("a", "/", Message { request_id: Some("q".into()), packet: Some(json("null")), ..of(BroadcastAck) }),
         ),
         (
             r#"{"type":10,"uid":"a","nsp":"/","data":{"requestId":"q"}}"#,
-            from("a", "/", Body::ServerSideEmitResponse { request_id: "q".into(), packet: None }),
+            from("a", "/", Message { request_id: Some("q".into()), ..of(ServerSideEmitResponse) }),
         ),
         // unknown keys, of whatever shape
         (
             r#"{"n":9,"x":[[{"y":[]}]],"source":7,"nodeId":"w","type":9,"uid":"a","nsp":"/","data":{"packet":["e"],"z":{"z":null}}}"#,
-            from("a", "/", Body::ServerSideEmit { packet: json(r#"["e"]"#), request_id: None }),
+            from("a", "/", Message { packet: Some(json(r#"["e"]"#)), ..of(ServerSideEmit) }),
         ),
     ]
 }
@@ -568,7 +585,7 @@ fn glances(text: &str) -> bool {
     assert_eq!((stamp.sequence, stamp.process.as_deref()), (glance.sequence, glance.process), "{text}");
     assert_eq!(matches!(received, Received::Attachment { .. }), glance.is_attachment, "{text}");
     if let Received::Message(message) = received {
-        let opts = message.body.opts_for_sockets().expect("a closer look is needed");
+        let opts = message.opts_for_sockets().expect("a closer look is needed");
         assert_eq!(opts.rooms, glance.rooms().collect::<Vec<_>>(), "{text}");
     }
     true
@@ -576,8 +593,8 @@ fn glances(text: &str) -> bool {
 
 #[test]
 fn a_glance_suffices_for_what_is_for_sockets() {
-    for (body, text, _) in canonical() {
-        let is_for_sockets = (3..=6).contains(&body.message_type().number()) && !text.contains("requestId");
+    for (message, text, _) in canonical() {
+        let is_for_sockets = (3..=6).contains(&message.kind.number()) && !text.contains("requestId");
         assert_eq!(glances(text), is_for_sockets && !text.contains('\\'), "{text}");
     }
     // Node's order of keys, Go's, white space, and whatever a packet may hold.
@@ -595,7 +612,7 @@ fn a_glance_suffices_for_what_is_for_sockets() {
 #[test]
 fn a_glance_knows_what_we_write() {
     let sealed = |opts: Opts, seal| {
-        let message = from("", "/chat", Body::Broadcast { opts, packet: json("[\"e\",1]"), request_id: None });
+        let message = from("", "/chat", Message { opts, packet: Some(json("[\"e\",1]")), ..of(Broadcast) });
         match finish(encode(&message, "a1", LIMITS).unwrap(), seal, &message, "a1", LIMITS).unwrap() {
             Encoded::Inline(text) => text,
             Encoded::Attachment { .. } => panic!("it fits"),
@@ -615,8 +632,8 @@ fn a_glance_knows_what_we_write() {
 
 #[test]
 fn the_header_of_an_attachment_says_whom_it_is_for() {
-    let header = |body: Body| {
-        let message = from("", "/", body);
+    let header = |message| {
+        let message = from("", "/", message);
         let encoded = Encoded::Attachment { header: json::write_header(&message, "a1"), body: vec![] };
         match finish(encoded, seal(7), &message, "a1", LIMITS).unwrap() {
             Encoded::Attachment { header, .. } => header + "42\"}",
@@ -624,7 +641,7 @@ fn the_header_of_an_attachment_says_whom_it_is_for() {
         }
     };
     let to = |rooms: Vec<String>| Opts { rooms, ..Opts::default() };
-    let join = |rooms| Body::SocketsJoin { opts: to(rooms), rooms: vec!["elsewhere".into()] };
+    let join = |rooms| Message { opts: to(rooms), rooms: vec!["elsewhere".into()], ..of(SocketsJoin) };
     let text = header(join(vec!["a".into(), "é".into()]));
     assert!(glances(&text), "{text}");
     assert_eq!(glance(&text).unwrap().rooms().collect::<Vec<_>>(), ["a", "é"]);
@@ -634,7 +651,7 @@ fn the_header_of_an_attachment_says_whom_it_is_for() {
     let text = header(join(vec!["x".repeat(HINT_LIMIT_BYTES)]));
     assert!(!glances(&text) && text.len() < 200, "{text}");
     // What wants an answer concerns everybody.
-    let fetch = Body::FetchSockets { opts: to(vec!["a".into()]), request_id: "q".into() };
+    let fetch = Message { opts: to(vec!["a".into()]), request_id: Some("q".into()), ..of(FetchSockets) };
     assert!(!header(fetch).contains("rooms"));
     // Others write none, and other things may have that name.
     for hint in ["", r#","rooms":null"#, r#","rooms":["a",1]"#, r#","rooms":["\u0061"]"#, r#","rooms":["a"],"data":{}"#]
@@ -736,7 +753,7 @@ fn a_glance_gives_way_to_a_closer_look() {
 #[test]
 fn an_attachment_without_uid_or_nsp_has_those_of_its_header() {
     let message = decode_attachment(&pack(r#"{"type":2}"#), "a1", "/x").unwrap();
-    assert_eq!(plain(&message), plain(&from("a1", "/x", Body::Heartbeat)));
+    assert_eq!(plain(&message), plain(&from("a1", "/x", of(Heartbeat))));
 }
 
 #[test]
@@ -817,7 +834,7 @@ fn what_is_no_message_is_refused_in_both_formats() {
 fn user_data_in_json_stays_as_it_was_sent() {
     let data = r#"["e", "\ud800 \u00e9" ,1e400,123456789012345678901234567890 , {"a":1,"a":2}]"#;
     let message = read_json(&format!(r#"{{"type":3,"data":{{"packet":{{"data":{data}}}}}}}"#)).unwrap();
-    assert_eq!(message.body, event(data));
+    assert_eq!(message, event(data));
 }
 
 #[test]
@@ -831,9 +848,9 @@ fn nesting_is_limited() {
     };
     for depth in [1, 50, MAX_DEPTH] {
         let message = read_json(&broadcast(&nested(depth))).unwrap();
-        assert_eq!(message.body, event(&nested(depth)));
+        assert_eq!(message, event(&nested(depth)));
         let message = decode_attachment(&packed(depth), "", "/").unwrap();
-        assert_eq!(plain(&message).3, [serde_json::from_str::<Value>(&nested(depth)).unwrap()]);
+        assert_eq!(values_of(&message), [serde_json::from_str::<Value>(&nested(depth)).unwrap()]);
     }
     for depth in [MAX_DEPTH + 1, 3900, 1_000_000] {
         let found = reason(decode_notification(&broadcast(&nested(depth)), "/"));
@@ -850,10 +867,10 @@ fn nesting_is_limited() {
     }
     // brackets inside strings are no nesting
     let text = format!("[\"e\",\"{}\\\"{}\"]", "[{".repeat(500), "[".repeat(500));
-    assert_eq!(read_json(&broadcast(&text)).unwrap().body, event(&text));
+    assert_eq!(read_json(&broadcast(&text)).unwrap(), event(&text));
     // and siblings are none either
     let text = format!("[\"e\",{}]", vec!["[[]]"; 500].join(","));
-    assert_eq!(read_json(&broadcast(&text)).unwrap().body, event(&text));
+    assert_eq!(read_json(&broadcast(&text)).unwrap(), event(&text));
 }
 
 #[test]
@@ -958,7 +975,7 @@ fn every_messagepack_type_is_read() {
     ] {
         assert_eq!(build(&unhex(hex), &mut Values).unwrap(), expected, "{hex}");
         let skipped = unhex(&format!("82 a178 {hex} a474797065 02")); // as an unknown key, too
-        assert_eq!(decode_attachment(&skipped, "", "/").unwrap().body, Body::Heartbeat, "{hex}");
+        assert_eq!(decode_attachment(&skipped, "", "/channel").unwrap(), of(Heartbeat), "{hex}");
     }
     assert!(build(&unhex("c1"), &mut Values).is_err());
 }
@@ -1021,48 +1038,35 @@ fn all_opts() -> impl Strategy<Value = Opts> {
     })
 }
 
-fn bodies() -> impl Strategy<Value = Body> {
-    let id = any::<String>;
-    let answer = || values().prop_map(|value| Data::Json(value.to_string()));
-    prop_oneof![
-        Just(Body::InitialHeartbeat),
-        Just(Body::Heartbeat),
-        Just(Body::AdapterClose),
-        (all_opts(), packets(), any::<Option<String>>()).prop_map(|(opts, packet, request_id)| Body::Broadcast {
-            opts,
-            packet,
-            request_id
-        }),
-        (all_opts(), names()).prop_map(|(opts, rooms)| Body::SocketsJoin { opts, rooms }),
-        (all_opts(), names()).prop_map(|(opts, rooms)| Body::SocketsLeave { opts, rooms }),
-        (all_opts(), any::<bool>()).prop_map(|(opts, close)| Body::DisconnectSockets { opts, close }),
-        (all_opts(), id()).prop_map(|(opts, request_id)| Body::FetchSockets { opts, request_id }),
-        (id(), packets()).prop_map(|(request_id, sockets)| Body::FetchSocketsResponse { request_id, sockets }),
-        (packets(), any::<Option<String>>())
-            .prop_map(|(packet, request_id)| Body::ServerSideEmit { packet, request_id }),
-        (id(), prop::option::of(answer()))
-            .prop_map(|(request_id, packet)| Body::ServerSideEmitResponse { request_id, packet }),
-        (id(), any::<u64>())
-            .prop_map(|(request_id, client_count)| Body::BroadcastClientCount { request_id, client_count }),
-        (id(), prop::option::of(answer()), prop::option::of(packets()))
-            .prop_map(|(request_id, packet, args)| Body::BroadcastAck { request_id, packet, args }),
-    ]
+fn messages() -> impl Strategy<Value = Message> {
+    let answer = prop::option::of(values().prop_map(|value| Data::Json(value.to_string())));
+    let names = (all_opts(), names(), any::<Option<String>>());
+    let data = (packets(), answer, prop::option::of(packets()));
+    (prop::sample::select(&MessageType::ALL[..]), names, data, any::<(bool, u64)>()).prop_map(
+        |(kind, (opts, rooms, request_id), (array, answer, args), (close, client_count))| {
+            let packet = if matches!(kind, Broadcast | ServerSideEmit) { Some(array.clone()) } else { answer };
+            let sockets = Some(array);
+            let mut message =
+                Message { opts, rooms, close, request_id, packet, sockets, client_count, args, ..of(kind) };
+            if message.lacks() == Some("requestId") {
+                message.request_id = Some("q1".into());
+            }
+            message.trimmed()
+        },
+    )
 }
 
 /// Every name in a message.
-fn names_of(message: &Message) -> (String, Body) {
-    let (_, nsp, _, _, body) = plain(message);
-    (nsp, body)
+fn names_of(message: &Message) -> Message {
+    from("", &message.nsp, plain(message).0)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn what_is_written_is_read(uid in any::<String>(), nsp in any::<String>(), body in bodies()) {
-        // A strategy that forgot a type would prove nothing about it.
-        prop_assert!(MessageType::from_number(u64::from(body.message_type().number())).is_some());
-        let message = from(&uid, &nsp, body);
+    fn what_is_written_is_read(uid in any::<String>(), nsp in any::<String>(), message in messages()) {
+        let message = from(&uid, &nsp, message);
         prop_assert_eq!(&read_json(&(json::write(&message, &uid) + "}")).unwrap(), &message);
         glances(&(json::write(&message, &uid) + "}"));
         let packed = msgpack::write(&message, &uid).unwrap();
@@ -1071,17 +1075,17 @@ proptest! {
         let encoded = sent(&message, 12, LIMITS);
         if let Some(Encoded::Inline(text)) = in_ascii(&encoded, seal(12), "a1", LIMITS).unwrap() {
             prop_assert!(text.is_ascii() && text.len() <= NOTIFY_LIMIT_BYTES);
-            prop_assert_eq!(plain(&read_json(&text).unwrap()).3, plain(&message).3);
+            prop_assert_eq!(values_of(&read_json(&text).unwrap()), values_of(&message));
             prop_assert_eq!(names_of(&read_json(&text).unwrap()), names_of(&message));
         }
         match encoded {
             Encoded::Inline(text) => {
                 prop_assert!(text.len() <= NOTIFY_LIMIT_BYTES);
                 let read = read_json(&text).unwrap();
-                prop_assert_eq!((read.uid.as_str(), read.body), ("a1", message.body));
+                prop_assert_eq!(read, from("a1", &nsp, message));
             }
             Encoded::Attachment { body, .. } => {
-                prop_assert_eq!(plain(&decode_attachment(&body, "", "").unwrap()).3, plain(&message).3);
+                prop_assert_eq!(values_of(&decode_attachment(&body, "", "").unwrap()), values_of(&message));
             }
         }
     }
@@ -1107,7 +1111,7 @@ proptest! {
         bytes[place] = byte;
         if let Ok(message) = decode_attachment(&bytes, "", "/") {
             // what is taken in must not blow up later, when it is looked at
-            message.body.data().for_each(|data| if let Data::MessagePack(bytes) = data {
+            message.data().for_each(|data| if let Data::MessagePack(bytes) = data {
                 let _ = build(bytes, &mut Values);
             });
         }
