@@ -76,7 +76,7 @@ test-rust:  ## Rust tests; they need no interpreter
 	cargo test --no-default-features --quiet
 
 # Side by side, because most tests wait; see tests/fixtures/side_by_side.py.
-WORKERS ?= 6
+WORKERS ?= 8
 PYTEST  := -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test-py: build wheel  ## Python tests; PYTEST_ARGS="tests/unit" for some of them

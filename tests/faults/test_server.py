@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 import time
+from subprocess import PIPE
 
 import pytest
 
@@ -20,12 +22,12 @@ from socketio_postgres import (
 )
 from socketio_postgres.demo.embedded import StopMode, free_port
 from tests.faults.conftest import Rounds
-from tests.fixtures.bus import serving
+from tests.fixtures.bus import BusReader, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.postgres import OwnPostgres, sessions
-from tests.fixtures.program import Program
+from tests.fixtures.program import Program, environment
 from tests.fixtures.tables import Recovered
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 from tests.fixtures.workload import Receiver, Workload, at_rest
 
 CLOSE_S = 9.0
@@ -152,6 +154,49 @@ async def test_closing_takes_bounded_time_whatever_the_server_does(postgres: Own
         finally:
             postgres.thaw()
     await eventually(lambda: sessions(database) == [], "all sessions end")
+
+
+GIVEN_UP = """
+import asyncio, gc, sys
+from socketio_postgres import AsyncPostgresManager
+
+async def main():
+    mgr = AsyncPostgresManager(sys.argv[1], write_only=True)
+    await mgr.emit("tick", "before")
+    await mgr.flush()
+    print("ready")
+    await asyncio.to_thread(sys.stdin.readline)
+    for number in range(300):
+        await mgr.emit("tick", number)
+    closing = asyncio.create_task(mgr.close())
+    await asyncio.sleep(0.1)
+    closing.cancel()
+    await asyncio.wait([closing])
+
+asyncio.run(main())
+gc.collect()
+print("dropped")
+"""
+
+
+async def test_a_close_that_is_given_up_loses_nothing(postgres: OwnPostgres) -> None:
+    """The server says nothing, closing is cancelled, and the object dropped: what was buffered is still committed."""
+    command = [sys.executable, "-u", "-c", GIVEN_UP, postgres.database.dsn]
+    async with BusReader(postgres.database) as reader:
+        program = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment())
+        assert program.stdin is not None
+        assert program.stdout is not None
+        try:
+            assert await asyncio.wait_for(program.stdout.readline(), TIMEOUT_S) == b"ready\n"
+            postgres.freeze()
+            program.stdin.write(b"\n")
+            assert await asyncio.wait_for(program.stdout.readline(), TIMEOUT_S) == b"dropped\n"
+            postgres.thaw()
+            assert await asyncio.wait_for(program.wait(), TIMEOUT_S) == 0
+        finally:
+            if program.returncode is None:
+                program.kill()
+        await reader.wait_for(301)
 
 
 async def test_a_script_ends_in_bounded_time_whatever_the_server_does(postgres: OwnPostgres) -> None:
