@@ -21,6 +21,9 @@ from tests.fixtures.program import ROOT
 
 pytestmark = pytest.mark.timeout(1200)  # a build, and packages that come over the network
 
+ONCE = pytest.mark.xdist_group("wheel of the sdist")
+"""One worker builds it."""
+
 STRANGER = Path(__file__).with_name("stranger.py")
 LIMIT_S = 1000.0
 
@@ -99,7 +102,7 @@ def install(python: Path, what: str | Path) -> None:
     assert "does not provide the extra" not in said
 
 
-@pytest.mark.parametrize("distribution", ["wheel", "wheel_of_sdist"])
+@pytest.mark.parametrize("distribution", ["wheel", pytest.param("wheel_of_sdist", marks=ONCE)])
 def test_installed_alone_it_does_everything(
     distribution: str, python: Path, database: Database, request: pytest.FixtureRequest
 ) -> None:
@@ -117,6 +120,7 @@ def test_installed_alone_it_does_everything(
     run([*strictly, "-m", "socketio_postgres", "demo", "--check"])
 
 
+@ONCE
 def test_both_distributions_have_the_same_files(wheel: Path, wheel_of_sdist: Path) -> None:
     def files(path: Path) -> list[str]:
         return sorted(zipfile.ZipFile(path).namelist())
