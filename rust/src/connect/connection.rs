@@ -509,7 +509,9 @@ fn sqlstate(error: &Error) -> Option<&str> {
 }
 
 /// Whether an attempt with the other mode, encrypted or unencrypted, may succeed: the TLS handshake failed, or
-/// `pg_hba.conf` rejected this mode. As in libpq, except that a wrong password is not sent again in clear text.
+/// `pg_hba.conf` rejected this mode. As in libpq, except that a wrong password is not tried again over an unencrypted
+/// connection. A server that fails to authenticate itself (SCRAM) gets no second attempt, either: it may be an attacker
+/// in the middle who wants an unencrypted connection.
 fn may_be_about_encryption(error: &tokio_postgres::Error) -> bool {
     let is_handshake = error.to_string() == HANDSHAKE_FAILED && !is_io(error);
     is_not_authorized(error) || is_handshake || tls::find_cause(error).is_some()
