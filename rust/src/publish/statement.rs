@@ -57,8 +57,8 @@ pub async fn commit(client: &Client, table: &AttachmentTable, group: &[Outgoing]
 /// One statement that stores the bodies and notifies, in the order of the arrays. Ids are taken from the table's own
 /// sequence, so that each header can name its row.
 ///
-/// `synchronous_commit` is turned off for tables that were created logged. The row is as volatile as its notification,
-/// and waiting for its WAL would hold the server-wide notify lock during an fsync.
+/// Turning `synchronous_commit` off matters for a table that was created logged. The row is as volatile as its
+/// notification, and waiting for its WAL would hold the server-wide notify lock during an fsync.
 fn attachment_sql(table: &str, sequence: &str) -> String {
     let sequence = quote_literal(sequence);
     format!(

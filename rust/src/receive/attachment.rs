@@ -52,8 +52,8 @@ impl AttachmentTable {
     /// The statements that create the table. Node and Go servers use the same table.
     ///
     /// `UNLOGGED`, because rows live for seconds and are as volatile as the notifications that announce them. Without
-    /// WAL, storing a row and notifying need no flush. `EXTERNAL`, because compressing the bodies is not worthwhile:
-    /// MessagePack is compact already.
+    /// WAL, storing a row and notifying need no flush. `EXTERNAL`, because the bodies are compact MessagePack already
+    /// and need no compression.
     pub fn ddl(&self) -> String {
         format!(
             "CREATE UNLOGGED TABLE IF NOT EXISTS {table} (\n    id         bigserial UNIQUE,\n    created_at \
@@ -115,9 +115,8 @@ impl AttachmentTable {
         Ok(sequence)
     }
 
-    /// Make the sequence logged where necessary. Since PostgreSQL 15 the sequence of an unlogged table is unlogged,
-    /// too, and on 15 and 16 it is corrupt after a standby was promoted ("bad magic number"): no attachment could be
-    /// stored any more.
+    /// Make the sequence logged. Since PostgreSQL 15 the sequence of an unlogged table is unlogged, too, and on 15 and
+    /// 16 it is corrupt after a standby was promoted ("bad magic number"): no attachment could be stored any more.
     async fn protect(&self, client: &Client, sequence: &str) -> Result<()> {
         const SQL: &str = "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4";
         let context = format!("create table {}", self.quoted);
