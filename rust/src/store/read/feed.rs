@@ -40,7 +40,8 @@ const PAGE: i64 = 1000;
 const RING_COUNT: usize = 10_000;
 /// Maximum size of the events in the ring.
 const RING_BYTES: usize = 16 * 1024 * 1024;
-/// First and longest delay between checks of a gap with active writers. Checks are needed because a rollback sends no notification.
+/// First and longest delay between checks of a gap with active writers. Checks are needed, because a rollback sends no
+/// notification.
 const GAP_FIRST: Duration = Duration::from_millis(2);
 const GAP_LAST: Duration = Duration::from_millis(50);
 
