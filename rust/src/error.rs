@@ -77,7 +77,7 @@ pub enum Error {
     Decode {
         /// Channel it came from; empty when it did not come from one.
         channel: String,
-        /// Size of what was received.
+        /// Size of the received bytes.
         size_bytes: usize,
         /// What is wrong with it.
         reason: String,
@@ -90,7 +90,7 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
-    /// There is no room in the buffer of messages to be committed.
+    /// The buffer of messages to be committed is full.
     #[error("the buffer is full: {count} messages of together {bytes} bytes wait to be committed")]
     BufferFull {
         /// Messages waiting.
@@ -109,7 +109,7 @@ pub enum Error {
     /// A message exceeds a limit; nothing was sent.
     #[error("{what} is {size_bytes} bytes, the limit is {limit_bytes}")]
     TooLarge {
-        /// What is too large, for example `channel name "socket.io#/…"`.
+        /// The value that is too large, for example `channel name "socket.io#/…"`.
         what: String,
         /// Its size.
         size_bytes: usize,
@@ -127,7 +127,7 @@ pub enum Error {
     /// PostgreSQL refused a statement or a connection attempt; an open connection remains usable.
     #[error("{}", describe(.report, .context))]
     Database {
-        /// What was being done, for example `create table "socket_io_attachments"`; may be empty.
+        /// The operation, for example `create table "socket_io_attachments"`; may be empty.
         context: String,
         /// The server's report.
         report: Box<ServerReport>,
@@ -139,7 +139,7 @@ pub enum Error {
     /// No connection could be made, or it broke.
     #[error("{context}: {reason}")]
     ConnectionLost {
-        /// What was being done, for example `connect to db1:5432`.
+        /// The operation, for example `connect to db1:5432`.
         context: String,
         /// The reason, as the operating system or the driver reports it.
         reason: String,
@@ -149,7 +149,7 @@ pub enum Error {
     /// The call did not finish within its time limit.
     #[error("{context} did not finish within {} s", limit.as_secs_f64())]
     Timeout {
-        /// What was being done.
+        /// The operation.
         context: String,
         /// The time limit that was exceeded.
         limit: Duration,

@@ -196,7 +196,8 @@ where
 /// The stream below TLS. Without TLS the driver reads it directly.
 pub type Plain = Mended<Socket>;
 
-/// Connect over `socket` as [`Config::connect`] does over a socket that it opens itself, and mend what is read.
+/// Connect over `socket` as [`Config::connect`] does over a socket that it opens itself, and mend the stream that is
+/// read.
 pub async fn connect<T>(
     config: &Config,
     socket: Socket,

@@ -44,7 +44,7 @@ pub struct Outage {
 
 impl Outage {
     /// Record that an attempt failed or the connection broke. Returns true when the error is to be reported: its reason
-    /// is new in this outage, or [`REMIND_AFTER`] has passed.
+    /// is new in this outage, or `REMIND_AFTER` has passed.
     pub fn failed(&self, error: &Error) -> bool {
         let mut state = self.state.lock();
         let (now, text) = (Instant::now(), error.to_string());

@@ -171,7 +171,7 @@ impl Queue {
         }
     }
 
-    /// Append a message and consume its sequence number. The caller must check for room before.
+    /// Append a message and consume its sequence number. The caller checks for room.
     pub fn append(&mut self, outgoing: Outgoing) {
         if outgoing.sequence.is_some() {
             self.use_sequence(&outgoing.channel);

@@ -191,7 +191,7 @@ impl Publisher {
         self.buffer.when_space(completion);
     }
 
-    /// Accept nothing more, commit what is buffered within `limit`, disconnect.
+    /// Accept no more messages, commit the buffered ones within `limit`, and disconnect.
     pub fn close(self: &Arc<Self>, limit: Duration, completion: Completion) -> Result<()> {
         let mut queue = self.buffer.lock();
         if queue.is_closed && queue.is_running {
@@ -355,7 +355,7 @@ async fn work(publisher: &Publisher) {
     }
 }
 
-/// After a failed attempt: report it, fail what may no longer wait, and wait before the next attempt.
+/// After a failed attempt: report it, fail messages that have waited too long, and wait before the next attempt.
 async fn wait_after(publisher: &Publisher, error: &Error, backoff: &mut Backoff) {
     let age = publisher.settings.buffer_age;
     publisher.buffer.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);

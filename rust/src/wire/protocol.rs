@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// Longest payload that `NOTIFY` accepts: one byte less than 8000 (PostgreSQL `NOTIFY_PAYLOAD_MAX_LENGTH`).
 pub const NOTIFY_LIMIT_BYTES: usize = 7999;
-/// Longest identifier, and so the longest channel name (`NAMEDATALEN - 1`).
+/// Longest identifier, and therefore the longest channel name (`NAMEDATALEN - 1`).
 pub const CHANNEL_LIMIT_BYTES: usize = 63;
 /// Node's default `payloadThreshold`: from this size on a message travels as an attachment.
 pub const DEFAULT_PAYLOAD_THRESHOLD_BYTES: usize = 8000;

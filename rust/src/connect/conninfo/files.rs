@@ -77,7 +77,8 @@ pub(crate) struct Passfile {
     pub(crate) ignored: Option<String>,
 }
 
-/// Look `[host, port, dbname, user]` up. A missing file is no error, an unsafe one is ignored, as in libpq.
+/// Look up the password for `[host, port, dbname, user]`. As in libpq, a missing file is not an error, and an unsafe
+/// file is ignored.
 pub(super) fn read_passfile(file: &Path, wanted: [&str; 4]) -> Passfile {
     let ignored = |reason: &str| Passfile {
         password: None,
@@ -118,7 +119,7 @@ fn match_line(line: &str, wanted: [&str; 4]) -> Option<String> {
     Some(unescape(split_field(rest).0))
 }
 
-/// The text before the first `:` that has no `\` before it, and what follows.
+/// The text before the first `:` that is not escaped by `\`, and the text after it.
 fn split_field(text: &str) -> (&str, Option<&str>) {
     let mut is_escaped = false;
     for (at, c) in text.char_indices() {

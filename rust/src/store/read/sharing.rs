@@ -50,7 +50,7 @@ struct Entry {
 
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
-/// What is shared.
+/// The parts that the stores of a table share.
 pub struct Shared {
     /// Subscriptions.
     pub feed: Arc<Feed>,
@@ -62,7 +62,7 @@ pub struct Shared {
 
 /// A store's share of the feed, which is returned when dropped at the latest.
 pub struct Member {
-    /// What is shared.
+    /// The shared parts.
     pub shared: Arc<Shared>,
     pid: u32,
     is_left: bool,

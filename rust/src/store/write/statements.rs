@@ -19,7 +19,8 @@ pub struct Sql {
     pub lock_shared: String,
     /// As `lock_shared`, for aggregates with an expected version.
     pub lock_exclusive: String,
-    /// Takes the locks for calls whose locks are free, and tells `insert_expected` which calls these are.
+    /// Takes the locks of calls whose locks are free, and passes the other calls to `insert_expected`, which leaves
+    /// them out.
     pub try_exclusive: String,
     /// One event of an unconditional call.
     pub insert_one: String,

@@ -771,7 +771,7 @@ fn headers_are_read_leniently() {
         let text = format!("{{\"type\":3,\"uid\":\"a\",\"attachmentId\":{bad}}}");
         assert!(matches!(decode_notification(&text, "/"), Err(Error::Decode { .. })), "{text}");
     }
-    // null is no attachment
+    // null is not an attachment
     assert!(matches!(decode_notification(r#"{"type":2,"attachmentId":null}"#, "/"), Ok(Received::Message(_))));
 }
 
@@ -994,7 +994,7 @@ fn dates_are_iso_text() {
     ] {
         assert_eq!(build(&unhex(hex), &mut Values).unwrap(), value!(expected), "{hex}");
     }
-    // years that need more than four digits, and sizes that are no timestamp, stay extensions
+    // years of more than four digits, and sizes that are not a timestamp, stay extensions
     for hex in
         ["c7 0c ff 00000000 0000003afff44180", "c7 0c ff 00000000 7fffffffffffffff", "d4 ff 00", "c7 05 ff 0000000000"]
     {

@@ -1,4 +1,4 @@
-//! Walking a MessagePack document: field by field without building values, or into values of the caller's kind.
+//! Walking a MessagePack document: field by field without building values, or into values of the caller's type.
 
 use rmp::Marker;
 use rmp::decode::RmpRead as _;
@@ -9,7 +9,7 @@ use crate::wire::protocol::{Flags, MAX_DEPTH, Opts};
 
 /// Builds values of type [`Build::Value`] from a MessagePack document.
 pub trait Build {
-    /// The kind.
+    /// The type of the values.
     type Value;
     /// nil.
     fn null(&mut self) -> Self::Value;
