@@ -36,8 +36,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// The address of `host`, where `ip` is the chosen one of its addresses; `None` when there is neither an `ip` nor a
-    /// Unix socket.
+    /// The address of `host`, at `ip` or at its Unix socket; `None` when it has neither.
     pub fn of(host: &Host, ip: Option<IpAddr>) -> Option<Self> {
         match (ip, host.socket_dir()) {
             (Some(ip), _) => Some(Self::Tcp(SocketAddr::new(ip, host.port))),

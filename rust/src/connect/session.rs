@@ -186,7 +186,7 @@ impl OpenConnection {
     }
 
     /// As [`OpenConnection::ask`], for a statement that writes and is `sent_bytes` long. It gets additional time for
-    /// the transfer, and the error says when it is unknown whether the statement was committed.
+    /// the transfer, and when it is unknown whether the statement was committed, the error says so.
     pub async fn commit<'a, T, F>(
         self: &'a Arc<Self>,
         context: &str,

@@ -2,7 +2,7 @@
 //! deliver in order.
 //!
 //! Messages are delivered in the order of their notifications, per channel: a small message waits behind a large one
-//! whose attachment is still being fetched. One query fetches all attachments that wait, for all channels.
+//! whose attachment is still being fetched. One query fetches the waiting attachments of all channels, within limits.
 //!
 //! Nothing here waits for Python. Messages that do not fit into the buffer are dropped, and a gap takes their place.
 

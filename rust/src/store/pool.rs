@@ -95,7 +95,8 @@ pub struct Pool {
 pub struct Pooled {
     pool: Arc<Pool>,
     connection: Option<Connection>,
-    /// A transaction is open. Dropping the connection now also ends it on the server.
+    /// A transaction is open. Dropping the connection now closes it, which also rolls back the transaction on the
+    /// server.
     is_dirty: bool,
     /// A query is running. The next user of the connection would have to wait for its end.
     is_busy: bool,

@@ -44,7 +44,7 @@ pub enum Part {
     Guard,
     /// The trigger that serializes writers.
     Serial,
-    /// go-sync-kit's trigger, for a go-sync-kit that may not create it.
+    /// go-sync-kit's trigger, for the case that go-sync-kit cannot create it itself.
     GoNotify,
 }
 

@@ -91,7 +91,7 @@ struct Ring {
 /// The keeper's progress, for waiting subscriptions.
 #[derive(Debug, Clone, Default)]
 struct Progress {
-    /// All events up to here are final and read; `None` before the first settled version is known.
+    /// All events up to this version are final and read; `None` before the first settled version is known.
     position: Option<i64>,
     failure: Option<Error>,
 }
@@ -121,7 +121,7 @@ pub struct Gap {
 /// Counters.
 #[derive(Debug, Clone, Default)]
 pub struct FeedStats {
-    /// All events up to here are final and read; 0 before the first look.
+    /// All events up to this version are final and read; 0 before the first read.
     pub position: i64,
     /// Events the keeper has read.
     pub read: u64,
