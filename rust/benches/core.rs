@@ -1,4 +1,5 @@
-//! The pieces of the core that every message passes, without Python: `cargo bench --no-default-features`.
+//! Benchmarks of the core's functions that every message passes through, without Python: `cargo bench
+//! --no-default-features`.
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a bench that fails is to stop")]
@@ -16,7 +17,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 const CHANNEL: &str = "socket.io#/";
 const UID: &str = "a1b2c3d4e5f60718";
 const LIMITS: Limits = Limits { payload_threshold_bytes: 8000, max_payload_bytes: 1 << 24 };
-/// Letters of text in an event: a chat message, a small document, and almost the largest that is no attachment.
+/// Length of the text in an event: a chat message, a small document, and nearly the largest message that is not an
+/// attachment.
 const SIZES: [usize; 3] = [60, 1000, 7000];
 
 fn broadcast(rooms: &[&str], text_bytes: usize) -> Message {
@@ -26,7 +28,7 @@ fn broadcast(rooms: &[&str], text_bytes: usize) -> Message {
     Message { opts, packet: Some(packet), ..Message::new(MessageType::Broadcast, "/") }
 }
 
-/// What a publisher puts on the wire.
+/// The message as a publisher sends it.
 fn sealed(message: &Message) -> Encoded {
     let seal = Seal { sequence: 1_000_000, process: None, key: None, channel: CHANNEL };
     let encoded = codec::encode(message, UID, LIMITS).unwrap();

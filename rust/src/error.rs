@@ -1,4 +1,4 @@
-//! The one error type of the core: what happened, the offending value, what to do.
+//! The error type of the core. Every error says what happened, names the offending value and says what to do.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,7 +9,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What PostgreSQL reported, field by field, so that callers branch on `sqlstate` and never on text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerReport {
-    /// Five-character SQLSTATE, for example `42501`; empty when the failure was not the server's.
+    /// Five-character SQLSTATE, for example `42501`; empty when the server did not report the failure.
     pub sqlstate: String,
     /// `ERROR`, `FATAL` or `PANIC`.
     pub severity: String,
@@ -26,7 +26,7 @@ pub struct ServerReport {
 /// Why a self-test may have failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LikelyCause {
-    /// A pooler gives the server connection away after each transaction, and LISTEN with it.
+    /// A pooler assigns the server connection to another client after each transaction, so LISTEN is lost.
     TransactionPooling,
     /// `dsn` and `listen_dsn` lead to different databases.
     OtherDatabase,
@@ -35,7 +35,7 @@ pub enum LikelyCause {
 }
 
 impl LikelyCause {
-    /// The word that Python uses.
+    /// The cause's name in the Python API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::TransactionPooling => "transaction_pooling",
@@ -77,7 +77,7 @@ pub enum Error {
     Decode {
         /// Channel it came from; empty when it did not come from one.
         channel: String,
-        /// Size of what was received.
+        /// Size of the received bytes.
         size_bytes: usize,
         /// What is wrong with it.
         reason: String,
@@ -90,7 +90,7 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
-    /// There is no room in the buffer of messages to be committed.
+    /// The buffer of messages to be committed is full.
     #[error("the buffer is full: {count} messages of together {bytes} bytes wait to be committed")]
     BufferFull {
         /// Messages waiting.
@@ -98,18 +98,18 @@ pub enum Error {
         /// Their bytes.
         bytes: usize,
     },
-    /// The connections are open, and yet this server would be deaf.
+    /// The connections are open, but this server does not receive what it publishes.
     #[error("self-test failed: {reason}")]
     SelfTest {
-        /// What most likely is wrong.
+        /// The most likely cause.
         likely_cause: LikelyCause,
-        /// What was seen and what to do.
+        /// What was observed and what to do.
         reason: String,
     },
     /// A message exceeds a limit; nothing was sent.
     #[error("{what} is {size_bytes} bytes, the limit is {limit_bytes}")]
     TooLarge {
-        /// What is too large, for example `channel name "socket.io#/…"`.
+        /// The value that is too large, for example `channel name "socket.io#/…"`.
         what: String,
         /// Its size.
         size_bytes: usize,
@@ -124,44 +124,45 @@ pub enum Error {
         /// Channel it was announced on.
         channel: String,
     },
-    /// PostgreSQL refused; the connection is still usable.
+    /// PostgreSQL refused a statement or a connection attempt; an open connection remains usable.
     #[error("{}", describe(.report, .context))]
     Database {
-        /// What was being done, for example `create table "socket_io_attachments"`; may be empty.
+        /// The operation, for example `create table "socket_io_attachments"`; may be empty.
         context: String,
-        /// The server's own words.
+        /// The server's report.
         report: Box<ServerReport>,
     },
-    /// A connection was refused where another had been granted. Whatever the server's words, that is an outage like any
-    /// other: rights, limits and certificates are changed, and changed back, while we run.
+    /// A connection was refused although an earlier one had been accepted. It counts as an outage, whatever the
+    /// SQLSTATE: rights, limits and certificates may be changed, and changed back, while the process runs.
     #[error("{0}")]
     Refused(Box<Self>),
     /// No connection could be made, or it broke.
     #[error("{context}: {reason}")]
     ConnectionLost {
-        /// What was being done, for example `connect to db1:5432`.
+        /// The operation, for example `connect to db1:5432`.
         context: String,
-        /// Why, in the words of the system.
+        /// The reason, as the operating system or the driver reports it.
         reason: String,
         /// True when a commit was in flight: it may or may not have happened.
         may_be_sent: bool,
     },
-    /// The call did not finish in time.
+    /// The call did not finish within its time limit.
     #[error("{context} did not finish within {} s", limit.as_secs_f64())]
     Timeout {
-        /// What was being done.
+        /// The operation.
         context: String,
-        /// The limit that passed.
+        /// The time limit that was exceeded.
         limit: Duration,
     },
-    /// The aggregate is not as the writer expected; nothing was stored.
+    /// The aggregate's version is not the one that the writer expected; nothing was stored.
     #[error("aggregate {aggregate_id:?}: expected {}, found {}; load it again and decide anew", last(*expected), last(*actual))]
     WrongExpectedVersion {
         /// The aggregate.
         aggregate_id: String,
-        /// What the writer said: the version of its last event, 0 for none, -1 for any.
+        /// The version that the writer expected: that of the aggregate's last event, 0 for no events, -1 for any
+        /// version.
         expected: i64,
-        /// Version of its last event, 0 when it has none.
+        /// Version of the aggregate's last event, 0 when it has none.
         actual: i64,
     },
     /// An event id is in use by another event; nothing was stored.
@@ -169,7 +170,7 @@ pub enum Error {
     DuplicateEvent {
         /// The id.
         id: String,
-        /// Version of the event that has it, 0 when it is another of the same call.
+        /// Version of the event that has this id; 0 when that event is part of the same call.
         version: i64,
     },
     /// An aggregate id is too long for the channel name that go-sync-kit's trigger makes of it; nothing was stored.
@@ -186,7 +187,7 @@ pub enum Error {
         /// The limit.
         limit_bytes: usize,
     },
-    /// The table is not one that events can be kept in.
+    /// The table cannot be used as an event table.
     #[error("table {table} is no event table: {reason}")]
     SchemaMismatch {
         /// The table.
@@ -194,7 +195,7 @@ pub enum Error {
         /// What is missing or different.
         reason: String,
     },
-    /// The server does not show the locks that the order of events is told from.
+    /// The server does not show the locks from which the order of events is determined.
     #[error(
         "table {table}: the server does not show who holds a lock on {sequence}, so readers could pass events that are \
          being stored; call enable_serial_order() once, then writers take turns and no locks need be seen"
@@ -213,9 +214,9 @@ pub enum Error {
     Rewound {
         /// The table.
         table: String,
-        /// Where the reader was.
+        /// The reader's position.
         position: i64,
-        /// The last version the sequence has given out.
+        /// The last version that the sequence has assigned.
         last_version: i64,
     },
     /// `LISTEN` does not work over this connection.
@@ -238,7 +239,7 @@ fn holder(version: i64) -> String {
     if version == 0 { "another event of the same call".to_owned() } else { format!("the event of version {version}") }
 }
 
-/// What to do where the server does not say it.
+/// What to do about an error, where the server gives no hint.
 fn advice(sqlstate: &str) -> Option<&'static str> {
     let lacks =
         "the encoding of this database lacks a character of the text; a database with ENCODING 'UTF8' has them all";
@@ -281,7 +282,7 @@ impl Error {
         Self::ConnectionLost { context: context.into(), reason: reason.to_string(), may_be_sent: false }
     }
 
-    /// An [`Error::Database`] in words of our own.
+    /// An [`Error::Database`] with a message of this crate instead of the server's.
     pub fn refused(sqlstate: &str, context: impl Into<String>, message: impl Into<String>) -> Self {
         let (sqlstate, severity, message) = (sqlstate.to_owned(), "ERROR".to_owned(), message.into());
         let report = ServerReport { sqlstate, severity, message, ..ServerReport::default() };
@@ -302,7 +303,7 @@ impl Error {
         };
         let report = ServerReport {
             sqlstate: db.code().code().to_owned(),
-            // The other one is in the server's language.
+            // The unparsed severity is in the server's language.
             severity: db.parsed_severity().map_or_else(|| db.severity().to_owned(), |known| known.to_string()),
             message: db.message().to_owned(),
             detail: db.detail().map(str::to_owned),
@@ -316,7 +317,7 @@ impl Error {
     /// the configuration (password, database, rights) that must be reported at once.
     pub fn is_transient(&self) -> bool {
         match self {
-            // A pooler may be replaced by a direct connection while we run, a standby promoted.
+            // While the process runs, a pooler may be replaced by a direct connection and a standby may be promoted.
             Self::ConnectionLost { .. } | Self::Timeout { .. } | Self::SelfTest { .. } | Self::Refused(_) => true,
             Self::Database { report, .. } => {
                 // 08 connection exception, 53 insufficient resources, 57 operator intervention, 25006 standby.
@@ -336,7 +337,7 @@ impl Error {
         matches!(self, Self::Database { report, .. } if report.sqlstate.starts_with("22"))
     }
 
-    /// Whether the session it happened on is gone, or there is none.
+    /// Whether the session is lost, or there was none.
     pub fn is_connection_lost(&self) -> bool {
         match self {
             Self::ConnectionLost { .. } | Self::Timeout { .. } | Self::SelfTest { .. } | Self::Refused(_) => true,

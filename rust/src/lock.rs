@@ -1,33 +1,34 @@
-//! Locks that a panic does not close for the others.
+//! Locks that a panic does not poison.
 //!
-//! Those of the standard library, not of `parking_lot`: that keeps who waits for any lock in one table of the process,
-//! which a fork copies as it happens to be, with waiting threads that stayed in the parent.
+//! They wrap the standard library's locks, not those of `parking_lot`. `parking_lot` keeps the waiters of all locks in
+//! one table of the process, and a fork copies that table in whatever state it is in, including waiting threads that
+//! exist in the parent only.
 
 use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A lock. What it guards is taken as it was left; a panic does not make it useless.
+/// A mutex without poisoning: after a panic the value is used as the panicking thread left it.
 #[derive(Debug, Default)]
 pub struct Mutex<T>(std::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
-    /// A lock that is free.
+    /// A new, unlocked mutex.
     pub const fn new(value: T) -> Self {
         Self(std::sync::Mutex::new(value))
     }
 
-    /// Wait until it is free, and take it.
+    /// Wait until the mutex is free, and lock it.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it guards, for whoever has it alone.
+    /// The guarded value, without locking: `&mut self` proves that nobody else has access.
     pub fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Wait on `changed` for as long as `must_wait` says so, for `limit` at most.
+/// Wait on `changed` while `must_wait` returns true, for at most `limit`.
 pub fn wait_while<'a, T>(
     changed: &Condvar,
     guard: MutexGuard<'a, T>,

@@ -3,11 +3,11 @@
 use crate::error::{Error, Result};
 use crate::wire::protocol::quote_identifier;
 
-/// A table name, as it was given and in its parts.
+/// A table name, as given and split into its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableName {
     schema: Option<String>,
-    /// Without its schema, not quoted.
+    /// The table's name without its schema, not quoted.
     pub table: String,
 }
 
@@ -35,7 +35,7 @@ impl TableName {
         }
     }
 
-    /// Something of a fixed name in the table's schema, quoted.
+    /// An object with a fixed name in the table's schema, quoted.
     pub fn in_schema(&self, name: &str) -> String {
         match &self.schema {
             Some(schema) => format!("{}.{name}", quote_identifier(schema)),
@@ -43,18 +43,19 @@ impl TableName {
         }
     }
 
-    /// Quoted, ready for SQL.
+    /// The quoted name, ready for SQL.
     pub fn quoted(&self) -> String {
         self.beside("")
     }
 
-    /// An object of the table's schema that is named without it, such as an index when it is created.
+    /// The table's name with a suffix, without the schema: for objects that SQL names without one, such as an index in
+    /// `CREATE INDEX`.
     pub fn bare(&self, suffix: &str) -> String {
         quote_identifier(&format!("{}{suffix}", self.table))
     }
 }
 
-/// Split `schema.table` into parts; `None` when it is no identifier.
+/// Split `schema.table` into parts; `None` when a part is not an identifier.
 fn split(name: &str) -> Option<Vec<String>> {
     let mut parts = Vec::new();
     let mut rest = name;

@@ -1,4 +1,4 @@
-//! Any bytes that somebody may have put into the attachment table.
+//! Fuzz target: arbitrary bytes in the attachment table.
 
 #![no_main]
 

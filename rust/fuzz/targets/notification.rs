@@ -1,4 +1,4 @@
-//! Any text that PostgreSQL may deliver as a notification.
+//! Fuzz target: arbitrary text that PostgreSQL may deliver as a notification.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! What was received can be sent: encoded as the publisher does it, with numbers and signature, and read again.
+//! Fuzz target: every received message can be encoded as the publisher does it, with sequence number and signature, and
+//! decoded again.
 //!
 //! The input begins with four bytes that choose format, sequence number and threshold, see `seeds` in scripts/fuzz.py.
 
@@ -31,7 +32,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
             (text, None)
         }
         Ok(Encoded::Attachment { header, body }) => (header + "9223372036854775807\"}", Some(body)),
-        Err(_) => return Corpus::Keep, // JSON that MessagePack cannot hold
+        Err(_) => return Corpus::Keep, // JSON that MessagePack cannot represent
     };
     assert!(sent.len() <= NOTIFY_LIMIT_BYTES, "PostgreSQL refuses it");
     let (received, stamp) = codec::decode_stamped(&sent, "/elsewhere").expect("what was sent is read");

@@ -19,13 +19,13 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Of at most `last`.
+    /// Delays of at most `last`.
     pub fn up_to(last: Duration) -> Self {
         Self { attempts: 0, last }
     }
 
-    /// The next delay: 50 to 100 % of 0.1 s, 0.2 s, … 5 s, or what else is the last. The jitter keeps many processes from returning to a
-    /// restarted server in the same instant.
+    /// The next delay: 50 to 100 % of 0.1 s, 0.2 s, … up to the configured maximum (5 s by default). The jitter keeps
+    /// many processes from returning to a restarted server in the same instant.
     pub fn next_delay(&mut self) -> Duration {
         let ceiling = FIRST.saturating_mul(1 << self.attempts.min(10)).min(self.last);
         self.attempts += 1;

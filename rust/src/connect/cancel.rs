@@ -1,7 +1,8 @@
-//! Taking a statement back that nobody waits for any more.
+//! Cancelling a statement whose result is no longer needed.
 //!
-//! PostgreSQL does not notice that a client has gone while it waits for a lock. So every statement that is given up is
-//! cancelled, or behind a lock each attempt would leave another session that waits, and commits once the lock falls.
+//! While a statement waits for a lock, PostgreSQL does not notice that its client has disconnected. Therefore every
+//! statement that is given up is cancelled. Otherwise each attempt would leave another session waiting for the lock,
+//! which commits once the lock is released.
 
 use std::future::Future;
 use std::io;
@@ -21,21 +22,21 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::connect::conninfo::Host;
 
-/// Longest wait for a cancel request to be taken, and for a sign that it had an effect. On a link that is a black hole
-/// this is what it costs to ask.
+/// Longest wait for a cancel request to be accepted, and for a sign that it had an effect. When the network drops every
+/// packet, a cancel request takes this long.
 pub const CANCEL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Where a session was opened.
+/// The address that a session is connected to.
 #[derive(Clone)]
 pub enum Address {
     /// Address and port.
     Tcp(SocketAddr),
-    /// A socket's path.
+    /// Path of a Unix socket.
     Unix(PathBuf),
 }
 
 impl Address {
-    /// That of a host, one of whose addresses is `ip`; `None` when neither that nor a Unix socket is given.
+    /// The address of `host`, at `ip` or at its Unix socket; `None` when it has neither.
     pub fn of(host: &Host, ip: Option<IpAddr>) -> Option<Self> {
         match (ip, host.socket_dir()) {
             (Some(ip), _) => Some(Self::Tcp(SocketAddr::new(ip, host.port))),
@@ -45,7 +46,8 @@ impl Address {
     }
 }
 
-/// Cancels what one session of PostgreSQL is doing, over a connection of its own to the same address, encrypted alike.
+/// Cancels the current statement of one PostgreSQL session. The request uses a separate connection to the same address,
+/// with the same encryption.
 #[derive(Clone)]
 pub struct Canceller {
     token: CancelToken,
@@ -55,13 +57,13 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// For the session of this token, which was opened there.
+    /// A canceller for the session with this token, which was opened on `host` at `ip`.
     pub fn new(token: CancelToken, host: &Host, ip: Option<IpAddr>, tls: MakeRustlsConnect) -> Self {
         Self { token, address: Address::of(host, ip), server_name: host.server_name(), tls }
     }
 
-    /// Ask once, within [`CANCEL_LIMIT`], and wait until the request was passed on. The server does not say what came of
-    /// it: the statement's own answer does.
+    /// Send one cancel request and wait, for at most [`CANCEL_LIMIT`], until the server has accepted it. The server
+    /// does not report whether the request had an effect; only the statement's own answer shows that.
     pub async fn cancel(&self) {
         let _ = timeout(CANCEL_LIMIT, self.request()).await;
     }
@@ -74,7 +76,8 @@ impl Canceller {
         }
     }
 
-    /// The driver's own request hangs up as soon as it has spoken; PgBouncer forgets what it was asked then.
+    /// The driver's own cancel request closes the connection as soon as it is sent, and PgBouncer then drops the
+    /// request.
     async fn request_over<S>(&self, stream: S) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -90,10 +93,10 @@ impl Canceller {
     }
 }
 
-/// Cancels in the background when it is dropped before what it guards was answered.
+/// Cancels the guarded statement in the background when dropped before the statement was answered.
 pub struct UnderWay {
     canceller: Canceller,
-    /// Whether nothing is under way at present.
+    /// Whether the guarded statement was answered, so that there is nothing to cancel.
     pub is_answered: bool,
 }
 
@@ -103,14 +106,14 @@ impl Drop for UnderWay {
             return;
         }
         let canceller = self.canceller.clone();
-        // Without a runtime we are at the end of the process, and so is the connection.
+        // Without a runtime the process is ending, and the connection with it.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move { canceller.cancel().await });
         }
     }
 }
 
-/// A stream whose shutdown says nothing and waits until the other side hangs up.
+/// A stream whose shutdown sends nothing and waits until the peer closes the connection.
 struct UntilEnd<S>(S);
 
 impl<S: AsyncRead + Unpin> AsyncRead for UntilEnd<S> {
@@ -146,7 +149,7 @@ impl<S: TlsStream + Unpin> TlsStream for UntilEnd<S> {
     }
 }
 
-/// Makes encrypted streams of that kind.
+/// Makes encrypted [`UntilEnd`] streams.
 struct Patient<C>(C);
 
 impl<S, C> TlsConnect<S> for Patient<C>

@@ -24,22 +24,22 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Returns the password for one connection, for tokens that expire. Called on a blocking thread at every connect;
-/// overrides every other source.
+/// Returns the password for one connection, for example a token that expires. Called on a blocking thread at every
+/// connect; takes precedence over every other source.
 pub type PasswordSource = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
 
 type Tls<S> = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
 
-/// The driver's half that must be polled; one type for TCP, TLS and Unix sockets.
+/// The driver's connection, which must be polled; one type for TCP, TLS and Unix sockets.
 pub enum Connection {
-    /// What the server sends goes to the driver.
+    /// The driver reads from the server directly.
     Direct(Box<tokio_postgres::Connection<Socket, Tls<Socket>>>),
-    /// Notifications that the driver cannot read are told by [`mended::unreadable_bytes`].
+    /// Notifications that the driver cannot read are replaced; see [`mended::unreadable_bytes`].
     Mended(Box<tokio_postgres::Connection<Plain, Mended<Tls<Plain>>>>),
 }
 
 impl Connection {
-    /// As the driver's own.
+    /// As the driver's `poll_message`.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<AsyncMessage, tokio_postgres::Error>>> {
         match self {
             Self::Direct(connection) => connection.poll_message(cx),
@@ -66,20 +66,21 @@ impl Future for Connection {
     }
 }
 
-/// What the database keeps text in, as far as it matters to us.
+/// The database's encoding, as far as this crate distinguishes encodings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Encoding {
     /// `UTF8`: every character, and nothing else.
     #[default]
     Utf8,
-    /// `SQL_ASCII`: any bytes, which are never looked at. Ours are UTF-8.
+    /// `SQL_ASCII`: any bytes, which the server does not check. This crate writes UTF-8.
     Bytes,
-    /// Any other: the server converts, and knows some characters only.
+    /// Any other encoding: the server converts text, and some characters have no equivalent.
     Narrow,
 }
 
 impl Encoding {
-    /// From the parameter `server_encoding`; a pooler that does not pass it on leaves the one that nearly all have.
+    /// Read the parameter `server_encoding`. When a pooler does not pass it on, assume UTF-8, which nearly all
+    /// databases use.
     fn of(connection: &Connection) -> Self {
         match connection.parameter("server_encoding") {
             Some("UTF8") | None => Self::Utf8,
@@ -89,35 +90,36 @@ impl Encoding {
     }
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Requests,
     Listening,
 }
 
-/// `invalid_authorization_specification`: what `pg_hba.conf` refuses, for example for lack of encryption.
+/// `invalid_authorization_specification`: reported when `pg_hba.conf` rejects a connection, for example because it is
+/// not encrypted.
 const NOT_AUTHORIZED: &str = "28000";
-/// Threads that may ask for a password at the same time, for one configuration. A callable that never returns keeps its
-/// thread, and there is an attempt every few seconds.
+/// Limit on concurrent threads that call the password callable, per configuration. A callable that never returns
+/// occupies its thread for ever, and a new attempt follows every few seconds.
 const PREPARING: usize = 4;
 const WRONG_PASSWORD: &str = "28P01";
-/// What the driver prints for a TLS handshake that failed.
+/// The driver's text for a failed TLS handshake.
 const HANDSHAKE_FAILED: &str = "error performing TLS handshake";
-/// `read_only_sql_transaction`: what a write on a standby reports.
+/// `read_only_sql_transaction`: reported by a write on a standby.
 const READ_ONLY: &str = "25006";
 
 /// An open session.
 pub struct Link {
     /// Sends statements; they progress only while `connection` is polled.
     pub client: Client,
-    /// To be polled by the owner: `poll_message` for notifications, or awaited in a task of its own.
+    /// Must be driven by the owner: with `poll_message` to receive notifications, or awaited in a task of its own.
     pub connection: Connection,
-    /// Cancels what it does.
+    /// Cancels the session's current statement.
     pub canceller: Canceller,
-    /// Which of the hosts answered, for example `db1:5432`.
+    /// The host that was connected to, for example `db1:5432`.
     pub host: String,
-    /// Of its database.
+    /// Encoding of the session's database.
     pub encoding: Encoding,
 }
 
@@ -127,13 +129,13 @@ impl fmt::Debug for Link {
     }
 }
 
-/// Connects, any number of times, as one [`Conninfo`] says.
+/// Opens any number of connections with the settings of one [`Conninfo`].
 #[derive(Clone)]
 pub struct Connector {
     conninfo: Arc<Conninfo>,
     password: Option<PasswordSource>,
     preparing: Arc<Semaphore>,
-    /// Whether it ever did.
+    /// Whether any attempt has succeeded.
     has_connected: Arc<AtomicBool>,
 }
 
@@ -143,13 +145,13 @@ impl fmt::Debug for Connector {
     }
 }
 
-/// What is read anew for every connect, because passwords and certificates are renewed while we run.
+/// Data that is read again for every connect, because passwords and certificates may be renewed while the process runs.
 struct Prepared {
     tls: MakeRustlsConnect,
     credentials: Vec<Credential>,
 }
 
-/// The password for one host and, for error messages, where it is from or why there is none.
+/// The password for one host. The note says, for error messages, where the password came from or why there is none.
 #[derive(Default)]
 struct Credential {
     password: Option<String>,
@@ -157,7 +159,7 @@ struct Credential {
 }
 
 impl Connector {
-    /// Whether both connect alike. Functions that give a password are alike when they are the same.
+    /// Whether both connectors have equal settings. Password callables are equal when they are the same object.
     pub fn is_same(&self, other: &Self) -> bool {
         let is_same_password = match (&self.password, &other.password) {
             (None, None) => true,
@@ -173,24 +175,26 @@ impl Connector {
         Self { conninfo: Arc::new(conninfo), password, preparing, has_connected: Arc::default() }
     }
 
-    /// The configuration it connects with.
+    /// The settings that are used to connect.
     pub fn conninfo(&self) -> &Conninfo {
         &self.conninfo
     }
 
     /// Open a session on the first server that accepts writes.
     ///
-    /// Names are resolved anew at every call. As in libpq an error that another host would most likely report,
-    /// too (password, database, certificate), ends the attempt; unreachable hosts and standbys are passed over.
-    /// `connect_timeout` bounds each look-up and, per address, everything from TCP to the first answer.
+    /// Host names are resolved again at every call. As in libpq, an error that another host would most likely report,
+    /// too (password, database, certificate), ends the attempt; unreachable hosts and standbys are skipped.
+    /// `connect_timeout` limits each look-up and, per address, everything from the TCP handshake to the first answer.
     ///
-    /// Until it has connected once, what waiting cannot mend is an error that says so, because then the settings are
-    /// wrong. Later they are not, and a refusal is an outage, [transient](Error::is_transient) whatever its reason.
+    /// Until the first connection succeeds, a refusal that waiting cannot cure is reported as permanent, because the
+    /// settings are most likely wrong. After the first success the settings are known to be right, and every refusal
+    /// counts as an outage, which is [transient](Error::is_transient) whatever its reason.
     pub async fn connect(&self) -> Result<Link> {
         self.connect_for(Purpose::Requests).await
     }
 
-    /// The same for a session that listens: whatever others send, it is not lost.
+    /// As [`Connector::connect`], for a session that listens. Such a session survives notifications that are not valid
+    /// UTF-8.
     pub async fn connect_to_listen(&self) -> Result<Link> {
         self.connect_for(Purpose::Listening).await
     }
@@ -227,7 +231,7 @@ impl Connector {
                     _ => host.to_string(),
                 };
                 let context = format!("connect to {target}");
-                // Boxed: its state is large.
+                // Boxed, because the future is large.
                 let attempt = Box::pin(self.attempt(host, address, credential, &prepared.tls, &context, purpose));
                 match self.bounded(context.clone(), attempt).await {
                     Ok(link) => return Ok(link),
@@ -247,7 +251,7 @@ impl Connector {
         }
     }
 
-    /// Password and files, on a blocking thread: the callable is the user's and may take its time.
+    /// Read the password and the files on a blocking thread, because the user's password callable may take long.
     async fn prepare(&self) -> Result<Prepared> {
         let (conninfo, source) = (self.conninfo.clone(), self.password.clone());
         let permit = Arc::clone(&self.preparing).acquire_owned().await;
@@ -285,7 +289,7 @@ impl Connector {
         }
     }
 
-    /// Addresses to try; `None` for a Unix socket.
+    /// The addresses of a host to try; `None` stands for a Unix socket.
     async fn resolve(&self, host: &Host) -> Result<Vec<Option<IpAddr>>> {
         if host.socket_dir().is_some() {
             return Ok(vec![None]);
@@ -305,7 +309,7 @@ impl Connector {
         Ok(addresses)
     }
 
-    /// One address, with libpq's second try for `allow` and `prefer`.
+    /// Connect to one address, with libpq's second attempt for `allow` and `prefer`.
     async fn attempt(
         &self,
         host: &Host,
@@ -333,7 +337,7 @@ impl Connector {
             && may_be_about_encryption(error)
         {
             let again = open(second).await;
-            // Refused both ways: the first answer says more, it is about the preferred way.
+            // When both attempts are refused, the first answer is reported, because it is about the preferred mode.
             if !again.as_ref().is_err_and(is_not_authorized) {
                 (mode, opened) = (second, again);
             }
@@ -354,7 +358,8 @@ impl Connector {
         Ok(Link { client, connection, canceller, host: host.to_string(), encoding })
     }
 
-    /// Connect once more, so that bytes of any kind arrive: the server must not check them, nor the driver see them.
+    /// Connect again so that notifications may contain arbitrary bytes: the server must not check them, and the driver
+    /// must not see them.
     async fn open_mended(
         &self,
         config: &Config,
@@ -363,8 +368,8 @@ impl Connector {
         mut tls: MakeRustlsConnect,
         context: &str,
     ) -> Result<(Client, Connection)> {
-        // Told that the client reads UTF-8, the server refuses to send anything else: it reports an error in between,
-        // which the driver does not survive either.
+        // With a client encoding of UTF-8 the server refuses to send anything else. It sends an error message instead,
+        // which ends the driver's connection as well.
         const CHECK_NOTHING: &str = "SET client_encoding TO 'SQL_ASCII'";
         let socket = socket::open(config).await.map_err(|error| Error::lost(context, error))?;
         let Ok(tls) = MakeTlsConnect::<Plain>::make_tls_connect(&mut tls, &host.server_name());
@@ -478,18 +483,19 @@ impl Connector {
     }
 }
 
-/// An error that waiting does not cure and that has no SQLSTATE, because it is not the server's.
+/// An error that waiting does not cure. It has no SQLSTATE, because the server did not report it.
 fn refused(context: &str, message: String, hint: &str) -> Error {
     let report =
         ServerReport { severity: "FATAL".to_owned(), message, hint: Some(hint.to_owned()), ..ServerReport::default() };
     Error::Database { context: context.to_owned(), report: Box::new(report) }
 }
 
-/// A refusal by settings that have worked before.
+/// Turn a refusal into an outage, for settings that have worked before.
 fn as_outage(error: Error) -> Error {
     match error {
         Error::Database { .. } => Error::Refused(Box::new(error)),
-        // A certificate that is gone, a password that is no longer given: no option of the caller's became wrong.
+        // For example a certificate file was removed, or the password callable fails: the caller's options are still
+        // right.
         Error::Options { .. } => Error::lost("connect", error),
         other => other,
     }
@@ -502,9 +508,10 @@ fn sqlstate(error: &Error) -> Option<&str> {
     }
 }
 
-/// Whether the other way, encrypted or not, may succeed where this one failed: the handshake did, or the server does not
-/// let us in this way. As in libpq, but for a wrong password, which that repeats in clear text. A server that could not
-/// prove who it is gets no second chance: it may be somebody in between, who waits for just that.
+/// Whether an attempt with the other mode, encrypted or unencrypted, may succeed: the TLS handshake failed, or
+/// `pg_hba.conf` rejected this mode. As in libpq, except that a wrong password is not tried again over an unencrypted
+/// connection. A server that fails to authenticate itself (SCRAM) gets no second attempt, either: it may be an attacker
+/// in the middle who wants an unencrypted connection.
 fn may_be_about_encryption(error: &tokio_postgres::Error) -> bool {
     let is_handshake = error.to_string() == HANDSHAKE_FAILED && !is_io(error);
     is_not_authorized(error) || is_handshake || tls::find_cause(error).is_some()
@@ -540,13 +547,13 @@ async fn ask(
 ) -> Result<Vec<SimpleQueryMessage>> {
     let mut query = pin!(client.simple_query(sql));
     let answer = poll_fn(|cx| {
-        // The request goes out with the first poll, the answer comes in while the connection is polled.
+        // The first poll sends the request; the answer arrives while the connection is polled.
         if let Poll::Ready(answer) = query.as_mut().poll(cx) {
             return Poll::Ready(answer);
         }
         loop {
             match connection.poll_message(cx) {
-                Poll::Ready(Some(Ok(_))) => {} // notices; nothing is listened for yet
+                Poll::Ready(Some(Ok(_))) => {} // notices; there is no LISTEN yet
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(None) | Poll::Pending => return query.as_mut().poll(cx),
             }
@@ -555,8 +562,9 @@ async fn ask(
     answer.await.map_err(|error| Error::from_postgres(context, &error, false))
 }
 
-/// Refuse a standby here, by name, instead of at the first LISTEN. Asked in our own words: the driver's check cannot
-/// be told from other failures, and does not say whether it met a standby or a read-only role.
+/// Reject a standby at connect, with an error that names it, instead of at the first LISTEN. The driver's own check is
+/// not used: its error cannot be distinguished from others, and it does not distinguish a standby from a read-only
+/// role.
 async fn check_writable(client: &Client, connection: &mut Connection, host: &Host, context: &str) -> Result<()> {
     const SQL: &str = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')";
     let messages = ask(client, connection, SQL, context).await?;

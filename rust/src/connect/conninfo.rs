@@ -1,7 +1,7 @@
-//! Where and how to connect: a libpq connection string, service file, environment and defaults, merged and checked.
+//! Connection settings, merged and checked: a libpq connection string, service file, environment and defaults.
 //!
-//! Precedence is libpq's: connection string, service file, environment, default. What differs from libpq, because
-//! this process keeps its connections open for months and listens more than it speaks, is listed at [`defaults`].
+//! Precedence is libpq's: connection string, service file, environment, default. The defaults that differ from libpq's
+//! are listed in [`defaults`]; they suit a process that keeps its connections open for months and mostly listens.
 
 pub mod defaults;
 mod files;
@@ -33,7 +33,7 @@ pub fn process_env(name: &str) -> Option<String> {
     })
 }
 
-/// A value that no formatting shows.
+/// A value that is never shown when formatted.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) String);
 
@@ -43,7 +43,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// TCP keepalive; `None` inside leaves the system's value.
+/// TCP keepalive; a `None` field keeps the system's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Keepalives {
     pub(crate) idle: Option<Duration>,
@@ -92,7 +92,7 @@ pub struct Conninfo {
 }
 
 impl Conninfo {
-    /// Read a connection string of either spelling; everything it leaves out comes from the service file, the
+    /// Parse a connection string, `key=value` or URI. Parameters that it does not set come from the service file, the
     /// environment or the defaults. `""` is valid.
     pub fn parse(dsn: &str, env: Env) -> Result<Self> {
         let values = Values::gather(dsn, env)?;
@@ -177,7 +177,8 @@ impl Conninfo {
         format!("postgresql://{user}@{}/{dbname}?sslmode={}", hosts.join(","), self.tls.mode)
     }
 
-    /// Look the password of one server up. Read at every connect, so that a rotated password is found.
+    /// Look up the password of one server. The password file is read at every connect, so that a changed password is
+    /// used.
     pub(crate) fn read_passfile(&self, host: &Host) -> Passfile {
         let Some(file) = &self.passfile else { return Passfile::default() };
         files::read_passfile(file, [&host.passfile_name(), &host.port.to_string(), &self.dbname, &self.user])
@@ -200,7 +201,8 @@ fn encode(text: &str) -> String {
     encoded
 }
 
-/// We always need a server that accepts writes, which is checked after connecting whatever is written here.
+/// Check `target_session_attrs`. Whatever its value, a server that accepts writes is required, which is checked after
+/// connecting.
 fn check_session_attrs(values: &Values) -> Result<()> {
     const ATTRS: &[(&str, bool)] = &[
         ("any", true),

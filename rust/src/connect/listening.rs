@@ -1,7 +1,8 @@
-//! A session that holds `LISTEN`: read without a pause, and asked within limits.
+//! A session that holds `LISTEN`. It is read continuously, and every query on it has a time limit.
 //!
-//! It runs nothing but `LISTEN`, `UNLISTEN` and probes, never a transaction, and reading it waits for nobody. Otherwise
-//! PostgreSQL could neither shrink the notification queue nor vacuum, for the whole database.
+//! The session runs nothing but `LISTEN`, `UNLISTEN` and probes, never a transaction block, and reading from it never
+//! waits for a consumer. A session that stays in a transaction, or is not read, would prevent PostgreSQL from shrinking
+//! the notification queue and from vacuuming, for the whole database.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -17,23 +18,23 @@ use crate::connect::probe;
 use crate::error::{Error, Result};
 use crate::lock::Mutex;
 
-/// Notifications that come without a pause look at the clocks once for so many: two calls and a lock each are a tenth of
-/// what a message costs that is for nobody here.
+/// Number of consecutive notifications that share one reading of the clocks. Two clock calls and a lock per
+/// notification would be a tenth of the cost of a message that has no receiver on this server.
 const TOGETHER: u32 = 64;
 
-/// When a session last gave a sign of life, on both clocks; kept from session to session.
+/// When anything was last received, on both clocks. The value is kept when a session is replaced by the next.
 #[derive(Default)]
 pub struct Heard(Mutex<Option<(Instant, SystemTime)>>);
 
 impl Heard {
-    /// It gives one now.
+    /// Record that something was received now.
     pub fn note(&self) -> SystemTime {
         let now = SystemTime::now();
         *self.0.lock() = Some((Instant::now(), now));
         now
     }
 
-    /// When it did.
+    /// The time when something was last received.
     pub fn at(&self) -> Option<SystemTime> {
         self.0.lock().map(|(_, at)| at)
     }
@@ -43,32 +44,32 @@ impl Heard {
     }
 }
 
-/// The half of a session that is asked.
+/// The half of a session that sends queries.
 pub struct Listening<'a> {
-    /// Sends statements; wait for their answers by [`Listening::ask`] only.
+    /// Sends statements. Wait for their answers only by [`Listening::ask`].
     pub client: Client,
     canceller: Canceller,
     heard: &'a Heard,
-    /// How often it is to be probed.
+    /// The interval between probes.
     interval: Duration,
 }
 
-/// The half that is read.
+/// The half of a session that reads.
 pub struct Reading<'a> {
     connection: Connection,
     heard: &'a Heard,
 }
 
-/// Both halves of a session that is to be probed once in an `interval`.
+/// Split a session that will be probed once per `interval`.
 pub fn halves(link: Link, heard: &Heard, interval: Duration) -> (Listening<'_>, Reading<'_>) {
     let Link { client, connection, canceller, .. } = link;
     (Listening { client, canceller, heard, interval }, Reading { connection, heard })
 }
 
 impl Listening<'_> {
-    /// Wait for an answer for as long as anything else arrives, and then for `limit`: it stands behind the notifications
-    /// that were sent before it, and those may be many, or the link slow. One that does not come, or is not waited for,
-    /// is cancelled on the server.
+    /// Wait for the answer to a query until nothing has been received for `limit`. The answer follows the notifications
+    /// that the server sent before it, and these may be many, or the network slow. When the answer does not arrive, or
+    /// the returned future is dropped, the query is cancelled on the server.
     pub async fn ask<T>(&self, context: &str, limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut under_way = self.canceller.guard();
         let began = Instant::now();
@@ -87,8 +88,9 @@ impl Listening<'_> {
 }
 
 impl Reading<'_> {
-    /// Give every notification to `take`, with the time it arrived, until the session or `work` on its other half ends;
-    /// returns why. `take` must not block. What came a little later may have the same time.
+    /// Pass every notification and its time of arrival to `take`, until the session ends or `work`, which uses the
+    /// other half, ends. Returns the reason. `take` must not block. Notifications that arrive in quick succession may
+    /// be given the same time.
     pub async fn run(
         mut self,
         context: &str,

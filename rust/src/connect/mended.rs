@@ -1,8 +1,9 @@
-//! A stream from the server on which every notification is UTF-8.
+//! A stream from the server on which the payload of every notification is valid UTF-8.
 //!
-//! The driver ends a connection on which one is not. In a database with the encoding `SQL_ASCII` PostgreSQL keeps and
-//! sends any bytes, so whoever may connect to it could end every listening session, again and again. Here the payload of
-//! such a notification is replaced by its size, under a process id that no session has; everything else passes as it is.
+//! The driver closes a connection when it receives a notification that is not valid UTF-8. In a database with the
+//! encoding `SQL_ASCII` PostgreSQL accepts and sends any bytes, so every user who may connect could end all listening
+//! sessions repeatedly. This stream replaces the payload of such a notification by its size, and its process id by one
+//! that no session has. Everything else is passed on unchanged.
 
 use std::future::Future;
 use std::io;
@@ -17,18 +18,18 @@ use tokio_postgres::{Client, Connection, Error, Notification};
 
 use crate::connect::socket::Socket;
 
-/// First byte of a `NotificationResponse`. Source: PostgreSQL "Message Formats", as all of what follows.
+/// First byte of a `NotificationResponse`. Source for this and the following constants: PostgreSQL's "Message Formats".
 const NOTIFICATION: u8 = b'A';
-/// The server's answer to the request for TLS: it agrees. Anything else is said in clear text.
+/// The server's positive answer to a request for TLS. After any other answer the connection is not encrypted.
 const AGREES_TO_TLS: u8 = b'S';
-/// What stands before every message: its kind, and its length without the kind.
+/// Size of a message's header: the type byte, and the length, which does not count the type byte.
 const HEADER_BYTES: usize = 5;
-/// Read at once.
+/// Bytes requested by one read.
 const CHUNK_BYTES: usize = 8 * 1024;
-/// Process id of a notification that was replaced.
+/// Process id that marks a replaced notification.
 const NOBODY: i32 = i32::MIN;
 
-/// Size of a notification's payload, if that was no UTF-8 and is not here.
+/// Original size of a notification's payload, if the payload was not valid UTF-8 and was replaced.
 pub fn unreadable_bytes(notification: &Notification) -> Option<usize> {
     if notification.process_id() != NOBODY {
         return None;
@@ -36,14 +37,14 @@ pub fn unreadable_bytes(notification: &Notification) -> Option<usize> {
     notification.payload().parse().ok()
 }
 
-/// How far the stream is.
+/// State of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// One byte comes first, which says whether TLS follows.
+    /// The server's first byte is awaited, which says whether TLS follows.
     Negotiating,
-    /// Messages.
+    /// The stream consists of protocol messages.
     Messages,
-    /// Nothing that can be read here.
+    /// The stream is encrypted and passed on as it is.
     Opaque,
 }
 
@@ -51,9 +52,9 @@ enum Stage {
 pub struct Mended<S> {
     inner: S,
     stage: Stage,
-    /// What was read from the server; the messages in front that are complete may go on.
+    /// Bytes that were read from the server. The complete messages at the front may be passed on.
     bytes: BytesMut,
-    /// How many bytes those are.
+    /// Size of the complete messages at the front.
     ready: usize,
 }
 
@@ -62,7 +63,7 @@ impl<S> Mended<S> {
         Self { inner, stage, bytes: BytesMut::new(), ready: 0 }
     }
 
-    /// Look at what is new.
+    /// Examine the bytes that were read since the last call.
     fn look(&mut self) {
         if self.stage == Stage::Negotiating
             && let Some(&answer) = self.bytes.first()
@@ -90,14 +91,15 @@ impl<S> Mended<S> {
     }
 }
 
-/// Size of the message in front, once its header is there. A length that cannot be is for the driver to refuse.
+/// Size of the message at the front, once its header is complete. An impossible length is left for the driver to
+/// reject.
 fn message_size(bytes: &[u8]) -> Option<usize> {
     let &[_, a, b, c, d, ..] = bytes else { return None };
     let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;
     Some((length + 1).max(HEADER_BYTES))
 }
 
-/// What a message is replaced by; `None`: it passes.
+/// The replacement of a message, or `None` when it is passed on unchanged.
 fn mend(message: &[u8]) -> Option<BytesMut> {
     if message.first() != Some(&NOTIFICATION) {
         return None;
@@ -107,7 +109,8 @@ fn mend(message: &[u8]) -> Option<BytesMut> {
         return None;
     }
     let mut texts = texts.split(|&byte| byte == 0);
-    // Channels that we listen to are UTF-8; should the server send another, its name is not worth a connection.
+    // The channels listened to have UTF-8 names. Should the server send another name, a lossy copy is better than a
+    // lost connection.
     let channel = String::from_utf8_lossy(texts.next()?);
     let size = texts.next()?.len().to_string();
     let mut mended = BytesMut::new();
@@ -139,7 +142,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
             let mut chunk = ReadBuf::new(&mut chunk);
             ready!(Pin::new(&mut this.inner).poll_read(cx, &mut chunk))?;
             if chunk.filled().is_empty() {
-                // The end. A message that was cut is the driver's to report.
+                // End of the stream. The driver reports a truncated message.
                 if this.bytes.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
@@ -172,7 +175,7 @@ impl<S: TlsStream + Unpin> TlsStream for Mended<S> {
     }
 }
 
-/// Makes TLS streams that are mended, of any other connector.
+/// Wraps another TLS connector so that its streams are mended.
 pub struct MendedTls<T>(T);
 
 impl<S, T> TlsConnect<S> for MendedTls<T>
@@ -190,10 +193,11 @@ where
     }
 }
 
-/// What the driver reads when there is no TLS, and TLS when there is.
+/// The stream below TLS. Without TLS the driver reads it directly.
 pub type Plain = Mended<Socket>;
 
-/// Connect over a socket as [`Config::connect`] does over its own, and mend what is read.
+/// Connect over `socket` as [`Config::connect`] does over a socket that it opens itself, and mend the stream that is
+/// read.
 pub async fn connect<T>(
     config: &Config,
     socket: Socket,
@@ -227,7 +231,7 @@ mod tests {
         message(NOTIFICATION, &[&pid.to_be_bytes(), channel, b"\0", payload, b"\0"].concat())
     }
 
-    /// What is read of bytes that arrive in pieces of one size.
+    /// The bytes that the stream returns when `bytes` arrive in pieces of size `piece`.
     async fn read(stage: Stage, bytes: &[u8], piece: usize) -> Vec<u8> {
         let (mut server, client) = tokio::io::duplex(piece);
         let bytes = bytes.to_vec();

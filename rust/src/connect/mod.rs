@@ -1,4 +1,4 @@
-//! How a session comes to be, and how it stays well: connection strings, TLS, one connection for requests, outages.
+//! Opening sessions and keeping them healthy: connection strings, TLS, one connection for requests, outages.
 
 pub mod backoff;
 pub mod cancel;

@@ -1,4 +1,4 @@
-//! Why a connection is not there: told once for each reason, and shown for as long as it lasts.
+//! Outages of a connection. Each reason is reported once, and the outage is shown for as long as it lasts.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
@@ -6,17 +6,18 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::error::Error;
 use crate::lock::Mutex;
 
-/// Most reasons that one outage is told of before its time comes; servers that are tried in turn give several.
+/// Maximum number of reasons that one outage reports before a reminder is due. Several reasons are normal when several
+/// servers are tried in turn.
 const REASONS: usize = 8;
-/// A long outage is told again so often.
+/// Interval after which a lasting outage is reported again.
 const REMIND_AFTER: Duration = Duration::from_secs(60);
 
-/// An outage that lasts.
+/// A current outage.
 #[derive(Debug, Clone)]
 pub struct Present {
     /// When the first attempt failed.
     pub since: SystemTime,
-    /// Why the last one did.
+    /// The error of the last attempt.
     pub error: Error,
 }
 
@@ -29,9 +30,9 @@ struct Lasting {
 #[derive(Default)]
 struct State {
     lasting: Option<Lasting>,
-    /// What was to be told, the newest last; those before are forgotten.
+    /// Errors to report, the newest last. Older ones are dropped.
     news: VecDeque<Error>,
-    /// How many there were.
+    /// Number of errors that were to be reported, including dropped ones.
     count: u64,
 }
 
@@ -42,8 +43,8 @@ pub struct Outage {
 }
 
 impl Outage {
-    /// An attempt failed, or the connection broke. True when that is to be told: a reason that this outage did not have
-    /// before, or a minute has passed.
+    /// Record that an attempt failed or the connection broke. Returns true when the error is to be reported: its reason
+    /// is new in this outage, or `REMIND_AFTER` has passed.
     pub fn failed(&self, error: &Error) -> bool {
         let mut state = self.state.lock();
         let (now, text) = (Instant::now(), error.to_string());
@@ -69,18 +70,18 @@ impl Outage {
         true
     }
 
-    /// The connection is there, and works.
+    /// Record that the connection works.
     pub fn ended(&self) {
         self.state.lock().lasting = None;
     }
 
-    /// The outage that lasts, if there is one.
+    /// The current outage, if there is one.
     pub fn present(&self) -> Option<Present> {
         self.state.lock().lasting.as_ref().map(|lasting| lasting.present.clone())
     }
 
-    /// What was to be told after the first `seen`, as far as it is remembered, and how much there is by now: for whoever
-    /// looks now and then.
+    /// The errors to report after the first `seen` ones, as far as they are kept, and the total number so far. For
+    /// callers that poll.
     pub fn news(&self, seen: u64) -> (Vec<Error>, u64) {
         let state = self.state.lock();
         let unseen = usize::try_from(state.count.saturating_sub(seen)).unwrap_or(usize::MAX).min(state.news.len());

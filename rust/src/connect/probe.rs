@@ -1,5 +1,6 @@
-//! What a listening session is asked: who it talks to, what it holds, who else is there. Reading only, so an idle
-//! database writes nothing; no transaction and no cursor, so notifications are never held back.
+//! Queries on a listening session: the identity of its server, its channels, and the advisory locks of other servers.
+//! The queries only read, so an idle database writes nothing. They use no transaction block and no cursor, so
+//! notifications are never held back.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,20 +11,20 @@ use tokio_postgres::types::Type;
 
 use crate::error::{Error, LikelyCause, Result};
 
-/// After so many intervals without a probe the server ends the session: then this process does not run.
+/// Number of intervals without a probe after which the server ends the session. A process that sends no probe for so
+/// long does not run.
 const IDLE_INTERVALS: u32 = 3;
 
 /// The server behind a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// When the server was started, in seconds (as a timestamp it would look different in another time zone), and which
-    /// database this is.
+    /// The server's start time in seconds (the text of a timestamp depends on the time zone), and the database's OID.
     pub database: (String, u32),
-    /// Process id of the session. That of another one later means that a pooler is in between.
+    /// Process id of the session. A different process id later on means that the connection leads through a pooler.
     pub pid: i32,
 }
 
-/// Ask a session who it is.
+/// Ask a session for its identity.
 pub async fn identify(client: &Client) -> Result<Identity> {
     const SQL: &str = "SELECT pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::pg_catalog.text, \
             (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()), \
@@ -40,7 +41,7 @@ fn no_row() -> Error {
     Error::lost("probe the listening session", "the answer has no row")
 }
 
-/// Why a listening session hears nothing of what `writer` publishes, if that can be told from who the two are.
+/// Why a listening session receives nothing of what `writer` publishes, if the two identities show it.
 pub fn diagnose(listener: &Identity, writer: &Identity) -> Option<Error> {
     let failed = |likely_cause, reason: &str| Some(Error::SelfTest { likely_cause, reason: reason.to_owned() });
     if listener.database != writer.database {
@@ -60,7 +61,7 @@ pub fn diagnose(listener: &Identity, writer: &Identity) -> Option<Error> {
     None
 }
 
-/// What is concluded when a message of ours does not come back, and [`diagnose`] finds nothing.
+/// The error for a message of this server that does not come back, when [`diagnose`] finds no cause.
 pub fn deaf(channel: &str) -> Error {
     Error::SelfTest {
         likely_cause: LikelyCause::TransactionPooling,
@@ -72,11 +73,11 @@ pub fn deaf(channel: &str) -> Error {
     }
 }
 
-/// Make the server notice, too, when the other end is gone, or is there and does nothing: a process that was stopped
-/// still acknowledges TCP, and would hold back the notification queue, and every lock it has, for ever. A session that
-/// is well is probed once in an `interval`.
+/// Make the server end the session when this process is gone or stopped. The kernel acknowledges TCP for a stopped
+/// process, so without this its session would hold back the notification queue, and keep its locks, for ever. A healthy
+/// session is probed once per `interval`.
 ///
-/// Parameters that this server does not know are left alone (`idle_session_timeout` is new in 14).
+/// Parameters that the server does not have are not set (`idle_session_timeout` is new in PostgreSQL 14).
 pub async fn configure(client: &Client, interval: Duration) -> Result<()> {
     const SQL: &str = "SELECT pg_catalog.set_config(name, wanted.value, false) \
          FROM (VALUES ('idle_session_timeout', $1), ('tcp_user_timeout', $1), ('tcp_keepalives_idle', $2), \
@@ -92,17 +93,18 @@ pub async fn configure(client: &Client, interval: Duration) -> Result<()> {
 /// The answer to a probe.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
-    /// Channels that the session holds.
+    /// Channels that the session listens on.
     pub channels: BTreeSet<String>,
-    /// Ids of the advisory locks of a class that anybody holds.
+    /// Ids of the advisory locks of the requested class, held by any session.
     pub locks: Vec<u32>,
-    /// Part of the server's notification queue in use, 0 to 1, if it was asked for.
+    /// Used fraction of the server's notification queue, 0 to 1, if requested.
     pub queue_usage: Option<f64>,
     /// Process id of the session.
     pub pid: i32,
 }
 
-/// Ask a session what it holds, and which advisory locks of a `class` of two numbers are held.
+/// Ask a session for its channels, and for the two-key advisory locks with the first key `class` that any session
+/// holds.
 pub async fn probe(client: &Client, class: Option<u32>, asks_queue_usage: bool) -> Result<Probe> {
     const SQL: &str = "SELECT pg_catalog.pg_backend_pid(), ARRAY(SELECT pg_catalog.pg_listening_channels()), \
             ARRAY(SELECT DISTINCT objid FROM pg_catalog.pg_locks \
@@ -125,10 +127,10 @@ pub async fn probe(client: &Client, class: Option<u32>, asks_queue_usage: bool) 
     read().map_err(|error: tokio_postgres::Error| failed(&error))
 }
 
-/// Tell the server that we are there, while the answer to a question is still on its way: it may have given it long ago,
-/// and counts the time since then as idle. Nobody waits for the answer to this.
+/// Reset the server's idle timer while the answer to a query is still on its way. The server may have sent that answer
+/// long ago, and counts the time since then as idle. The answer to this statement is not awaited.
 pub fn remind(client: &Client) {
-    // Sent by being polled once; the driver drops an answer that nobody wants.
+    // Polling once sends the statement; the driver drops an answer that is not awaited.
     let _ = client.batch_execute("/* still there, reading what LISTEN brings */").now_or_never();
 }
 

@@ -1,4 +1,4 @@
-//! How long to wait for an answer: as long as anything moves on the connection.
+//! Waiting for an answer for as long as bytes move on the connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,35 +9,36 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::lock::Mutex;
 
-/// When bytes last moved on one connection, in either direction.
+/// The time when bytes last moved on one connection, in either direction.
 #[derive(Default)]
 pub struct Pulse {
     moved_at: Mutex<Option<Instant>>,
-    /// A request was made since the driver was polled last.
+    /// Whether a request was made since the driver was last polled.
     is_asked: AtomicBool,
     alarm: Mutex<Option<Pin<Box<Sleep>>>>,
 }
 
 impl Pulse {
-    /// The driver was woken. That is the socket's doing, or that of a request, which says nothing about the link.
+    /// Record that the driver was woken, either by the socket or by a new request. A wake-up by a request says nothing
+    /// about the network.
     pub fn woken(&self) {
         if !self.is_asked.swap(false, Ordering::Relaxed) {
             *self.moved_at.lock() = Some(Instant::now());
         }
     }
 
-    /// A request is about to be made.
+    /// Record that a request is about to be made.
     pub fn asked(&self) {
         self.is_asked.store(true, Ordering::Relaxed);
     }
 
-    /// When bytes moved last.
+    /// The time when bytes last moved.
     pub fn moved_at(&self) -> Option<Instant> {
         *self.moved_at.lock()
     }
 
-    /// The result of `work`, or `None` once nothing has moved for `limit`. However large the answer and slow the link, a
-    /// session that is well is not given up.
+    /// The result of `work`, or `None` once nothing has moved for `limit`. A healthy session is never given up, however
+    /// large the answer or slow the network.
     pub async fn unless_silent<F: Future + Unpin>(&self, limit: Duration, work: &mut F) -> Option<F::Output> {
         let mut deadline = Instant::now() + limit;
         let mut alarm = self.alarm(deadline);
@@ -57,8 +58,8 @@ impl Pulse {
         result
     }
 
-    /// One that was set before, if nobody else waits by it: to put an alarm off is next to nothing, and to set another
-    /// wakes the thread that would have slept until then, two system calls for each request.
+    /// A timer for `deadline`: the previous one if it is not in use, otherwise a new one. Postponing an existing timer
+    /// costs next to nothing. A new timer wakes the sleeping runtime thread, which costs two system calls per request.
     fn alarm(&self, deadline: Instant) -> Pin<Box<Sleep>> {
         match self.alarm.lock().take() {
             Some(mut alarm) => {
@@ -79,7 +80,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    /// Ask something that is answered after a while.
+    /// Make a request that is answered after `seconds`.
     async fn ask(pulse: &Pulse, seconds: u64) -> Option<u64> {
         pulse.asked();
         let work = async {
@@ -90,7 +91,7 @@ mod tests {
         pulse.unless_silent(LIMIT, &mut pin!(work)).await
     }
 
-    /// Bytes move on the connection once in so many seconds, so often.
+    /// Move bytes on the connection `times` times, every `seconds` seconds.
     fn move_bytes(pulse: &Arc<Pulse>, seconds: u64, times: u64) {
         let pulse = Arc::clone(pulse);
         tokio::spawn(async move {

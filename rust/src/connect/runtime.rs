@@ -1,5 +1,5 @@
-//! The one Tokio runtime of the process: started on first use, ended with the last object that may use it, forgotten
-//! in a forked child.
+//! The process's single Tokio runtime. It is started on first use, shut down with the last object that may use it, and
+//! abandoned in a forked child.
 
 use std::sync::{Arc, Condvar, MutexGuard};
 use std::time::Duration;
@@ -11,9 +11,9 @@ use crate::lock::{Mutex, wait_while};
 
 struct Owned {
     pid: u32,
-    /// Objects that may use it.
+    /// Number of objects that may use the runtime.
     leases: usize,
-    /// Objects that their user has dropped and that are still sending what they had buffered.
+    /// Number of objects that their user has dropped and that are still sending buffered messages.
     leftovers: usize,
     runtime: Option<Runtime>,
 }
@@ -21,8 +21,8 @@ struct Owned {
 static OWNED: Mutex<Option<Owned>> = Mutex::new(None);
 static LEFTOVER_ENDED: Condvar = Condvar::new();
 
-/// The record of this process. That of a parent is leaked: its threads stayed there, and dropping the runtime here would
-/// wait for them for ever.
+/// The runtime of this process. In a forked child the parent's runtime is leaked: its threads exist in the parent only,
+/// and dropping it in the child would wait for them for ever.
 fn owned() -> MutexGuard<'static, Option<Owned>> {
     let mut slot = OWNED.lock();
     let pid = std::process::id();
@@ -32,13 +32,13 @@ fn owned() -> MutexGuard<'static, Option<Owned>> {
     slot
 }
 
-/// The right to use the runtime. When the last one is gone the background thread ends.
+/// The right to use the runtime. The background thread ends when the last lease is dropped.
 pub struct Lease {
     pid: u32,
 }
 
 impl Lease {
-    /// A lease; nothing is started yet.
+    /// A lease. The runtime is not started yet.
     pub fn new() -> Self {
         if let Some(owned) = owned().as_mut() {
             owned.leases += 1;
@@ -56,34 +56,34 @@ impl Default for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.pid != std::process::id() {
-            return; // the parent's
+            return; // the lease belongs to the parent
         }
         let ended = owned().as_mut().and_then(|owned| {
             owned.leases = owned.leases.saturating_sub(1);
             if owned.leases == 0 { owned.runtime.take() } else { None }
         });
         if let Some(runtime) = ended {
-            runtime.shutdown_background(); // does not wait, so it may be called from anywhere
+            runtime.shutdown_background(); // does not block, so it may be called from anywhere
         }
     }
 }
 
-/// Leave alone, in a forked child, what the process with this id made, although the object that holds it is dropped here:
-/// its locks may have been held at the fork, and will be for ever, and its wakers lead to threads that stayed in the parent.
-/// For values whose clones share one thing: that thing is never dropped.
+/// In a forked child, keep a value that the process `pid` created from being dropped with the object that holds it. Its
+/// locks may have been held at the fork and then stay locked for ever, and its wakers refer to threads that exist in
+/// the parent only. For values whose clones share one inner value, which is leaked.
 pub fn leave_to<T: Clone>(pid: u32, value: &T) {
     if pid != std::process::id() {
         std::mem::forget(value.clone());
     }
 }
 
-/// What is left of an object that was dropped while in use: its lease, until the last of its tasks has ended.
+/// The lease of an object that was dropped while in use. It is kept until the last of the object's tasks has ended.
 pub struct Leftover {
     lease: Lease,
 }
 
 impl Leftover {
-    /// To be shared by those tasks.
+    /// A leftover that the remaining tasks share.
     pub fn new(lease: Lease) -> Arc<Self> {
         if let Some(owned) = owned().as_mut() {
             owned.leftovers += 1;
@@ -101,16 +101,17 @@ impl Drop for Leftover {
     }
 }
 
-/// Block until no dropped object is sending any more, or the time is over; returns how many still are.
+/// Block until no dropped object is sending any more, or for at most `limit`. Returns the number of objects that are
+/// still sending.
 pub fn wait_for_leftovers(limit: Duration) -> usize {
     let count = |slot: &Option<Owned>| slot.as_ref().map_or(0, |owned| owned.leftovers);
     count(&wait_while(&LEFTOVER_ENDED, owned(), limit, |slot| count(slot) > 0))
 }
 
-/// Handle of the runtime, started if this process has none yet.
+/// A handle of the runtime, which is started if this process has none yet.
 ///
-/// One worker thread: all work here is waiting for sockets and decoding small messages, and every further thread
-/// would compete with Python for the same cores.
+/// The runtime has one worker thread. The work consists of waiting for sockets and decoding small messages, and further
+/// threads would compete with Python for the same cores.
 pub fn handle() -> Result<Handle> {
     let mut slot = owned();
     let Some(owned) = slot.as_mut() else { return Err(Error::Closed("runtime")) };

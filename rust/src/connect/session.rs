@@ -1,8 +1,8 @@
-//! One lazily opened connection for requests, opened again when it broke.
+//! One connection for requests, which is opened on first use and opened again after it was lost.
 //!
-//! Only an open connection can be asked anything, and only within a limit: so connecting, which has limits of its own,
-//! never uses up the time of a statement, and no statement is waited for without one. A statement that is given up is
-//! cancelled on the server, and its connection, that one and no newer one, is ended.
+//! Statements run only on an open connection, and always with a time limit. Connecting has limits of its own, so it
+//! never uses up the time of a statement. A statement that is given up is cancelled on the server, and the connection
+//! that it ran on is closed; a newer connection is not affected.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -21,20 +21,22 @@ use crate::connect::connection::{Connector, Encoding, Link};
 use crate::connect::pulse::Pulse;
 use crate::error::{Error, Result};
 
-/// How long closing waits for what is under way, and for the server to take our farewell; then comes what
-/// [`CANCEL_LIMIT`] allows.
+/// How long closing waits for running statements, and for the server to accept the `Terminate` message. After that,
+/// cancelling may take up to [`CANCEL_LIMIT`].
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// How soon a statement is cancelled again: the first request may come before the statement does, and others may be in
-/// line behind it. Doubled as long as nothing moves.
+/// Pause before a statement is cancelled again. The first cancel request may reach the server before the statement
+/// does, and other statements may be queued behind it. The pause is doubled for as long as no bytes move on the
+/// connection.
 const CANCEL_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long whoever gave a statement up waits for what became of it. A server that is frozen, or a link that is a black
-/// hole, gives no answer, and others wait meanwhile; cancelling goes on in the background.
+/// How long a caller that gave a statement up waits for its outcome. A frozen server, or a network that drops every
+/// packet, gives no answer, and other callers wait meanwhile. Cancelling goes on in the background.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// What a statement holds is taken off our hands at once, by the system or a pooler, and nobody tells how it gets on from
-/// there. So it gets time for a link that carries this much in a second.
+/// Assumed minimum throughput of the network, in bytes per second, from which a statement's additional time is
+/// computed. Once the statement is in the kernel's or a pooler's buffer, no progress is reported until the server
+/// answers.
 const SLOWEST_LINK_BYTES: f64 = 64.0 * 1024.0;
 
 /// `query_canceled`
@@ -43,7 +45,7 @@ const CANCELLED: &str = "57014";
 #[derive(Default)]
 struct Slot {
     open: Option<Arc<OpenConnection>>,
-    /// How many attempts to connect have ended, and how the last one failed.
+    /// Number of finished attempts to connect, and the error of the last one if it failed.
     attempts: u64,
     failure: Option<Error>,
 }
@@ -52,10 +54,10 @@ struct Slot {
 #[derive(Clone)]
 pub struct Session {
     connector: Arc<Connector>,
-    /// Longest silence before an answer: a server that is frozen, or a link that is half open, never gives one.
+    /// Longest silence before an answer. A frozen server or a half-open connection never answers.
     answer_limit: Duration,
     slot: Arc<Mutex<Slot>>,
-    /// As in the slot, to be read by those who wait for it.
+    /// A copy of the slot's counter, for tasks that wait for the slot.
     attempts: Arc<AtomicU64>,
     closed: Arc<watch::Sender<bool>>,
     connects: Arc<AtomicU64>,
@@ -69,8 +71,9 @@ impl Session {
         Self { connector, answer_limit, slot, attempts, closed, connects }
     }
 
-    /// The open connection, made now if there is none. One attempt, which those share who come meanwhile; the caller
-    /// decides about another. It takes as long as [`Connector::connect`] does, and no longer than closing.
+    /// The open connection, which is established now if there is none. Makes a single attempt, shared by all concurrent
+    /// callers; the caller decides whether to try again. The call takes as long as [`Connector::connect`] does, and
+    /// ends early when the session is closed.
     pub async fn open(&self) -> Result<Arc<OpenConnection>> {
         let mut closed = self.closed.subscribe();
         let attempts = self.attempts.load(Ordering::Acquire);
@@ -79,15 +82,15 @@ impl Session {
             return Ok(Arc::clone(open));
         }
         slot.open = None;
-        // Or many who wait would make an attempt each, one after the other.
+        // Otherwise every waiting caller would make an attempt of its own, one after the other.
         if let Some(failure) = slot.failure.as_ref().filter(|_| slot.attempts > attempts) {
             return Err(failure.clone());
         }
-        // Boxed: connecting needs much state, and is rare.
+        // Boxed, because the future is large and connecting is rare.
         let connect = Box::pin(self.connector.connect());
         let connected = tokio::select! {
             biased;
-            // Or closing would wait for as long as a black hole may take to answer.
+            // Otherwise closing would wait for an attempt to an unreachable host.
             _ = closed.wait_for(|is_closed| *is_closed) => return Err(Error::Closed("connection")),
             connected = connect => connected,
         };
@@ -105,8 +108,8 @@ impl Session {
         self.connects.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    /// Close the connection in good order, and for good; one that is just being made is given up, and what is still under
-    /// way after [`CLOSE_LIMIT`] is cancelled.
+    /// Close the session permanently and in an orderly way. An attempt to connect is abandoned, and statements that
+    /// still run after [`CLOSE_LIMIT`] are cancelled.
     pub async fn close(&self) {
         self.closed.send_replace(true);
         let open = self.slot.lock().await.open.take();
@@ -116,7 +119,7 @@ impl Session {
     }
 }
 
-/// An open connection. Everything that is asked of it has a limit.
+/// An open connection. Every statement on it has a time limit.
 pub struct OpenConnection {
     client: Client,
     canceller: Canceller,
@@ -125,11 +128,11 @@ pub struct OpenConnection {
     answer_limit: Duration,
     pulse: Arc<Pulse>,
     driver: AbortHandle,
-    /// Changes, that is closes, when the driver ends.
+    /// Closed when the driver ends.
     ended: watch::Receiver<()>,
-    /// Nobody is to begin anything on it.
+    /// No new statement may begin on this connection.
     is_left: AtomicBool,
-    /// What is under way on it is being cancelled.
+    /// The running statements are being cancelled.
     is_given_up: AtomicBool,
 }
 
@@ -139,7 +142,7 @@ impl OpenConnection {
         let is_narrow = encoding == Encoding::Narrow;
         let pulse = Arc::new(Pulse::default());
         let (ending, ended) = watch::channel(());
-        // The driver ends with the connection; its error reaches the request in flight, or the next one.
+        // The driver ends with the connection. Its error is returned by the request in flight, or by the next one.
         let driver = tokio::spawn({
             let pulse = Arc::clone(&pulse);
             async move {
@@ -166,14 +169,15 @@ impl OpenConnection {
         !self.client.is_closed() && !self.is_left.load(Ordering::Relaxed)
     }
 
-    /// Ask something, and wait for the answer, but not for ever: until nothing has moved on the connection for
-    /// `answer_limit`. Then, and when the returned future is dropped, the statement is cancelled and the connection is
-    /// not used again.
+    /// Run a statement and wait for the answer, until no bytes have moved on the connection for `answer_limit`. After
+    /// that limit, and also when the returned future is dropped, the statement is cancelled and the connection is not
+    /// used again.
     ///
     /// # Errors
     ///
-    /// What `work` fails with; of a statement that was cancelled SQLSTATE 57014, if the server says so within
-    /// a second. It has done nothing then. Otherwise [`Error::ConnectionLost`].
+    /// The error of `work`. A statement that was cancelled fails with SQLSTATE 57014, if the server confirms the
+    /// cancellation within a second; it has had no effect then. Without that confirmation the error is
+    /// [`Error::ConnectionLost`].
     pub async fn ask<'a, T, F>(self: &'a Arc<Self>, context: &str, work: impl FnOnce(&'a Client) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -181,8 +185,8 @@ impl OpenConnection {
         self.unless_silent(context, self.answer_limit, work).await
     }
 
-    /// The same for a statement that writes, and holds `sent_bytes`: it gets time to travel, and when nobody can say
-    /// whether it was committed, the error says that.
+    /// As [`OpenConnection::ask`], for a statement that writes and is `sent_bytes` long. It gets additional time for
+    /// the transfer, and when it is unknown whether the statement was committed, the error says so.
     pub async fn commit<'a, T, F>(
         self: &'a Arc<Self>,
         context: &str,
@@ -205,8 +209,8 @@ impl OpenConnection {
         )
     }
 
-    /// Ask something on the side, for `limit`. That it is not answered says nothing about the connection, on which others
-    /// may have something large under way.
+    /// Run a statement and wait for its answer for at most `limit`. A missing answer does not count against the
+    /// connection, because a large statement of another caller may be in progress.
     pub async fn ask_aside<'a, T, F>(
         &'a self,
         context: &str,
@@ -244,26 +248,27 @@ impl OpenConnection {
         result
     }
 
-    /// Use it no more, once nothing is under way on it; the next use opens another.
+    /// Retire the connection: running statements finish, and the next use of the session opens another connection.
     pub fn leave(&self) {
         self.is_left.store(true, Ordering::Relaxed);
     }
 
-    /// Cancel what is under way, and end it, in the background.
+    /// Cancel the running statements and close the connection, in the background.
     fn give_up(self: &Arc<Self>) {
         self.leave();
         if self.is_given_up.swap(true, Ordering::Relaxed) {
             return;
         }
-        // Without a runtime we are at the end of the process, and so is the connection.
+        // Without a runtime the process is ending, and the connection with it.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(Arc::clone(self).end());
         }
     }
 
-    /// Cancel until everything that was sent is answered, or until nothing has moved for [`CANCEL_LIMIT`].
+    /// Cancel repeatedly until every sent statement is answered, or until no bytes have moved for [`CANCEL_LIMIT`].
     async fn end(self: Arc<Self>) {
-        // In line behind everything else. On a connection that is lost it ends at once; the statement may still run.
+        // This query is queued behind all others. On a lost connection it fails at once, while the statement may still
+        // run.
         let mut answered = pin!(async {
             self.pulse.asked();
             let _ = self.client.batch_execute("").await;
@@ -290,7 +295,7 @@ impl OpenConnection {
         let (driver, mut ended) = (self.driver.clone(), self.ended.clone());
         let is_given_up = self.is_given_up.load(Ordering::Relaxed);
         let whoever_waits = Arc::downgrade(&self);
-        drop(self); // the driver says farewell when nobody can ask anything more
+        drop(self); // the driver sends `Terminate` once the last client handle is dropped
         if !is_given_up && timeout(CLOSE_LIMIT, ended.changed()).await.is_err() {
             match whoever_waits.upgrade() {
                 Some(open) => open.give_up(),
@@ -303,7 +308,7 @@ impl OpenConnection {
     }
 }
 
-/// A statement under way. One that is dropped, or whose connection is lost, may still wait for something on the server.
+/// A running statement. When it is dropped, or its connection is lost, it may still wait for a lock on the server.
 struct UnderWay<'a> {
     connection: &'a Arc<OpenConnection>,
     is_answered: bool,
@@ -330,7 +335,7 @@ fn seconds(limit: Duration) -> f64 {
     (limit.as_secs_f64() * 10.0).round() / 10.0
 }
 
-/// The last word about a statement that was cancelled, and why it was.
+/// The error of a cancelled statement, with the reason for cancelling it.
 fn cancelled(error: Error, context: &str, limit: Duration) -> Error {
     match error {
         Error::Database { report, .. } if report.sqlstate == CANCELLED => {

@@ -1,4 +1,4 @@
-//! A socket to one server, opened as the driver opens its own, for streams that it does not know.
+//! A socket to one server, opened with the driver's settings, for streams that the driver does not open itself.
 
 use std::io;
 use std::pin::Pin;
@@ -57,7 +57,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Open a socket to the one host of a configuration, which must have its address with it if it is no Unix socket.
+/// Open a socket to the only host of a configuration. Unless it is a Unix socket, `hostaddr` must be set.
 pub async fn open(config: &Config) -> io::Result<Socket> {
     let port = config.get_ports().first().copied().unwrap_or(5432);
     #[cfg(unix)]

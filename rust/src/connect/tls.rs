@@ -1,4 +1,4 @@
-//! TLS by rustls with libpq's rules: what is verified at which `sslmode`, and which files are read.
+//! TLS by rustls with libpq's rules for what each `sslmode` verifies and which files are read.
 //!
 //! The stream itself is `tokio-postgres-rustls`: it takes any rustls configuration, does SCRAM channel binding and
 //! adds no crypto provider (`rustls-tokio-postgres` brings more crates and its own choice of roots).
@@ -23,15 +23,16 @@ use x509_cert::certificate::Version;
 use x509_cert::der::oid::db::{rfc4519::COMMON_NAME, rfc5280::ID_CE_SUBJECT_ALT_NAME};
 use x509_cert::der::{Decode, Encode};
 
-/// Build the connector. Reads the certificate files, so that a reconnect picks renewed ones up; blocks on them.
+/// Build the connector. Reads the certificate files at every call, so that a reconnect uses renewed ones. Blocks while
+/// reading.
 pub(crate) fn make_connector(settings: &TlsSettings) -> Result<MakeRustlsConnect> {
-    // Given explicitly: the process-wide default of rustls belongs to the application we are loaded into.
+    // Given explicitly, because rustls' process-wide default belongs to the application that loads this module.
     let provider = Arc::new(crypto::ring::default_provider());
     let algorithms = provider.signature_verification_algorithms;
     let all = [(TlsVersion::V12, &version::TLS12), (TlsVersion::V13, &version::TLS13)];
     let allowed = settings.min_version..=settings.max_version;
     let versions: Vec<_> = all.into_iter().filter(|(v, _)| allowed.contains(v)).map(|(_, version)| version).collect();
-    // Nothing is read for `disable`: the driver wants a connector, but does not use it.
+    // For `disable` no file is read: the driver requires a connector, but does not use it.
     let is_used = settings.mode != SslMode::Disable;
     let roots = if is_used { load_roots(settings)? } else { None };
     let verifier = Verifier { roots, checks_name: settings.mode == SslMode::VerifyFull, algorithms };
@@ -49,19 +50,19 @@ pub(crate) fn make_connector(settings: &TlsSettings) -> Result<MakeRustlsConnect
     };
     config.enable_sni = settings.has_sni;
     if settings.is_direct {
-        // The server takes a direct handshake only with this; without it is left out for TLS-terminating proxies.
+        // The server requires ALPN for a direct handshake. In other cases ALPN is omitted, for TLS-terminating proxies.
         config.alpn_protocols = vec![b"postgresql".to_vec()];
     }
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// Certificates to trust, or `None` when the chain is not to be verified.
+/// The certificates to trust, or `None` when the chain is not verified.
 fn load_roots(settings: &TlsSettings) -> Result<Option<Roots>> {
     let mut store = RootCertStore::empty();
     let file = match &settings.root {
         RootCert::System => {
             let found = rustls_native_certs::load_native_certs();
-            // Stores contain certificates no parser likes; what counts is that some are left.
+            // Certificate stores may contain certificates that cannot be parsed. It suffices that some remain.
             store.add_parsable_certificates(found.certs);
             if store.is_empty() {
                 let reason = "the system has no trusted certificates; install ca-certificates or name a file";
@@ -85,7 +86,7 @@ fn load_roots(settings: &TlsSettings) -> Result<Option<Roots>> {
             ),
         ));
     };
-    // Unlike libpq, which then silently verifies nothing: a file named by the user must exist.
+    // A file named by the user must exist. libpq would silently verify nothing instead.
     let certs = load_certs("sslrootcert", file)?;
     for cert in &certs {
         store.add(cert.clone()).map_err(|error| bad_file("sslrootcert", file, &error))?;
@@ -124,7 +125,7 @@ fn load_certs(option: &str, file: &TlsFile) -> Result<Vec<CertificateDer<'static
     Ok(certs)
 }
 
-/// libpq's rule: only the owner may read, and the group if the owner is root (as with mounted secrets).
+/// libpq's rule: only the owner may have access; the group may read if the owner is root (as with mounted secrets).
 fn check_key_rights(key: &TlsFile) -> Result<()> {
     let metadata = fs::metadata(&key.path).map_err(|error| bad_file("sslkey", key, &error))?;
     #[cfg(unix)]
@@ -178,7 +179,7 @@ impl ServerCertVerifier for Verifier {
             verify_server_cert_signed_by_trust_anchor(&cert, &roots.store, intermediates, now, self.algorithms.all);
         if chain.is_err() && roots.certs.iter().any(|trusted| trusted == end_entity) {
             // A self-signed server certificate that is itself in the root file, as PostgreSQL's manual makes them.
-            // webpki refuses it for being an authority; OpenSSL, and so libpq, takes it.
+            // webpki rejects it because it is a CA certificate; OpenSSL, and therefore libpq, accepts it.
             check_validity(&parsed, now)?;
         } else {
             chain?;
@@ -192,7 +193,7 @@ impl ServerCertVerifier for Verifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    // The handshake signature is checked even when the certificate is not: channel binding relies on it.
+    // The handshake signature is checked even when the certificate is not, because channel binding relies on it.
     fn verify_tls12_signature(
         &self,
         message: &[u8],
@@ -212,7 +213,8 @@ impl ServerCertVerifier for Verifier {
         if parsed.tbs_certificate.version != Version::V1 {
             return crypto::verify_tls13_signature(message, cert, dss, &self.algorithms);
         }
-        // webpki does not read version 1 certificates, which `openssl x509 -req` makes; their key is enough here.
+        // webpki does not parse version 1 certificates, which `openssl x509 -req` creates. The signature check needs
+        // only their key.
         let spki =
             parsed.tbs_certificate.subject_public_key_info.to_der().map_err(|_| CertificateError::BadEncoding)?;
         let spki = SubjectPublicKeyInfoDer::from(spki.as_slice());
@@ -259,7 +261,7 @@ fn name_matches(pattern: &str, host: &str) -> bool {
         && host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest.eq_ignore_ascii_case(domain))
 }
 
-/// Why a version 1 certificate fails.
+/// Why a version 1 certificate is rejected.
 #[derive(Debug, thiserror::Error)]
 #[error("it is of X.509 version 1")]
 struct OldVersion;
@@ -277,7 +279,7 @@ pub(crate) fn find_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Op
     }
 }
 
-/// What was verified and failed, and what to do about it.
+/// Which verification failed, and what to do about it.
 pub(crate) fn explain(error: &rustls::Error, settings: &TlsSettings) -> (String, String) {
     use CertificateError as Cert;
     let roots = match &settings.root {

@@ -1,38 +1,38 @@
-//! Promises to tell how an operation ended.
+//! Completions: each reports the result of one operation to Python.
 
 use std::sync::{Arc, Weak};
 
 use crate::connect::runtime::Leftover;
 use crate::error::{Error, Result};
 
-/// An inbox for the answers of operations that give a `T`.
+/// An inbox for the results of operations that return a `T`.
 pub trait Answers<T>: Send + Sync {
-    /// Say how operations ended, by their tokens.
+    /// Report the results of operations, with their tokens.
     fn finished(&self, results: &mut dyn Iterator<Item = (u64, Result<T>)>);
 }
 
-/// The promise to tell one inbox, once, how an operation ended, and the `T` that it gave.
+/// Reports the result of an operation, a `T` or an error, to one inbox exactly once.
 ///
-/// It does not keep the inbox: that of an event loop that is gone would keep its descriptors for as long as a message
-/// waits for PostgreSQL to come back.
+/// A completion does not keep its inbox alive. Otherwise the inbox of a closed event loop would keep its descriptors
+/// open for as long as a message waits for PostgreSQL to come back.
 pub struct Completion<T = ()> {
     target: Option<(Weak<dyn Answers<T>>, u64)>,
     _leftover: Option<Arc<Leftover>>,
 }
 
 impl<T> Completion<T> {
-    /// Tell `inbox` under `token`.
+    /// A completion that reports to `inbox` under `token`.
     pub fn new<I: Answers<T> + 'static>(inbox: &Arc<I>, token: u64) -> Self {
         let inbox: Weak<I> = Arc::downgrade(inbox);
         Self { target: Some((inbox, token)), _leftover: None }
     }
 
-    /// Nobody is left to be told; only the background thread must go on until then.
+    /// A completion without a receiver, which only keeps the background thread running until it is finished.
     pub fn of_nobody(leftover: Arc<Leftover>) -> Self {
         Self { target: None, _leftover: Some(leftover) }
     }
 
-    /// Keep the promise.
+    /// Report the result.
     pub fn finish(mut self, result: Result<T>) {
         self.tell(result);
     }
@@ -47,7 +47,8 @@ impl<T> Completion<T> {
 }
 
 impl Completion {
-    /// Keep promises that end alike. Those to one inbox share its lock and its wake-up.
+    /// Report the same result to several completions. Completions of one inbox share one lock acquisition and one
+    /// wake-up.
     pub fn finish_all(completions: impl IntoIterator<Item = Self>, result: &Result<()>) {
         let targets: Vec<_> = completions.into_iter().filter_map(|mut each| each.target.take()).collect();
         for run in targets.chunk_by(|(one, _), (next, _)| Weak::ptr_eq(one, next)) {
@@ -59,7 +60,8 @@ impl Completion {
 }
 
 impl<T> Drop for Completion<T> {
-    /// A promise that would be forgotten (task cancelled, runtime gone) is kept as "closed": nobody waits for ever.
+    /// A completion that is dropped without a result (task cancelled, runtime shut down) reports "closed", so that no
+    /// caller waits for ever.
     fn drop(&mut self) {
         self.tell(Err(Error::Closed("connection")));
     }

@@ -1,4 +1,4 @@
-//! Hand-over from the background thread to Python: a queue and a file descriptor that becomes readable.
+//! Hand-over from the background thread to Python: a queue, and a file descriptor that is readable while items wait.
 //!
 //! Nothing here takes the GIL. An event loop watches the descriptor and drains many items at once; a plain thread
 //! blocks in [`Inbox::wait`]. Both see the same items in the same order.
@@ -17,23 +17,23 @@ use crate::handover::item::{Item, Receiver};
 use crate::lock::{Mutex, wait_while};
 use crate::wire::gap::Overflow;
 
-/// Most background failures that wait for Python; a flood of bad messages must not fill the memory. Further ones are
-/// only counted.
+/// Maximum number of background failures that wait for Python, so that a flood of bad messages cannot exhaust the
+/// memory. Further failures are only counted.
 const FAILURES: usize = 1000;
 
-/// What reaches Python.
+/// An entry that is handed over to Python.
 #[derive(Debug, Clone)]
 pub enum Entry<A = ()> {
-    /// An operation ended, with an answer as Python can be given it.
+    /// An operation ended, with a result that can be converted for Python.
     Finished(Result<A>),
-    /// Something else happened.
+    /// Any other item.
     Item(Item),
 }
 
 impl<A> Entry<A> {
     fn size_bytes(&self) -> usize {
         match self {
-            Self::Finished(_) => 0, // awaited, and so never dropped
+            Self::Finished(_) => 0, // awaited, and therefore never dropped
             Self::Item(item) => item.size_bytes(),
         }
     }
@@ -49,10 +49,10 @@ struct Queue<A> {
     failures: usize,
     is_signalled: bool,
     is_closed: bool,
-    /// Threads in [`Inbox::wait`].
+    /// Number of threads in [`Inbox::wait`].
     waiters: usize,
     drained_at: Instant,
-    /// Since when something waits and Python has taken nothing.
+    /// The time since when items wait and Python has taken none.
     stalled_since: Option<Instant>,
 }
 
@@ -74,7 +74,7 @@ impl<A> Queue<A> {
     }
 }
 
-/// See the module documentation. `A` is how Python is given the answers of operations.
+/// See the module documentation. `A` is the type of the results of operations.
 pub struct Inbox<A = ()> {
     queue: Mutex<Queue<A>>,
     ready: Condvar,
@@ -87,9 +87,9 @@ pub struct Inbox<A = ()> {
 impl<A> Inbox<A> {
     /// An empty inbox that holds at most `limit_bytes` of messages.
     ///
-    /// When Python stalls and the limit is reached, further messages are dropped, and the caller says so by
-    /// [`Receiver::push_overflow`]: reading from PostgreSQL never stops, because a listener that stops reading holds back
-    /// the notification queue and vacuum of the whole database. Results of operations and gaps are never dropped.
+    /// When Python stalls and the limit is reached, further messages are dropped, which the caller reports by
+    /// [`Receiver::push_overflow`]. Reading from PostgreSQL never stops, because a listener that stops reading holds
+    /// back the notification queue and vacuum of the whole database. Results of operations and gaps are never dropped.
     pub fn new(limit_bytes: usize) -> Result<Arc<Self>> {
         let failed = |error: std::io::Error| Error::lost("create the hand-over socket", error);
         let (waker, watched) = UnixStream::pair().map_err(failed)?;
@@ -114,7 +114,7 @@ impl<A> Inbox<A> {
         }))
     }
 
-    /// Descriptor that is readable while items wait.
+    /// The descriptor, which is readable while items wait.
     pub fn fileno(&self) -> RawFd {
         self.watched.as_raw_fd()
     }
@@ -124,29 +124,29 @@ impl<A> Inbox<A> {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing waits.
+    /// Whether no item waits.
     pub fn is_empty(&self) -> bool {
         self.queue.lock().items.is_empty()
     }
 
-    /// Nothing more is awaited: from now on the descriptor is readable, so that whoever waits looks here.
+    /// Close the inbox. From now on the descriptor is readable, so that waiting readers wake up.
     pub fn close(&self) {
         self.queue.lock().is_closed = true;
         let _ = (&self.waker).write(&[1]);
         self.ready.notify_all();
     }
 
-    /// Whether it was closed; what it holds may still be taken.
+    /// Whether the inbox was closed. Its remaining items may still be taken.
     pub fn is_closed(&self) -> bool {
         self.queue.lock().is_closed
     }
 
-    /// How long something has waited without Python taking anything; zero when nothing waits.
+    /// How long items have waited without Python taking any; zero when no item waits.
     pub fn stalled(&self) -> Duration {
         self.queue.lock().stalled_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Let go of the queue, and then wake who waits for it: the other way round they would run into its lock.
+    /// Unlock the queue, and then wake the readers. In the opposite order they would block on the lock.
     fn release(&self, mut queue: MutexGuard<'_, Queue<A>>) {
         if queue.items.is_empty() || std::mem::replace(&mut queue.is_signalled, true) {
             return;
@@ -160,7 +160,8 @@ impl<A> Inbox<A> {
         }
     }
 
-    /// Take up to `max` items, to be handed over one by one; those that are not go back to the front, in order.
+    /// Take up to `max` items, to be handed over one by one. Items that are not handed over return to the front, in
+    /// order.
     pub fn take(&self, max: usize) -> Taken<'_, A> {
         Taken { inbox: self, items: self.drain(max).into() }
     }
@@ -176,7 +177,7 @@ impl<A> Inbox<A> {
         self.release(queue);
     }
 
-    /// Count something that Python cannot be given.
+    /// Count an item that cannot be converted for Python.
     pub fn count_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
@@ -190,7 +191,7 @@ impl<A> Inbox<A> {
         queue.bytes -= taken.iter().map(|(_, entry)| entry.size_bytes()).sum::<usize>();
         queue.failures -= taken.iter().filter(|(_, entry)| entry.is_failure()).count();
         queue.stalled_since = (!queue.items.is_empty()).then_some(queue.drained_at);
-        // Nothing to take: the wake-up of what was taken meanwhile came late.
+        // There is nothing to take: the wake-up came late, and its items have been taken already.
         if queue.items.is_empty() && (queue.is_signalled || taken.is_empty()) && !queue.is_closed {
             queue.is_signalled = false;
             let mut sink = [0u8; 16];
@@ -199,7 +200,7 @@ impl<A> Inbox<A> {
         taken
     }
 
-    /// Block until an item waits, it is closed or the time is over; true when an item waits.
+    /// Block until an item waits or the inbox is closed, for at most `limit`. Returns true when an item waits.
     pub fn wait(&self, limit: Duration) -> bool {
         let mut queue = self.queue.lock();
         queue.waiters += 1;
@@ -261,19 +262,19 @@ impl<T, A: From<T> + Send> Answers<T> for Inbox<A> {
     }
 }
 
-/// Items on their way to Python. Whatever ends the way early, an exception or a panic, loses none of them.
+/// Items that are being handed over to Python. None is lost when an exception or a panic interrupts the hand-over.
 pub struct Taken<'a, A> {
     inbox: &'a Inbox<A>,
     items: VecDeque<(u64, Entry<A>)>,
 }
 
 impl<A> Taken<'_, A> {
-    /// The next item, which stays here until [`Taken::hand_over`].
+    /// The next item, which remains in `self` until [`Taken::hand_over`].
     pub fn first(&mut self) -> Option<&mut (u64, Entry<A>)> {
         self.items.front_mut()
     }
 
-    /// The first one has arrived.
+    /// Remove the first item, which Python has received.
     pub fn hand_over(&mut self) {
         self.items.pop_front();
     }

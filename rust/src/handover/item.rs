@@ -1,4 +1,4 @@
-//! What Python is told without having asked, and to whom.
+//! Items that Python receives without a request, and their receivers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ pub struct Notification {
     pub pid: i32,
 }
 
-/// What an item without user data takes in memory.
+/// Size in memory of an item without user data.
 pub const SMALL_BYTES: usize = 300;
 
-/// What happens without being asked for.
+/// An item that is not the result of an operation.
 #[derive(Debug, Clone)]
 pub enum Item {
     /// A message of the cluster.
@@ -33,18 +33,18 @@ pub enum Item {
         /// Whether messages may have been missed.
         after_gap: bool,
     },
-    /// Something failed in the background; it is counted, and the work goes on.
+    /// A failure in the background. It is counted, and the work continues.
     Failure(Error),
-    /// Messages that will not come.
+    /// Missing messages.
     Gap(Gap),
     /// Messages dropped for lack of room, at this place in the order.
     Overflow(Overflow),
-    /// Members of the cluster whose listening session is alive, by the ids of their advisory locks; `None` once our own
-    /// session is lost, and nobody can be asked.
+    /// Cluster members whose listening session is alive, by the ids of their advisory locks. `None` once this server's
+    /// own session is lost, so that the members are unknown.
     Members(Option<Vec<u32>>),
-    /// A server sent something that concerns nobody here, and so is alive.
+    /// A server is alive: it sent a message that has no receiver on this server.
     Seen {
-        /// In this namespace.
+        /// The namespace of the message.
         nsp: String,
         /// Its id.
         uid: String,
@@ -52,34 +52,34 @@ pub enum Item {
 }
 
 impl Item {
-    /// What it counts for where room is limited.
+    /// The size that counts towards the inbox's limit.
     pub(super) fn size_bytes(&self) -> usize {
         match self {
             Self::Message(message) => message.size_bytes(),
             Self::Notification(n) => n.payload.len() + n.channel.len() + 100,
             Self::Gap(gap) if gap.missing.is_some() => SMALL_BYTES,
             Self::Seen { .. } => SMALL_BYTES,
-            // Few, bounded otherwise, or too important to be dropped.
+            // Rare, bounded elsewhere, or too important to be dropped.
             _ => 0,
         }
     }
 }
 
-/// The side of an inbox that things are put into, whatever answers it takes.
+/// The sending side of an inbox, independent of its result type.
 pub trait Receiver: Send + Sync {
-    /// Add an item for the receiver known as `token`. False when it was dropped. A gap is never: without room it becomes
-    /// part of the overflow.
+    /// Add an item for the receiver `token`. Returns false when the item was dropped. A gap is never dropped: without
+    /// room it becomes part of the overflow.
     fn push(&self, token: u64, item: Item) -> bool;
-    /// Say that messages were dropped here. What is dropped one after the other is one item, however many it is; true
-    /// for the first.
+    /// Report that messages were dropped at this place in the order. Consecutive drops form one item. Returns true for
+    /// the first drop of such a run.
     fn push_overflow(&self, token: u64, overflow: Overflow) -> bool;
-    /// Bytes of messages waiting.
+    /// Size of the waiting messages.
     fn bytes(&self) -> usize;
-    /// Time since Python looked here last.
+    /// Time since Python last read the inbox.
     fn idle(&self) -> Duration;
 }
 
-/// Where background events of one object go.
+/// The receiver of one object's background events.
 #[derive(Clone)]
 pub struct Recipient {
     /// The inbox.
@@ -89,12 +89,12 @@ pub struct Recipient {
 }
 
 impl Recipient {
-    /// Add an item. False when it was dropped.
+    /// Add an item. Returns false when it was dropped.
     pub fn push(&self, item: Item) -> bool {
         self.inbox.push(self.token, item)
     }
 
-    /// Say that messages were dropped here; true for the first of a run.
+    /// Report that messages were dropped. Returns true for the first drop of a run.
     pub fn push_overflow(&self, overflow: Overflow) -> bool {
         self.inbox.push_overflow(self.token, overflow)
     }

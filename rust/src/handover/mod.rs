@@ -1,4 +1,4 @@
-//! What crosses from the background thread to Python.
+//! The values that the background thread hands over to Python.
 
 pub mod completion;
 pub mod inbox;

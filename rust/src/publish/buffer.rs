@@ -1,5 +1,5 @@
-//! The messages that wait to be committed: bounded, in order, taken group by group; who waits for which of them, and what
-//! became of them all. No I/O.
+//! A bounded, ordered buffer of the messages to be committed, which are taken in groups. It also keeps the completions
+//! of waiting callers and counts the outcomes. No I/O.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::MutexGuard;
@@ -12,30 +12,31 @@ use crate::handover::item::{Item, Recipient};
 use crate::lock::Mutex;
 use crate::wire::codec::Encoded;
 
-/// Most messages in one transaction: the commit holds a server-wide lock while they are copied to the queue.
+/// Maximum number of messages in one transaction. The commit holds a server-wide lock while they are copied to the
+/// queue.
 const GROUP_MESSAGES: usize = 1000;
-/// Most bytes of notifications in one transaction, for the same reason.
+/// Maximum size of the notifications in one transaction, for the same reason.
 const GROUP_INLINE_BYTES: usize = 256 * 1024;
-/// Most bytes of attachments in one transaction; they are written before the lock is taken.
+/// Maximum size of the attachments in one transaction. They are written before the lock is taken.
 const GROUP_ATTACHMENT_BYTES: usize = 4 * 1024 * 1024;
 
-/// One message on its way.
+/// One outgoing message.
 pub struct Outgoing {
-    /// Channel it goes to.
+    /// The channel it is published on.
     pub channel: String,
-    /// Its bytes.
+    /// The encoded message.
     pub wire: Encoded,
-    /// When it was appended.
+    /// The time when it was appended.
     pub since: Instant,
-    /// Who waits for its commit, if anybody.
+    /// Completed when the message is committed or has failed, if a caller waits for that.
     pub completion: Option<Completion>,
-    /// Its sequence number. Payloads of the user's own have none, and so two equal ones must not share a transaction:
-    /// PostgreSQL would deliver one.
+    /// Its sequence number. The user's raw payloads have none, so two equal ones must not share a transaction:
+    /// PostgreSQL would deliver only one.
     pub sequence: Option<u64>,
 }
 
 impl Outgoing {
-    /// Bytes of its notification, and of its attachment.
+    /// Size of its notification and of its attachment, in bytes.
     fn sizes(&self) -> (usize, usize) {
         match &self.wire {
             Encoded::Inline(text) => (text.len() + self.channel.len(), 0),
@@ -43,12 +44,12 @@ impl Outgoing {
         }
     }
 
-    /// Whether it needs the attachment table.
+    /// Whether the message needs the attachment table.
     pub fn is_attachment(&self) -> bool {
         matches!(self.wire, Encoded::Attachment { .. })
     }
 
-    /// What it takes in memory.
+    /// Its size in memory.
     pub fn size_bytes(&self) -> usize {
         let (inline, attachment) = self.sizes();
         inline + attachment + 100
@@ -60,7 +61,7 @@ impl Outgoing {
 pub struct PublisherStats {
     /// Messages committed.
     pub published: u64,
-    /// Messages that failed, in doubt or not.
+    /// Messages that failed, including those in doubt.
     pub failed: u64,
     /// Of the failed ones, those whose commit may have happened.
     pub in_doubt: u64,
@@ -72,18 +73,18 @@ pub struct PublisherStats {
     pub attachments: u64,
     /// Connections opened after the first one.
     pub reconnects: u64,
-    /// Messages appended and not yet settled, those in flight included.
+    /// Messages appended and not yet settled, including those in flight.
     pub waiting_count: usize,
-    /// Their bytes.
+    /// Size of these messages.
     pub waiting_bytes: usize,
 }
 
-/// Failures of messages that nobody waits for, until a flush asks.
+/// Failures of messages without a completion, which the next flush reports.
 #[derive(Debug, Default)]
 pub struct Unreported {
-    /// How many.
+    /// Number of failed messages.
     pub failed: u64,
-    /// Of these, in doubt.
+    /// Of these, those in doubt.
     pub in_doubt: u64,
     /// Why the first one failed.
     pub first: Option<Error>,
@@ -102,12 +103,12 @@ enum Entry {
     Flush(Completion),
 }
 
-/// What is in a buffer.
+/// The content of a buffer.
 pub struct Queue {
     entries: VecDeque<Entry>,
     limit_count: usize,
     limit_bytes: usize,
-    /// Failures to be told by a flush.
+    /// Failures that the next flush reports.
     pub unreported: Unreported,
     /// Counters.
     pub stats: PublisherStats,
@@ -115,9 +116,9 @@ pub struct Queue {
     pub is_running: bool,
     /// Whether nothing more is accepted.
     pub is_closed: bool,
-    /// Who waits for the task to end.
+    /// Completions of callers that wait for the task to end.
     pub closing: Vec<Completion>,
-    /// When it must have ended, once `close` was called.
+    /// The task's deadline, once `close` was called.
     pub closes_at: Option<Instant>,
     sequences: HashMap<String, u64>,
     space_waiters: Vec<Completion>,
@@ -142,23 +143,23 @@ impl Queue {
         }
     }
 
-    /// Whether there is no room for more.
+    /// Whether the buffer has no room for another message.
     pub fn is_full(&self) -> bool {
         self.stats.waiting_count >= self.limit_count || self.stats.waiting_bytes >= self.limit_bytes
     }
 
-    /// What a caller is told who finds no room.
+    /// The error for a caller that finds the buffer full.
     pub fn full_error(&self) -> Error {
         Error::BufferFull { count: self.stats.waiting_count, bytes: self.stats.waiting_bytes }
     }
 
-    /// Whether there is neither a message nor a flush.
+    /// Whether the queue has neither messages nor flushes.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The number of the next message on a channel. Numbers are used up in call order, and only by messages that could
-    /// be encoded.
+    /// The sequence number of the next message on a channel. Numbers are assigned in the order of the calls, and only
+    /// to messages that could be encoded.
     pub fn next_sequence(&self, channel: &str) -> u64 {
         self.sequences.get(channel).map_or(1, |last| last + 1)
     }
@@ -170,7 +171,7 @@ impl Queue {
         }
     }
 
-    /// Append a message, which uses its number up; whether there is room is for the caller to ask.
+    /// Append a message and consume its sequence number. The caller checks for room.
     pub fn append(&mut self, outgoing: Outgoing) {
         if outgoing.sequence.is_some() {
             self.use_sequence(&outgoing.channel);
@@ -181,8 +182,8 @@ impl Queue {
         self.entries.push_back(Entry::Message(outgoing));
     }
 
-    /// Give a message up for lack of room. It keeps its number, so that receivers notice. The error is for the first one
-    /// only of those in a row.
+    /// Drop a message for lack of room. The message consumes its sequence number, so that receivers notice the gap.
+    /// Returns an error only for the first of consecutive drops.
     pub fn give_up(&mut self, channel: &str) -> Option<Error> {
         self.use_sequence(channel);
         let error = self.full_error();
@@ -193,25 +194,25 @@ impl Queue {
         is_first.then_some(error)
     }
 
-    /// Append a promise, to be kept once everything in front of it is committed or failed.
+    /// Append a flush, which is completed once every message before it is committed or has failed.
     pub fn append_flush(&mut self, completion: Completion) {
         self.entries.push_back(Entry::Flush(completion));
     }
 
-    /// A message that was taken out is committed or failed: its room is free.
+    /// Release the room of a message that was taken out, and is committed or has failed.
     fn release(&mut self, outgoing: &Outgoing) {
         self.stats.waiting_count -= 1;
         self.stats.waiting_bytes -= outgoing.size_bytes();
     }
 
-    /// A message that was taken out goes on with other bytes.
+    /// Replace the encoding of a message that was taken out.
     pub fn replace(&mut self, outgoing: &mut Outgoing, wire: Encoded) {
         self.stats.waiting_bytes -= outgoing.size_bytes();
         outgoing.wire = wire;
         self.stats.waiting_bytes += outgoing.size_bytes();
     }
 
-    /// Take the messages of the next group; flushes whose turn has come are answered.
+    /// Take the messages of the next group, and complete the flushes that are due.
     pub fn take_group(&mut self) -> Vec<Outgoing> {
         let mut group: Vec<Outgoing> = Vec::new();
         let (mut inline_bytes, mut attachment_bytes) = (0, 0);
@@ -245,7 +246,7 @@ impl Queue {
         group
     }
 
-    /// Answer the flushes in front: whatever stood before them is committed or failed.
+    /// Complete the flushes at the front of the queue: every message before them is committed or has failed.
     pub fn answer_flushes(&mut self) {
         while let Some(Entry::Flush(_)) = self.entries.front() {
             if let Some(Entry::Flush(completion)) = self.entries.pop_front() {
@@ -254,16 +255,16 @@ impl Queue {
         }
     }
 
-    /// Put messages that were certainly not committed back in front.
+    /// Put messages that were certainly not committed back at the front.
     pub fn put_back(&mut self, group: Vec<Outgoing>) {
         for outgoing in group.into_iter().rev() {
             self.entries.push_front(Entry::Message(outgoing));
         }
     }
 
-    /// Take the messages in front that `is_hit` selects, up to the first that it does not; flushes stay.
+    /// Take messages from the front for as long as `is_hit` selects them. Flushes stay.
     ///
-    /// Messages are in order of age, so this is how those that waited too long are found.
+    /// Messages are ordered by age, so this finds the messages that have waited too long.
     pub fn take_while(&mut self, is_hit: impl Fn(&Outgoing) -> bool) -> Vec<Outgoing> {
         let mut taken = Vec::new();
         let mut flushes = Vec::new();
@@ -283,39 +284,39 @@ impl Queue {
         taken
     }
 
-    /// Who waits for room, or for the end.
+    /// Take the completions of callers that wait for room or for the end.
     pub fn take_space_waiters(&mut self) -> Vec<Completion> {
         std::mem::take(&mut self.space_waiters)
     }
 }
 
-/// See the module documentation. What the publisher's callers and its task share.
+/// The buffer that the publisher's callers and its task share. See the module documentation.
 pub struct Buffer {
     queue: Mutex<Queue>,
     recipient: Recipient,
-    /// Why nothing can be committed.
+    /// The reason why nothing can be committed.
     pub outage: Outage,
 }
 
 impl Buffer {
-    /// An empty buffer with limits, of which the last message may exceed that of bytes; it reports to `recipient` what
-    /// nobody waits for.
+    /// An empty buffer. The last message that is admitted may exceed `limit_bytes`. Failures of messages without a
+    /// completion are reported to `recipient`.
     pub fn new(limit_count: usize, limit_bytes: usize, recipient: Recipient) -> Self {
         Self { queue: Mutex::new(Queue::new(limit_count, limit_bytes)), recipient, outage: Outage::default() }
     }
 
-    /// What is in it, for this caller alone.
+    /// Lock the buffer's content.
     pub fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock()
     }
 
-    /// The same while messages are accepted.
+    /// As [`Buffer::lock`]; an error if the buffer no longer accepts messages.
     pub fn open(&self) -> Result<MutexGuard<'_, Queue>> {
         let queue = self.lock();
         if queue.is_closed { Err(Error::Closed("publisher")) } else { Ok(queue) }
     }
 
-    /// Report a failure that concerns the connection, or messages that nobody waits for.
+    /// Report a failure of the connection, or of messages without a completion.
     pub fn report(&self, error: &Error) {
         self.recipient.push(Item::Failure(error.clone()));
     }
@@ -331,7 +332,7 @@ impl Buffer {
         }
     }
 
-    /// Report the fate of messages and release their space.
+    /// Report the outcome of messages and release their room.
     pub fn settle(&self, group: Vec<Outgoing>, result: &Result<()>) {
         let mut unobserved = false;
         let mut queue = self.lock();
@@ -360,7 +361,7 @@ impl Buffer {
             }
         }
         let waiters = if queue.is_full() { Vec::new() } else { queue.take_space_waiters() };
-        // Whoever is told goes on at once, often with the next message: not into our lock.
+        // A notified caller continues at once, often with the next message, and would block on this lock.
         drop(queue);
         Completion::finish_all(completions, &result.clone());
         Completion::finish_all(waiters, &Ok(()));
@@ -369,7 +370,7 @@ impl Buffer {
         }
     }
 
-    /// Fail the messages in front that `is_hit` selects.
+    /// Fail messages from the front for as long as `is_hit` selects them.
     pub fn fail_while(&self, error: &Error, is_hit: impl Fn(&Outgoing) -> bool) {
         let failed = self.lock().take_while(is_hit);
         if !failed.is_empty() {

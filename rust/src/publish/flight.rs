@@ -1,4 +1,4 @@
-//! A group of messages on its way into PostgreSQL, until each of them is committed, refused, or back in the buffer.
+//! A group of messages in flight to PostgreSQL, until each message is committed, refused, or back in the buffer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::receive::attachment::AttachmentTable;
 use crate::receive::echo::Echo;
 use crate::wire::codec::Encoded;
 
-/// A stack of parts still to be sent, the first one last. However this ends, by an error, or by the deadline of
-/// `Publisher::close`, every message is settled or back in the buffer afterwards.
+/// A stack of the parts still to be sent; the next part is the last one. However the flight ends, also by an error or
+/// by the deadline of `Publisher::close`, every message is settled or back in the buffer afterwards.
 pub struct Flight<'a> {
     buffer: &'a Buffer,
     connection: &'a Arc<OpenConnection>,
@@ -26,7 +26,7 @@ pub struct Flight<'a> {
 }
 
 impl<'a> Flight<'a> {
-    /// Take the next group out of the buffer. The connection is the one it will be sent through.
+    /// Take the next group out of the buffer. It will be sent through `connection`.
     pub fn take(
         buffer: &'a Buffer,
         connection: &'a Arc<OpenConnection>,
@@ -37,7 +37,8 @@ impl<'a> Flight<'a> {
         Self { buffer, connection, table, echo, parts: vec![group], is_sending: false }
     }
 
-    /// Write every message anew for which `spell` gives other bytes; those that it cannot write so fail.
+    /// Replace the encoding of every message for which `spell` returns another one. Messages for which `spell` fails
+    /// are failed.
     pub fn respell(&mut self, spell: impl Fn(&Outgoing) -> Result<Option<Encoded>>) {
         for part in &mut self.parts {
             let mut rest = Vec::with_capacity(part.len());
@@ -55,7 +56,7 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Commit it. `Err` means that the connection is of no use any more.
+    /// Commit the group. `Err` means that the connection must not be used any more.
     pub async fn commit(mut self) -> Result<()> {
         self.prepare().await?;
         let (mut has_looked_again, mut has_tidied) = (false, false);
@@ -72,7 +73,7 @@ impl<'a> Flight<'a> {
             self.is_sending = sent.as_ref().is_err_and(is_lost_under_way);
             match sent {
                 Ok(()) => {
-                    self.buffer.outage.ended(); // before anybody hears that it is over
+                    self.buffer.outage.ended(); // before any caller learns of the commit
                     expect_echo(self.echo, group, began);
                     self.settle(&Ok(()));
                 }
@@ -80,8 +81,8 @@ impl<'a> Flight<'a> {
                     self.settle(&Err(in_doubt(&reason_of(&error))));
                     return Err(error);
                 }
-                // Nothing was sent. Look for the table again: it is made where that is allowed, or its absence reported. But
-                // once only: a trigger that writes to another table, which is gone, is refused with the same words.
+                // Nothing was sent. Look for the table again, which creates it if allowed, or reports that it is
+                // missing. Only once, because a trigger that writes to another, missing table causes the same error.
                 Err(error) if !has_looked_again && self.table.forget_if_gone(&error).await => {
                     has_looked_again = true;
                     self.prepare().await?;
@@ -89,7 +90,7 @@ impl<'a> Flight<'a> {
                 Err(error) if statement::is_queue_full(&error) && !std::mem::replace(&mut has_tidied, true) => {
                     match self.connection.ask("tidy the notification queue", notify_queue::tidy).await {
                         Err(error) if error.is_transient() || error.is_connection_lost() => return Err(error),
-                        _ => {} // refused or not, the next attempt decides
+                        _ => {} // the next attempt decides
                     }
                 }
                 // The server refused before committing: nothing was sent, and another attempt may succeed.
@@ -107,7 +108,8 @@ impl<'a> Flight<'a> {
         Ok(())
     }
 
-    /// Look for the attachment table if a message needs it. Without it those messages fail, and the others go.
+    /// Look for the attachment table if a message needs it. Without the table those messages fail, and the others are
+    /// sent.
     async fn prepare(&mut self) -> Result<()> {
         if self.parts.iter().flatten().any(Outgoing::is_attachment)
             && let Err(error) =
@@ -142,7 +144,7 @@ impl Drop for Flight<'_> {
     }
 }
 
-/// Our own listener will hear of this group, if it is not deaf.
+/// Tell `echo` to expect this group: this server's own listener receives it, unless its session is deaf.
 fn expect_echo(echo: &Echo, group: &[Outgoing], began: Instant) {
     let mut last: HashMap<&str, u64> = HashMap::new();
     for (channel, number) in group.iter().filter_map(|each| Some((each.channel.as_str(), each.sequence?))) {
@@ -153,17 +155,18 @@ fn expect_echo(echo: &Echo, group: &[Outgoing], began: Instant) {
     }
 }
 
-/// Whether what is wrong with the attachment table would fail messages that do not need it.
+/// Whether the group has messages with and without an attachment, so that an error of the attachment table would fail
+/// messages that do not need it.
 fn is_mixed(group: &[Outgoing]) -> bool {
     group.iter().any(Outgoing::is_attachment) && !group.iter().all(Outgoing::is_attachment)
 }
 
-/// Whether a commit may have reached the server. Otherwise the connection was given up before it was sent.
+/// Whether a commit may have reached the server. If not, the connection was given up before the commit was sent.
 fn is_lost_under_way(error: &Error) -> bool {
     error.is_connection_lost() && !matches!(error, Error::ConnectionLost { may_be_sent: false, .. })
 }
 
-/// What happened, without what was being done: a commit, always.
+/// The error's reason without its context, which is always a commit.
 fn reason_of(error: &Error) -> String {
     match error {
         Error::ConnectionLost { reason, .. } => reason.clone(),

@@ -1,4 +1,4 @@
-//! Messages on their way out: admitted to a buffer, in the order of the calls, and committed group by group.
+//! Outgoing messages: admitted to a buffer in the order of the calls, and committed in groups.
 
 pub mod buffer;
 pub mod flight;

@@ -1,8 +1,8 @@
-//! Publishing: a bounded, ordered buffer and one connection that commits it group by group.
+//! Publishing: a bounded, ordered buffer, and one connection that commits its messages in groups.
 //!
-//! What was queued while the previous group was in flight goes out together, in one statement and so in one
-//! transaction and one round trip; when nothing is in flight a message leaves at once. There is no timer. One
-//! connection makes commit order the call order.
+//! When nothing is in flight, a message is sent at once. Messages that are queued while a group is in flight form the
+//! next group, which is one statement and therefore one transaction and one round trip. There is no timer. Because
+//! there is only one connection, messages are committed in the order of the calls.
 
 use std::pin::pin;
 use std::sync::{Arc, MutexGuard};
@@ -26,37 +26,37 @@ use crate::wire::codec::{self, Encoded, Limits, Seal};
 use crate::wire::protocol::{EMITTER_UID, Message, NOTIFY_LIMIT_BYTES, channel_name, check_channel};
 use crate::wire::signature::SigningKey;
 
-/// Letters of an emitter's process id on the wire: 48 bits.
+/// Length of an emitter's process id on the wire, which has 48 bits.
 const PROCESS_LENGTH: usize = 8;
 
-/// What becomes of a message for which the buffer has no room.
+/// The policy for a message when the buffer has no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFull {
-    /// It is buffered all the same, in call order, and whoever sent it waits for room before they go on: the buffer
-    /// exceeds its limits by no more than one message of each of those who wait.
+    /// The message is buffered all the same, in call order, and its sender waits for room before it continues. The
+    /// buffer exceeds its limits by at most one message per waiting sender.
     Wait,
-    /// It is refused.
+    /// The message is refused.
     Raise,
-    /// It is given up and reported; whoever waits for its commit is told at once.
+    /// The message is dropped and reported. A caller that waits for its commit gets an error at once.
     Drop,
 }
 
-/// Everything a publisher needs to know, decided by the Python layer.
+/// A publisher's settings, chosen by the Python layer.
 #[derive(Clone)]
 pub struct PublisherSettings {
     /// Server id under which messages are published.
     pub uid: String,
     /// Channel prefix.
     pub prefix: String,
-    /// Sizes.
+    /// Size limits of a message.
     pub limits: Limits,
-    /// Most messages waiting to be committed.
+    /// Maximum number of messages waiting to be committed.
     pub buffer_count: usize,
-    /// Most bytes waiting to be committed.
+    /// Maximum size of the messages waiting to be committed.
     pub buffer_bytes: usize,
     /// Longest time a message waits for a connection before it fails.
     pub buffer_age: Duration,
-    /// What happens beyond that.
+    /// What happens when the buffer is full.
     pub on_full: OnFull,
     /// Signs every message.
     pub signing_key: Option<SigningKey>,
@@ -65,7 +65,7 @@ pub struct PublisherSettings {
 /// See the module documentation.
 pub struct Publisher {
     settings: PublisherSettings,
-    /// Which of the emitters we are; servers have an id of their own.
+    /// Identifies this emitter process; `None` for a server, which has a server id of its own.
     process: Option<String>,
     session: Session,
     table: Arc<AttachmentTable>,
@@ -76,7 +76,8 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher that connects with the first message, or with [`Publisher::start`]; tells `echo` what to expect.
+    /// A publisher, which connects with the first message or with [`Publisher::start`]. It tells `echo` which messages
+    /// to expect.
     pub fn new(
         settings: PublisherSettings,
         session: Session,
@@ -90,7 +91,7 @@ impl Publisher {
         Ok(Self { settings, process, session, table, echo, buffer, changed, closed })
     }
 
-    /// Connect now, in one attempt, and check the attachment table if asked to.
+    /// Connect now, in a single attempt. With `check_table`, also check the attachment table.
     pub fn start(self: &Arc<Self>, check_table: bool, completion: Completion) -> Result<()> {
         let this = Arc::clone(self);
         runtime::handle()?.spawn(async move {
@@ -107,8 +108,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// Append a cluster message to the buffer; once it is admitted, `waiter` makes the promise to tell of its commit.
-    /// `Ok(false)`: there was no room, so wait for it (`when_space`) before the next one.
+    /// Append a cluster message to the buffer; once the message is admitted, `waiter` creates the completion for its
+    /// commit. `Ok(false)` means that the buffer is full: wait for room (`when_space`) before the next message.
     pub fn publish(self: &Arc<Self>, message: &Message, waiter: Option<impl FnOnce() -> Completion>) -> Result<bool> {
         let (channel, encoded) = self.encode(message)?;
         let mut queue = self.buffer.open()?;
@@ -137,7 +138,7 @@ impl Publisher {
                 break;
             }
             if let Err(error) = self.append(&mut queue, message, channel, encoded, || None) {
-                self.wake(queue)?; // those before it go all the same
+                self.wake(queue)?; // the messages before it are sent all the same
                 return Err(error);
             }
             count += 1;
@@ -146,13 +147,13 @@ impl Publisher {
         Ok(count)
     }
 
-    /// Refuse a message if the buffer is full and nobody is to wait for room.
+    /// Refuse a message if the buffer is full and the policy is not to wait for room.
     fn admit(&self, queue: &Queue) -> Result<()> {
         let is_refused = queue.is_full() && self.settings.on_full != OnFull::Wait;
         if is_refused { Err(queue.full_error()) } else { Ok(()) }
     }
 
-    /// Append a notification with a payload of the caller's own; `waiter` as in [`Publisher::publish`].
+    /// Append a raw notification with the caller's payload; `waiter` as in [`Publisher::publish`].
     pub fn notify(self: &Arc<Self>, channel: &str, payload: &str, waiter: impl FnOnce() -> Completion) -> Result<()> {
         check_channel(channel)?;
         if payload.len() > NOTIFY_LIMIT_BYTES {
@@ -173,28 +174,28 @@ impl Publisher {
         self.wake(queue)
     }
 
-    /// Messages that failed, with nobody told of each, since this was asked last.
+    /// Failures of messages without a completion since the last call.
     pub fn take_unreported(&self) -> Unreported {
         std::mem::take(&mut self.buffer.lock().unreported)
     }
 
-    /// Keep `completion` until everything appended before is committed or failed.
+    /// Finish `completion` once every message appended before is committed or has failed.
     pub fn flush(self: &Arc<Self>, completion: Completion) -> Result<()> {
         let mut queue = self.buffer.lock();
         queue.append_flush(completion);
         self.wake(queue)
     }
 
-    /// Keep `completion` until there is room in the buffer.
+    /// Finish `completion` once there is room in the buffer.
     pub fn when_space(&self, completion: Completion) {
         self.buffer.when_space(completion);
     }
 
-    /// Accept nothing more, commit what is buffered within `limit`, disconnect.
+    /// Accept no more messages, commit the buffered ones within `limit`, and disconnect.
     pub fn close(self: &Arc<Self>, limit: Duration, completion: Completion) -> Result<()> {
         let mut queue = self.buffer.lock();
         if queue.is_closed && queue.is_running {
-            queue.closing.push(completion); // the end that is awaited already, at its time
+            queue.closing.push(completion); // waits for the close under way, with its deadline
             return Ok(());
         }
         if queue.is_closed {
@@ -225,7 +226,7 @@ impl Publisher {
         PublisherStats { reconnects: self.session.reconnects(), ..queue.stats }
     }
 
-    /// Why nothing was committed at the last attempt, and since when that is so.
+    /// The current outage: the error of the last attempt, and the time of the first failure.
     pub fn outage(&self) -> Option<Present> {
         self.buffer.outage.present()
     }
@@ -267,7 +268,8 @@ impl Publisher {
         Seal { sequence, process: self.process.as_deref(), key: self.settings.signing_key.as_ref(), channel }
     }
 
-    /// A message for a database that lacks some of its characters. `None`: it is in ASCII, or a text of the user's own.
+    /// The message in ASCII, for a database whose encoding lacks some of its characters. `None` if the message is ASCII
+    /// already, or a raw payload of the user.
     fn in_ascii(&self, outgoing: &Outgoing) -> Result<Option<Encoded>> {
         let Some(sequence) = outgoing.sequence else { return Ok(None) };
         let seal = self.seal(sequence, &outgoing.channel);
@@ -275,8 +277,8 @@ impl Publisher {
     }
 }
 
-/// A name for this publisher. From the operating system: a generator of ours would give forked children the same one,
-/// and receivers would take the messages of one for those of the other.
+/// A random id for this publisher, from the operating system. A generator inside the process would give forked children
+/// the same id, and receivers would confuse their messages.
 fn new_process_id() -> Result<String> {
     const LETTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
     let mut bytes = [0; PROCESS_LENGTH];
@@ -284,7 +286,7 @@ fn new_process_id() -> Result<String> {
     Ok(bytes.into_iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect())
 }
 
-/// The publisher's task: work until closed, but not past the deadline of [`Publisher::close`].
+/// The publisher's task: works until the publisher is closed, at most until the deadline of [`Publisher::close`].
 async fn run(publisher: Arc<Publisher>) {
     let overtime = async {
         publisher.closed.notified().await;
@@ -299,7 +301,7 @@ async fn run(publisher: Arc<Publisher>) {
     publisher.session.close().await;
     let (closing, waiters) = {
         let mut queue = publisher.buffer.lock();
-        // In one step with the end: a flush that comes later finds no task, and starts one.
+        // Under the same lock as the end of the task, so that a later flush finds no task and starts one.
         queue.answer_flushes();
         queue.is_running = false;
         (std::mem::take(&mut queue.closing), queue.take_space_waiters())
@@ -329,7 +331,7 @@ async fn work(publisher: &Publisher) {
             Ok(connection) => connection,
             Err(error) => {
                 if !error.is_transient() {
-                    // It has never connected, and waiting cannot mend that: the caller must hear of it now.
+                    // No attempt has ever succeeded and waiting cannot cure the error, so the caller must get it now.
                     publisher.buffer.fail_while(&error, |_| true);
                 }
                 wait_after(publisher, &error, &mut backoff).await;
@@ -353,18 +355,18 @@ async fn work(publisher: &Publisher) {
     }
 }
 
-/// After a failed attempt: report it, fail what may no longer wait, and wait before the next attempt.
+/// After a failed attempt: report it, fail messages that have waited too long, and wait before the next attempt.
 async fn wait_after(publisher: &Publisher, error: &Error, backoff: &mut Backoff) {
     let age = publisher.settings.buffer_age;
     publisher.buffer.fail_while(error, |outgoing| outgoing.since.elapsed() >= age);
     if publisher.buffer.outage.failed(error) && error.is_transient() {
-        publisher.buffer.report(error); // otherwise each message has said so
+        publisher.buffer.report(error); // otherwise each message has reported the error
     }
     let mut pause = pin!(sleep(backoff.next_delay()));
     loop {
         {
             let mut queue = publisher.buffer.lock();
-            // Nothing is in flight here, so a flush need not wait for what was published after it.
+            // Nothing is in flight here, so a flush need not wait for messages that were published after it.
             queue.answer_flushes();
             if queue.is_closed && queue.is_empty() {
                 return;

@@ -1,4 +1,4 @@
-//! The statement that commits a group of messages, and what its refusal means.
+//! The statement that commits a group of messages, and the classification of its errors.
 
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
@@ -9,12 +9,13 @@ use crate::receive::attachment::AttachmentTable;
 use crate::wire::codec::Encoded;
 use crate::wire::protocol::quote_literal;
 
-/// Commit a group: one transaction, and one round trip. Stores what needs the table there, which must exist.
+/// Commit a group in one transaction and one round trip. Stores attachments in `table`, which must exist if there are
+/// any.
 pub async fn commit(client: &Client, table: &AttachmentTable, group: &[Outgoing]) -> Result<()> {
     let failed = |error: tokio_postgres::Error| Error::from_postgres("commit messages", &error, true);
-    // Unnamed statements, here and below: they work through transaction poolers.
+    // Statements are unnamed, here and below, so that they work through transaction poolers.
     if let [Outgoing { channel, wire: Encoded::Inline(text), .. }] = group {
-        // Planned in less time than what follows, which has arrays to unpack.
+        // Planned faster than the statement below, which unpacks arrays.
         const SQL: &str = "SELECT pg_catalog.pg_notify($1, $2)";
         let sent = client.query_typed(SQL, &[(channel, Type::TEXT), (text, Type::TEXT)]).await;
         return sent.map(drop).map_err(failed);
@@ -45,19 +46,19 @@ pub async fn commit(client: &Client, table: &AttachmentTable, group: &[Outgoing]
             )
             .await
     } else {
-        // Planned and carried out in less time than `SELECT count(pg_notify(...)) FROM unnest(...)`: there is no function to
-        // scan and nothing to aggregate. Rows that OFFSET skips are computed, and not sent.
+        // Planned and executed faster than `SELECT count(pg_notify(...)) FROM unnest(...)`, because there is no
+        // function scan and no aggregate. Rows that OFFSET skips are computed, but not sent.
         const SQL: &str = "SELECT pg_catalog.pg_notify(pg_catalog.unnest($1), pg_catalog.unnest($2)) OFFSET 2147483647";
         client.query_typed(SQL, &[(&channels, Type::TEXT_ARRAY), (&texts, Type::TEXT_ARRAY)]).await
     };
     result.map(drop).map_err(failed)
 }
 
-/// One statement stores the bodies and notifies, in the order of the arrays: ids are drawn from the table's own
-/// sequence so that each header can name its row.
+/// One statement that stores the bodies and notifies, in the order of the arrays. Ids are taken from the table's own
+/// sequence, so that each header can name its row.
 ///
-/// `synchronous_commit` matters for a table that was created logged: the row is as volatile as its notification,
-/// and waiting for its WAL would hold the server-wide notify lock during an fsync.
+/// Turning `synchronous_commit` off matters for a table that was created logged. The row is as volatile as its
+/// notification, and waiting for its WAL would hold the server-wide notify lock during an fsync.
 fn attachment_sql(table: &str, sequence: &str) -> String {
     let sequence = quote_literal(sequence);
     format!(
@@ -74,14 +75,15 @@ fn attachment_sql(table: &str, sequence: &str) -> String {
     )
 }
 
-/// `program_limit_exceeded`: of a NOTIFY, that the server's queue is full.
+/// `program_limit_exceeded`: NOTIFY reports it when the server's queue is full.
 pub fn is_queue_full(error: &Error) -> bool {
     matches!(error, Error::Database { report, .. } if report.sqlstate == "54000")
 }
 
-/// One message of the group cannot be stored or is not representable; the others may be. Class 22 (data exception) says
-/// so of itself. Where rows are stored, constraints (23) and triggers of the table's owner may look at each: those raise
-/// P0001, or meet an error of their own, mostly of class 42. A missing right (42501) concerns all alike.
+/// Whether an error may concern a single message, which cannot be stored or represented, while the others could be
+/// sent. That is always so for class 22 (data exception). When rows are stored, it is also so for the table's
+/// constraints (class 23) and for triggers, which raise P0001 or fail with an error of their own, mostly of class 42. A
+/// missing privilege (42501) concerns all messages.
 pub fn is_about_one_message(error: &Error, group: &[Outgoing]) -> bool {
     let Error::Database { report, .. } = error else { return false };
     let is_of_a_row = || group.iter().any(Outgoing::is_attachment) && report.sqlstate != "42501";

@@ -1,4 +1,4 @@
-//! `Bus`: one PostgreSQL as seen by one Python object: publisher, listener and attachment table together.
+//! `Bus`: one Python object's access to a PostgreSQL database: publisher, listener and attachment table.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,10 +30,10 @@ use crate::wire::codec::Limits;
 use crate::wire::protocol;
 use crate::wire::signature::SigningKey;
 
-/// So many times in a probe's interval, twenty in a `heartbeat_timeout`, a server may be called alive.
+/// How many times per probe interval a server may be reported alive; that is twenty times per `heartbeat_timeout`.
 const SEEN_PART: u32 = 10;
 
-/// The complete settings, checked and defaulted by `options.py`.
+/// The complete settings, checked and filled with defaults by `options.py`.
 #[derive(FromPyObject)]
 struct Settings {
     dsn: String,
@@ -60,7 +60,7 @@ struct Settings {
 pub struct PyBus {
     pid: u32,
     lease: Mutex<Option<Lease>>,
-    /// Whether anything was asked of it that may have opened a connection.
+    /// Whether any call may have opened a connection.
     is_used: AtomicBool,
     description: String,
     table: Arc<AttachmentTable>,
@@ -76,7 +76,7 @@ pub struct PyBus {
 }
 
 impl PyBus {
-    /// Nothing of a bus survives a fork: its threads stayed in the parent, its sockets belong to the parent.
+    /// A bus cannot be used after a fork: its threads exist in the parent only, and its sockets belong to the parent.
     fn check_process(&self) -> Result<()> {
         self.is_used.store(true, Ordering::Relaxed);
         self.check_fork()
@@ -111,7 +111,7 @@ impl PyBus {
 }
 
 impl Drop for PyBus {
-    /// Used and never closed: what it has buffered is still sent, then it disconnects.
+    /// A bus that was used and never closed still sends its buffered messages, and then disconnects.
     fn drop(&mut self) {
         runtime::leave_to(self.pid, &self.session);
         runtime::leave_to(self.pid, &self.publisher);
@@ -123,7 +123,7 @@ impl Drop for PyBus {
             return;
         };
         let leftover = Leftover::new(lease);
-        // An error means that there is nothing to be closed.
+        // An error means that there is nothing to close.
         let _ = self.listener.close(Completion::of_nobody(Arc::clone(&leftover)));
         let _ = self.publisher.close(self.buffer_age, Completion::of_nobody(leftover));
     }
@@ -141,11 +141,11 @@ impl PyBus {
         let recipient = Recipient { inbox: Arc::clone(&inbox.0) as _, token };
         let buffer_age = seconds("buffer_age", settings.buffer_age)?;
         let probe_interval = seconds("probe_interval", settings.probe_interval)?;
-        // Within two intervals a deaf listener is noticed, and so is a publisher that gets no answer.
+        // A deaf listener is detected within two intervals, and so is a publisher that gets no answer.
         let answer_limit = 2 * probe_interval;
         let signing_key = settings.signing_key.as_deref().map(SigningKey::new).transpose()?;
         let (echo, rooms) = (Arc::new(Echo::default()), Arc::new(Rooms::default()));
-        // Attachments have a session of their own: fetching a large one must not delay publishing.
+        // Attachments have a separate session, because fetching a large one must not delay publishing.
         let session = Session::new(Arc::clone(&write_connector), answer_limit);
         let writer = Session::new(write_connector, answer_limit);
         let publisher = Arc::new(Publisher::new(
@@ -360,14 +360,14 @@ impl PyBus {
         let (session, publisher) = (self.session.clone(), Arc::clone(&self.publisher));
         runtime::handle()?.spawn(async move {
             session.close().await;
-            // A failure drops the completion, and so tells of itself.
+            // A failure drops the completion, which reports it.
             let _ = publisher.close(limit, completion);
         });
         Ok(())
     }
 
     fn release(&self) {
-        // The lock is free before the runtime ends.
+        // The lock is released before the runtime ends.
         let lease = self.lease.lock().take();
         drop(lease);
     }

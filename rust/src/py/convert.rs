@@ -1,4 +1,4 @@
-//! Python values to JSON or MessagePack and back, without a value tree in between.
+//! Python values to JSON or MessagePack and back, without an intermediate value tree.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ use crate::wire::protocol::{Data, MAX_DEPTH};
 
 const CHANGED: &str = "it changed while it was being encoded; give a copy of what others may change";
 
-/// What the outermost value is, for the path in error messages.
+/// The kind of the outermost value, for the path in error messages.
 #[derive(Clone, Copy)]
 pub enum Root {
     /// `[event, *args]`: the first element is the event, the others are the caller's arguments.
@@ -37,7 +37,7 @@ struct Walk {
     is_json: bool,
     has_binary: Cell<bool>,
     depth: Cell<usize>,
-    /// Collected inside out, only when something fails.
+    /// Collected from the inside out, and only after a failure.
     path: RefCell<Vec<Step>>,
     reason: RefCell<Option<String>>,
 }
@@ -76,7 +76,7 @@ impl Walk {
     }
 }
 
-/// Encode a Python value: as JSON, or as MessagePack when binary is inside.
+/// Encode a Python value as JSON, or as MessagePack when it contains binary.
 pub fn encode(value: &Bound<'_, PyAny>, root: Root) -> Result<Data> {
     let walk = Walk::new(true);
     let mut text = Vec::with_capacity(128);
@@ -106,7 +106,7 @@ impl<'a, 'py> Item<'a, 'py> {
         Item { value, walk: self.walk }
     }
 
-    /// Note the step that led to a failure.
+    /// Add a step to the path of a failure.
     fn at<T, E>(&self, result: std::result::Result<T, E>, step: impl FnOnce() -> Step) -> std::result::Result<T, E> {
         if result.is_err() {
             let step = step();
@@ -129,7 +129,7 @@ impl<'a, 'py> Item<'a, 'py> {
             self.at(written, || Step::Index(index))?;
             count += 1;
         }
-        // MessagePack has the length in front.
+        // MessagePack writes the length before the items.
         if count == len { seq.end() } else { Err(self.walk.fail(CHANGED)) }
     }
 
@@ -138,8 +138,8 @@ impl<'a, 'py> Item<'a, 'py> {
         let mut map = serializer.serialize_map(Some(len))?;
         let mut entries = dict.iter();
         for _ in 0..len {
-            // The iterator panics when the size changes, or when it finds more than there were. Other code can run between
-            // two entries: another thread, a destructor.
+            // The iterator panics when the dictionary's size changes, or when it finds more entries than there were.
+            // Other code can run between two entries: another thread, or a destructor.
             let entry = with_critical_section(dict, || if dict.len() == len { entries.next() } else { None });
             let Some((key, value)) = entry else { return Err(self.walk.fail(CHANGED)) };
             let written = match key_text(&key) {
@@ -165,7 +165,7 @@ impl<'a, 'py> Item<'a, 'py> {
             return serializer.serialize_u64(value);
         }
         if self.walk.is_json {
-            // serde_json knows no integers beyond 64 bits; their digits are valid JSON as they stand.
+            // serde_json does not support integers beyond 64 bits, but their digits are valid JSON.
             let digits = value.get_type().py().get_type::<PyInt>().call_method1("__repr__", (value,));
             let digits = digits.and_then(|digits| digits.extract::<String>());
             return match digits.map_err(|error| error.to_string()).map(RawValue::from_string) {
@@ -174,7 +174,7 @@ impl<'a, 'py> Item<'a, 'py> {
                 Err(error) => Err(self.walk.fail(error)),
             };
         }
-        // Not that of a subclass, which may do anything.
+        // Not a subclass's method, which may do anything.
         let float = value.py().get_type::<PyInt>().call_method1("__float__", (value,));
         match float.and_then(|float| float.extract::<f64>()) {
             Ok(value) => serializer.serialize_f64(value),
@@ -299,8 +299,8 @@ fn json_dumps(value: &Bound<'_, PyString>) -> PyResult<String> {
     DUMPS.import(value.py(), "json", "dumps")?.call1((value,))?.extract()
 }
 
-/// Decode user data. JSON is read by `loads`, or else by Python's own `json`, so that integers of any size, unpaired
-/// surrogates and a custom json module behave as in python-socketio.
+/// Decode user data. JSON is decoded by `loads`, or by Python's own `json` without one, so that integers of any size,
+/// unpaired surrogates and a custom json module behave as in python-socketio.
 pub fn decode<'py>(py: Python<'py>, data: &Data, loads: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
     match data {
         Data::Json(text) => match loads {
@@ -317,7 +317,7 @@ pub fn decode_json<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyAn
         return Ok(value);
     }
     LOADS.import(py, "json", "loads")?.call1((text,)).map_err(|error| {
-        // Valid JSON that is none to Python: an integer of more than sys.get_int_max_str_digits() digits.
+        // Valid JSON that Python rejects: an integer of more than sys.get_int_max_str_digits() digits.
         if error.is_instance_of::<PyValueError>(py) { bad_value(&error).into() } else { error }
     })
 }
@@ -364,7 +364,8 @@ impl<'py> Build for Builder<'py> {
     fn map(&mut self, entries: Vec<(Self::Value, Self::Value)>) -> Result<Self::Value> {
         let dict = PyDict::new(self.py);
         for (key, value) in entries {
-            // Strings, as in JSON and in JavaScript. A sender could choose numbers that all collide in a dict.
+            // Keys become strings, as in JSON and in JavaScript. With numbers, a sender could choose keys that all
+            // collide in a dict.
             let key = if key.is_instance_of::<PyString>() { key } else { self.key(&key)? };
             dict.set_item(key, value).map_err(|error| bad_value(&error))?;
         }
@@ -387,7 +388,7 @@ fn unreadable(reason: String) -> Error {
     Error::Decode { channel: String::new(), size_bytes: 0, reason }
 }
 
-/// Check a JSON text made by a custom json module and take it over.
+/// Check a JSON text from a custom json module, and use it as data.
 pub fn json_text(text: String) -> Result<Data> {
     let refused = |reason: String| Error::Encode { path: "data".to_owned(), reason };
     match serde_json::from_str::<&RawValue>(&text) {

@@ -101,7 +101,7 @@ pub fn outage<'py>(py: Python<'py>, present: Option<&Present>) -> PyResult<Optio
     Ok(Some(out))
 }
 
-/// How long it has lasted.
+/// How long an outage has lasted.
 pub fn outage_seconds(present: Option<&Present>) -> Option<f64> {
     present.map(|present| present.since.elapsed().unwrap_or_default().as_secs_f64())
 }

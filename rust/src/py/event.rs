@@ -31,7 +31,7 @@ impl From<Arc<StoredEvent>> for PyStoredEvent {
 static EPOCH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static TIMEDELTA: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
-/// Microseconds since 1970 as an aware `datetime`, the nearest one that there is.
+/// Microseconds since 1970 as an aware `datetime`, or the nearest one that exists.
 pub fn datetime(py: Python<'_>, micros: Option<i64>) -> PyResult<Bound<'_, PyAny>> {
     let Some(micros) = micros else { return Ok(py.None().into_bound(py)) };
     let epoch = EPOCH.get_or_try_init(py, || {
@@ -48,7 +48,7 @@ pub fn datetime(py: Python<'_>, micros: Option<i64>) -> PyResult<Bound<'_, PyAny
     }
 }
 
-/// The last moment, or the first, that a `datetime` can tell. PostgreSQL's reach further, up to infinity.
+/// The last or the first moment that a `datetime` can represent. PostgreSQL's range is larger, and includes infinity.
 fn extreme<'py>(epoch: &Bound<'py, PyAny>, micros: i64) -> PyResult<Bound<'py, PyAny>> {
     let keywords = [("tzinfo", epoch.getattr("tzinfo")?)].into_py_dict(epoch.py())?;
     let bound = if micros < 0 { "min" } else { "max" };
@@ -192,12 +192,13 @@ fn text(event: &Bound<'_, PyAny>, field: &Bound<'_, PyString>) -> PyResult<Strin
     })
 }
 
-/// Events of any iterable.
+/// Events from any iterable.
 pub fn new_events(events: &Bound<'_, PyAny>) -> PyResult<Vec<NewEvent>> {
     events.try_iter()?.map(|event| new_event(&event?)).collect()
 }
 
-/// An object with the attributes of an event, its data encoded now: later changes of the objects do no harm.
+/// An event from an object with the attributes of an event. Its data are encoded now, so that later changes of the
+/// object have no effect.
 fn new_event(event: &Bound<'_, PyAny>) -> PyResult<NewEvent> {
     let py = event.py();
     let metadata = event.getattr(intern!(py, "metadata"))?;

@@ -1,4 +1,4 @@
-//! `Inbox`: where Python takes what the background thread hands over.
+//! `Inbox`: the queue from which Python takes the items of the background thread.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,12 +18,12 @@ use crate::wire::gap::{Gap, Reason};
 #[pyclass(name = "Inbox", frozen, module = "socketio_postgres._core")]
 pub struct PyInbox(pub Arc<Inbox<Answer>>);
 
-/// What an operation gave.
+/// The result of an operation.
 pub struct Answer(Box<dyn ToPython>);
 
-/// How Python is given it.
+/// Converts a result to a Python object.
 pub trait ToPython: Send + 'static {
-    /// As an object, any number of times.
+    /// Convert to an object. May be called any number of times.
     fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>>;
 }
 
@@ -120,7 +120,7 @@ impl PyInbox {
         while let Some((token, entry)) = taken.first() {
             let length = list.len();
             if let Err(error) = append(&list, *token, entry, now) {
-                list.del_slice(length, list.len())?; // of several gaps some may be there
+                list.del_slice(length, list.len())?; // some of several gaps may have been added
                 if !is_about_the_value(py, &error) {
                     return Err(error);
                 }
@@ -134,7 +134,8 @@ impl PyInbox {
     }
 }
 
-/// Whether it is this one value that Python cannot be given. Anything else (Ctrl-C, no memory) says nothing about it.
+/// Whether an error means that this value cannot be converted for Python. Other errors (Ctrl-C, out of memory) are not
+/// about the value.
 fn is_about_the_value(py: Python<'_>, error: &PyErr) -> bool {
     error.is_instance_of::<PyException>(py) && !error.is_instance_of::<PyMemoryError>(py)
 }
@@ -152,14 +153,14 @@ fn append(list: &Bound<'_, PyList>, token: u64, entry: &mut Entry<Answer>, now: 
     list.append((token, kind, value))
 }
 
-/// The kind and the value of an item, which is left as it is. Only a message moves, because copying it costs too much;
-/// until it has arrived a gap stands in its place.
+/// The kind and the value of an item, which is not changed. Only a message is moved, because copying it costs too much;
+/// a gap takes its place until Python has received the message.
 fn item_to_python<'py>(py: Python<'py>, item: &mut Item, now: SystemTime) -> PyResult<(u8, Bound<'py, PyAny>)> {
     Ok(match item {
         Item::Message(_) => {
             let gap = Gap { reason: Reason::Overflow, nsp: None, sender: None, missing: Some(1), since: now };
             let Item::Message(message) = std::mem::replace(item, Item::Gap(gap)) else {
-                return Ok((GAP, py.None().into_bound(py))); // it was one just now
+                return Ok((GAP, py.None().into_bound(py))); // it was a message just now
             };
             (MESSAGE, Bound::new(py, PyMessage(message))?.into_any())
         }
@@ -167,7 +168,7 @@ fn item_to_python<'py>(py: Python<'py>, item: &mut Item, now: SystemTime) -> PyR
         Item::Listening { after_gap } => (LISTENING, after_gap.into_pyobject(py)?.to_owned().into_any()),
         Item::Failure(error) => (FAILURE, exception(py, error)?),
         Item::Gap(gap) => (GAP, gap_to_python(py, gap)?),
-        // Taken apart by the caller, because it is several gaps.
+        // Handled by the caller, because it becomes several gaps.
         Item::Overflow(_) => (GAP, py.None().into_bound(py)),
         Item::Seen { nsp, uid } => (SEEN, (&*nsp, &*uid).into_pyobject(py)?.into_any()),
         Item::Members(ids) => (MEMBERS, ids.as_ref().into_pyobject(py)?),

@@ -1,4 +1,4 @@
-//! One interpreter of a process, not several.
+//! Support for one interpreter per process, not for several.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -6,12 +6,13 @@ use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-/// Id of the interpreter that has the core; ids are not given out again.
+/// Id of the interpreter that uses the core. Ids are never reused.
 static OWNER: AtomicI64 = AtomicI64::new(NOBODY);
 const NOBODY: i64 = -1;
 
-/// Refuse an interpreter that is not the first one. Classes and exceptions are made once for the process: another
-/// interpreter would be handed those of the first, which no `except` of its own matches, and which are gone when that ends.
+/// Reject every interpreter but the first one. Classes and exceptions are created once per process, so another
+/// interpreter would get those of the first. No `except` of the other interpreter would match them, and they would be
+/// destroyed with the first interpreter.
 pub fn claim(_py: Python<'_>) -> PyResult<()> {
     let current = id_of_current();
     match OWNER.compare_exchange(NOBODY, current, Ordering::AcqRel, Ordering::Acquire) {
@@ -27,6 +28,6 @@ pub fn claim(_py: Python<'_>) -> PyResult<()> {
 
 #[allow(unsafe_code, reason = "pyo3 has no safe way to ask for it")]
 fn id_of_current() -> i64 {
-    // SAFETY: we are called by the interpreter, on a thread that is attached to it.
+    // SAFETY: this is called by the interpreter, on a thread that is attached to it.
     unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) }
 }

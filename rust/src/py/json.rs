@@ -1,7 +1,7 @@
-//! JSON text to Python objects in one pass, as Python's own `json` makes them, only faster.
+//! JSON text to Python objects in one pass, with the same results as Python's own `json`, only faster.
 //!
-//! What is unusual is left to `json.loads`, which knows what it means: invalid text, integers beyond 64 bits, unpaired
-//! surrogates, very deep nesting. So the results are the same, and so are the errors.
+//! Unusual input is left to `json.loads`: invalid text, integers beyond 64 bits, unpaired surrogates, very deep
+//! nesting. Therefore both the results and the errors are the same.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString};
@@ -9,19 +9,19 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString};
 use crate::lock::Mutex;
 use crate::wire::cursor::Cursor;
 
-/// Nesting that is parsed here.
+/// Deepest nesting that is parsed here.
 const MAX_DEPTH: usize = 64;
-/// Keys that are remembered, each in the place that its hash gives it.
+/// Number of cached keys, each in the slot that its hash determines.
 const KEYS: usize = 512;
-/// Longest key that is remembered.
+/// Longest key that is cached.
 const KEY_BYTES: usize = 64;
 
 type Key = (Box<str>, Py<PyString>);
 
-/// Keys come again and again: one object for all of them spares making it and hashing it.
+/// Keys recur: one shared object avoids creating and hashing another one.
 static SEEN: Mutex<[Option<Key>; KEYS]> = Mutex::new([const { None }; KEYS]);
 
-/// The value of a JSON text; `None` for what `json.loads` has to judge.
+/// The value of a JSON text; `None` for a text that is left to `json.loads`.
 pub fn parse<'py>(py: Python<'py>, text: &str) -> Option<Bound<'py, PyAny>> {
     let mut cursor = Cursor::new(text);
     let parsed = value(py, &mut cursor, 0)?;
@@ -71,12 +71,13 @@ fn key<'py>(py: Python<'py>, text: &str) -> Bound<'py, PyString> {
     if text.len() > KEY_BYTES {
         return PyString::new(py, text);
     }
-    // FNV-1a: short, and who makes keys collide here only makes them as slow as unknown ones.
+    // FNV-1a: short, and colliding keys are only as slow as unknown ones.
     let hash = text
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let place = usize::try_from(hash % KEYS as u64).unwrap_or_default();
-    // Nothing under this lock runs Python code: a string is made before, and the one it replaces is dropped after.
+    // No Python code runs under this lock: a string is created before, and the one that it replaces is dropped
+    // afterwards.
     if let Some(Some((known, key))) = SEEN.lock().get(place)
         && **known == *text
     {

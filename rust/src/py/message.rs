@@ -1,4 +1,4 @@
-//! `Message`: one cluster message as Python sees it.
+//! `Message`: a cluster message in Python.
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -12,7 +12,7 @@ use crate::wire::protocol::{Data, Flags, Message, MessageType, NOTIFY_LIMIT_BYTE
 #[pyclass(name = "Message", frozen, module = "socketio_postgres._core")]
 pub struct PyMessage(pub Message);
 
-/// Encode `value`, or take `text` made by a custom json module.
+/// Encode `value`, or use `text` from a custom json module.
 fn data(value: Option<&Bound<'_, PyAny>>, text: Option<String>, root: Root) -> PyResult<Option<Data>> {
     match (value, text) {
         (Some(_), Some(_)) => Err(PyTypeError::new_err("give a value or its JSON text, not both")),
@@ -28,7 +28,7 @@ fn decoded<'py>(py: Python<'py>, data: Option<&Data>, loads: Option<&Bound<'py, 
     data.map(|data| convert::decode(py, data, loads)).transpose()
 }
 
-/// Namespace and rooms, the sender, and the packet as it goes to clients.
+/// Namespace and rooms, the sender, and the packet as sent to clients.
 type PlainEvent<'py, 'a> = ((&'a str, Bound<'py, PyTuple>), &'a str, String);
 
 #[pymethods]
@@ -167,7 +167,7 @@ impl PyMessage {
         }
     }
 
-    /// In one crossing what takes seven by field: it is asked of every message of a flood.
+    /// Returns in one call what takes seven calls field by field, because it is read for every message under load.
     #[getter]
     fn plain_event<'py>(&self, py: Python<'py>) -> PyResult<Option<PlainEvent<'py, '_>>> {
         let Message { uid, nsp, opts, request_id: None, .. } = &self.0 else { return Ok(None) };

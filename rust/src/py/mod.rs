@@ -1,4 +1,4 @@
-//! The Python module `socketio_postgres._core`: thin classes over the crate. The only files that name pyo3.
+//! The Python module `socketio_postgres._core`: thin classes over the crate. Only the files of this module use pyo3.
 
 mod bus;
 mod convert;
@@ -19,10 +19,10 @@ use crate::connect::runtime;
 use crate::error::Result;
 use crate::wire::protocol;
 
-/// The longest wait there is, a century: the clock cannot tell a moment much later.
+/// The longest wait, a century: the clock cannot represent a moment much later.
 const LONGEST_WAIT: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// Seconds to wait, negative ones as none at all.
+/// Seconds to wait as a `Duration`; a negative number counts as 0.
 fn wait_of(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)
 }

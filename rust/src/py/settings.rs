@@ -1,4 +1,4 @@
-//! What the settings of a bus and of an event store have in common.
+//! Settings that a bus and an event store have in common.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::connect::connection::{Connector, PasswordSource};
 use crate::connect::conninfo::{Conninfo, process_env};
 use crate::error::{Error, Result};
 
-/// Connectors for requests and for listening; one for both without a `listen_dsn`.
+/// Connectors for requests and for listening. Without a `listen_dsn`, both are the same.
 pub fn connectors(
     dsn: &str,
     listen_dsn: Option<&str>,
@@ -24,7 +24,7 @@ pub fn connectors(
     Ok((requests, listening))
 }
 
-/// Ask the user's callable for a password, on a thread of its own; a coroutine is run there to its end.
+/// Call the user's callable for a password, on a separate thread. A coroutine is run to completion there.
 fn password_source(callable: Py<PyAny>) -> PasswordSource {
     Arc::new(move || {
         Python::attach(|py| {
@@ -36,7 +36,7 @@ fn password_source(callable: Py<PyAny>) -> PasswordSource {
                 value.extract()
             };
             ask().map_err(|error| {
-                // The message of a user's exception may hold the secret: name its type only.
+                // The message of a user's exception may contain the secret, so only its type is named.
                 let kind = error.get_type(py).qualname().map_or_else(|_| String::new(), |name| name.to_string());
                 Error::lost("ask the password callable", format!("it raised {kind}"))
             })

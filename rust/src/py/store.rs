@@ -26,7 +26,7 @@ use crate::store::write::import::Import;
 use crate::store::write::writer::{self, Position, Request};
 use crate::table_name::TableName;
 
-/// The complete settings, checked and defaulted by `event_store_options.py`.
+/// The complete settings, checked and filled with defaults by `event_store_options.py`.
 #[derive(FromPyObject)]
 struct GivenSettings {
     dsn: String,
@@ -102,7 +102,7 @@ fn check_process(pid: u32) -> Result<()> {
 /// Id, aggregate id, type, data and metadata of an event to store.
 type Row = (String, String, String, Option<String>, Option<String>);
 
-/// A condition: its kind, a metadata key or nothing, and its texts.
+/// A condition: its kind, a metadata key or an empty string, and its texts.
 type GivenCondition = (String, String, Vec<String>);
 
 fn filter(given: Vec<GivenCondition>) -> Result<Filter> {
@@ -389,7 +389,7 @@ impl PySubscription {
 }
 
 impl Drop for PySubscription {
-    /// A loop that was left is over, even while an answer is under way.
+    /// Leaving the loop ends the subscription, even while an answer is pending.
     fn drop(&mut self) {
         self.close();
         runtime::leave_to(self.pid, &self.subscription);
@@ -405,7 +405,7 @@ fn events<'py>(py: Python<'py>, events: &[Arc<StoredEvent>]) -> PyResult<Bound<'
 impl ToPython for Vec<Position> {
     fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let list = PyList::empty(py);
-        // Events of one transaction have one time: one object for all of them.
+        // Events of one transaction have the same time, so they share one object.
         let mut time = (None, event::datetime(py, None)?);
         for position in self {
             if position.created_at != time.0 {

@@ -10,22 +10,23 @@ use tokio_postgres::types::{ToSql, Type};
 use crate::error::{Error, Result};
 use crate::table_name::TableName;
 
-/// Advisory lock key of everything that must happen once per database: creating and expiring. Spells "sio.pg".
+/// Advisory lock key for operations that only one session of the database may run at a time: creating the table and
+/// expiring rows. Spells "sio.pg".
 const LOCK_KEY: i64 = 0x7369_6f2e_7067;
 
-/// `undefined_table`, said of a missing sequence, too.
+/// `undefined_table`, also reported for a missing sequence.
 const UNDEFINED_TABLE: &str = "42P01";
-/// `unique_violation`: ids were drawn from a sequence that is the table's no more.
+/// `unique_violation`: the ids came from a sequence that no longer belongs to the table.
 const UNIQUE_VIOLATION: &str = "23505";
 
-/// What a fetch found under one id.
+/// The result of fetching one id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     /// The body.
     Bytes(Vec<u8>),
-    /// It is larger than the limit, and was not read.
+    /// The body is larger than the limit, and was not read.
     TooLarge(usize),
-    /// The budget was used up before it; ask again.
+    /// The budget was used up by earlier bodies; fetch this one again.
     Later,
 }
 
@@ -37,21 +38,22 @@ pub struct AttachmentTable {
 }
 
 impl AttachmentTable {
-    /// A table by the name a user gave: `table` or `schema.table`, read as PostgreSQL (and so Node) reads it,
-    /// that is folded to lower case unless quoted.
+    /// The table with the name that the user gave: `table` or `schema.table`. As in PostgreSQL (and therefore in Node),
+    /// the name is folded to lower case unless quoted.
     pub fn new(name: &str, may_create: bool) -> Result<Self> {
         Ok(Self { quoted: TableName::parse(name)?.quoted(), may_create, sequence: Mutex::default() })
     }
 
-    /// Quoted, ready for SQL.
+    /// The quoted name, ready for SQL.
     pub fn quoted(&self) -> &str {
         &self.quoted
     }
 
-    /// The statements that create it. Node and Go servers use the same table.
+    /// The statements that create the table. Node and Go servers use the same table.
     ///
-    /// `UNLOGGED`: rows live for seconds and are as volatile as the notifications that announce them; without
-    /// WAL, storing a row and notifying cost no flush. `EXTERNAL`: bodies are packed already.
+    /// `UNLOGGED`, because rows live for seconds and are as volatile as the notifications that announce them. Without
+    /// WAL, storing a row and notifying need no flush. `EXTERNAL`, because the bodies are compact MessagePack already
+    /// and need no compression.
     pub fn ddl(&self) -> String {
         format!(
             "CREATE UNLOGGED TABLE IF NOT EXISTS {table} (\n    id         bigserial UNIQUE,\n    created_at \
@@ -61,7 +63,7 @@ impl AttachmentTable {
         )
     }
 
-    /// Make sure that the table is there, creating it when allowed; returns its sequence, quoted.
+    /// Make sure that the table exists, and create it if allowed. Returns the quoted name of its sequence.
     pub async fn ensure(&self, client: &Client) -> Result<Arc<str>> {
         let mut known = self.sequence.lock().await;
         if let Some(sequence) = known.as_ref() {
@@ -72,9 +74,10 @@ impl AttachmentTable {
         Ok(sequence)
     }
 
-    /// Look again at the next use, if an error says that the table, or its sequence, is gone; true when it may. A
-    /// migration may have dropped it, or another server be in its place. A trigger of the table may mean something else by
-    /// the same code, so the second answer is to be believed.
+    /// If an error suggests that the table or its sequence no longer exists, forget the table, so that the next use
+    /// looks for it again. Returns whether that may be so. A migration may have dropped the table, or another server
+    /// may have taken the place of this one. A trigger of the table may cause the same SQLSTATE for another reason, so
+    /// the caller must accept the error when it occurs a second time.
     pub async fn forget_if_gone(&self, error: &Error) -> bool {
         let is_gone = matches!(error, Error::Database { report, .. }
             if matches!(report.sqlstate.as_str(), UNDEFINED_TABLE | UNIQUE_VIOLATION));
@@ -82,8 +85,8 @@ impl AttachmentTable {
     }
 
     async fn find_or_create(&self, client: &Client) -> Result<String> {
-        // A table that somebody creates at this moment is seen by some parts of the query and not by others, which makes
-        // it look like a wrong one. The second look is after its commit.
+        // While another session creates the table, some parts of the query see it and others do not, so the table looks
+        // malformed. The second query runs after that session's commit.
         let found = match self.find(client).await {
             Err(error) if !error.is_transient() => self.find(client).await?,
             found => found?,
@@ -94,7 +97,7 @@ impl AttachmentTable {
         if !self.may_create {
             return Err(self.refused(UNDEFINED_TABLE, "it does not exist and create_table is off"));
         }
-        // Several servers start at once: without the lock, CREATE IF NOT EXISTS can still fail with a unique violation.
+        // Several servers may start at once. Without the lock, CREATE IF NOT EXISTS could fail with a unique violation.
         let script = format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_KEY});\n{}", self.ddl());
         if let Err(error) = client.batch_execute(&script).await {
             let error = Error::from_postgres(&format!("create table {}", self.quoted), &error, false);
@@ -112,8 +115,8 @@ impl AttachmentTable {
         Ok(sequence)
     }
 
-    /// From 15 on the sequence of an unlogged table is unlogged, too, and on 15 and 16 a standby that is promoted finds
-    /// it corrupt ("bad magic number"): no attachment could be stored any more.
+    /// Make the sequence logged. Since PostgreSQL 15 the sequence of an unlogged table is unlogged, too, and on 15 and
+    /// 16 it is corrupt after a standby was promoted ("bad magic number"): no attachment could be stored any more.
     async fn protect(&self, client: &Client, sequence: &str) -> Result<()> {
         const SQL: &str = "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4";
         let context = format!("create table {}", self.quoted);
@@ -166,7 +169,7 @@ impl AttachmentTable {
         error
     }
 
-    /// Store one body in a table that is there; returns its id.
+    /// Store one body in the table, which must exist. Returns the row's id.
     pub async fn insert(&self, client: &Client, body: &[u8]) -> Result<i64> {
         let sql = format!("INSERT INTO {} (payload) VALUES ($1) RETURNING id", self.quoted);
         let rows = client.query_typed(&sql, &[(&body, Type::BYTEA)]).await;
@@ -174,8 +177,8 @@ impl AttachmentTable {
         rows.first().and_then(|row| row.try_get(0).ok()).ok_or_else(|| self.refused("XX000", "no id was returned"))
     }
 
-    /// Fetch several bodies at once, in the order of `ids` as far as `budget_bytes` reaches; at least the first one.
-    /// A body larger than `limit_bytes` is never read. Ids without a row are missing in the result.
+    /// Fetch several bodies at once, in the order of `ids`, until `budget_bytes` is used up; the first body is fetched
+    /// in any case. A body larger than `limit_bytes` is never read. Ids without a row are absent from the result.
     pub async fn fetch(
         &self,
         client: &Client,
@@ -212,7 +215,7 @@ impl AttachmentTable {
             .collect())
     }
 
-    /// Delete bodies older than `age_seconds`; returns how many. Does nothing while another session does the same.
+    /// Delete bodies older than `age_seconds`; returns how many. Does nothing while another session expires rows.
     pub async fn expire(&self, client: &Client, age_seconds: f64) -> Result<i64> {
         let sql = format!(
             "WITH turn AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({LOCK_KEY}) AS mine) \

@@ -1,4 +1,5 @@
-//! The channels that are wanted, those that the present session holds, and who waits until the two agree. No I/O.
+//! The wanted channels, the channels that the current session listens on, and the completions of callers that wait
+//! until the two agree. No I/O.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -10,27 +11,28 @@ use crate::wire::protocol::quote_identifier;
 #[derive(Default)]
 pub struct Channels {
     wanted: BTreeSet<String>,
-    /// What the present session listens to; `None` while there is no session.
+    /// The channels that the current session listens on; `None` while there is no session.
     applied: Option<BTreeSet<String>>,
     waiting: HashMap<String, Vec<Completion>>,
-    /// Names that the server did not take; as many as there are that somebody asked for.
+    /// Names that the server rejected. Only names that a caller has requested are kept.
     refused: BTreeSet<String>,
 }
 
-/// A step of a session towards what is wanted.
+/// The statements that bring a session to the wanted channels.
 pub struct Change {
     wanted: BTreeSet<String>,
     applied: BTreeSet<String>,
 }
 
 impl Channels {
-    /// Want a channel. `completion` is kept until the session holds it, or given back if it does.
+    /// Add a wanted channel. `completion` is kept until the session listens on it, or returned if it already does.
     pub fn want(&mut self, channel: &str, completion: Completion) -> Option<Completion> {
         self.wanted.insert(channel.to_owned());
         self.wait(channel, self.is_held(channel), completion)
     }
 
-    /// Want a channel no more. `completion` is kept until the session has let go of it, or given back if it has.
+    /// Remove a wanted channel. `completion` is kept until the session no longer listens on it, or returned if that is
+    /// already so.
     pub fn unwant(&mut self, channel: &str, completion: Completion) -> Option<Completion> {
         self.wanted.remove(channel);
         self.wait(channel, !self.is_held(channel), completion)
@@ -48,33 +50,33 @@ impl Channels {
         None
     }
 
-    /// Channels wanted.
+    /// Number of wanted channels.
     pub fn count(&self) -> usize {
         self.wanted.len()
     }
 
-    /// Whether there is a session that listens, or is about to.
+    /// Whether there is a session that listens, or is being set up.
     pub fn is_open(&self) -> bool {
         self.applied.is_some()
     }
 
-    /// Whether a session holds every wanted channel and no other.
+    /// Whether a session listens on exactly the wanted channels.
     pub fn is_complete(&self) -> bool {
         self.applied.as_ref().is_some_and(|applied| *applied == self.wanted)
     }
 
-    /// Whether these are the channels that the session should hold.
+    /// Whether `found` are the channels that the session should listen on.
     pub fn are_held(&self, found: &BTreeSet<String>) -> bool {
         self.applied.as_ref().is_none_or(|applied| applied == found)
     }
 
-    /// What is to be done on the session. A new one begins with none.
+    /// The change to make on the session. A new session begins without channels.
     pub fn change(&mut self) -> Change {
         let applied = self.applied.get_or_insert_with(BTreeSet::new).clone();
         Change { wanted: self.wanted.clone(), applied }
     }
 
-    /// It was done. Gives those whose wait is over, and whether nothing more is to be done.
+    /// Record that `change` was made. Returns the completions that are due, and whether nothing more is to be changed.
     pub fn changed(&mut self, change: Change) -> (Vec<Completion>, bool) {
         let is_ready = |channel: &&String| self.wanted.contains(*channel) == change.wanted.contains(*channel);
         let ready: Vec<String> = self.waiting.keys().filter(is_ready).cloned().collect();
@@ -84,31 +86,31 @@ impl Channels {
         (done, is_over)
     }
 
-    /// The server does not take the name of this channel: it is not wanted any more. Gives who waited for it, and whether
-    /// it is the first time.
+    /// Record that the server rejects the name of this channel, which is then no longer wanted. Returns the completions
+    /// of callers that waited for it, and whether it was rejected for the first time.
     pub fn refuse(&mut self, channel: &str) -> (Vec<Completion>, bool) {
         self.wanted.remove(channel);
         (self.waiting.remove(channel).unwrap_or_default(), self.refused.insert(channel.to_owned()))
     }
 
-    /// There is no session any more.
+    /// Record that the session was lost.
     pub fn lost(&mut self) {
         self.applied = None;
     }
 
-    /// Everybody who waits.
+    /// Take the completions of all waiting callers.
     pub fn take_waiting(&mut self) -> Vec<Completion> {
         self.waiting.drain().flat_map(|(_, waiting)| waiting).collect()
     }
 }
 
 impl Change {
-    /// Channels that are to be listened to.
+    /// Channels to start listening on.
     pub fn added(&self) -> impl Iterator<Item = &String> {
         self.wanted.difference(&self.applied)
     }
 
-    /// The statements; empty when there is nothing to do.
+    /// The SQL script; empty when there is nothing to do.
     pub fn script(&self) -> String {
         let mut script = String::new();
         for channel in self.added() {
@@ -120,12 +122,12 @@ impl Change {
         script
     }
 
-    /// Channels held afterwards.
+    /// Channels that the session listens on after the change.
     pub fn wanted(&self) -> impl Iterator<Item = &String> {
         self.wanted.iter()
     }
 
-    /// Channels held before and not afterwards.
+    /// Channels that the session stops listening on.
     pub fn dropped(&self) -> impl Iterator<Item = &String> {
         self.applied.difference(&self.wanted)
     }

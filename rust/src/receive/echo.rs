@@ -1,7 +1,8 @@
-//! Whether what we publish comes back to us: the only proof that a listening session is not deaf.
+//! Whether the messages that this server publishes come back: the only proof that its listening session is not deaf.
 //!
-//! A session can be alive, hold its channels and still hear nothing: a pooler that lends the server connection to
-//! others, or a `listen_dsn` that leads to another database. Our own messages cost nothing extra to look for.
+//! A session can be alive, listen on its channels and still receive nothing: a pooler may have assigned the server
+//! connection to another client, or `listen_dsn` may lead to another database. Looking for the server's own messages
+//! costs nothing extra.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,13 +13,13 @@ use tokio::time::timeout;
 use crate::lock::Mutex;
 
 struct Channel {
-    /// When LISTEN became active in the present session.
+    /// The time when LISTEN became active in the current session.
     active_since: Instant,
-    /// Highest number that came back, and when.
+    /// Highest sequence number that came back.
     arrived: u64,
-    /// Highest number committed.
+    /// Highest sequence number that was committed.
     committed: u64,
-    /// Since when a number is awaited: the commit, or the latest echo if that was later.
+    /// The time since when a number is awaited: that of the commit, or of the latest echo if that was later.
     waiting_since: Instant,
 }
 
@@ -36,7 +37,7 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// LISTEN is active on exactly these channels; for a new session all of them are new.
+    /// Record that LISTEN is active on exactly these channels. For a new session all of them are new.
     pub fn listening<'a>(&self, channels: impl Iterator<Item = &'a String>, is_new_session: bool, now: Instant) {
         let mut state = self.state.lock();
         let mut before = std::mem::take(&mut state.channels);
@@ -49,13 +50,13 @@ impl Echo {
             .collect();
     }
 
-    /// There is no session: nothing can come back.
+    /// Record that there is no session, so that nothing can come back.
     pub fn lost(&self) {
         self.state.lock().channels.clear();
         self.changed.notify_one();
     }
 
-    /// Our message with this number was committed; its transaction began at `began`.
+    /// Record that this server's message with this number was committed, in a transaction that began at `began`.
     pub fn committed(&self, channel: &str, number: u64, began: Instant, now: Instant) {
         let mut state = self.state.lock();
         let Some(channel) = state.channels.get_mut(channel) else { return };
@@ -68,7 +69,7 @@ impl Echo {
         channel.committed = channel.committed.max(number);
     }
 
-    /// Our message with this number came back.
+    /// Record that this server's message with this number came back.
     pub fn arrived(&self, channel: &str, number: u64, now: Instant) {
         let mut state = self.state.lock();
         state.last_at = Some(now);
@@ -80,7 +81,7 @@ impl Echo {
         self.changed.notify_one();
     }
 
-    /// A channel on which something of ours has been awaited for longer than `limit`.
+    /// A channel on which an echo has been awaited for longer than `limit`.
     pub fn overdue(&self, limit: Duration, now: Instant) -> Option<String> {
         let state = self.state.lock();
         let is_overdue = |channel: &Channel| {
@@ -89,25 +90,25 @@ impl Echo {
         state.channels.iter().find(|(_, channel)| is_overdue(channel)).map(|(name, _)| name.clone())
     }
 
-    /// The last numbers committed that have not come back, by channel.
+    /// The last committed number of each channel on which it has not come back.
     pub fn awaited(&self) -> Vec<(String, u64)> {
         let state = self.state.lock();
         let awaited = state.channels.iter().filter(|(_, channel)| channel.committed > channel.arrived);
         awaited.map(|(name, channel)| (name.clone(), channel.committed)).collect()
     }
 
-    /// Whether any of these may still come.
+    /// Whether any of the `awaited` numbers may still come back.
     pub fn is_waiting_for(&self, awaited: &[(String, u64)]) -> bool {
         let state = self.state.lock();
         awaited.iter().any(|(name, number)| state.channels.get(name).is_some_and(|channel| channel.arrived < *number))
     }
 
-    /// Wait until something of ours came back or can come no more, for `limit` at most.
+    /// Wait, for at most `limit`, until a message of this server comes back or can no longer come back.
     pub async fn changed(&self, limit: Duration) {
         let _ = timeout(limit, self.changed.notified()).await;
     }
 
-    /// Time since something of ours came back.
+    /// Time since a message of this server last came back.
     pub fn age(&self) -> Option<Duration> {
         self.state.lock().last_at.map(|at| at.elapsed())
     }

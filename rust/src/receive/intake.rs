@@ -1,10 +1,10 @@
-//! From notifications to cluster messages: verify, decode, drop our own, notice what is missing, fetch attachments
-//! ahead, deliver in order.
+//! From notifications to cluster messages: verify, decode, drop this server's own, detect gaps, prefetch attachments,
+//! deliver in order.
 //!
-//! Order is that of the notifications, per channel: a small message waits behind a large one whose attachment is
-//! still being fetched. Attachments of all channels are fetched together, as many as wait, in one query.
+//! Messages are delivered in the order of their notifications, per channel: a small message waits behind a large one
+//! whose attachment is still being fetched. One query fetches the waiting attachments of all channels, within limits.
 //!
-//! Nothing here waits for Python. What does not fit is dropped, and a gap stands in its place.
+//! Nothing here waits for Python. Messages that do not fit into the buffer are dropped, and a gap takes their place.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,27 +29,27 @@ use crate::wire::gap::{Gap, Overflow, Reason};
 use crate::wire::protocol::{EMITTER_UID, Message};
 use crate::wire::signature::{Signed, SigningKey};
 
-/// Most attachments fetched by one query.
+/// Maximum number of attachments fetched by one query.
 const FETCH_COUNT: usize = 64;
-/// Most bytes of them, unless a single one is larger.
+/// Maximum size of these attachments, unless a single one is larger.
 const FETCH_BYTES: usize = 16 * 1024 * 1024;
-/// How long a message may wait for its attachment while the database cannot be asked.
+/// How long a message may wait for its attachment while the database is unavailable.
 const FETCH_LIMIT: Duration = Duration::from_secs(10);
-/// Most servers remembered for that.
+/// Maximum number of servers remembered for `seen_interval`.
 const SEEN_LIMIT: usize = 10_000;
 
-/// Everything an intake needs to know.
+/// An intake's settings.
 pub struct IntakeSettings {
-    /// Our server id; messages that carry it are our own.
+    /// This server's id; messages that carry it are the server's own.
     pub uid: String,
     /// Channel prefix.
     pub prefix: String,
-    /// Most bytes of messages that wait for Python or behind an attachment.
+    /// Maximum size of the messages that wait for Python or behind an attachment.
     pub buffer_bytes: usize,
     /// Largest attachment that is read.
     pub max_payload_bytes: usize,
-    /// How often Python is told that a server is alive whose messages concern nobody here; a small part of the time
-    /// after which that server would be given up.
+    /// How often Python is told that a server is alive when its messages have no receiver on this server. A small
+    /// fraction of the time after which that server would be considered dead.
     pub seen_interval: Duration,
     /// Verifies every message.
     pub signing_key: Option<SigningKey>,
@@ -60,11 +60,11 @@ pub struct IntakeSettings {
 pub struct IntakeStats {
     /// Messages handed to Python.
     pub received: u64,
-    /// Messages for nobody on this server, dropped.
+    /// Messages without a receiver on this server, dropped.
     pub irrelevant: u64,
-    /// Notifications of our own, dropped.
+    /// Notifications of this server itself, dropped.
     pub own: u64,
-    /// Messages that came before, dropped.
+    /// Messages received before, dropped.
     pub duplicates: u64,
     /// Messages that could not be decoded, dropped.
     pub undecodable: u64,
@@ -74,19 +74,20 @@ pub struct IntakeStats {
     pub attachments_missing: u64,
     /// Attachments fetched.
     pub attachments: u64,
-    /// Attachments for nobody on this server, by their headers, not fetched; also counted as irrelevant.
+    /// Attachments without a receiver on this server according to their headers, not fetched. Also counted as
+    /// irrelevant.
     pub attachments_skipped: u64,
-    /// Messages dropped because Python did not keep up.
+    /// Messages dropped because Python did not read fast enough.
     pub overflowed: u64,
-    /// Times that messages were found missing.
+    /// Number of gaps detected.
     pub gaps: u64,
     /// Messages known to be missing.
     pub missing: u64,
-    /// Bytes of messages that wait behind an attachment, now.
+    /// Current size of the messages that wait behind an attachment.
     pub held_bytes: usize,
 }
 
-/// Where a message is from, as the application is told when it gets lost.
+/// The origin of a message, as reported to the application when the message is lost.
 #[derive(Clone)]
 struct Source {
     nsp: String,
@@ -116,7 +117,7 @@ struct State {
     lanes: Lanes,
     wanted: VecDeque<Wanted>,
     sequences: Sequences,
-    /// When Python was told last that a server, in a namespace, is alive.
+    /// The time when Python was last told that a server is alive, by namespace and server.
     seen: foldhash::HashMap<String, foldhash::HashMap<String, SystemTime>>,
     stats: IntakeStats,
     is_fetching: bool,
@@ -135,8 +136,8 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// An intake for messages of one cluster, dropping our own, of which `echo` hears, and those that no socket in
-    /// `rooms` is meant by.
+    /// An intake for the messages of one cluster. It drops the server's own messages, which it reports to `echo`, and
+    /// messages that according to `rooms` have no receiver on this server.
     pub fn new(
         settings: IntakeSettings,
         session: Session,
@@ -223,7 +224,7 @@ fn on_channel(error: Error, channel: &str) -> Error {
     }
 }
 
-/// Where a message is from, in its own words.
+/// The origin of a message, as the message states it.
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     nsp: &'a str,
@@ -231,7 +232,7 @@ struct Origin<'a> {
     process: Option<&'a str>,
 }
 
-/// How a sender is named to the application: servers by their id, emitters by the process as well.
+/// The sender's name for the application: a server's id; for an emitter, the id and the process.
 fn sender_of(uid: &str, process: Option<&str>) -> String {
     match process {
         Some(process) if uid == EMITTER_UID => format!("{uid}/{process}"),
@@ -281,8 +282,9 @@ impl Intake {
         Ok(())
     }
 
-    /// Drop a message that is for nobody here, if a glance tells: one pass without a copy, where decoding takes several of
-    /// both, and nothing is fetched. A server with few clients on a busy cluster sees little else.
+    /// Drop a message without a receiver on this server, if `glance` can tell. That takes one pass without a copy,
+    /// whereas decoding takes several passes and copies, and no attachment is fetched. On a server with few clients in
+    /// a busy cluster, most messages are of this kind.
     fn drop_irrelevant(&self, channel: &str, payload: &str, channel_nsp: &str, arrived: SystemTime) -> bool {
         let Some(glance) = codec::glance(payload) else { return false };
         let nsp = glance.nsp.unwrap_or(channel_nsp);
@@ -291,7 +293,7 @@ impl Intake {
         }
         let mut state = self.state.lock();
         if state.lanes.is_held_up(channel) {
-            return false; // sockets may enter the rooms by a message that still waits there
+            return false; // a message in the lane may make sockets join the rooms
         }
         if self.observe(
             &mut state,
@@ -307,7 +309,7 @@ impl Intake {
         true
     }
 
-    /// Look at the number of a message; what is missing before it is told. False: it came before.
+    /// Check a message's sequence number, and report a gap before it. Returns false for a repeated message.
     fn observe(
         &self,
         state: &mut State,
@@ -333,7 +335,7 @@ impl Intake {
         true
     }
 
-    /// Put a gap at the end of a channel's lane, or let it pass when there is no lane.
+    /// Append a gap to a channel's lane, or pass it on when there is no lane.
     fn append_gap(&self, state: &mut State, channel: &str, gap: Gap) {
         if !state.lanes.is_held_up(channel) {
             self.release(state, Slot::Gap(gap));
@@ -349,7 +351,8 @@ impl Intake {
         waiting == 0 || waiting + size <= self.settings.buffer_bytes
     }
 
-    /// Keep a message, or one that is announced, in the channel's lane. False: there is no room, and it is dropped.
+    /// Append a message, or an announced attachment, to the channel's lane. Returns false when there is no room and the
+    /// message is dropped.
     fn hold(&self, state: &mut State, channel: &str, slot: Slot, from: Source) -> bool {
         if self.has_room(state, slot.size_bytes()) {
             state.lanes.keep(channel, slot);
@@ -365,7 +368,7 @@ impl Intake {
         false
     }
 
-    /// Let a slot that is first in its lane go to Python.
+    /// Pass the first slot of a lane on to Python.
     fn release(&self, state: &mut State, slot: Slot) {
         match slot {
             Slot::Ready(message, sender) => self.deliver(state, message, sender),
@@ -381,7 +384,7 @@ impl Intake {
 
     fn deliver(&self, state: &mut State, mut message: Message, sender: String) {
         if message.uid.is_empty() {
-            EMITTER_UID.clone_into(&mut message.uid); // only what Python makes itself has none
+            EMITTER_UID.clone_into(&mut message.uid); // only messages created by Python itself have no uid
         }
         if !self.rooms.admit(&message) {
             state.stats.irrelevant += 1;
@@ -399,13 +402,13 @@ impl Intake {
         }
     }
 
-    /// Peers that only ever send what concerns nobody here are alive all the same.
+    /// Report that a peer is alive although all its messages are irrelevant to this server.
     fn pass_sign_of_life(&self, state: &mut State, nsp: &str, uid: &str, now: SystemTime) {
         if uid == EMITTER_UID {
             return;
         }
         let last = state.seen.get(nsp).and_then(|uids| uids.get(uid));
-        // A clock that was put back says nothing about the silence.
+        // After the clock was set back, the duration of the silence is unknown.
         let silence = last.and_then(|at| now.duration_since(*at).ok());
         if silence.is_some_and(|silence| silence < self.settings.seen_interval) {
             return;
@@ -431,7 +434,8 @@ impl Intake {
         }
     }
 
-    /// Give up what has waited too long, the time not counted in which the database could be asked.
+    /// Give up attachments that have waited too long. Only the time since `in_vain`, during which the database was
+    /// unavailable, counts.
     fn give_up(&self, in_vain: Instant) {
         let late: Vec<Wanted> = {
             let mut state = self.state.lock();
@@ -445,7 +449,7 @@ impl Intake {
         }
     }
 
-    /// Fill the slot of one attachment and release what it held back.
+    /// Fill the slot of one attachment and release the slots that waited behind it.
     fn settle(&self, wanted: Wanted, body: Result<&[u8]>) {
         let result = body.and_then(|body| {
             if wanted.signed.as_ref().is_some_and(|signed| !signed.covers(body)) {
@@ -479,15 +483,15 @@ impl Intake {
     }
 }
 
-/// Fetch attachments until none is wanted.
+/// Fetch attachments until none is announced any more.
 async fn fetch(intake: &Intake) {
     let mut backoff = Backoff::default();
-    // Since when the database was asked in vain.
+    // The time of the first failed query since the last success.
     let mut in_vain: Option<Instant> = None;
     loop {
         let batch: Vec<Wanted> = {
             let mut state = intake.state.lock();
-            // After a failure the first one is asked for alone: that has the best chance.
+            // After a failure, only the first attachment is fetched, which has the best chance to succeed.
             let count = state.wanted.len().min(if in_vain.is_none() { FETCH_COUNT } else { 1 });
             if count == 0 {
                 state.is_fetching = false;
@@ -511,7 +515,7 @@ async fn fetch(intake: &Intake) {
                 if error.is_transient() || error.is_connection_lost() {
                     intake.want_again(batch.into_iter());
                     if let Some(since) = in_vain {
-                        intake.give_up(since); // but not before a second attempt, on a new connection
+                        intake.give_up(since); // not before a second attempt, on a new connection
                     }
                     in_vain = in_vain.or(Some(began));
                 } else {
@@ -559,7 +563,7 @@ async fn fetch_once(intake: &Intake, ids: &[i64]) -> Result<HashMap<i64, Body>> 
     let fetch = |client| intake.table.fetch(client, ids, limit, FETCH_BYTES);
     let found = connection.ask("fetch attachments", fetch).await;
     if found.is_err() {
-        connection.leave(); // another may lead to a server that can answer
+        connection.leave(); // another connection may lead to a server that can answer
     }
     found
 }

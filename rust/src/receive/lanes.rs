@@ -1,4 +1,4 @@
-//! What waits behind an attachment that is being fetched, channel by channel and in order.
+//! Messages that wait behind an attachment that is being fetched, in order, per channel.
 
 use std::collections::VecDeque;
 
@@ -11,29 +11,29 @@ use crate::wire::protocol::Message;
 /// One place in a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slot {
-    /// A message, and who sent it.
+    /// A message and its sender.
     Ready(Message, String),
     /// An attachment that is being fetched, by its id.
     Fetching(i64),
-    /// Messages that will not come.
+    /// Missing messages.
     Gap(Gap),
     /// Messages dropped for lack of room.
     Overflow(Overflow),
 }
 
 impl Slot {
-    /// What it counts for where room is limited.
+    /// The size that counts towards the buffer's limit.
     pub fn size_bytes(&self) -> usize {
         match self {
             Self::Ready(message, _) => message.size_bytes(),
             Self::Fetching(_) => 2 * SMALL_BYTES,
             Self::Gap(_) => SMALL_BYTES,
-            Self::Overflow(_) => 0, // no more of them than of the others
+            Self::Overflow(_) => 0, // there are at most as many as there are other slots
         }
     }
 }
 
-/// See the module documentation. A lane begins with an attachment that is being fetched, or is not there.
+/// See the module documentation. A lane exists only while its first slot is an attachment that is being fetched.
 #[derive(Debug, Default)]
 pub struct Lanes {
     channels: HashMap<String, VecDeque<Slot>>,
@@ -41,23 +41,23 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Whether what comes on a channel has to wait.
+    /// Whether messages on a channel have to wait.
     pub fn is_held_up(&self, channel: &str) -> bool {
         self.channels.contains_key(channel)
     }
 
-    /// Bytes of all that waits.
+    /// Size of all waiting slots.
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Put something at the end of a channel's lane.
+    /// Append a slot to a channel's lane.
     pub fn keep(&mut self, channel: &str, slot: Slot) {
         self.bytes += slot.size_bytes();
         self.channels.entry(channel.to_owned()).or_default().push_back(slot);
     }
 
-    /// The same for what was dropped: a run of it takes one place.
+    /// As [`Lanes::keep`], for dropped messages. Consecutive drops share one slot.
     pub fn keep_overflow(&mut self, channel: &str, overflow: Overflow) {
         match self.channels.get_mut(channel).and_then(VecDeque::back_mut) {
             Some(Slot::Overflow(before)) => before.merge(overflow),
@@ -65,7 +65,8 @@ impl Lanes {
         }
     }
 
-    /// Put what came of an attachment in its place. Gives what may go on now, in order.
+    /// Replace the slot of an attachment by the result of fetching it. Returns the slots that may now be passed on, in
+    /// order.
     pub fn fill(&mut self, channel: &str, id: i64, slot: Slot) -> VecDeque<Slot> {
         let Some(lane) = self.channels.get_mut(channel) else { return VecDeque::new() };
         if let Some(place) = lane.iter_mut().find(|slot| **slot == Slot::Fetching(id)) {
@@ -74,7 +75,8 @@ impl Lanes {
             *place = slot;
         }
         let count = lane.iter().take_while(|slot| !matches!(slot, Slot::Fetching(_))).count();
-        // Not `split_off`, which copies what stays: with each attachment of a long lane, all of it.
+        // Not `split_off`, which copies the remaining slots: for every attachment in a long lane, nearly the whole
+        // lane.
         let released: VecDeque<Slot> = lane.drain(..count).collect();
         if lane.is_empty() {
             self.channels.remove(channel);

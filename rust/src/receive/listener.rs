@@ -1,9 +1,10 @@
-//! Listening: a connection of its own that holds `LISTEN` for the wanted channels and is opened again for ever.
+//! Listening: a separate connection that holds `LISTEN` for the wanted channels. After it is lost, it is opened again,
+//! with an unlimited number of attempts.
 //!
-//! What it hears goes to a [`Sink`] that must not block.
+//! Notifications are passed to a [`Sink`], which must not block.
 //!
-//! A session that looks healthy and hears nothing is found by the probe (it no longer answers, or holds other channels)
-//! and by the [`Echo`] of what we publish ourselves.
+//! A session that looks healthy and receives nothing is detected by the probe (the session no longer answers, or
+//! listens on other channels) and by the [`Echo`] of the messages that this server publishes.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,28 +34,29 @@ use crate::receive::membership::{self, MemberLock};
 use crate::wire::gap::{Gap, Overflow, Reason};
 use crate::wire::protocol::{check_channel, quote_identifier};
 
-/// Longest wait for an answer, or silence before it, while a session is being set up; later it is the probe's interval.
+/// Longest wait for an answer, or silence before it, while a session is being set up. Later the probe interval is the
+/// limit.
 const SETUP_LIMIT: Duration = Duration::from_secs(5);
 /// `pg_notification_queue_usage` takes locks that publishers need, so it is asked rarely.
 const QUEUE_USAGE_INTERVAL: Duration = Duration::from_secs(30);
 /// Takes notifications, in the order of their commits. Called on the background thread; must not block.
 pub trait Sink: Send + Sync + 'static {
-    /// One notification arrived: its channel, its payload, the process id of the session that sent it, and when. What
-    /// came a little later may give the same time.
+    /// Take one notification: its channel, its payload, the process id of the sending session, and the time of arrival.
+    /// Notifications that arrive in quick succession may be given the same time.
     fn take(&self, channel: &str, payload: &str, pid: i32, arrived: SystemTime);
-    /// One arrived that cannot be read, and why.
+    /// A notification arrived that cannot be read; `error` says why.
     fn skip(&self, error: Error);
-    /// The session was lost and another is active now; what came after `since` may be missing.
+    /// The session was lost and a new one is active now; messages sent after `since` may be missing.
     fn lost(&self, since: SystemTime);
-    /// A channel is no longer listened to.
+    /// The session no longer listens on a channel.
     fn unlistened(&self, channel: &str);
 }
 
-/// Hands raw notifications to Python.
+/// Hands raw notifications over to Python.
 pub struct RawSink {
-    /// Where to.
+    /// The receiver in Python.
     pub recipient: Recipient,
-    /// Notifications that were no text, skipped.
+    /// Notifications that were not valid UTF-8, skipped.
     pub undecodable: AtomicU64,
 }
 
@@ -84,16 +86,16 @@ impl Sink for RawSink {
     fn unlistened(&self, _: &str) {}
 }
 
-/// What a listener needs to know.
+/// A listener's settings.
 pub struct ListenerSettings {
-    /// After so much time the session is probed, and has as much to answer. Half the time in which a deaf session must
-    /// be noticed.
+    /// Interval between probes, and the time limit for an answer. Half the time within which a deaf session must be
+    /// noticed.
     pub probe_interval: Duration,
-    /// The lock to hold, for a member of a cluster.
+    /// The lock to hold, if this server is a member of a cluster.
     pub member_lock: Option<MemberLock>,
-    /// The publisher's session, to find out why a listening one is deaf.
+    /// The publisher's session, for diagnosing why the listening session is deaf.
     pub writer: Session,
-    /// What we published ourselves and expect to come back.
+    /// This server's own messages, which are expected to come back.
     pub echo: Arc<Echo>,
 }
 
@@ -105,16 +107,16 @@ struct State {
     is_running: bool,
     is_closed: bool,
     closing: Vec<Completion>,
-    /// Who the present session is.
+    /// Identity of the current session.
     identity: Option<Identity>,
-    /// When the session that was lost had given its last; sessions that failed in between tell nothing.
+    /// The time when the lost session last received anything. Sessions that failed while being set up do not change it.
     lost_since: Option<SystemTime>,
-    /// How many were lost or could not be opened, and what ended the last one.
+    /// Number of sessions that were lost or could not be opened; `lost_by` is the error of the last one.
     sessions_lost: u64,
     lost_by: Option<Error>,
-    /// How many when it was last started.
+    /// The value of `sessions_lost` at the last start.
     lost_before_start: u64,
-    /// Whether it holds the lock of a member.
+    /// Whether the session holds the member lock.
     is_member: bool,
     members: Option<usize>,
     queue_usage: Option<f64>,
@@ -139,17 +141,17 @@ pub struct Listener {
 pub struct ListenerStats {
     /// `idle` before the first use, `connecting`, `listening`, or `closed`.
     pub state: &'static str,
-    /// Whether a session is open and holds every wanted channel.
+    /// Whether a session is open and listens on every wanted channel.
     pub is_listening: bool,
-    /// Channels wanted.
+    /// Number of wanted channels.
     pub channels: usize,
     /// Sessions opened after the first one.
     pub reconnects: u64,
-    /// Time since the session gave a sign of life.
+    /// Time since anything was received on the session.
     pub alive_age: Option<Duration>,
-    /// Members of the cluster at the last probe, ourselves included.
+    /// Number of cluster members at the last probe, including this server.
     pub members: Option<usize>,
-    /// Part of the server's notification queue in use, 0 to 1.
+    /// Used fraction of the server's notification queue, 0 to 1.
     pub queue_usage: Option<f64>,
 }
 
@@ -166,7 +168,7 @@ impl Listener {
         Self { connector, settings, sink, recipient, state, heard, outage, changed, closed }
     }
 
-    /// Connect; `completion` hears how the present attempt ends. After a failure the attempts go on.
+    /// Connect. `completion` receives the result of the current attempt; after a failure further attempts follow.
     pub fn start(self: &Arc<Self>, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
         if state.channels.is_open() {
@@ -179,7 +181,7 @@ impl Listener {
         self.wake(state)
     }
 
-    /// Listen to a channel; `completion` hears when `LISTEN` is active.
+    /// Listen on a channel. `completion` is finished when `LISTEN` is active.
     pub fn listen(self: &Arc<Self>, channel: &str, completion: Completion) -> Result<()> {
         check_channel(channel)?;
         let mut state = self.open_state()?;
@@ -192,7 +194,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Stop listening to a channel.
+    /// Stop listening on a channel.
     pub fn unlisten(self: &Arc<Self>, channel: &str, completion: Completion) -> Result<()> {
         let mut state = self.open_state()?;
         let done = state.channels.unwant(channel, completion);
@@ -204,7 +206,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Disconnect for good.
+    /// Disconnect permanently.
     pub fn close(&self, completion: Completion) -> Result<()> {
         let mut state = self.state.lock();
         state.is_closed = true;
@@ -239,13 +241,13 @@ impl Listener {
         }
     }
 
-    /// Why there is no session, and since when.
+    /// The current outage: why there is no session, and since when.
     pub fn outage(&self) -> Option<Present> {
         self.outage.present()
     }
 
-    /// Check that we hear what we publish: everything that was committed since [`Listener::start`] must come back, through
-    /// the session that there was then. Its probes tell when it should have.
+    /// Check that this server receives what it publishes: every message committed since [`Listener::start`] must come
+    /// back, on the session that existed then. The session's probes determine when a message is overdue.
     pub fn self_test(self: &Arc<Self>, completion: Completion) -> Result<()> {
         drop(self.open_state()?);
         let this = Arc::clone(self);
@@ -287,7 +289,7 @@ async fn run(listener: Arc<Listener>) {
     }
 }
 
-/// Open session after session.
+/// The listener's task: opens one session after the other.
 async fn work(listener: &Listener) {
     let mut backoff = Backoff::default();
     let mut is_first = true;
@@ -299,7 +301,7 @@ async fn work(listener: &Listener) {
         {
             let mut state = listener.state.lock();
             (state.sessions_lost, state.lost_by) = (state.sessions_lost + 1, Some(error.clone()));
-            listener.settings.echo.lost(); // after it, for a self-test that waits
+            listener.settings.echo.lost(); // after that, for a self-test that waits
             state.channels.lost();
             state.lost_since = state.lost_since.or(listener.heard.at());
             if state.members.take().is_some() {
@@ -307,7 +309,8 @@ async fn work(listener: &Listener) {
             }
             let mut failed: Vec<_> = state.starting.drain(..).collect();
             if is_first && !error.is_transient() {
-                // It has never listened, and waiting cannot mend that: whoever waits for a channel must hear of it now.
+                // No session has ever listened and waiting cannot cure the error, so callers that wait for a channel
+                // must get it now.
                 failed.extend(state.channels.take_waiting());
             }
             drop(state);
@@ -332,7 +335,7 @@ async fn session(listener: &Listener, link: Link, is_first: &mut bool, backoff: 
     reading.run("listen", take, keep(listener, &listening, is_first, backoff)).await
 }
 
-/// Set a session up, bring it to the channels that are wanted, and probe it.
+/// Set up a session, keep it on the wanted channels, and probe it.
 async fn keep(
     listener: &Listener,
     session: &Listening<'_>,
@@ -372,7 +375,7 @@ async fn set_up(
     };
     session.ask(context, SETUP_LIMIT, prepare).await?;
     session.ask(context, SETUP_LIMIT, apply(listener, client, true)).await?;
-    // From here on whoever asked for a channel believes to hear everything.
+    // From here on, callers that requested a channel rely on receiving everything.
     let after_gap = !std::mem::replace(is_first, false);
     listener.state.lock().is_member = false;
     session.ask(context, SETUP_LIMIT, keep_membership(listener, client)).await?;
@@ -387,7 +390,7 @@ async fn set_up(
         state.lost_before_start = state.sessions_lost;
     }
     drop(state);
-    // Only now may the application act on "listening again": what it reads is not older than LISTEN.
+    // Only now may the application react to "listening again": data that it reads now is at least as recent as LISTEN.
     listener.recipient.push(Item::Listening { after_gap });
     if after_gap {
         listener.sink.lost(since.unwrap_or_else(SystemTime::now));
@@ -396,11 +399,11 @@ async fn set_up(
     Ok(())
 }
 
-/// Hold the lock of a member exactly as long as Python takes what arrives here: peers must not count on a server whose
-/// event loop hangs, however well its connection does.
+/// Hold the member lock exactly as long as Python takes items from the inbox. Peers must not rely on a server whose
+/// event loop hangs, even though its connection is healthy.
 async fn keep_membership(listener: &Listener, client: &Client) -> Result<()> {
     let Some(lock) = listener.settings.member_lock else { return Ok(()) };
-    // Each probe hands something over, so a loop that runs looks at least once in an interval.
+    // Each probe adds an item to the inbox, so a running event loop reads the inbox at least once per interval.
     let is_member = listener.recipient.inbox.idle() < 2 * listener.settings.probe_interval;
     if is_member != listener.state.lock().is_member {
         membership::set_member(client, lock, is_member).await?;
@@ -409,7 +412,7 @@ async fn keep_membership(listener: &Listener, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Probe the session, and look for the echo of what we published.
+/// Probe the session, and look for the echo of this server's messages.
 async fn check(listener: &Listener, session: &Listening<'_>, limit: Duration) -> Result<()> {
     let settings = &listener.settings;
     let asks_queue_usage = listener.state.lock().queue_usage_at.is_none_or(|at| at.elapsed() >= QUEUE_USAGE_INTERVAL);
@@ -441,11 +444,11 @@ async fn check(listener: &Listener, session: &Listening<'_>, limit: Duration) ->
     if class.is_some() {
         listener.recipient.push(Item::Members(Some(found.locks)));
     }
-    // The server sends what was committed before it answers. So what was there long before we asked should have come,
-    // however long the row of notifications in front of it.
+    // Before its answer the server sends the notifications that were committed earlier. Therefore a message committed
+    // long before the probe must have arrived by now, however many notifications came before it.
     match settings.echo.overdue(settings.probe_interval, asked_at) {
         Some(channel) => {
-            // A deaf session is not kept for as long as connecting may take, only to say why.
+            // The diagnosis may have to connect. It has a limit, so that a deaf session is not kept for that long.
             let cause = timeout(SETUP_LIMIT, explain(listener)).await;
             Err(cause.ok().flatten().unwrap_or_else(|| probe::deaf(&channel)))
         }
@@ -453,7 +456,7 @@ async fn check(listener: &Listener, session: &Listening<'_>, limit: Duration) ->
     }
 }
 
-/// Why we are deaf, if it can be told from who the sessions are.
+/// Why the session is deaf, if the identities of the two sessions show it.
 async fn explain(listener: &Listener) -> Option<Error> {
     let ours = listener.state.lock().identity.clone()?;
     let connection = listener.settings.writer.open().await.ok()?;
@@ -461,8 +464,8 @@ async fn explain(listener: &Listener) -> Option<Error> {
     probe::diagnose(&ours, &writer)
 }
 
-/// Wait for as long as the session is well: behind a long backlog, or on a slow link, what is awaited comes late. A session
-/// that is deaf does not get past its own probe.
+/// Wait for the awaited messages for as long as the session is healthy: behind a long backlog, or on a slow network,
+/// they arrive late. A deaf session is ended by its own probe.
 async fn self_test(listener: &Listener) -> Result<()> {
     if let Some(error) = explain(listener).await {
         return Err(error);
@@ -473,7 +476,7 @@ async fn self_test(listener: &Listener) -> Result<()> {
             let state = listener.state.lock();
             match &state.lost_by {
                 _ if state.is_closed => return Err(Error::Closed("listener")),
-                // With the session went what was awaited of it.
+                // The awaited messages were lost with the session.
                 Some(error) if state.sessions_lost != state.lost_before_start => return Err(error.clone()),
                 _ => {}
             }
@@ -485,7 +488,7 @@ async fn self_test(listener: &Listener) -> Result<()> {
     }
 }
 
-/// Bring the session's channels to the wanted ones, and tell who waited for them.
+/// Change the session's channels to the wanted ones, and finish the completions that waited for them.
 async fn apply(listener: &Listener, client: &Client, is_new_session: bool) -> Result<()> {
     let mut is_new_session = is_new_session;
     loop {
@@ -516,7 +519,8 @@ async fn execute(client: &Client, script: &str, context: &str) -> Result<()> {
     client.batch_execute(script).await.map_err(|error| Error::from_postgres(context, &error, false))
 }
 
-/// Find the channels whose names cannot be written in this database. Those are given up, and the session goes on.
+/// Find the channels whose names this database's encoding cannot represent. Those are given up, and the session
+/// continues.
 async fn refuse(listener: &Listener, client: &Client, change: &Change) -> Result<()> {
     for channel in change.added() {
         let script = format!("LISTEN {}", quote_identifier(channel));
@@ -526,7 +530,7 @@ async fn refuse(listener: &Listener, client: &Client, change: &Change) -> Result
         }
         let (waiting, is_first) = listener.state.lock().channels.refuse(channel);
         Completion::finish_all(waiting, &Err(error.clone()));
-        // Whoever waits may ask again and again.
+        // Callers may request the same channel repeatedly.
         if is_first {
             listener.recipient.push(Item::Failure(error));
         }

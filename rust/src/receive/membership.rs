@@ -1,4 +1,4 @@
-//! Who is a member of the cluster: whoever holds an advisory lock.
+//! Cluster membership: every member holds an advisory lock.
 
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::Client;
@@ -6,15 +6,15 @@ use tokio_postgres::types::Type;
 
 use crate::error::{Error, Result};
 
-/// The advisory lock that a member of the cluster holds, shared, for as long as its listening session lives.
+/// The advisory lock that a cluster member holds, in shared mode, for as long as its listening session lives.
 ///
-/// Whoever holds it is alive, and PostgreSQL lets go of it with the session, however that ends. `pg_locks` is readable
-/// for every role, and neither taking the lock nor reading it writes anything.
+/// A server that holds its lock is alive. PostgreSQL releases the lock with the session, however the session ends.
+/// Every role may read `pg_locks`, and neither taking nor reading the lock writes anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemberLock {
-    /// The same for all servers of a cluster.
+    /// First key, the same for all servers of a cluster.
     pub class: u32,
-    /// That of one server.
+    /// Second key, different for each server.
     pub id: u32,
 }
 
@@ -25,7 +25,7 @@ impl MemberLock {
     }
 }
 
-/// Id of the lock of one server.
+/// The second key of a server's lock.
 pub fn member_id(uid: &str) -> u32 {
     short_hash("server", uid)
 }
@@ -35,11 +35,11 @@ fn short_hash(kind: &str, name: &str) -> u32 {
     u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
-/// Take the lock of a member, or let go of it.
+/// Take or release the member lock.
 pub async fn set_member(client: &Client, lock: MemberLock, is_member: bool) -> Result<()> {
     const JOIN: &str = "SELECT pg_catalog.pg_try_advisory_lock_shared($1, $2)";
     const LEAVE: &str = "SELECT pg_catalog.pg_advisory_unlock_shared($1, $2)";
-    // The functions take signed numbers, pg_locks shows unsigned ones.
+    // The lock functions take signed numbers; `pg_locks` shows unsigned ones.
     let (class, id) = (lock.class.cast_signed(), lock.id.cast_signed());
     let sql = if is_member { JOIN } else { LEAVE };
     let done = client.query_typed(sql, &[(&class, Type::INT4), (&id, Type::INT4)]).await;

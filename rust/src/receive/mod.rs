@@ -1,4 +1,4 @@
-//! Messages on their way in: LISTEN, order, attachments, and who is meant.
+//! Incoming messages: LISTEN, order, attachments, and the rooms that a message addresses.
 
 pub mod attachment;
 pub mod channels;

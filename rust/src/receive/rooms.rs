@@ -1,7 +1,7 @@
-//! The rooms that have members on this server, so that messages for nobody here are dropped before Python is woken.
+//! The rooms that have members on this server, so that messages without a receiver are dropped before Python is woken.
 //!
-//! Python owns the rooms and mirrors them here: names only, entered when a room gets its first member and left with its
-//! last. When in doubt a room counts as occupied: then Python finds that nobody is meant, as it would without this.
+//! Python owns the rooms and mirrors their names here: a room is entered when it gets its first member, and left when
+//! it loses its last one. In doubt a room counts as occupied, and Python finds that the message has no receiver.
 
 use foldhash::{HashMap, HashSet};
 
@@ -12,12 +12,12 @@ use crate::wire::protocol::Message;
 struct Namespace {
     has_clients: bool,
     rooms: HashSet<String>,
-    /// Rooms that messages on their way to Python may still fill, and how many such messages there are.
+    /// Rooms that sockets may join by messages that Python has not applied yet, with the number of such messages.
     expected: HashMap<String, u32>,
 }
 
 impl Namespace {
-    /// Whether any of these rooms, all clients if there are none, has members.
+    /// Whether any of these rooms has members. Without any rooms, a message is for all clients.
     fn is_meant<'a>(&self, rooms: impl Iterator<Item = &'a str>) -> bool {
         let mut rooms = rooms.peekable();
         if rooms.peek().is_none() {
@@ -30,17 +30,17 @@ impl Namespace {
 /// See the module documentation.
 #[derive(Default)]
 pub struct Rooms {
-    /// `None`: nobody mirrors anything, so every message passes.
+    /// `None` when rooms are not mirrored, so that every message passes.
     namespaces: Mutex<Option<HashMap<String, Namespace>>>,
 }
 
 impl Rooms {
-    /// From now on rooms are mirrored; there are none yet.
+    /// Begin to mirror rooms; there are none yet.
     pub fn begin(&self) {
         self.namespaces.lock().get_or_insert_default();
     }
 
-    /// A room, or with `None` the namespace itself, got its first member.
+    /// Record that a room, or with `None` the namespace itself, got its first member.
     pub fn enter(&self, nsp: &str, room: Option<&str>) {
         let mut namespaces = self.namespaces.lock();
         let Some(namespaces) = namespaces.as_mut() else { return };
@@ -54,7 +54,7 @@ impl Rooms {
         }
     }
 
-    /// A room, or the namespace itself, lost its last member.
+    /// Record that a room, or with `None` the namespace itself, lost its last member.
     pub fn leave(&self, nsp: &str, room: Option<&str>) {
         self.with(nsp, |namespace| match room {
             Some(room) => drop(namespace.rooms.remove(room)),
@@ -62,7 +62,7 @@ impl Rooms {
         });
     }
 
-    /// Python has applied a message that made sockets join rooms.
+    /// Record that Python has applied a message that made sockets join `rooms`.
     pub fn settled(&self, nsp: &str, rooms: &[String]) {
         self.with(nsp, |namespace| {
             for room in rooms {
@@ -87,17 +87,18 @@ impl Rooms {
         }
     }
 
-    /// Whether a message for sockets in these rooms reaches nobody here, and nobody who is about to enter them.
+    /// Whether no socket on this server is in these rooms or about to join them.
     pub fn are_empty<'a>(&self, nsp: &str, rooms: impl Iterator<Item = &'a str>) -> bool {
         let namespaces = self.namespaces.lock();
         let Some(namespaces) = namespaces.as_ref() else { return false };
         namespaces.get(nsp).is_none_or(|namespace| !namespace.is_meant(rooms))
     }
 
-    /// Whether a message says anything to this server. One that makes sockets join rooms counts as applied from here on,
-    /// because what follows it may be for those rooms; Python says [`Rooms::settled`] once that is so.
+    /// Whether a message is relevant to this server. The rooms of a message that makes sockets join count as occupied
+    /// from here on, because later messages may be for those rooms. Python calls [`Rooms::settled`] once it has applied
+    /// the message.
     pub fn admit(&self, message: &Message) -> bool {
-        // Heartbeats, and whatever wants an answer, always do.
+        // Heartbeats, and messages that require an answer, are always relevant.
         let Some(opts) = message.opts_for_sockets() else { return true };
         let mut namespaces = self.namespaces.lock();
         let Some(namespaces) = namespaces.as_mut() else { return true };

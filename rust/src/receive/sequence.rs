@@ -1,41 +1,43 @@
-//! Noticing that messages are missing: the numbers that each sender gives its messages, channel by channel.
+//! Gap detection by the sequence numbers that each sender assigns to its messages, per channel.
 //!
-//! A sender numbers what it publishes on a channel 1, 2, 3, … and commits in that order, and PostgreSQL delivers in the
-//! order of the commits. So a number that was skipped belongs to a message that will never come.
+//! A sender numbers its messages on a channel 1, 2, 3, … and commits them in that order. PostgreSQL delivers
+//! notifications in the order of the commits. Therefore a skipped number belongs to a message that will never arrive.
 
 use std::time::{Duration, SystemTime};
 
 use foldhash::HashMap;
 
-/// Most senders of each kind remembered for each channel; of the one heard least recently a loss would go unnoticed.
+/// Maximum number of senders of each kind remembered per channel. Beyond that, the sender heard from least recently is
+/// forgotten, and a loss of its messages would go unnoticed.
 const SENDERS: usize = 4096;
-/// A sender is forgotten after so much silence, when room is needed.
+/// When room is needed, a sender that has been silent for this long is forgotten.
 const MEMORY: Duration = Duration::from_secs(15 * 60);
-/// Numbers that go back further than this begin anew: no connection was ever lost with so much under way.
+/// A number that is lower by more than this counts as a new beginning: no connection is lost with so many messages in
+/// flight.
 const REPEATED: u64 = 100_000;
 
-/// Who numbers its messages.
+/// A sender that numbers its messages.
 #[derive(Debug, Clone, Copy)]
 pub enum Sender<'a> {
-    /// A server, by its id. May be silent for long, and is there all the time.
+    /// A server, by its id. It may be silent for long although it is alive.
     Server(&'a str),
-    /// The process of an emitter. They come and go, and may be many.
+    /// An emitter's process. Emitters are short-lived, and there may be many.
     Emitter(&'a str),
 }
 
-/// What a number says about the messages before it.
+/// What a sequence number shows about the messages before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// Nothing is missing, as far as can be known.
+    /// Nothing is known to be missing.
     InOrder,
-    /// It came before, or was given up before: a session that was replaced may deliver it twice, and a commit in
-    /// doubt may happen late.
+    /// The message was received before, or counted as missing before. A replaced session may deliver a message twice,
+    /// and a commit in doubt may happen late.
     Repeated,
-    /// Messages between the previous one and this one are missing.
+    /// Messages between the previous message and this one are missing.
     Hole {
-        /// How many.
+        /// Number of missing messages.
         missing: u64,
-        /// When the previous one came.
+        /// Time when the previous message arrived.
         since: SystemTime,
     },
 }
@@ -46,7 +48,8 @@ struct Seen {
     at: SystemTime,
 }
 
-/// The senders on one channel. Each kind has room of its own, so that no number of emitters displaces a server.
+/// The senders on one channel. Each kind has a separate limit, so that emitters never displace a server, however many
+/// there are.
 #[derive(Debug, Default)]
 struct Senders {
     servers: HashMap<String, Seen>,
@@ -60,9 +63,9 @@ pub struct Sequences {
 }
 
 impl Sequences {
-    /// A message of `sender` arrived on `channel` with this number.
+    /// Record that a message of `sender` arrived on `channel` with this number.
     ///
-    /// The first one of a sender is its beginning: what it sent before we listened was not meant for us.
+    /// The first message of a sender sets its starting number, because messages sent before LISTEN were not expected.
     pub fn observe(&mut self, channel: &str, sender: Sender<'_>, number: u64, now: SystemTime) -> Arrival {
         match self.channels.get_mut(channel) {
             Some(senders) => senders.observe(sender, number, now),
@@ -70,7 +73,7 @@ impl Sequences {
         }
     }
 
-    /// The channel is no longer listened to, so what comes on it will be missed.
+    /// Forget a channel that is no longer listened on, because its messages will be missed.
     pub fn forget(&mut self, channel: &str) {
         self.channels.remove(channel);
     }
@@ -101,7 +104,7 @@ impl Senders {
     }
 }
 
-/// Make room: everyone who was silent for long, or else the one who was silent longest.
+/// Make room: forget all senders that have been silent for [`MEMORY`], or else the one that has been silent longest.
 fn forget_some(senders: &mut HashMap<String, Seen>, now: SystemTime) {
     let oldest = senders.iter().min_by_key(|(_, seen)| seen.at).map(|(sender, _)| sender.clone());
     senders.retain(|sender, seen| {

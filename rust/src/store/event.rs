@@ -1,4 +1,4 @@
-//! Events as records: what a writer gives and what a reader gets.
+//! Event records: as a writer passes them, and as a reader receives them.
 
 use tokio_postgres::Row;
 
@@ -8,7 +8,8 @@ use crate::store::row::{get, json_text, micros};
 use crate::store::table::Table;
 use crate::wire::protocol::NOTIFY_LIMIT_BYTES;
 
-/// Longest aggregate id under go-sync-kit's trigger: it makes the channel `stream_<id>` of it, at most 63 bytes.
+/// Longest aggregate id under go-sync-kit's trigger, which notifies the channel `stream_<id>`; a channel name has at
+/// most 63 bytes.
 pub const AGGREGATE_ID_LIMIT_BYTES: usize = 56;
 
 /// The columns of a [`StoredEvent`], in its order.
@@ -29,7 +30,7 @@ pub struct NewEvent {
     pub metadata: Option<String>,
 }
 
-/// An event as it is in the table.
+/// An event as stored in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
     /// Its position among all events of the table.
@@ -44,12 +45,13 @@ pub struct StoredEvent {
     pub data: Option<String>,
     /// JSON, or `NULL`.
     pub metadata: Option<String>,
-    /// When its transaction began, as its writer's server saw it: microseconds since 1970. Not monotonic.
+    /// Time when its transaction began, by the clock of the PostgreSQL server, in microseconds since 1970. Not
+    /// monotonic.
     pub created_at: Option<i64>,
 }
 
 impl NewEvent {
-    /// Check what the server would refuse, or accept and then be unable to notify.
+    /// Reject an event that the server would refuse, or would accept and then be unable to notify.
     pub fn check(&self, table: &Table) -> Result<()> {
         for (field, text) in [("id", &self.id), ("aggregate_id", &self.aggregate_id), ("event_type", &self.event_type)]
         {
@@ -85,7 +87,7 @@ impl NewEvent {
         Ok(())
     }
 
-    /// Size of the larger of the two notifications, with the longest version and time there can be.
+    /// Size of the larger of the two notifications, with the longest possible version and time.
     fn notification_bytes(&self) -> usize {
         const FRAME: &str = r#"{"version" : 9223372036854775807, "id" : "", "aggregate_id" : "", "event_type" : "", "stream_name" : "stream_", "created_at" : "294276-12-31T23:59:59.999999+00:00:00"}"#;
         FRAME.len() + escaped_len(&self.id) + 2 * escaped_len(&self.aggregate_id) + escaped_len(&self.event_type)

@@ -1,8 +1,9 @@
-//! Ids of events that are given none: UUIDs of version 7.
+//! Ids for events without one: UUIDs of version 7.
 //!
-//! They begin with the time, and each is later than the one before, so the index of ids grows at its end: PostgreSQL
-//! need not look for the place, splits no full pages, and after a checkpoint logs one page again and not one for almost
-//! every event, as it does for random ids. Source: RFC 9562, 5.7 and, for the fraction of a millisecond, 6.2, method 3.
+//! The ids begin with the time, and each is greater than the previous one, so the index of ids grows at its end.
+//! PostgreSQL inserts without searching and splits no full pages, and after a checkpoint it writes a full-page image of
+//! one page. For random ids it would write one for almost every event. Source: RFC 9562, 5.7 and, for the fraction of a
+//! millisecond, 6.2, method 3.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,11 +13,11 @@ use crate::error::{Error, Result};
 /// Time of the last id, in 4096ths of a millisecond.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
-/// An id that nobody else has, later than the ones before in this process, even when the clock is put back.
+/// A unique id, greater than all previous ones of this process, even when the clock is set back.
 pub fn new() -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut random = [0; 8];
-    // The system's: a generator of our own would repeat itself in a forked child.
+    // From the operating system: a generator inside the process would repeat itself in a forked child.
     getrandom::fill(&mut random).map_err(|error| Error::Encode {
         path: "id".to_owned(),
         reason: format!("the system gave no random bytes: {error}"),

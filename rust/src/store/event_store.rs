@@ -1,4 +1,4 @@
-//! One event store as one object sees it: opened on first use, closed once.
+//! One event store object: opened on first use, closed once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,29 +22,29 @@ use crate::store::table::{self, Part, Table};
 use crate::store::write::writer::{self, Request, Writer};
 use crate::table_name::TableName;
 
-/// Everything a store needs to know, decided by the Python layer.
+/// A store's settings, chosen by the Python layer.
 pub struct Settings {
     /// How to connect and listen.
     pub wanted: Arc<Wanted>,
     /// The table.
     pub table_name: TableName,
-    /// Make it when it is missing.
+    /// Create the table when it is missing.
     pub may_create: bool,
-    /// Most events in one statement.
+    /// Maximum number of events in one statement.
     pub batch_size: usize,
 }
 
-/// What exists once the table was found.
+/// The parts of a store that exist once the table was found.
 pub struct Opened {
     /// The table.
     pub table: Arc<Table>,
-    /// Stores.
+    /// Stores events.
     pub writer: Arc<Writer>,
-    /// What subscriptions need of this store.
+    /// The parts of this store that its subscriptions need.
     pub owner: Arc<Owner>,
     member: Mutex<Option<Member>>,
     shared: Arc<Shared>,
-    /// How much this store has told of the outages of the listening session, and of the keeper's.
+    /// How many outage errors of the listening session, and of the keeper, this store has reported.
     told: Mutex<[u64; 2]>,
 }
 
@@ -54,7 +54,7 @@ impl Opened {
         &self.shared.feed
     }
 
-    /// Why subscriptions had to wait, since this was asked last or the store was opened.
+    /// The errors that made subscriptions wait, since the last call or since the store was opened.
     pub fn take_failures(&self) -> Vec<Error> {
         let feed = self.feed();
         let mut told = self.told.lock();
@@ -71,20 +71,20 @@ impl Opened {
 /// See the module documentation.
 pub struct EventStore {
     settings: Settings,
-    /// For writing and for pages.
+    /// Connections for writing and for reading pages.
     pub pool: Arc<Pool>,
     opened: OnceCell<Opened>,
     is_closed: AtomicBool,
 }
 
 impl EventStore {
-    /// A store that connects on use.
+    /// A store, which connects on first use.
     pub fn new(settings: Settings) -> Arc<Self> {
         let pool = Pool::new(Arc::clone(&settings.wanted.connector), settings.wanted.limits);
         Arc::new(Self { settings, pool, opened: OnceCell::new(), is_closed: AtomicBool::new(false) })
     }
 
-    /// What exists once the table was found; found, or made, now.
+    /// Open the store, if it is not open yet: find the table, or create it.
     pub async fn open(&self) -> Result<&Opened> {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::StoreClosed);
@@ -108,12 +108,12 @@ impl EventStore {
         self.opened.get_or_try_init(open).await
     }
 
-    /// What exists by now.
+    /// The opened parts, or `None` before [`EventStore::open`].
     pub fn opened(&self) -> Option<&Opened> {
         self.opened.get()
     }
 
-    /// Run something in the background; `completion` hears of its end.
+    /// Run `work` in the background; `completion` receives its result.
     pub fn spawn<T, F>(self: &Arc<Self>, completion: Completion<T>, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
     where
         T: 'static,
@@ -124,7 +124,7 @@ impl EventStore {
         Ok(())
     }
 
-    /// Store events, together or not at all.
+    /// Store events atomically.
     pub fn store(self: &Arc<Self>, request: Request) -> Result<()> {
         if let Some(opened) = self.opened() {
             return match writer::check(&request.events, &opened.table) {
@@ -142,7 +142,7 @@ impl EventStore {
         let store = Arc::clone(self);
         runtime::handle()?.spawn(async move {
             match store.open().await {
-                // An error is a call after the end; dropping the completion tells it.
+                // An error means that the store was closed; dropping the completion reports that.
                 Ok(_) => drop(store.store(request)),
                 Err(error) => request.completion.finish(Err(error)),
             }
@@ -150,7 +150,7 @@ impl EventStore {
         Ok(())
     }
 
-    /// Everything visible that a query asks for.
+    /// All visible events that match a query.
     pub async fn load(&self, query: Query) -> Result<Page> {
         let opened = self.open().await?;
         reader::load(&self.pool, &opened.shared.settler, &opened.table, &query).await
@@ -162,7 +162,7 @@ impl EventStore {
         reader::latest_version(&self.pool, &opened.shared.settler, &opened.table, is_settled).await
     }
 
-    /// One look: all versions up to the one returned are final.
+    /// Read the settled version once: all versions up to the returned one are final.
     pub async fn settled_version(&self) -> Result<i64> {
         let opened = self.open().await?;
         Ok(opened.shared.settler.step(&opened.table).await?.settled)
@@ -182,7 +182,7 @@ impl EventStore {
         table::migrate(&mut connection, &self.settings.table_name, part).await
     }
 
-    /// Run a statement whose parameters and results are texts.
+    /// Run a statement with text parameters and text results.
     pub async fn query(&self, sql: String, texts: Vec<Option<String>>) -> Result<Vec<Vec<Option<String>>>> {
         self.open().await?;
         let binds: Vec<Bind<'_>> = texts.iter().map(|text| (text as _, Type::TEXT)).collect();
@@ -192,12 +192,12 @@ impl EventStore {
         rows.iter().map(row).collect()
     }
 
-    /// Store many events by binary `COPY`, in one transaction; returns how many.
+    /// Store many events by binary `COPY`, in one transaction. Returns the number of events.
     pub async fn copy(&self, events: Vec<NewEvent>) -> Result<i64> {
         self.open().await?.writer.import(&events).await
     }
 
-    /// Finish what is under way within `limit`, end the subscriptions, disconnect.
+    /// Finish running operations within `limit`, end the subscriptions, and disconnect.
     pub async fn close(&self, limit: Duration) -> Result<()> {
         if self.is_closed.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -211,7 +211,7 @@ impl EventStore {
                 }
             };
             let _ = tokio::time::timeout(limit, idle).await;
-            // The last store of the table ends what they share.
+            // The last store of a table ends the shared parts.
             let member = opened.member.lock().take();
             if let Some(member) = member {
                 member.close().await;

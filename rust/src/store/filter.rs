@@ -1,4 +1,5 @@
-//! Which events a reader wants, evaluated by the server while catching up and by us while live, with one result.
+//! Filters of readers. While catching up, the server evaluates a filter; for live events this crate does, with the same
+//! result.
 
 use tokio_postgres::types::{ToSql, Type};
 
@@ -23,12 +24,12 @@ pub enum Condition {
     Metadata(String, Vec<String>),
     /// The data contain this JSON document, as `jsonb @>` has it.
     Data(String),
-    /// The aggregate falls into one of these partitions, of so many.
+    /// The aggregate falls into one of these partitions. The first field is the number of all partitions.
     Partitions(i32, Vec<i32>),
 }
 
-/// The partition that an aggregate falls into, of at least one. The same in every language and for all time: the first
-/// three bytes of the id's SHA-256, as a number, modulo the partitions.
+/// The partition of an aggregate, where `partitions` is at least 1: the first three bytes of the id's SHA-256, as a
+/// number, modulo `partitions`. Every language computes the same partition, and the definition must never change.
 pub fn partition_of(aggregate_id: &str, partitions: i32) -> i32 {
     let digest = Sha256::digest(aggregate_id.as_bytes());
     let number = digest.iter().take(3).fold(0, |number, &byte| number << 8 | i32::from(byte));
@@ -45,7 +46,7 @@ pub struct Filter {
 pub type Parameter = (Box<dyn ToSql + Sync + Send>, Type);
 
 impl Filter {
-    /// All conditions together.
+    /// A filter that requires all conditions.
     pub fn new(conditions: Vec<Condition>) -> Result<Self> {
         let parsed = conditions.into_iter().map(|condition| {
             let values = match &condition {
@@ -58,12 +59,12 @@ impl Filter {
         Ok(Self { conditions: parsed.collect::<Result<_>>()? })
     }
 
-    /// Whether it lets everything pass.
+    /// Whether the filter matches every event.
     pub fn is_empty(&self) -> bool {
         self.conditions.is_empty()
     }
 
-    /// Its SQL, to follow a `WHERE` condition, with parameters numbered on from those there are.
+    /// The filter's SQL, to be appended to a `WHERE` condition. Its parameters are numbered after the existing ones.
     pub fn sql(&self, parameters: &mut Vec<Parameter>) -> String {
         let mut sql = String::new();
         for (condition, _) in &self.conditions {
@@ -104,7 +105,7 @@ impl Filter {
         sql
     }
 
-    /// Whether an event passes.
+    /// Whether an event matches.
     pub fn matches(&self, event: &StoredEvent) -> bool {
         self.conditions.iter().all(|(condition, values)| match condition {
             Condition::Types(texts) => texts.contains(&event.event_type),
@@ -124,8 +125,8 @@ impl Filter {
     }
 }
 
-/// Of one value an index gives the rows in the order of its next column. Of several it does not, and PostgreSQL may then
-/// walk all versions instead.
+/// Equality with one value, or with any of several. For a single value an index returns the rows ordered by its next
+/// column. For several values it does not, and PostgreSQL may scan all versions instead.
 fn is_one_of(mut texts: Vec<String>, mut place: impl FnMut(Box<dyn ToSql + Sync + Send>, Type) -> usize) -> String {
     match texts.pop() {
         Some(only) if texts.is_empty() => format!("= ${}", place(Box::new(only), Type::TEXT)),

@@ -1,6 +1,7 @@
-//! JSON as `jsonb` compares it: numbers by value whatever their size or notation, objects without order.
+//! JSON with the equality of `jsonb`: numbers are compared by value, whatever their size or notation, and objects
+//! without order.
 //!
-//! The texts are valid JSON: PostgreSQL wrote them, or our encoder did.
+//! The texts are valid JSON, written by PostgreSQL or by this package's encoder.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ pub enum Value {
     Null,
     /// `true`, `false`
     Bool(bool),
-    /// A number in one form: sign, digits without zeros at either end, and the exponent of the last digit.
+    /// A number in normal form: sign, digits without leading or trailing zeros, and the exponent of the last digit.
     Number {
         /// Below zero.
         is_negative: bool,
@@ -27,12 +28,12 @@ pub enum Value {
     String(String),
     /// An array.
     Array(Vec<Value>),
-    /// An object; of equal keys the last counts, as in `jsonb`.
+    /// An object. As in `jsonb`, the last of equal keys counts.
     Object(BTreeMap<String, Value>),
 }
 
 impl Value {
-    /// Parse a text; `None` when it is no JSON or nests too deep.
+    /// Parse a text; `None` when it is not JSON or is nested too deeply.
     pub fn parse(text: &str) -> Option<Self> {
         let mut cursor = Cursor::new(text);
         let value = Self::read(&mut cursor, 0)?;
@@ -86,10 +87,10 @@ impl Value {
         Some(Self::Number { is_negative, digits: trimmed.to_owned(), exponent })
     }
 
-    /// `jsonb @> jsonb`: whether this document holds everything that `other` has.
+    /// `jsonb @> jsonb`: whether this document contains `other`.
     pub fn contains(&self, other: &Self) -> bool {
         match (self, other) {
-            // The one special case of the server: an array holds a bare scalar.
+            // The server's only special case: an array contains a bare scalar.
             (Self::Array(items), scalar) if !scalar.is_container() => items.contains(scalar),
             _ => self.holds(other),
         }
@@ -112,7 +113,8 @@ impl Value {
     }
 }
 
-/// Why valid JSON cannot be kept as `jsonb`: a NUL or half a surrogate pair inside a string. `None`: it can.
+/// Why valid JSON cannot be stored as `jsonb`: a string contains a NUL or half a surrogate pair. `None` when it can be
+/// stored.
 pub fn unstorable(text: &str) -> Option<&'static str> {
     let hex = |at: usize| text.get(at..at + 4).and_then(|digits| u16::from_str_radix(digits, 16).ok());
     let bytes = text.as_bytes();

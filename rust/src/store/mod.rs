@@ -1,6 +1,7 @@
 //! The event store: one table, written by several languages, read in commit-safe order.
 //!
-//! Out: event → writer (merging) → pool. In: wake-up → feed (watermark, ring) → subscription; reader for pages.
+//! Writing: event → writer (merging) → pool. Reading: wake-up → feed (watermark, ring) → subscription; reader for
+//! pages.
 
 pub mod event;
 pub mod event_id;

@@ -19,46 +19,47 @@ use crate::connect::connection::Connector;
 use crate::error::{Error, Result};
 use crate::lock::Mutex;
 
-/// Opens a transaction in which each statement sees what was committed before it. Expected versions rest on it: they are
-/// looked at after a wait for a lock, whatever isolation the role or the database has by default.
+/// Opens a transaction in which each statement sees everything committed before the statement. Expected versions rely
+/// on that, because they are read after waiting for a lock. The default isolation level of the role or the database may
+/// be another.
 pub const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
-/// How long a query that nobody waits for any more may take until it is cancelled, and its connection closed instead of
-/// kept.
+/// How long an abandoned query may still run before it is cancelled, and its connection closed instead of returned to
+/// the pool.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
-/// Most statements kept prepared per connection; the store itself has about a dozen, filters make others.
+/// Maximum number of prepared statements per connection. The store itself has about a dozen; filters add others.
 const STATEMENTS: usize = 100;
 
-/// How many connections, and for how long.
+/// Limits of a pool.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Most connections at a time; whoever needs another waits.
+    /// Maximum number of open connections. Further callers wait.
     pub max_open: usize,
-    /// Most connections kept while idle.
+    /// Maximum number of idle connections.
     pub max_idle: usize,
     /// Age at which a connection is closed after use.
     pub max_lifetime: Duration,
     /// Idle time after which a connection is closed.
     pub max_idle_time: Duration,
-    /// Keep statements prepared on the server.
+    /// Whether statements are prepared on the server.
     pub is_preparing: bool,
 }
 
-/// As Go's `sql.DBStats` counts.
+/// Counters with the meaning of Go's `sql.DBStats`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Connections open.
+    /// Open connections.
     pub open: usize,
-    /// Of these, in use.
+    /// Of these, those in use.
     pub in_use: usize,
-    /// Times somebody waited for a connection.
+    /// How often a caller waited for a connection.
     pub wait_count: u64,
-    /// For how long together.
+    /// Total time that callers waited.
     pub wait_duration: Duration,
-    /// Closed because enough were idle.
+    /// Connections closed because of `max_idle`.
     pub max_idle_closed: u64,
-    /// Closed for having been idle too long.
+    /// Connections closed because of `max_idle_time`.
     pub max_idle_time_closed: u64,
-    /// Closed for their age.
+    /// Connections closed because of `max_lifetime`.
     pub max_lifetime_closed: u64,
 }
 
@@ -90,13 +91,14 @@ pub struct Pool {
     is_closed: AtomicBool,
 }
 
-/// A connection taken from the pool; goes back when dropped, unless it broke or a transaction is open on it.
+/// A connection taken from the pool. It is returned when dropped, unless it was lost or a transaction is open on it.
 pub struct Pooled {
     pool: Arc<Pool>,
     connection: Option<Connection>,
-    /// A transaction is open: dropping the connection now ends it on the server, too.
+    /// A transaction is open. Dropping the connection now closes it, which also rolls back the transaction on the
+    /// server.
     is_dirty: bool,
-    /// A query is under way: whoever got the connection now would wait for its end.
+    /// A query is running. The next user of the connection would have to wait for its end.
     is_busy: bool,
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -105,7 +107,7 @@ pub struct Pooled {
 pub type Bind<'a> = (&'a (dyn ToSql + Sync), Type);
 
 impl Pool {
-    /// A pool that connects on use.
+    /// A pool, which connects on first use.
     pub fn new(connector: Arc<Connector>, limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             connector,
@@ -116,7 +118,7 @@ impl Pool {
         })
     }
 
-    /// A connection: an idle one, or a new one, waiting while all are in use.
+    /// Get an idle connection or open a new one. Waits while all connections are in use.
     pub async fn get(self: &Arc<Self>) -> Result<Pooled> {
         let permit = if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             permit
@@ -149,7 +151,7 @@ impl Pool {
             return Ok(pooled);
         }
         let link = self.connector.connect().await?;
-        // The driver ends with the connection; its error reaches the request in flight, or the next one.
+        // The driver ends with the connection. Its error is returned by the request in flight, or by the next one.
         tokio::spawn(async move {
             let _ = link.connection.await;
         });
@@ -164,7 +166,7 @@ impl Pool {
         Ok(pooled)
     }
 
-    /// Close what has been idle or alive too long.
+    /// Close connections that have been idle or open for too long.
     fn close_expired(&self) {
         let mut state = self.state.lock();
         let State { idle, stats, .. } = &mut *state;
@@ -181,7 +183,7 @@ impl Pool {
         });
     }
 
-    /// Close all idle connections now and the others after their use; refuse to give out more.
+    /// Close all idle connections now, and the others after their use. Further requests for a connection fail.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         self.permits.close();
@@ -201,7 +203,7 @@ impl Pool {
     }
 }
 
-/// Close idle connections in time even when nobody asks for one.
+/// Close expired idle connections even when the pool is not used.
 async fn watch(pool: Weak<Pool>, limits: Limits) {
     let interval = limits.max_idle_time.min(limits.max_lifetime) / 2;
     let interval = interval.clamp(Duration::from_millis(50), Duration::from_secs(60));
@@ -214,13 +216,14 @@ async fn watch(pool: Weak<Pool>, limits: Limits) {
     }
 }
 
-/// Keep a connection whose query was given up out of the pool until that has ended.
+/// Keep a connection whose query was abandoned out of the pool until that query has ended.
 async fn settle(mut pooled: Pooled) {
     let Ok(Connection { client, canceller, .. }) = pooled.connection() else { return };
-    // Answers come in order, and nothing is asked here.
+    // Answers arrive in order, so the answer to an empty query follows that of the abandoned one.
     let answered = timeout(SETTLE_LIMIT, client.simple_query("")).await;
     if answered.is_err() {
-        // Behind a lock it would wait on for as long as that is held: the server does not look whether we are there.
+        // A query that waits for a lock would go on waiting while the lock is held: the server does not check whether
+        // its client is still connected.
         canceller.cancel().await;
     }
     pooled.set_dirty(!answered.is_ok_and(|answer| answer.is_ok()));
@@ -264,12 +267,12 @@ impl Pooled {
         self.connection.as_mut().ok_or(Error::Closed("connection"))
     }
 
-    /// Note that a transaction is open, or no longer.
+    /// Set whether a transaction is open.
     pub fn set_dirty(&mut self, is_dirty: bool) {
         self.is_dirty = is_dirty;
     }
 
-    /// Whether the connection broke.
+    /// Whether the connection was lost.
     pub fn is_closed(&self) -> bool {
         self.connection.as_ref().is_none_or(|connection| connection.client.is_closed())
     }
@@ -293,19 +296,20 @@ impl Pooled {
         Ok(())
     }
 
-    /// Roll the open transaction back; if that fails, too, the connection is not used again.
+    /// Roll back the open transaction. If that fails, the connection is not used again.
     pub async fn roll_back(&mut self) {
         self.is_dirty = self.query("roll back", "ROLLBACK", &[], false).await.is_err();
     }
 
-    /// Run one statement, prepared if the pool prepares. `in_flight`: a lost connection leaves a commit in doubt.
+    /// Run one statement, which is prepared if the pool prepares statements. With `in_flight`, a lost connection means
+    /// that the commit is in doubt.
     pub async fn query(&mut self, context: &str, sql: &str, binds: &[Bind<'_>], in_flight: bool) -> Result<Vec<Row>> {
         let [rows] = self.pipeline(context, [(sql, binds)], in_flight).await?;
         Ok(rows)
     }
 
     /// Run statements one after the other, each in a transaction of its own unless one is open, in one round trip.
-    /// Ends with the first error; the statements after it have run nevertheless, unless in an open transaction.
+    /// Returns the first error. The statements after it have run nevertheless, unless a transaction was open.
     pub async fn pipeline<const N: usize>(
         &mut self,
         context: &str,
@@ -366,7 +370,7 @@ impl Pooled {
 
 type Running<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, tokio_postgres::Error>> + Send + 'a>>;
 
-/// Poll all of them in order, so that they are sent in order, until all have ended.
+/// Poll all queries in order, so that they are sent in order, until all have ended.
 async fn all(mut running: Vec<Running<'_>>) -> Vec<Result<Vec<Row>, tokio_postgres::Error>> {
     let mut results: Vec<Option<Result<Vec<Row>, tokio_postgres::Error>>> = running.iter().map(|_| None).collect();
     poll_fn(|context| {
@@ -399,7 +403,8 @@ impl Connection {
     }
 }
 
-/// The prepared statement is gone (a pooler gave us another session) or no longer fits its table; nothing happened.
+/// Whether the prepared statement no longer exists (a pooler switched to another session) or no longer fits its table.
+/// The statement had no effect.
 fn is_stale(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| {
         code.code() == "26000"

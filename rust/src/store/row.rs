@@ -26,12 +26,12 @@ impl<'a> FromSql<'a> for JsonText {
 /// A time in microseconds since 1970.
 struct Micros(i64);
 
-/// Microseconds from 1970 to 2000, where PostgreSQL counts from.
+/// Microseconds from 1970 to 2000, PostgreSQL's epoch.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
 impl<'a> FromSql<'a> for Micros {
     fn from_sql(_: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        // infinity and -infinity are the extremes; they stay extreme
+        // infinity and -infinity are the extreme values, and stay so
         Ok(Self(i64::from_be_bytes(raw.try_into()?).saturating_add(POSTGRES_EPOCH)))
     }
 

@@ -1,4 +1,4 @@
-//! The event table: finding it as go-sync-kit made it, or making one that go-sync-kit can use, too.
+//! The event table: finding the one that go-sync-kit created, or creating one that go-sync-kit can use, too.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use crate::store::row::get;
 use crate::table_name::TableName;
 use crate::wire::protocol::quote_literal;
 
-/// Advisory lock of everything that changes the schema. Spells "sio.es".
+/// Advisory lock for all schema changes. Spells "sio.es".
 const MIGRATION_LOCK: i64 = 0x7369_6f2e_6573;
-/// Aggregates share this many advisory locks, so that a large batch cannot exhaust the server's lock table.
+/// Number of advisory locks that all aggregates share, so that a large batch cannot exhaust the server's lock table.
 pub const LOCK_BUCKETS: i32 = 1024;
-/// The advisory lock of the writers' turn, where they take turns; no aggregate has this key.
+/// Key of the advisory lock that serializes writers, where the serial trigger is installed. No aggregate has this key.
 pub const TURN_KEY: i32 = -1;
 /// go-sync-kit's channel for all events.
 pub const GO_CHANNEL: &str = "events_global";
-/// The longest name of a side table is this much longer than the table's.
+/// Longest suffix that a side table's name adds to the table's name.
 const SUFFIX_BYTES: usize = 20;
 
-/// Name and text of each migration, in order; those of one [`Part`] belong together.
+/// Part, name and SQL of each migration, in order. Those of one [`Part`] are applied together.
 const MIGRATIONS: &[(Part, &str, &str)] = &[
     (Part::Events, "events", include_str!("sql/events.sql")),
     (Part::Subscriptions, "subscriptions", include_str!("sql/subscriptions.sql")),
@@ -33,7 +33,7 @@ const MIGRATIONS: &[(Part, &str, &str)] = &[
     (Part::GoNotify, "go_notify", include_str!("sql/go_notify.sql")),
 ];
 
-/// What can be asked for independently.
+/// Parts of the schema that can be created independently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The event table itself.
@@ -42,17 +42,17 @@ pub enum Part {
     Subscriptions,
     /// The trigger that makes expected versions exact for writers of other languages.
     Guard,
-    /// The trigger that lets writers take turns.
+    /// The trigger that serializes writers.
     Serial,
-    /// go-sync-kit's trigger, where it cannot make it itself.
+    /// go-sync-kit's trigger, for the case that go-sync-kit cannot create it itself.
     GoNotify,
 }
 
-/// What was found out about an event table.
+/// The properties of an event table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // independent facts
 pub struct Table {
-    /// Quoted, ready for SQL.
+    /// The quoted name, ready for SQL.
     pub name: String,
     /// Its object id.
     pub oid: u32,
@@ -60,22 +60,22 @@ pub struct Table {
     pub sequence: String,
     /// The sequence's object id.
     pub sequence_oid: u32,
-    /// go-sync-kit's row trigger is there and enabled: it notifies `stream_<id>` and `events_global`.
+    /// go-sync-kit's row trigger exists and is enabled. It notifies `stream_<id>` and `events_global`.
     pub notifies_go: bool,
-    /// Our statement trigger is there and enabled.
+    /// This package's statement trigger exists and is enabled.
     pub notifies_us: bool,
     /// An index on `(aggregate_id, version)`.
     pub has_aggregate_index: bool,
-    /// The guard trigger is there.
+    /// The guard trigger exists.
     pub is_guarded: bool,
-    /// Made by us, not by go-sync-kit, as far as this role may know.
+    /// Created by this package, not by go-sync-kit, as far as this role can tell.
     pub is_native: bool,
-    /// Writers take turns, so versions are committed in their order.
+    /// Writers are serialized, so events are committed in the order of their versions.
     pub is_serial: bool,
 }
 
 impl Table {
-    /// The channel of our own wake-ups, and of the self-test of a listening session.
+    /// The channel for this package's wake-ups, and for the self-test of a listening session.
     pub fn wake_channel(&self) -> String {
         format!("sio_events_{}", self.oid)
     }
@@ -104,7 +104,8 @@ pub async fn open(pool: &Arc<Pool>, name: &TableName, may_create: bool) -> Resul
     find(&mut connection, name).await?.ok_or_else(dropped)
 }
 
-/// Apply the migrations of one part that are not applied yet, one process at a time. Up to date: reads one row.
+/// Apply the missing migrations of one part. Only one process does so at a time. When all are applied, this reads one
+/// row.
 pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> Result<()> {
     let context = format!("migrate {}", name.quoted());
     let done = name.beside("_migrations");
@@ -141,7 +142,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
             .replace("{subscriptions}", &name.beside("_subscriptions"))
             .replace("{consumers}", &name.beside("_consumers"))
             .replace("{parked}", &name.beside("_parked"));
-        // Between the look and the lock another process may have applied it: the block looks again.
+        // Another process may have applied the migration before this one got the lock, so the block checks again.
         let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
         if *label == "events" {
             let _ = write!(is_there, " OR pg_catalog.to_regclass({}) IS NOT NULL", quote_literal(&name.quoted()));
@@ -159,7 +160,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
         let error = Error::from_postgres(&context, &error, false);
         let _ = connection.client()?.batch_execute("ROLLBACK").await;
         connection.set_dirty(false);
-        // go-sync-kit creates without our lock: then its table is there now.
+        // go-sync-kit does not take this lock when it creates the table. If it has just done so, its table exists now.
         let is_there =
             matches!(&error, Error::Database { report, .. } if matches!(report.sqlstate.as_str(), "42P07" | "23505"));
         return if is_there && part == Part::Events { Ok(()) } else { Err(error) };
@@ -177,7 +178,7 @@ async fn applied(connection: &mut Pooled, name: &TableName, context: &str) -> Re
     rows.iter().map(|row| get(row, 0)).collect()
 }
 
-/// The columns an event table has: name, type, and the type's name for people.
+/// The columns of an event table: name, type, and the type's name for messages.
 const COLUMNS: &[(&str, Type, &str)] = &[
     ("version", Type::INT8, "bigint"),
     ("id", Type::TEXT, "text"),
@@ -188,7 +189,8 @@ const COLUMNS: &[(&str, Type, &str)] = &[
     ("created_at", Type::TIMESTAMPTZ, "timestamp with time zone"),
 ];
 
-/// What is wrong with the columns of a table, given its oid, its kind, and name, type and type's name of each.
+/// What is wrong with the columns of a table. Each row has the table's oid and kind, and a column's name, type and type
+/// name.
 fn wrong_columns(columns: &[Row]) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for (column, wanted, wanted_name) in COLUMNS {

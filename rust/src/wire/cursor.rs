@@ -1,18 +1,18 @@
-//! JSON text, read piece by piece without a copy: the one scanner for whatever does without serde.
+//! Scanning JSON text piece by piece, without a copy. All code that does not use serde uses this scanner.
 //!
-//! Every byte is checked to be JSON. Each method begins where the last one ended, and gives up with `None` where the text is
-//! no JSON, or not what was asked for.
+//! Every byte is checked to be valid JSON. Each method begins where the previous one ended, and returns `None` if the
+//! text is not JSON or not the requested kind of value.
 
 use std::borrow::Cow;
 
-/// Where in a text we are.
+/// A position in a text.
 #[derive(Debug, Clone)]
 pub struct Cursor<'a> {
     text: &'a str,
     at: usize,
 }
 
-/// A string as it stands in the text.
+/// A string as written in the text.
 #[derive(Debug, Clone, Copy)]
 pub struct Quoted<'a> {
     text: &'a str,
@@ -20,12 +20,12 @@ pub struct Quoted<'a> {
 }
 
 impl<'a> Quoted<'a> {
-    /// What is inside the quotes, if it has no escapes.
+    /// The text inside the quotes, if it has no escapes.
     pub fn plain(self) -> Option<&'a str> {
         if self.is_plain { self.text.get(1..self.text.len() - 1) } else { None }
     }
 
-    /// With its escapes resolved. `None`: it holds half a surrogate pair.
+    /// The text with its escapes resolved. `None` if it holds half a surrogate pair.
     pub fn unescaped(self) -> Option<Cow<'a, str>> {
         match self.plain() {
             Some(text) => Some(Cow::Borrowed(text)),
@@ -35,12 +35,12 @@ impl<'a> Quoted<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// At the beginning of a text.
+    /// A cursor at the beginning of a text.
     pub fn new(text: &'a str) -> Self {
         Self { text, at: 0 }
     }
 
-    /// The next byte that is no white space.
+    /// The next byte that is not white space.
     pub fn ahead(&mut self) -> Option<u8> {
         loop {
             let byte = self.peek()?;
@@ -56,21 +56,21 @@ impl<'a> Cursor<'a> {
         self.ahead().is_none()
     }
 
-    /// This byte, perhaps after white space.
+    /// Consume `expected`, after optional white space.
     pub fn take(&mut self, expected: u8) -> Option<()> {
         let is_there = self.ahead()? == expected;
         self.at += usize::from(is_there);
         is_there.then_some(())
     }
 
-    /// This very text, right here; where it is not, nothing is read.
+    /// Consume exactly `text` at the current position, or nothing.
     pub fn piece(&mut self, text: &str) -> Option<()> {
         let is_there = self.text.as_bytes().get(self.at..)?.starts_with(text.as_bytes());
         self.at += if is_there { text.len() } else { 0 };
         is_there.then_some(())
     }
 
-    /// An object; `member` gets each key and reads the value.
+    /// Consume an object. `member` is called with each key, and consumes the value.
     pub fn object(&mut self, mut member: impl FnMut(&mut Self, Quoted<'a>) -> Option<()>) -> Option<()> {
         self.take(b'{')?;
         if self.ahead()? == b'}' {
@@ -86,7 +86,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// An array; `item` reads each of its values.
+    /// Consume an array. `item` consumes each of its values.
     pub fn array(&mut self, mut item: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
         self.take(b'[')?;
         if self.ahead()? == b']' {
@@ -101,7 +101,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// What `read` reads, as text.
+    /// The text that `read` consumes.
     pub fn text_of(&mut self, read: impl FnOnce(&mut Self) -> Option<()>) -> Option<&'a str> {
         self.ahead()?;
         let start = self.at;
@@ -116,7 +116,7 @@ impl<'a> Cursor<'a> {
 
     /// Any value, at most 63 levels deep.
     pub fn skip(&mut self) -> Option<()> {
-        // A one, then a bit for each array or object that is open, ones for objects.
+        // A one bit, followed by one bit for each open array (0) or object (1).
         let mut open = 1_u64;
         loop {
             match self.ahead()? {
@@ -142,7 +142,7 @@ impl<'a> Cursor<'a> {
                 b'n' => self.piece("null")?,
                 _ => drop(self.number()?),
             }
-            // A value has ended, and with it perhaps what it stands in.
+            // A value has ended, and perhaps the arrays and objects around it.
             loop {
                 if open == 1 {
                     return Some(());
@@ -165,7 +165,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Whether valid JSON, all that is left, nests deeper than so many levels.
+    /// Whether the remaining text, which must be valid JSON, is nested deeper than `levels`.
     pub fn is_deeper_than(mut self, levels: usize) -> bool {
         let mut depth = 0_usize;
         while let Some(byte) = self.peek() {
@@ -204,7 +204,8 @@ impl<'a> Cursor<'a> {
         let (start, mut is_plain) = (self.at, true);
         let mut at = start + 1;
         loop {
-            // Eight bytes at once, as long as there is nothing special among them: half of the time of one by one.
+            // Eight bytes at a time, as long as there is no special byte among them: takes half the time of single
+            // bytes.
             while let Some(chunk) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
                 let special = special(u64::from_le_bytes(*chunk));
                 if special != 0 {
@@ -232,7 +233,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A number, as it stands in the text.
+    /// A number, as written in the text.
     pub fn number(&mut self) -> Option<&'a str> {
         self.text_of(|cursor| {
             let _ = cursor.piece("-");
@@ -258,7 +259,7 @@ impl<'a> Cursor<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    /// At least one digit; how many.
+    /// Consume at least one digit. Returns the number of digits.
     fn digits(&mut self) -> Option<usize> {
         let start = self.at;
         while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
@@ -268,8 +269,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Of eight bytes the highest bit is set in the first one that ends a plain piece of a string: a quote, a backslash, a
-/// control character. Bits above that one mean nothing.
+/// Marks the first of eight bytes that ends a plain piece of a string (a quote, a backslash or a control character) by
+/// setting its highest bit. Bits above that one have no meaning.
 const fn special(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHEST: u64 = 0x80 * ONES;

@@ -1,4 +1,4 @@
-//! What went missing, as it is told to the application.
+//! Gaps: lost messages, as reported to the application.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -6,18 +6,18 @@ use std::time::SystemTime;
 /// Why messages are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// Sequence numbers of one sender never came.
+    /// Sequence numbers of one sender were skipped.
     Hole,
     /// The listening session was lost and is active again.
     Reconnect,
-    /// Python did not keep up, and its queue was full.
+    /// Python did not read fast enough, and its queue was full.
     Overflow,
     /// An attachment was gone, unreadable or too large.
     Attachment,
 }
 
 impl Reason {
-    /// The word that Python uses.
+    /// The reason's name in the Python API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hole => "hole",
@@ -28,25 +28,25 @@ impl Reason {
     }
 }
 
-/// Messages that will not come.
+/// Missing messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
     /// Why.
     pub reason: Reason,
-    /// Namespace; `None` for all.
+    /// Namespace; `None` for all namespaces.
     pub nsp: Option<String>,
-    /// Who sent them; `None` for anybody.
+    /// The sender; `None` for all senders.
     pub sender: Option<String>,
-    /// How many; `None` when nobody can know.
+    /// Number of missing messages; `None` when it is unknown.
     pub missing: Option<u64>,
     /// The last moment at which nothing was missing.
     pub since: SystemTime,
 }
 
-/// Most senders that one overflow tells apart; what further ones lost is counted together.
+/// Maximum number of senders that one overflow lists. The losses of further senders are counted together.
 const SENDERS: usize = 1000;
 
-/// Messages dropped one after the other because there was no room, by namespace and sender.
+/// Consecutive messages that were dropped for lack of room, by namespace and sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overflow {
     since: SystemTime,
@@ -54,18 +54,18 @@ pub struct Overflow {
 }
 
 impl Overflow {
-    /// The first dropped message.
+    /// An overflow with the first dropped message.
     pub fn of(nsp: Option<String>, sender: Option<String>) -> Self {
         Self { since: SystemTime::now(), missing: BTreeMap::from([((nsp, sender), 1)]) }
     }
 
-    /// What a gap says, where there is no room for one more gap.
+    /// An overflow with the content of a gap, when there is no room for another gap.
     pub fn from_gap(gap: Gap) -> Self {
         let Gap { nsp, sender, missing, since, .. } = gap;
         Self { since, missing: BTreeMap::from([((nsp, sender), missing.unwrap_or(1))]) }
     }
 
-    /// Add what was dropped later.
+    /// Add messages that were dropped later.
     pub fn merge(&mut self, other: Self) {
         self.since = self.since.min(other.since);
         for ((nsp, sender), count) in other.missing {
@@ -77,7 +77,8 @@ impl Overflow {
         }
     }
 
-    /// How many in all. Saturates: numbers of messages, and so the holes between them, are whatever a sender claims.
+    /// Total number of missing messages. Saturates, because sequence numbers, and therefore gaps, are whatever a sender
+    /// claims.
     pub fn missing(&self) -> u64 {
         self.missing.values().fold(0, |sum, count| sum.saturating_add(*count))
     }

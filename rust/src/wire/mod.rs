@@ -1,4 +1,4 @@
-//! What travels between servers: messages, their encodings, signatures, and what a hole in their numbers means. No I/O.
+//! The protocol between servers: messages, their encodings, signatures and gap detection by sequence number. No I/O.
 
 pub mod codec;
 pub mod cursor;

@@ -5,9 +5,9 @@
 
 use crate::error::{Error, Result};
 
-/// Longest payload `NOTIFY` accepts: one byte less than 8000 (PostgreSQL `NOTIFY_PAYLOAD_MAX_LENGTH`).
+/// Longest payload that `NOTIFY` accepts: one byte less than 8000 (PostgreSQL `NOTIFY_PAYLOAD_MAX_LENGTH`).
 pub const NOTIFY_LIMIT_BYTES: usize = 7999;
-/// Longest identifier, and so the longest channel name (`NAMEDATALEN - 1`).
+/// Longest identifier, and therefore the longest channel name (`NAMEDATALEN - 1`).
 pub const CHANNEL_LIMIT_BYTES: usize = 63;
 /// Node's default `payloadThreshold`: from this size on a message travels as an attachment.
 pub const DEFAULT_PAYLOAD_THRESHOLD_BYTES: usize = 8000;
@@ -15,7 +15,7 @@ pub const DEFAULT_PAYLOAD_THRESHOLD_BYTES: usize = 8000;
 ///
 /// `serde_json` and `rmp-serde` recurse; 100 levels plus the envelope stay inside their own limit of 128.
 pub const MAX_DEPTH: usize = 100;
-/// The uid that makes peers treat the sender as no member of the cluster.
+/// The uid of senders that are not members of the cluster.
 pub const EMITTER_UID: &str = "emitter";
 /// Value of `source`: `@socket.io/cluster-adapter` workers drop messages that lack it.
 pub const SOURCE: &str = "_sio_adapter";
@@ -46,7 +46,7 @@ pub enum MessageType {
     ServerSideEmit = 9,
     /// Answer to [`MessageType::ServerSideEmit`].
     ServerSideEmitResponse = 10,
-    /// How many clients of one server got a broadcast that wants acknowledgements.
+    /// How many clients of one server received a broadcast that requests acknowledgements.
     BroadcastClientCount = 11,
     /// One client's acknowledgement of a broadcast.
     BroadcastAck = 12,
@@ -83,7 +83,7 @@ impl MessageType {
         self as u8
     }
 
-    /// Whether its messages choose sockets.
+    /// Whether messages of this type select sockets.
     pub const fn has_opts(self) -> bool {
         matches!(
             self,
@@ -92,10 +92,10 @@ impl MessageType {
     }
 }
 
-/// User data still in the format it was written or received in.
+/// User data in the format in which it was written or received.
 ///
-/// A JSON text can be handed to clients untouched; MessagePack is used exactly when binary is inside or when the
-/// message came as an attachment.
+/// A JSON text can be sent to clients unchanged. MessagePack is used exactly when the data contain binary or the
+/// message arrived as an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
     /// One JSON document.
@@ -121,24 +121,24 @@ impl Data {
         }
     }
 
-    /// Whether there is nothing at all, not even an empty document.
+    /// Whether there are no bytes at all, not even an empty document.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Which sockets a message is for. No rooms means all sockets of the namespace.
+/// The sockets that a message addresses. Without rooms it addresses all sockets of the namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Opts {
     /// Union of rooms.
     pub rooms: Vec<String>,
-    /// Rooms whose members are left out.
+    /// Rooms whose members are excluded.
     pub except: Vec<String>,
     /// Modifiers of the broadcast.
     pub flags: Flags,
 }
 
-/// Flags that mean something across servers. Absent, null and false are the same.
+/// Flags with an effect across servers. Absent, null and false are the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flags {
     /// The packet may be dropped for clients that are not ready.
@@ -147,39 +147,39 @@ pub struct Flags {
     pub compress: Option<bool>,
 }
 
-/// One message between servers. The fields from `opts` to `args` belong to some types only, see [`Message::trimmed`]; in a
-/// message of another type they have their default values and are not sent.
+/// One message between servers. The fields from `opts` to `args` are used by some types only, see [`Message::trimmed`].
+/// In messages of other types they have their default values and are not sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// Type of the message.
     pub kind: MessageType,
-    /// Server id of the sender; empty until published, [`EMITTER_UID`] for processes that are no server.
+    /// Server id of the sender; empty until published, [`EMITTER_UID`] for processes that are not servers.
     pub uid: String,
     /// Namespace, with its leading slash.
     pub nsp: String,
-    /// Which sockets it is for.
+    /// The sockets that the message addresses.
     pub opts: Opts,
     /// Rooms that sockets join or leave.
     pub rooms: Vec<String>,
     /// Whether a disconnect closes the connection below the namespace, too.
     pub close: bool,
-    /// What an answer refers to; a broadcast and an event for servers have one when they want answers.
+    /// Id of a request, which its answers repeat. A broadcast or an event for servers has one when it requests answers.
     pub request_id: Option<String>,
-    /// `[event, *args]`; of an answer its value.
+    /// `[event, *args]`; in an answer, its value.
     pub packet: Option<Data>,
     /// The sockets that were found, as an array.
     pub sockets: Option<Data>,
-    /// How many clients got a broadcast.
+    /// How many clients received a broadcast.
     pub client_count: u64,
-    /// All arguments of an acknowledgement as an array, our extension; `packet` is the first.
+    /// All arguments of an acknowledgement as an array, an extension of this package; `packet` is the first argument.
     pub args: Option<Data>,
-    /// Whether a Go server wrote it, told by the order of its keys. Go wraps the value of an answer in an array and
-    /// expects the same, where Node sends and expects the bare value.
+    /// Whether a Go server wrote the message, determined from the order of its keys. Go wraps the value of an answer in
+    /// an array and expects the same, where Node sends and expects the bare value.
     pub is_from_go: bool,
 }
 
 impl Message {
-    /// A message without any of the fields that only some types have. The publisher signs it with its own uid.
+    /// A message without the fields that only some types have. The publisher adds its own uid.
     pub fn new(kind: MessageType, nsp: impl Into<String>) -> Self {
         Self {
             kind,
@@ -197,7 +197,7 @@ impl Message {
         }
     }
 
-    /// Without what has no meaning in a message of this type.
+    /// The message without fields that have no meaning for its type.
     #[must_use]
     pub fn trimmed(self) -> Self {
         let Self { kind, uid, nsp, opts, rooms, close, request_id, packet, sockets, client_count, args, is_from_go } =
@@ -216,7 +216,7 @@ impl Message {
         }
     }
 
-    /// The name on the wire of a field that is missing, in a message that makes no sense without it.
+    /// The name on the wire of a required field that is missing.
     pub fn lacks(&self) -> Option<&'static str> {
         match self.kind {
             MessageType::Broadcast | MessageType::ServerSideEmit => self.packet.is_none().then_some("packet"),
@@ -234,7 +234,7 @@ impl Message {
         }
     }
 
-    /// Rooms that sockets are about to join.
+    /// Rooms that the message makes sockets join.
     pub fn joined(&self) -> &[String] {
         if self.kind == MessageType::SocketsJoin { &self.rooms } else { &[] }
     }
@@ -244,13 +244,13 @@ impl Message {
         [&self.packet, &self.args, &self.sockets].into_iter().flatten()
     }
 
-    /// Whether any of them holds binary, and so has no place in JSON.
+    /// Whether any of them holds binary, which JSON cannot represent.
     pub fn is_binary(&self) -> bool {
         self.data().any(|data| matches!(data, Data::MessagePack(_)))
     }
 
-    /// Which sockets it is for, if it is for sockets and wants no answer: then a server without any of them has nothing to
-    /// do.
+    /// The addressed sockets, if the message is for sockets and requests no answer. A server without any of these
+    /// sockets can ignore such a message.
     pub fn opts_for_sockets(&self) -> Option<&Opts> {
         let is_for_sockets = self.kind.has_opts() && self.request_id.is_none();
         is_for_sockets.then_some(&self.opts)
@@ -260,7 +260,7 @@ impl Message {
     pub fn size_bytes(&self) -> usize {
         let data = self.data().map(Data::len).sum::<usize>();
         let names = self.opts.rooms.iter().chain(&self.opts.except).chain(&self.rooms).chain(&self.request_id);
-        // A name of one byte takes as much as its String and the smallest piece of heap.
+        // A name of one byte takes the size of its `String` and of the smallest heap allocation.
         let names = names.map(|name| name.len() + 48).sum::<usize>();
         data + names + self.nsp.len() + self.uid.len() + 200
     }
@@ -268,8 +268,7 @@ impl Message {
 
 /// Name of the channel that carries a namespace.
 ///
-/// # Errors
-/// Longer than 63 bytes: `LISTEN` would cut it silently and `pg_notify` would refuse it.
+/// # Errors The name is longer than 63 bytes: `LISTEN` would truncate it silently, and `pg_notify` would reject it.
 pub fn channel_name(prefix: &str, nsp: &str) -> Result<String> {
     let channel = [prefix, "#", nsp].concat();
     check_channel(&channel)?;
@@ -296,7 +295,7 @@ pub fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Quote a text. With `standard_conforming_strings`, the default, only quotes in it matter.
+/// Quote a string literal. With `standard_conforming_strings`, the default, only quotes need escaping.
 pub fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

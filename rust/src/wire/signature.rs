@@ -1,11 +1,12 @@
 //! Signed messages: HMAC-SHA256 with a secret that the servers of a cluster share.
 //!
-//! PostgreSQL lets every role that may connect publish on every channel. With a signing key, what was not written by
-//! a holder of the key is dropped. Node and Go servers cannot sign, so a cluster with a key has none.
+//! PostgreSQL lets every role that may connect publish on every channel. With a signing key, messages that were not
+//! written by a holder of the key are dropped. Node and Go servers cannot sign, so they cannot be members of a cluster
+//! with a key.
 //!
-//! The signature stands last in the notification, as `"h"`. It covers the channel and everything before it: server id,
-//! namespace, sequence number and, of a message that travels as an attachment, the digest of the body, `"b"`. So a
-//! header is known to be genuine before its attachment is fetched.
+//! The signature is the last field of the notification, `"h"`. It covers the channel and all fields before it: server
+//! id, namespace, sequence number and, for an attachment, the digest of the body, `"b"`. Therefore a header is verified
+//! before its attachment is fetched.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
@@ -14,13 +15,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Bytes of a signature, and of a digest, that are sent. RFC 2104 §5: half of the output, 128 bits, is what may be left.
+/// Number of bytes of a signature, and of a digest, that are sent. RFC 2104 §5 allows truncation to half of the output,
+/// 128 bits.
 const TAG_BYTES: usize = 16;
 /// The key that carries the signature.
 const SIGNATURE_KEY: &str = ",\"h\":\"";
 /// The key that carries the digest of an attachment.
 const DIGEST_KEY: &str = ",\"b\":\"";
-/// What follows the signature in the header of an attachment; the database fills in the rest.
+/// The text after the signature in the header of an attachment; the database adds the id.
 const ATTACHMENT_KEY: &str = "\",\"attachmentId\":\"";
 
 /// The shared secret.
@@ -29,16 +31,16 @@ pub struct SigningKey {
     mac: Hmac<Sha256>,
 }
 
-/// What a genuine notification says about its attachment.
+/// What a verified notification says about its attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed {
     digest: Option<Vec<u8>>,
 }
 
 impl SigningKey {
-    /// From the secret's bytes.
+    /// A key from the secret's bytes.
     pub fn new(secret: &[u8]) -> Result<Self> {
-        // RFC 2104 takes a key of any length; the type wants the case answered.
+        // RFC 2104 allows keys of any length, but the type requires the error to be handled.
         let mac = Hmac::new_from_slice(secret).map_err(|error| Error::options("signing_key", "", error.to_string()))?;
         Ok(Self { mac })
     }
@@ -46,12 +48,12 @@ impl SigningKey {
     fn mac(&self, channel: &str, text: &str) -> Hmac<Sha256> {
         let mut mac = self.mac.clone();
         mac.update(channel.as_bytes());
-        mac.update(b"\0"); // no channel holds a NUL, so the two cannot be shifted against each other
+        mac.update(b"\0"); // no channel holds a NUL, so the boundary is unambiguous
         mac.update(text.as_bytes());
         mac
     }
 
-    /// Append the signature to a notification, of which only the end is still missing.
+    /// Append the signature to a notification that is complete except for its end.
     pub fn sign(&self, channel: &str, text: &mut String, body: Option<&[u8]>) {
         if let Some(body) = body {
             push(text, DIGEST_KEY, &digest(body));
@@ -65,7 +67,7 @@ impl SigningKey {
         let missing = "it is not signed";
         let (text, rest) = payload.rsplit_once(SIGNATURE_KEY).ok_or(missing)?;
         let (tag, rest) = rest.split_at_checked(rest.find('"').ok_or(missing)?).ok_or(missing)?;
-        // Nothing but the closing brace, or the id that the database filled in, may stand behind the signature.
+        // Only the closing brace, or the id that the database added, may follow the signature.
         if rest != "\"}" && !rest.strip_prefix(ATTACHMENT_KEY).is_some_and(is_id) {
             return Err("something stands behind its signature");
         }
@@ -77,7 +79,7 @@ impl SigningKey {
 }
 
 impl Signed {
-    /// Whether this is the attachment that was signed.
+    /// Whether `body` is the attachment that was signed.
     pub fn covers(&self, body: &[u8]) -> bool {
         self.digest.as_deref() == Some(&digest(body))
     }

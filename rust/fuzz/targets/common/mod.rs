@@ -1,10 +1,10 @@
-//! What must be true of every message that was decoded, whatever it was decoded from.
+//! Invariants of every decoded message, whatever its source.
 
 use _core::error::Result;
 use _core::wire::codec::{self, json, msgpack};
 use _core::wire::protocol::{Data, MAX_DEPTH, Message};
 
-/// Look at all of it, as a server that has clients for it does, and pass it on.
+/// Read all of a message, as a server with clients for it does, and pass it on.
 pub fn check(message: &Message) {
     let is_all_json = message.data().all(|data| matches!(data, Data::Json(_)));
     let is_all_packed = message.data().all(|data| matches!(data, Data::MessagePack(_)));
@@ -12,7 +12,7 @@ pub fn check(message: &Message) {
         match data {
             Data::Json(text) => {
                 assert!(!json::is_too_deep(text), "deeper than {MAX_DEPTH}");
-                // Numbers beyond a float, and halves of surrogate pairs, are Python's to take; it must be JSON, though.
+                // Python handles numbers beyond a float, and halves of surrogate pairs, but the text must be JSON.
                 serde_json::from_str::<&serde_json::value::RawValue>(text).expect("user data is JSON");
             }
             Data::MessagePack(bytes) => msgpack::build(bytes, &mut Nothing).expect("user data is MessagePack"),
@@ -34,7 +34,7 @@ pub fn check(message: &Message) {
     }
 }
 
-/// Builds nothing out of everything.
+/// Builds no values.
 struct Nothing;
 
 impl msgpack::Build for Nothing {

@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// The settings of `[service]`, from the named file, or `~/.pg_service.conf` and then the system-wide file.
+/// The settings of section `[service]`, from the named file, or else from `~/.pg_service.conf` and then the system-wide
+/// file.
 pub(super) fn read_service(service: &str, file: Option<&str>, env: Env) -> Result<Pairs> {
     let personal = match file {
         Some(file) => {
@@ -59,7 +60,7 @@ fn read_service_file(file: &Path, service: &str) -> Result<Option<Pairs>> {
         if !is_keyword(keyword) {
             return Err(bad(format!("line {number}: unknown keyword {keyword:?} (no spaces around \"=\")")));
         }
-        // As in libpq the first of two equal keywords counts.
+        // As in libpq, the first of two equal keywords takes precedence.
         if pairs.iter().all(|(known, _)| known != keyword) {
             pairs.push((keyword.to_owned(), value.to_owned()));
         }
@@ -67,16 +68,17 @@ fn read_service_file(file: &Path, service: &str) -> Result<Option<Pairs>> {
     Ok(found)
 }
 
-/// What the password file says about one server.
+/// The password file's result for one server.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Passfile {
     /// Password of the first matching line.
     pub(crate) password: Option<String>,
-    /// Why the file was left unread although it exists.
+    /// Why the file was ignored although it exists.
     pub(crate) ignored: Option<String>,
 }
 
-/// Look `[host, port, dbname, user]` up. A missing file is no error, an unsafe one is ignored, as in libpq.
+/// Look up the password for `[host, port, dbname, user]`. As in libpq, a missing file is not an error, and an unsafe
+/// file is ignored.
 pub(super) fn read_passfile(file: &Path, wanted: [&str; 4]) -> Passfile {
     let ignored = |reason: &str| Passfile {
         password: None,
@@ -117,7 +119,7 @@ fn match_line(line: &str, wanted: [&str; 4]) -> Option<String> {
     Some(unescape(split_field(rest).0))
 }
 
-/// The text before the first `:` that has no `\` before it, and what follows.
+/// The text before the first `:` that is not escaped by `\`, and the text after it.
 fn split_field(text: &str) -> (&str, Option<&str>) {
     let mut is_escaped = false;
     for (at, c) in text.char_indices() {

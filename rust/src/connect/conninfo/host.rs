@@ -14,7 +14,7 @@ pub struct Host {
     pub name: String,
     /// Address to use instead of looking the name up.
     pub addr: Option<IpAddr>,
-    /// Port, also of a Unix socket.
+    /// Port; for a Unix socket, the number in its file name.
     pub port: u16,
 }
 
@@ -55,8 +55,8 @@ impl Host {
             .collect()
     }
 
-    /// Directory of the Unix socket, if this is one. The default one is looked for at every call, because the
-    /// server may not have been up before.
+    /// Directory of the Unix socket, or `None` for TCP. The default directory is searched at every call, because the
+    /// server may not have been running before.
     pub fn socket_dir(&self) -> Option<PathBuf> {
         if self.addr.is_some() || !cfg!(unix) {
             return None;
@@ -69,7 +69,7 @@ impl Host {
         self.name.starts_with('/').then(|| PathBuf::from(&self.name))
     }
 
-    /// Name to look up and to verify the certificate against; the address if there is no name.
+    /// Name to look up and to verify the certificate against, or the address if there is no name.
     pub(crate) fn server_name(&self) -> String {
         match self.addr {
             Some(addr) if self.name.is_empty() || self.name.starts_with('/') => addr.to_string(),
@@ -78,7 +78,7 @@ impl Host {
         }
     }
 
-    /// What the first field of the password file is compared with.
+    /// The value to compare with the first field of the password file.
     pub(super) fn passfile_name(&self) -> String {
         match self.addr {
             Some(addr) if self.name.is_empty() => addr.to_string(),

@@ -1,12 +1,12 @@
 //! The keywords of a connection string.
 
-/// Looks an environment variable up; [`process_env`](super::process_env) outside tests.
+/// Looks up an environment variable; [`process_env`](super::process_env) outside tests.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Keywords and their values.
 pub(super) type Pairs = Vec<(String, String)>;
 
-/// Every keyword that is understood, with the environment variable that supplies it.
+/// Every supported keyword, with its environment variable.
 pub(super) const KEYWORDS: &[(&str, &str)] = &[
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
@@ -40,12 +40,12 @@ pub(super) const KEYWORDS: &[(&str, &str)] = &[
     ("load_balance_hosts", "PGLOADBALANCEHOSTS"),
 ];
 
-/// Keywords of libpq for what the driver cannot do: environment variable, the values that ask for nothing (empty
-/// list: any value), and what to do instead.
+/// Keywords of libpq for features that the driver lacks, each with its environment variable, the values that do not
+/// request the feature (empty list: any value), and what to do instead.
 pub(super) const UNSUPPORTED: &[(&str, &str, &[&str], &str)] = &[
     ("gssencmode", "PGGSSENCMODE", &["disable", "prefer"], "GSSAPI is not supported; use sslmode"),
     ("gssdelegation", "PGGSSDELEGATION", &["0"], "GSSAPI is not supported"),
-    // Names only, without effect unless the server asks for GSSAPI, which is then an error of its own.
+    // Only a name, without effect unless the server requests GSSAPI, which is an error of its own.
     ("krbsrvname", "PGKRBSRVNAME", &[], ""),
     ("gsslib", "PGGSSLIB", &[], ""),
     ("sslcompression", "PGSSLCOMPRESSION", &[], ""), // without effect in libpq, too

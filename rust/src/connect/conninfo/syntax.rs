@@ -1,4 +1,4 @@
-//! The two spellings of a connection string, `key=value` and URI, exactly as libpq reads them.
+//! The two formats of a connection string, `key=value` and URI, exactly as libpq reads them.
 //!
 //! Errors name the offending part only when it cannot be a piece of a password.
 
@@ -17,7 +17,7 @@ pub(super) fn parse(dsn: &str) -> Result<Pairs> {
     };
     for (keyword, value) in &mut pairs {
         if keyword == "requiressl" {
-            // Spelling of PostgreSQL 7, still understood by libpq.
+            // Syntax of PostgreSQL 7, still accepted by libpq.
             let mode = if value.starts_with('1') { "require" } else { "prefer" };
             (*keyword, *value) = ("sslmode".to_owned(), mode.to_owned());
         }
@@ -29,7 +29,7 @@ fn malformed(reason: impl Into<String>) -> Error {
     Error::options("dsn", "", reason)
 }
 
-/// What C calls space; `char::is_ascii_whitespace` leaves out the vertical tab.
+/// C's `isspace`. `char::is_ascii_whitespace` does not include the vertical tab.
 fn is_space(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\x0b'
 }
@@ -87,7 +87,7 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     let dbname = path.strip_prefix('/').unwrap_or(path);
     let given = [("user", user), ("password", password), ("host", &hosts), ("port", &ports), ("dbname", dbname)];
     for (keyword, value) in given {
-        // An absent part is not stored, so that the environment can supply it.
+        // An empty part is not stored, so that the environment can supply it.
         if !value.is_empty() {
             pairs.push((keyword.to_owned(), decode(value, keyword)?));
         }
@@ -145,7 +145,8 @@ fn parse_query(mut query: &str, pairs: &mut Pairs) -> Result<()> {
     Ok(())
 }
 
-/// Undo percent-encoding. Spaces around a value are dropped, inside they are refused, as since libpq 18.
+/// Undo percent-encoding. As in libpq 18 and later, spaces around a value are removed, and spaces inside it are an
+/// error.
 fn decode(text: &str, keyword: &str) -> Result<String> {
     let bad = |reason: &str| Error::options(keyword, "", format!("in a URI {reason}"));
     let text = text.trim_matches(' ');

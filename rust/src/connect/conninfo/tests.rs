@@ -43,7 +43,7 @@ impl Drop for TempDir {
     }
 }
 
-/// What libpq 18 makes of a connection string, recorded with `psycopg.conninfo.conninfo_to_dict`.
+/// Results of libpq 18's parser for connection strings, recorded with `psycopg.conninfo.conninfo_to_dict`.
 const LIBPQ_ACCEPTS: &[(&str, &[(&str, &str)])] = &[
     ("", &[]),
     ("host=a port=1", &[("host", "a"), ("port", "1")]),
@@ -113,7 +113,7 @@ const LIBPQ_ACCEPTS: &[(&str, &[(&str, &str)])] = &[
     ("dbname=postgresql://x/y", &[("dbname", "postgresql://x/y")]),
 ];
 
-/// What libpq 18 refuses; ours must, too.
+/// Connection strings that libpq 18 rejects; this parser must reject them, too.
 const LIBPQ_REFUSES: &[&str] = &[
     "host",
     "host=a port",
@@ -296,7 +296,7 @@ fn nothing_printed_shows_the_password() {
     let conninfo = parse("postgresql://us%40er:s3cr%40t@db1,[::1]:5433,%2Ftmp:1/my%20db?sslmode=require").unwrap();
     assert_eq!(conninfo.password, Some(Secret("s3cr@t".to_owned())));
     assert_eq!(conninfo.redacted(), "postgresql://us%40er@db1:5432,[::1]:5433,%2Ftmp:1/my%20db?sslmode=require");
-    // What is printed can be connected with.
+    // The printed connection string can be used to connect.
     assert_eq!(parse(&conninfo.redacted()).unwrap().hosts(), conninfo.hosts());
     assert!(!format!("{conninfo:?}").contains("s3cr"));
 }
@@ -411,7 +411,7 @@ fn password_file() {
     assert_eq!(look(""), [some("local")]);
     assert_eq!(look("hostaddr=::1"), [some("six")]);
     assert_eq!(look("host=db hostaddr=10.0.0.1"), [some("first")]);
-    assert_eq!(look("host=db user=eve"), [None]); // `\*` is no wildcard
+    assert_eq!(look("host=db user=eve"), [None]); // `\*` is not a wildcard
     assert_eq!(look("host=db user=*"), [some("star")]);
     assert_eq!(look("host=zwölf"), [some("ü")]);
     assert_eq!(look("host=short"), [None]);

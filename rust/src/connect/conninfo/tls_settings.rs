@@ -1,18 +1,18 @@
-//! What the keywords about TLS ask for.
+//! The settings of the TLS keywords.
 
 use super::values::Values;
 use crate::error::{Error, Result};
 use std::fmt;
 use std::path::PathBuf;
 
-/// How far a connection is to be protected, as in libpq.
+/// `sslmode`, as in libpq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SslMode {
     /// Never TLS.
     Disable,
-    /// TLS only if the server refuses without.
+    /// TLS only if the server rejects an unencrypted connection.
     Allow,
-    /// TLS if the server has it.
+    /// TLS if the server supports it.
     Prefer,
     /// TLS; the chain is verified if a root certificate file exists.
     Require,
@@ -37,7 +37,7 @@ impl fmt::Display for SslMode {
     }
 }
 
-/// A file that is either named by the user, and then must exist, or looked for at its default place.
+/// A file that is either named by the user, and must exist then, or optional at its default location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TlsFile {
     pub(crate) path: PathBuf,
@@ -60,7 +60,7 @@ pub(crate) enum RootCert {
     File(Option<TlsFile>),
 }
 
-/// TLS protocol versions that rustls has.
+/// TLS protocol versions that rustls supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TlsVersion {
     V12,
@@ -81,13 +81,13 @@ pub(crate) struct TlsSettings {
 }
 
 impl TlsSettings {
-    /// Read every keyword about TLS, and refuse what protects less than it seems to.
+    /// Read all TLS keywords, and reject combinations that protect less than they seem to.
     pub(super) fn read(values: &Values) -> Result<Self> {
         let root = match values.get("sslrootcert") {
             Some("system") => RootCert::System,
             _ => RootCert::File(TlsFile::read(values, "sslrootcert", "root.crt")),
         };
-        // With the public authorities anybody can have a valid certificate, so the name must be checked.
+        // Anybody can get a valid certificate from a public CA, so the host name must be checked.
         let default_mode = if root == RootCert::System { SslMode::VerifyFull } else { SslMode::Prefer };
         let mode = values.choice("sslmode", SSL_MODES)?.unwrap_or(default_mode);
         if root == RootCert::System && mode < SslMode::VerifyFull {
@@ -99,7 +99,7 @@ impl TlsSettings {
             let reason = "too weak for sslnegotiation=direct; use require, verify-ca or verify-full";
             return Err(Error::options("sslmode", mode.to_string(), reason));
         }
-        // rustls has nothing older than 1.2: an older lower bound is met, an older upper bound cannot be.
+        // rustls supports TLS 1.2 and later: an older lower bound is always met, an older upper bound never.
         let min_version = values.choice(
             "ssl_min_protocol_version",
             &[

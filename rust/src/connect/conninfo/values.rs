@@ -1,4 +1,4 @@
-//! What was given for each keyword, from the connection string, the service file and the environment.
+//! The value of each keyword, from the connection string, the service file and the environment.
 
 use super::keywords::{Env, KEYWORDS, UNSUPPORTED, is_keyword};
 use super::{files, syntax};
@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-/// The merged values by keyword. An empty one counts as not given, but keeps the environment from supplying it.
+/// The merged values by keyword. An empty value counts as not given, but takes precedence over the environment.
 pub(super) struct Values {
     by_keyword: HashMap<String, String>,
     home: Option<PathBuf>,
 }
 
 impl Values {
-    /// Merge by libpq's precedence, and refuse keywords that nobody knows or that the driver cannot heed.
+    /// Merge with libpq's precedence, and reject unknown keywords and those that the driver does not support.
     pub(super) fn gather(dsn: &str, env: Env) -> Result<Self> {
         let mut by_keyword = HashMap::new();
         for (keyword, value) in syntax::parse(dsn)? {
@@ -55,7 +55,7 @@ impl Values {
         Ok(values)
     }
 
-    /// What was given, unless it is empty.
+    /// The value of a keyword, unless it is empty.
     pub(super) fn get(&self, keyword: &str) -> Option<&str> {
         self.by_keyword.get(keyword).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -64,12 +64,12 @@ impl Values {
         self.get(keyword).map(PathBuf::from)
     }
 
-    /// A file in the home directory, where libpq has its defaults.
+    /// A file in the home directory, where libpq has its default files.
     pub(super) fn at_home(&self, file: &str) -> Option<PathBuf> {
         self.home.as_ref().map(|home| home.join(file))
     }
 
-    /// One of the words that are allowed.
+    /// The value of a keyword that must be one of the `allowed` words.
     pub(super) fn choice<T: Copy>(&self, keyword: &str, allowed: &[(&str, T)]) -> Result<Option<T>> {
         let Some(value) = self.get(keyword) else { return Ok(None) };
         if let Some((_, choice)) = allowed.iter().find(|(name, _)| *name == value) {

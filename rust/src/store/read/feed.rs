@@ -1,14 +1,14 @@
-//! Subscriptions: one keeper reads every event once, in settled order, into a ring that all of them share.
+//! Subscriptions: one keeper reads every event once, in settled order, into a ring that all subscriptions share.
 //!
 //! ```text
 //! wake-up ──► keeper (watermark) ──► ring, bounded ──► subscriptions that keep up
 //!                                         └─ behind it: pages from the table, up to the watermark
 //! ```
 //!
-//! A subscriber asks for what comes after a position of its own; so a slow one costs nobody anything, an answer that
-//! nobody waited for loses nothing, and handing over from pages to the ring can neither lose nor repeat. Positions are
-//! versions of events that were seen, never of gaps: a sequence that goes back after a crash gives out again only what
-//! nobody has seen.
+//! Each subscription requests the events after its own position. Therefore a slow subscription does not affect the
+//! others, an abandoned answer loses no events, and the change from pages to the ring neither loses nor repeats events.
+//! Positions are versions of events that were read, never of gaps: a sequence that goes back after a crash assigns
+//! again only versions that no reader has seen.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -34,48 +34,49 @@ use crate::store::read::wakeup::Wakeup;
 use crate::store::read::watermark::Holders;
 use crate::store::table::Table;
 
-/// Most events in one read of the keeper.
+/// Maximum number of events in one read of the keeper.
 const PAGE: i64 = 1000;
-/// Most events in the ring.
+/// Maximum number of events in the ring.
 const RING_COUNT: usize = 10_000;
-/// Most bytes in the ring.
+/// Maximum size of the events in the ring.
 const RING_BYTES: usize = 16 * 1024 * 1024;
-/// Delays between looks at a gap whose writers are at work: a rollback sends no notification.
+/// First and longest delay between checks of a gap with active writers. Checks are needed, because a rollback sends no
+/// notification.
 const GAP_FIRST: Duration = Duration::from_millis(2);
 const GAP_LAST: Duration = Duration::from_millis(50);
 
-/// Where a subscription begins.
+/// The position at which a subscription begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// After this version.
     After(i64),
-    /// With what is stored from now on.
+    /// With the events stored from now on.
     End,
 }
 
-/// What a subscriber asks for: what comes after a position, as soon as there is something.
+/// A subscription's request for the events after a position, to be answered as soon as there are any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Next {
-    /// All before is known.
+    /// All events up to this version have been received.
     pub position: i64,
-    /// At most so many events.
+    /// Maximum number of events.
     pub limit: usize,
-    /// Answer, too, as soon as it is known that there is nothing up to a higher position.
+    /// Also answer as soon as it is known that no matching event exists up to a higher position.
     pub reports_progress: bool,
-    /// Answer with what is known after so long, even if it is nothing.
+    /// Answer after this time with the events known by then, even if there are none.
     pub patience: Duration,
 }
 
-/// What a subscription is given at a time.
+/// The answer to one request of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// In increasing order of versions.
+    /// The events, in increasing order of versions.
     pub events: Vec<Arc<StoredEvent>>,
-    /// All matching events up to here have been given out.
+    /// All matching events up to this version have been delivered.
     pub position: i64,
-    /// Nothing is left to read at this moment.
+    /// At this moment there are no more events to read.
     pub is_caught_up: bool,
-    /// How often the listening session was opened anew so far.
+    /// How often the listening session has been reopened.
     pub reconnects: u64,
 }
 
@@ -87,31 +88,31 @@ struct Ring {
     floor: i64,
 }
 
-/// What the keeper has to say, for subscriptions that wait.
+/// The keeper's progress, for waiting subscriptions.
 #[derive(Debug, Clone, Default)]
 struct Progress {
-    /// All events up to here are final and read; `None` before the first settled look.
+    /// All events up to this version are final and read; `None` before the first settled version is known.
     position: Option<i64>,
     failure: Option<Error>,
 }
 
-/// What the keeper read.
+/// The result of one read of the keeper.
 struct Read {
     events: Vec<Arc<StoredEvent>>,
-    /// Up to here everything is final.
+    /// All versions up to this one are final.
     end: i64,
     /// There is more to read.
     is_full: bool,
     /// There are events beyond the end.
     is_before_gap: bool,
-    /// Who may still fill the gap, if that was looked at.
+    /// Transactions that may still fill the gap, if the locks were read.
     holders: Option<Vec<String>>,
 }
 
 /// A gap that has been open for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
-    /// Since when.
+    /// The time since when the gap is known.
     pub since: Instant,
     /// Transactions that may still fill it.
     pub holders: Vec<String>,
@@ -120,7 +121,7 @@ pub struct Gap {
 /// Counters.
 #[derive(Debug, Clone, Default)]
 pub struct FeedStats {
-    /// All events up to here are final and read; 0 before the first look.
+    /// All events up to this version are final and read; 0 before the first read.
     pub position: i64,
     /// Events the keeper has read.
     pub read: u64,
@@ -128,32 +129,33 @@ pub struct FeedStats {
     pub reads: u64,
     /// Pages read for subscriptions that were behind the ring.
     pub pages: u64,
-    /// Looks at the locks of writers.
+    /// How often the locks of writers were read.
     pub looks: u64,
-    /// The gap that holds the keeper up.
+    /// The gap that the keeper waits for.
     pub gap: Option<Gap>,
 }
 
-/// What subscriptions need of the store that made them: they end with it, the feed may go on for others.
+/// The parts of a store that its subscriptions need. The subscriptions end with the store; the feed may continue for
+/// others.
 pub struct Owner {
-    /// For pages.
+    /// Connections for reading pages.
     pool: Arc<Pool>,
     subscriptions: AtomicUsize,
     is_closed: watch::Sender<bool>,
 }
 
 impl Owner {
-    /// Of a store that reads pages through a pool.
+    /// An owner for a store that reads pages through `pool`.
     pub fn new(pool: Arc<Pool>) -> Arc<Self> {
         Arc::new(Self { pool, subscriptions: AtomicUsize::new(0), is_closed: watch::Sender::new(false) })
     }
 
-    /// Its subscriptions open.
+    /// Number of open subscriptions of the store.
     pub fn subscriptions(&self) -> usize {
         self.subscriptions.load(Ordering::Relaxed)
     }
 
-    /// End its subscriptions.
+    /// End the store's subscriptions.
     pub fn close(&self) {
         self.is_closed.send_replace(true);
     }
@@ -168,13 +170,13 @@ struct Life {
 
 /// See the module documentation.
 pub struct Feed {
-    /// For the keeper's rows.
+    /// Connections for the keeper.
     pool: Arc<Pool>,
     settler: Arc<Settler>,
     table: Arc<Table>,
-    /// Tells the keeper to look.
+    /// Wakes the keeper.
     pub wakeup: Arc<Wakeup>,
-    /// Why the keeper cannot read.
+    /// The reason why the keeper cannot read.
     pub outage: Outage,
     poll_interval: Duration,
     ring: Mutex<Ring>,
@@ -244,7 +246,7 @@ impl Feed {
         FeedStats { position: self.progress.borrow().position.unwrap_or(0), ..self.stats.lock().clone() }
     }
 
-    /// The keeper: find out where the table is settled, and read on from there.
+    /// The keeper's task: determine the settled version, and read on from there.
     async fn keep(&self) -> Error {
         let mut backoff = Backoff::default();
         let mut position = None;
@@ -277,12 +279,12 @@ impl Feed {
             }
             if !read.is_before_gap {
                 self.set_gap(None);
-                // The poll is what notices a disabled trigger, a lost wake-up and a table that was set back.
+                // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
                 looks_behind =
                     !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
             } else if let Some(holders) = read.holders.filter(|_| *position == Some(from)) {
                 self.set_gap(Some(holders));
-                // Looking at the locks of a busy server has its price, so never more often than this.
+                // Reading the locks of a busy server is expensive, so it is not done more often than this.
                 sleep(GAP_FIRST).await;
                 let _ = timeout(gap_delay, self.wakeup.changed.notified()).await;
                 gap_delay = (gap_delay * 2).min(GAP_LAST);
@@ -292,7 +294,7 @@ impl Feed {
         }
     }
 
-    /// Where to start: no history is scanned, but nothing may be added before it any more.
+    /// The keeper's first position: it skips the history, but no event may be added before it any more.
     async fn find_beginning(&self) -> Result<i64> {
         self.stats.lock().looks += 1;
         let waiting = |holders: &Holders| self.set_gap(Some(holders.iter().cloned().collect()));
@@ -304,8 +306,8 @@ impl Feed {
         Ok(position)
     }
 
-    /// Read what comes after a position. With nothing missing in between one statement tells it all; the locks are
-    /// looked at only across a gap, and now and then.
+    /// Read the events after a position. When their versions have no gap, one statement suffices. The locks are read
+    /// only when there is a gap, and from time to time.
     async fn read_on(&self, from: i64, looks_behind: bool) -> Result<Read> {
         let all = Query { since: from, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
         let (sql, parameters) = reader::sql(&self.table, &all);
@@ -348,7 +350,7 @@ impl Feed {
                 ring.events.push_back(Arc::clone(event));
             }
             self.stats.lock().read += count as u64;
-            // Full: the oldest go, and whoever is behind them reads pages.
+            // The ring is full: drop the oldest events. Subscriptions behind them read pages.
             while ring.events.len() > RING_COUNT || ring.bytes > RING_BYTES {
                 let Some(oldest) = ring.events.pop_front() else { break };
                 ring.bytes -= oldest.size_bytes();
@@ -359,8 +361,8 @@ impl Feed {
     }
 }
 
-/// Whether another connection can help. There was one when the store was opened, so that it is refused now, or ended in
-/// whatever words, is an outage.
+/// Whether another connection can help. The store was opened successfully, so a refused or lost connection is an outage
+/// now, whatever its SQLSTATE.
 fn passes(error: &Error) -> bool {
     error.is_transient() || error.is_connection_lost()
 }
@@ -376,7 +378,7 @@ async fn run(feed: Arc<Feed>) {
         feed.outage.ended();
         feed.settler.close().await;
         let mut life = feed.life.lock();
-        // A stop may be overtaken by a new subscription.
+        // A new subscription may have been made before the keeper stopped.
         if error.is_none() && life.subscriptions > 0 && !life.is_closed {
             drop(life);
             feed.progress.send_replace(Progress::default());
@@ -392,24 +394,24 @@ async fn run(feed: Arc<Feed>) {
 
 /// See [`Feed::subscribe`].
 pub struct Subscription {
-    /// A forked child inherits what it must not touch.
+    /// The process that created the subscription. A forked child inherits it, but must not use it.
     pid: u32,
     feed: Arc<Feed>,
     owner: Arc<Owner>,
     filter: Filter,
-    /// The answer under way; a new question takes its place.
+    /// The pending answer, which a new request replaces.
     asking: Mutex<Option<AbortHandle>>,
     nudged: Notify,
     is_closed: AtomicBool,
 }
 
 impl Subscription {
-    /// Whether this is a good start, and at which position it is.
+    /// Check a start, and determine its position.
     pub fn begin(self: &Arc<Self>, start: Start, completion: Completion<i64>) -> Result<()> {
         self.answer(completion, |this| async move { this.retried(|| this.find_start(start), || None).await })
     }
 
-    /// What comes after a position.
+    /// Request the events after a position.
     pub fn next(self: &Arc<Self>, next: Next, completion: Completion<Batch>) -> Result<()> {
         let began = Instant::now();
         self.answer(completion, move |this| async move {
@@ -418,7 +420,7 @@ impl Subscription {
         })
     }
 
-    /// Answer a question in the background; it takes the place of the one before.
+    /// Answer a request in the background. It replaces the previous request.
     fn answer<T, F>(self: &Arc<Self>, completion: Completion<T>, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
     where
         T: 'static,
@@ -443,18 +445,19 @@ impl Subscription {
         Ok(())
     }
 
-    /// Answer the question under way, or the next one, with what is known, even if it is nothing.
+    /// Answer the pending request, or the next one, with the events known by now, even if there are none.
     pub fn nudge(&self) {
         self.nudged.notify_one();
     }
 
-    /// End it; the feed ends with the last one. In a forked child nothing happens: it is the parent's.
+    /// End the subscription. The feed ends with its last subscription. In a forked child this does nothing, because the
+    /// subscription belongs to the parent.
     pub fn close(&self) {
         if self.pid != std::process::id() || self.is_closed.swap(true, Ordering::AcqRel) {
             return;
         }
         if let Some(asking) = self.asking.lock().take() {
-            asking.abort(); // its completion says "closed"
+            asking.abort(); // its completion reports "closed"
         }
         self.owner.subscriptions.fetch_sub(1, Ordering::Relaxed);
         let mut life = self.feed.life.lock();
@@ -464,14 +467,15 @@ impl Subscription {
         }
     }
 
-    /// Try again what time can mend, until there is something to say instead.
+    /// Repeat an attempt while its errors are transient, until `instead` returns a value.
     async fn retried<T, F>(&self, attempt: impl Fn() -> F, instead: impl Fn() -> Option<T>) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
         let mut backoff = Backoff::default();
         loop {
-            // The keeper's failure is final; one of ours may be mended by trying again, as the keeper does.
+            // A failure of the keeper is final. A failure of this subscription may be cured by trying again, as the
+            // keeper does.
             if let Some(error) = self.feed.progress.borrow().failure.clone() {
                 return Err(error);
             }
@@ -495,7 +499,8 @@ impl Subscription {
         Ok(position)
     }
 
-    /// Whether a position has been given out. The keeper watches its own; a subscription may be ahead of it.
+    /// Check that the sequence has assigned a position. The keeper checks its own position; a subscription may be ahead
+    /// of it.
     async fn check_position(&self, position: i64) -> Result<()> {
         let last = self.feed.settler.step(&self.feed.table).await?.last;
         if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
@@ -540,14 +545,14 @@ impl Subscription {
         Batch { events, position, is_caught_up, reconnects }
     }
 
-    /// What is after a position and not beyond a settled one: from the ring, or a page of the table.
+    /// The events after a position, up to a settled version, from the ring or from a page of the table.
     async fn take_settled(&self, position: i64, settled: i64, limit: usize) -> Result<Batch> {
         if let Some((events, end)) = self.take_from_ring(position, settled, limit) {
             return Ok(self.batch(events, end, end >= settled));
         }
         self.feed.stats.lock().pages += 1;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        // What is not settled is cut off here and not by the statement; see `reader::sql`.
+        // Events that are not settled are removed here and not by the statement; see `reader::sql`.
         let query = Query { since: position, until: i64::MAX, limit, is_backwards: false, filter: self.filter.clone() };
         let (sql, parameters) = reader::sql(&self.feed.table, &query);
         let mut connection = self.owner.pool.get().await?;

@@ -1,4 +1,4 @@
-//! Reading events, and hearing of new ones, in an order that is safe against late commits.
+//! Reading events, and being notified of new ones, in an order that is safe against late commits.
 
 pub mod feed;
 pub mod reader;

@@ -1,4 +1,4 @@
-//! Reading pages, and up to where a page is final.
+//! Reading pages, and determining up to which version a page is final.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,32 +15,32 @@ use crate::store::read::watermark::{Holders, Watermark};
 use crate::store::row::get;
 use crate::store::table::Table;
 
-/// Events, and from where it is safe to go on.
+/// Events, and the position from which it is safe to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// In the order asked for.
+    /// The events, in the requested order.
     pub events: Vec<Arc<StoredEvent>>,
-    /// The highest version that nothing can come before any more: read on after this one, and no event is missed.
-    /// Always the version of an event, or the position asked for.
+    /// The highest version before which no event can be added any more. A reader that continues after this version
+    /// misses no event. It is always the version of an event, or the requested position.
     pub safe_since: i64,
 }
 
-/// What to read.
+/// A query for events.
 #[derive(Debug, Clone)]
 pub struct Query {
     /// Only later versions.
     pub since: i64,
     /// Only versions up to this one.
     pub until: i64,
-    /// At most as many.
+    /// Maximum number of events.
     pub limit: i64,
     /// Highest version first.
     pub is_backwards: bool,
-    /// Which.
+    /// The filter that events must match.
     pub filter: Filter,
 }
 
-/// The steps of the watermark for one table. One at a time, and on a connection of its own: a fence means nothing
+/// Runs the steps of the watermark for one table, one at a time. It uses one connection throughout: a fence is invalid
 /// after a crash of the server, and a crash ends the connection.
 pub struct Settler {
     pool: Arc<Pool>,
@@ -49,30 +49,32 @@ pub struct Settler {
     sql_holders: &'static str,
 }
 
-/// What a reader of the table may rely on at one moment.
+/// The state of the table that a reader may rely on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
     /// All versions up to this one are final.
     pub settled: i64,
-    /// The last version given out.
+    /// The last version that the sequence has assigned.
     pub last: i64,
-    /// The transactions that writers have open.
+    /// The open transactions of writers.
     pub holders: Holders,
 }
 
-/// Transactions that may still commit a version they have drawn; see [`Watermark`].
+/// Transactions that may still commit a version that they have drawn; see [`Watermark`].
 const HOLDERS: &str = "SELECT virtualtransaction FROM pg_catalog.pg_locks \
      WHERE locktype = 'relation' AND relation = $1 AND database = \
      (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
      AND mode = 'RowExclusiveLock' AND granted";
-/// The same where writers take turns: whoever has drawn a version comes after all that is visible.
+/// As [`HOLDERS`], for serialized writers: a version drawn by an open transaction follows all visible versions, so
+/// there are no holders.
 const NOBODY: &str = "SELECT ''::pg_catalog.text WHERE $1::pg_catalog.oid IS NULL";
 
-/// Whether [`HOLDERS`] shows who has a version: PostgreSQL's documentation does not promise that, and a server of another
-/// make need not do it. Readers would then pass open transactions and miss their events.
+/// Check that [`HOLDERS`] shows the transactions that have drawn a version. PostgreSQL's documentation does not
+/// guarantee that, and a compatible server may behave differently. Readers would then skip open transactions and miss
+/// their events.
 ///
-/// One round trip and one transaction, because both statements are in one message. The first takes the lock by the
-/// function that `nextval` takes it by (`init_sequence` in sequence.c), but draws nothing.
+/// Both statements are sent in one message, and therefore need one round trip and run in one transaction. The first
+/// statement takes the lock with the same function as `nextval` (`init_sequence` in sequence.c), but draws no version.
 pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
     if table.is_serial {
         return Ok(());
@@ -85,7 +87,7 @@ pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
     let mut connection = pool.get().await?;
     let messages = match connection.client()?.simple_query(&sql).await {
         Ok(messages) => messages,
-        // Without a right to the sequence nothing can be told here, and nothing can be read on from.
+        // Without privileges on the sequence this check is impossible, and so is reading from a position.
         Err(error) if error.code().is_some_and(|code| code.code() == "42501") => return Ok(()),
         Err(error) => return Err(Error::from_postgres("look at the sequence's lock", &error, false)),
     };
@@ -100,19 +102,20 @@ pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
 }
 
 impl Settler {
-    /// For one table; connects on use.
+    /// A settler for one table, which connects on first use.
     pub fn new(pool: Arc<Pool>, table: &Table) -> Self {
         let sql_holders = if table.is_serial { NOBODY } else { HOLDERS };
         Self { pool, state: Mutex::default(), sql_last: sql_last(table), sql_holders }
     }
 
-    /// One step. Rows read after it are complete up to [`Settled::settled`].
+    /// Run one step. Rows that are read after it are complete up to [`Settled::settled`].
     pub async fn step(&self, table: &Table) -> Result<Settled> {
         let (settled, _) = self.step_and_read(table, None).await?;
         Ok(settled)
     }
 
-    /// Wait until all that is drawn by now is final. Short where transactions are; `waiting` hears who is waited for.
+    /// Wait until all versions drawn by now are final. The wait is short if transactions are short. `waiting` is called
+    /// with the transactions that are waited for.
     pub async fn settle_now(&self, table: &Table, mut waiting: impl FnMut(&Holders)) -> Result<i64> {
         let mut delay = Duration::from_millis(1);
         let mut now = self.step(table).await?;
@@ -122,16 +125,16 @@ impl Settler {
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(Duration::from_millis(50));
             now = self.step(table).await?;
-            wanted = wanted.min(now.last); // less after a crash: what was drawn and not committed is drawn again
+            wanted = wanted.min(now.last); // lower after a crash: uncommitted versions are drawn again
         }
         Ok(now.settled)
     }
 
-    /// One step, and rows read after it, in one round trip.
+    /// Run one step, and read rows after it, in one round trip.
     pub async fn step_and_read(&self, table: &Table, read: Option<(&str, &[Bind<'_>])>) -> Result<(Settled, Vec<Row>)> {
         let mut state = self.state.lock().await;
         let (connection, watermark) = &mut *state;
-        // A broken one is given back first: the pool has no other.
+        // A lost connection is returned first, because the pool has only one.
         let usable = connection.take().filter(|pooled| !pooled.is_closed());
         let mut pooled = if let Some(pooled) = usable {
             pooled
@@ -153,21 +156,21 @@ impl Settler {
         Ok((Settled { settled, last, holders }, rows))
     }
 
-    /// Give the connection back.
+    /// Return the connection to the pool.
     pub async fn close(&self) {
         *self.state.lock().await = (None, Watermark::default());
     }
 }
 
-/// The last version given out.
+/// The last version that the sequence has assigned.
 ///
-/// `SELECT last_value` alone can be up to 31 too high: every 32nd `nextval` writes to the log ahead, and while it does
-/// the row shows what it logs. A plain read does not wait for it; the function takes the lock that `nextval` holds then.
-/// Source: `nextval_internal` and `read_seq_tuple` in src/backend/commands/sequence.c. With a value too high, versions
-/// not yet drawn would count as settled, and their events would be skipped.
+/// `SELECT last_value` alone can be up to 31 too high: every 32nd `nextval` logs later values in advance, and while it
+/// does so, the row shows the logged value. A plain read does not wait for `nextval`; the function takes the lock that
+/// `nextval` holds meanwhile. Source: `nextval_internal` and `read_seq_tuple` in src/backend/commands/sequence.c. With
+/// a value too high, versions not yet drawn would count as settled, and their events would be skipped.
 fn sql_last(table: &Table) -> String {
     let (sequence, oid) = (&table.sequence, table.sequence_oid);
-    // before the first draw a sequence says 1
+    // before the first `nextval` the sequence shows 1
     format!("SELECT CASE WHEN is_called THEN pg_catalog.pg_sequence_last_value({oid}) ELSE 0 END FROM {sequence}")
 }
 
@@ -179,9 +182,10 @@ fn holders_of(rows: &[Row]) -> Result<Holders> {
     rows.iter().map(|row| get(row, 0)).collect()
 }
 
-/// Statement and parameters of a query. It has the bounds that bound something and no others: for two of them, on a table
-/// without statistics, PostgreSQL assumes so few rows that it sorts the rest of the table for every page; and for a limit
-/// that it does not know yet, so few that it walks all versions to find those of an aggregate.
+/// Statement and parameters of a query. The statement contains only bounds that have an effect. With two bounds, on a
+/// table without statistics, PostgreSQL assumes so few rows that it sorts the rest of the table for every page. With a
+/// limit that is unknown at planning time it assumes so few rows that it scans all versions to find those of an
+/// aggregate.
 pub fn sql(table: &Table, query: &Query) -> (String, Vec<Parameter>) {
     let mut parameters: Vec<Parameter> = Vec::new();
     let mut conditions = Vec::new();
@@ -218,7 +222,7 @@ pub fn events(rows: &[Row]) -> Result<Vec<Arc<StoredEvent>>> {
     rows.iter().map(|row| StoredEvent::from_row(row).map(Arc::new)).collect()
 }
 
-/// Everything visible that a query asks for, and up to where that is final.
+/// All visible events that match a query, and the version up to which they are final.
 pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Query) -> Result<Page> {
     let (sql, parameters) = sql(table, query);
     let binds = binds(&parameters);
@@ -234,7 +238,7 @@ pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Qu
         return Err(rewound(table, query.since, last));
     }
     if query.is_backwards {
-        // Read from the end: there is no "going on" from here.
+        // A backward query cannot be continued from this position.
         return Ok(Page { events, safe_since: query.since });
     }
     let contiguous = if query.filter.is_empty() { run_from(query.since, &events) } else { query.since };
@@ -245,7 +249,7 @@ pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Qu
     if holders.is_empty() {
         return Ok(Page { safe_since: highest_up_to(last, query.since, &events), events });
     }
-    // Writers are at work behind a gap: take a step of the watermark, and read again after it.
+    // There is a gap that active writers may fill: run a step of the watermark, and read again after it.
     let (settled, rows) = settler.step_and_read(table, Some((&sql, &binds))).await?;
     let events = self::events(&rows)?;
     let contiguous = if query.filter.is_empty() { run_from(query.since, &events) } else { query.since };
@@ -258,7 +262,7 @@ pub fn rewound(table: &Table, position: i64, last: i64) -> crate::error::Error {
     Error::Rewound { table: table.name.clone(), position, last_version: last }
 }
 
-/// How far versions follow one another without a gap: nothing can come in between.
+/// The version up to which versions follow one another without a gap, so that no event can be added in between.
 pub fn run_from(since: i64, events: &[Arc<StoredEvent>]) -> i64 {
     let mut end = since;
     for event in events {
@@ -270,19 +274,19 @@ pub fn run_from(since: i64, events: &[Arc<StoredEvent>]) -> i64 {
     end
 }
 
-/// The last event that is not beyond a version.
+/// The version of the last event up to `settled`.
 pub fn highest_up_to(settled: i64, since: i64, events: &[Arc<StoredEvent>]) -> i64 {
     let is_settled = |event: &&Arc<StoredEvent>| event.version <= settled;
     events.iter().rev().find(is_settled).map_or(since, |event| event.version)
 }
 
-/// The version of the last event; if `is_settled`, as soon as nothing can come before it any more.
+/// The version of the last event. With `is_settled`, waits until no event can be added before it any more.
 pub async fn latest_version(pool: &Arc<Pool>, settler: &Settler, table: &Table, is_settled: bool) -> Result<i64> {
     let until = if is_settled { settler.settle_now(table, |_| {}).await? } else { i64::MAX };
     latest_up_to(pool, table, until).await
 }
 
-/// The version of the last event that is not beyond a version; 0 when there is none.
+/// The version of the last event up to `until`; 0 when there is none.
 pub async fn latest_up_to(pool: &Arc<Pool>, table: &Table, until: i64) -> Result<i64> {
     let sql = format!("SELECT coalesce(pg_catalog.max(version), 0) FROM {} WHERE version <= $1", table.name);
     let mut connection = pool.get().await?;

@@ -1,4 +1,4 @@
-//! Reading on and on: while one page is being looked at, the next ones are on their way.
+//! Reading many pages with read-ahead: while one page is being processed, the next ones are fetched.
 
 use std::sync::Arc;
 
@@ -13,25 +13,25 @@ use crate::store::event_store::EventStore;
 use crate::store::read::reader::{self, Page, Query};
 use crate::store::row::get;
 
-/// Pages that wait for the consumer, beside the one it has and the one being read.
+/// Number of pages that wait for the consumer, in addition to the one being processed and the one being read.
 const AHEAD: usize = 1;
 
 type Events = Result<Vec<Arc<StoredEvent>>>;
 
-/// Pages of a query, one after the other. Dropped, it stops.
+/// Reads the pages of a query, one after the other. Reading stops when this is dropped.
 pub struct Reading {
     pages: Arc<Mutex<mpsc::Receiver<Events>>>,
 }
 
 impl Reading {
-    /// Begin. The query's limit is the size of a page.
+    /// Begin to read. The query's limit is the size of a page.
     pub fn begin(store: Arc<EventStore>, query: Query) -> Result<Self> {
         let (sender, pages) = mpsc::channel(AHEAD);
         runtime::handle()?.spawn(run(store, query, sender));
         Ok(Self { pages: Arc::new(Mutex::new(pages)) })
     }
 
-    /// Hand the next page over as soon as it is there; an empty one is the end.
+    /// Hand over the next page as soon as it is available. An empty page is the end.
     pub fn next(&self, completion: Completion<Page>) -> Result<()> {
         let pages = Arc::clone(&self.pages);
         runtime::handle()?.spawn(async move {
@@ -44,7 +44,7 @@ impl Reading {
 
 async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) {
     let reading = async {
-        // The first one notices, too, that the table ends before the position given.
+        // The first read also detects that the table ends before the given position.
         let page = store.load(query.clone()).await.map(|page| page.events);
         let last = page.as_ref().ok().and_then(|events| last_of_full(&query, events.len(), events.last()?.version));
         if pages.send(page).await.is_err() {
@@ -56,7 +56,7 @@ async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) 
         };
         loop {
             let last = rows.as_ref().map_or(Ok(None), |rows| last_of(&query, rows));
-            // The next page is asked for first, and the server is at work on it while this one is decoded.
+            // The next page is requested first, so that the server reads it while this one is decoded.
             let next = async {
                 match last {
                     Ok(Some(last)) => Some(read_after(&store, &query, last).await),
@@ -65,7 +65,7 @@ async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) 
                 }
             };
             let handing_over = async {
-                // The runtime has one thread: the request leaves when this task lets the connection's have it.
+                // The runtime has one thread: the request is sent once this task yields to the connection's task.
                 tokio::task::yield_now().await;
                 pages.send(rows.and_then(|rows| reader::events(&rows))).await
             };

@@ -1,7 +1,8 @@
-//! One feed per process and table: its listener, its keeper and its ring serve the subscriptions of all stores there.
+//! One feed per process and table: its listener, its keeper and its ring serve the subscriptions of all stores on that
+//! table.
 //!
-//! Stores share what connects and listens alike. The first one makes it, with connections of its own; it ends with the
-//! last one.
+//! Stores with equal connection and listening settings share a feed. The first store creates it, with separate
+//! connections, and it ends with the last store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +15,17 @@ use crate::store::read::reader::Settler;
 use crate::store::read::wakeup::{self, Wakeup};
 use crate::store::table::Table;
 
-/// How a store connects and listens. Stores that do so alike share a feed.
+/// A store's connection and listening settings. Stores with equal settings share a feed.
 pub struct Wanted {
-    /// Where to read.
+    /// Connects for reading.
     pub connector: Arc<Connector>,
-    /// Where to listen.
+    /// Connects for listening.
     pub listen_connector: Arc<Connector>,
     /// How to listen.
     pub listening: wakeup::Settings,
     /// How long connections live.
     pub limits: Limits,
-    /// Longest time between two looks at the table while nothing is heard.
+    /// Longest time between two reads of the table while no notification arrives.
     pub poll_interval: Duration,
 }
 
@@ -39,7 +40,7 @@ impl Wanted {
 }
 
 struct Entry {
-    /// A forked child inherits what it must not use.
+    /// The process that created the settings. A forked child inherits the feed, but must not use it.
     pid: u32,
     wanted: Arc<Wanted>,
     table: Arc<Table>,
@@ -49,25 +50,25 @@ struct Entry {
 
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
-/// What is shared.
+/// The parts that the stores of a table share.
 pub struct Shared {
     /// Subscriptions.
     pub feed: Arc<Feed>,
     /// The watermark.
     pub settler: Arc<Settler>,
-    /// The keeper's connections: one for rows, one for the watermark, whose fence belongs to it.
+    /// The keeper's connections: one for rows, and one for the watermark, whose fence is tied to that connection.
     pools: [Arc<Pool>; 2],
 }
 
-/// A store's share; given back when dropped, at the latest.
+/// A store's share of the feed, which is returned when dropped at the latest.
 pub struct Member {
-    /// What is shared.
+    /// The shared parts.
     pub shared: Arc<Shared>,
     pid: u32,
     is_left: bool,
 }
 
-/// A share in what there is for this table, or in something new.
+/// Join the existing feed of this table, or create one.
 pub fn join(wanted: &Arc<Wanted>, table: &Arc<Table>) -> Member {
     let pid = std::process::id();
     let mut entries = ENTRIES.lock();
@@ -94,7 +95,8 @@ pub fn join(wanted: &Arc<Wanted>, table: &Arc<Table>) -> Member {
 }
 
 impl Member {
-    /// Give the share back; the last one ends what is shared, and hands it out so that its connections can be closed.
+    /// Return the share. The last share ends the feed, and returns the shared parts so that their connections can be
+    /// closed.
     fn leave(&self) -> Option<Arc<Shared>> {
         if self.pid != std::process::id() {
             return None;
@@ -115,7 +117,7 @@ impl Member {
         Some(shared)
     }
 
-    /// Give the share back.
+    /// Return the share.
     pub async fn close(mut self) {
         self.is_left = true;
         if let Some(shared) = self.leave() {

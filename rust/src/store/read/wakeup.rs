@@ -1,7 +1,7 @@
-//! The one listening connection of a store: it says "look", never what there is.
+//! The listening connection of an event store. It signals that there may be new events, never which ones.
 //!
-//! A notification sets a flag; so a slow reader cannot hold up the server's queue, and a lost notification costs at most
-//! the time to the next poll.
+//! A notification only sets a flag. Therefore a slow reader cannot hold back the server's notification queue, and a
+//! lost notification delays reading until the next poll at most.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,14 +21,14 @@ use crate::error::{Error, Result};
 use crate::store::table::{GO_CHANNEL, Table};
 use crate::wire::protocol::quote_identifier;
 
-/// How to listen.
+/// Listening settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Silence after which the session is probed, and time it has to answer.
+    /// Silence after which the session is probed, and the time limit for the answer.
     pub notification_timeout: Duration,
     /// Longest delay between attempts to connect.
     pub reconnect_interval: Duration,
-    /// Attempts in a row after which listening ends with an error; `None`: never.
+    /// Number of consecutive attempts after which listening ends with an error; `None` for no limit.
     pub max_reconnect_attempts: Option<u32>,
 }
 
@@ -36,13 +36,13 @@ pub struct Settings {
 pub struct Wakeup {
     connector: Arc<Connector>,
     settings: Settings,
-    /// Signalled for every notification, and for every session that begins.
+    /// Signalled for every notification, and whenever a session begins.
     pub changed: Notify,
     is_connected: AtomicBool,
     sessions: AtomicU64,
     notifications: AtomicU64,
     heard: Heard,
-    /// Why there is no session.
+    /// The reason why there is no session.
     pub outage: Outage,
 }
 
@@ -66,24 +66,24 @@ impl Wakeup {
         self.is_connected.load(Ordering::Relaxed)
     }
 
-    /// Sessions opened, the first one included.
+    /// Number of sessions opened, including the first one.
     pub fn sessions(&self) -> u64 {
         self.sessions.load(Ordering::Relaxed)
     }
 
-    /// Notifications received.
+    /// Number of notifications received.
     pub fn notifications(&self) -> u64 {
         self.notifications.load(Ordering::Relaxed)
     }
 
-    /// Note that nobody listens any more, or wants to.
+    /// Record that listening has stopped and is no longer wanted.
     pub fn rest(&self) {
         self.is_connected.store(false, Ordering::Relaxed);
         self.outage.ended();
     }
 
-    /// Listen, session after session; returns the error of the last attempt allowed, or, before the first session, one
-    /// that cannot be mended by waiting.
+    /// Listen, with one session after the other. Returns the error of the last allowed attempt, or, before the first
+    /// session, an error that waiting cannot cure.
     pub async fn run(&self, table: &Table) -> Error {
         let mut backoff = Backoff::up_to(self.settings.reconnect_interval);
         loop {
@@ -102,7 +102,7 @@ impl Wakeup {
         }
     }
 
-    /// One session; returns why it ended.
+    /// Run one session. Returns the reason why it ended.
     async fn session(&self, table: &Table, link: Link, backoff: &mut Backoff) -> Error {
         let tested = Notify::new();
         let nonce = format!("test {:032x}", rand::random::<u128>());
@@ -121,7 +121,7 @@ impl Wakeup {
             self.outage.ended();
             self.is_connected.store(true, Ordering::Relaxed);
             self.sessions.fetch_add(1, Ordering::Relaxed);
-            // What was committed before LISTEN is read now.
+            // Read now the events that were committed before LISTEN.
             self.changed.notify_one();
             loop {
                 tokio::time::sleep(self.settings.notification_timeout).await;
@@ -131,7 +131,8 @@ impl Wakeup {
         reading.run("listen for events", take, keep).await
     }
 
-    /// `LISTEN`, and a message to ourselves: a pooler in transaction mode takes the first and swallows the second.
+    /// Run `LISTEN`, and send a notification to this session itself. A pooler in transaction mode accepts `LISTEN`, but
+    /// the notification never arrives.
     async fn listen(&self, table: &Table, session: &Listening<'_>, nonce: &str, tested: &Notify) -> Result<()> {
         let ours = quote_identifier(&table.wake_channel());
         let go = if table.notifies_us { String::new() } else { format!("LISTEN {};", quote_identifier(GO_CHANNEL)) };
@@ -145,8 +146,9 @@ impl Wakeup {
         if timeout(limit.min(Duration::from_secs(5)), tested.notified()).await.is_ok() {
             return Ok(());
         }
-        // When this process was stopped, or the link is slow, the time is over first. What was on its way comes before
-        // the probe's answer; only what is not there even then does not come.
+        // When this process was stopped, or the network is slow, the time limit may pass before the notification
+        // arrives. A notification in flight arrives before the probe's answer; if it has not arrived by then, it is
+        // lost.
         self.probe(table, session).await?;
         timeout(Duration::ZERO, tested.notified()).await.map_err(|_| {
             Error::InvalidConnection(
@@ -157,8 +159,7 @@ impl Wakeup {
         })
     }
 
-    /// Ask the session which channels it holds: a link that is half open, or a server that hangs, looks healthy
-    /// otherwise.
+    /// Ask the session for its channels. Without a query, a half-open connection or a hanging server looks healthy.
     async fn probe(&self, table: &Table, session: &Listening<'_>) -> Result<()> {
         let work = probe::probe(&session.client, None, false);
         let limit = self.settings.notification_timeout;

@@ -1,23 +1,24 @@
-//! Up to which version the table is final, told from the lock that writers hold on its sequence.
+//! Up to which version the table is final, determined from the locks that writers hold on its sequence.
 //!
-//! Versions are drawn in order but committed in any order, so the highest visible version is no safe position: a lower
-//! one may still commit. `nextval` locks the sequence before it draws and keeps the lock to the end of the top-level
-//! transaction, whatever savepoints do. So if `last` was read *before* the lock's holders were, every writer of a
-//! version up to `last` either is among the holders or has ended, and PostgreSQL shows a commit before it releases
-//! locks: rows read *after* that are complete up to `last`.
+//! Versions are drawn in order but committed in any order, so the highest visible version is not a safe position: a
+//! lower one may still be committed. `nextval` locks the sequence before it draws a version, and keeps the lock until
+//! the end of the top-level transaction, regardless of savepoints. Therefore, if `last` is read *before* the lock's
+//! holders, every writer of a version up to `last` is either among the holders or has ended. PostgreSQL makes a commit
+//! visible before it releases locks, so rows read *after* the holders are complete up to `last` when there are no
+//! holders.
 //!
-//! With holders there, the pair is kept as a fence: once none of them is left, its `last` is settled. A fence is a
-//! finite set, so new writers cannot keep it up for ever.
+//! When there are holders, `last` and the holders are kept as a fence: once none of these holders is left, `last` is
+//! settled. The set of holders is fixed, so new writers cannot delay a fence for ever.
 //!
-//! All of this rests on `last` being drawn already. A plain `SELECT last_value` may be ahead of that; see `sql_last` in
-//! `reader.rs`.
+//! All of this requires that `last` has been drawn already. A plain `SELECT last_value` may be ahead of that; see
+//! `sql_last` in `reader.rs`.
 
 use std::collections::BTreeSet;
 
 /// Transactions, as `pg_locks.virtualtransaction` names them.
 pub type Holders = BTreeSet<String>;
 
-/// See the module documentation. Pure: whoever asks the server feeds it.
+/// See the module documentation. It does no I/O; the caller queries the server and passes the results.
 #[derive(Debug, Default, Clone)]
 pub struct Watermark {
     settled: i64,
@@ -30,13 +31,14 @@ impl Watermark {
         self.settled
     }
 
-    /// Rows without a gap were seen from the watermark up to `version`: nothing can come in between.
+    /// Record that rows without a gap were read from the watermark up to `version`, so that no event can be added in
+    /// between.
     pub fn reach(&mut self, version: i64) {
         self.settled = self.settled.max(version);
     }
 
-    /// Take in the sequence's last version (0: none drawn) and the holders of its lock read after it; returns the
-    /// settled version, which holds for rows read after both.
+    /// Record the sequence's last version (0: none drawn) and the holders of its lock, which must be read after it.
+    /// Returns the settled version, which is valid for rows read after both.
     pub fn observe(&mut self, last: i64, holders: Holders) -> i64 {
         if holders.is_empty() {
             self.fence = None;
@@ -53,16 +55,17 @@ impl Watermark {
         self.settled
     }
 
-    /// Start anew at the version of an event that was seen, after every lost connection: the server may have crashed.
-    /// Then the sequence can give out again what was drawn but never committed, and what was settled because of that
-    /// is no longer; the versions of committed events are safe, their commit wrote the sequence's state, too.
+    /// Start again at the version of an event that was read. Required after every lost connection, because the server
+    /// may have crashed. After a crash the sequence can assign versions again that were drawn but never committed, so
+    /// versions that counted as settled for that reason are not settled any more. The versions of committed events are
+    /// safe, because their commit also wrote the sequence's state.
     pub fn restart(&mut self, position: i64) {
         *self = Self { settled: position, fence: None };
     }
 }
 
-/// Whether a holder may be one of those of the fence. A prepared transaction that the server recovered at its start is
-/// named `-1/xid`; under which name it ran before, nobody knows.
+/// Whether a holder may be one of the fence's holders. A prepared transaction that the server recovered at its start is
+/// named `-1/xid`, and its previous name is unknown.
 fn is_the_same(holder: &str, before: &Holders) -> bool {
     before.contains(holder) || holder.starts_with("-1/")
 }

@@ -10,18 +10,18 @@ use crate::store::event::NewEvent;
 use crate::store::pool::Pooled;
 use crate::store::table::Table;
 
-/// Bytes sent at a time. The driver's own writer sends 4 KiB, and the server then wakes up for every few events.
+/// Size of one piece. The driver's own writer sends 4 KiB at a time, and the server then wakes up for every few events.
 const PIECE_BYTES: usize = 64 * 1024;
 /// Signature, no flags, no extension.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// Instead of another row's number of fields.
+/// Written in place of another row's number of fields.
 const TRAILER: i16 = -1;
-/// Instead of a field's size.
+/// Written in place of a field's size.
 const NULL: i32 = -1;
-/// The version that a binary `jsonb` begins with; its text follows.
+/// The version byte with which a binary `jsonb` begins; the text follows.
 const JSONB: &[u8] = &[1];
 
-/// Send events to the table, in the transaction that is open; returns how many.
+/// Send events to the table, in the open transaction. Returns the number of events.
 pub async fn copy(connection: &mut Pooled, table: &Table, events: &[NewEvent]) -> Result<i64> {
     let failed = |error: tokio_postgres::Error| Error::from_postgres("import events", &error, true);
     let sql = format!("COPY {} (id, aggregate_id, event_type, data, metadata) FROM STDIN BINARY", table.name);

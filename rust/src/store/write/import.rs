@@ -1,4 +1,4 @@
-//! Storing very many events by `COPY`: while the server takes one chunk in, the next one is made.
+//! Storing large numbers of events by `COPY`: while the server stores one chunk, the next one is prepared.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::event_store::EventStore;
 
-/// See the module documentation. One call at a time.
+/// See the module documentation. Calls must not overlap.
 pub struct Import {
     store: Arc<EventStore>,
-    /// The chunk under way.
+    /// The chunk that is being stored.
     chunk: Mutex<Option<JoinHandle<Result<i64>>>>,
 }
 
@@ -24,8 +24,8 @@ impl Import {
         Self { store, chunk: Mutex::default() }
     }
 
-    /// Begin to store a chunk once the one before is stored, and tell how many that one had. No events: only wait.
-    /// After a chunk that failed this one is not begun.
+    /// Wait until the previous chunk is stored, report its number of events, and begin to store this chunk. Without
+    /// events, only wait. If the previous chunk failed, this one is not begun.
     pub fn add(&self, events: Vec<NewEvent>, completion: Completion<i64>) -> Result<()> {
         let mut chunk = self.chunk.lock();
         let before = chunk.take();

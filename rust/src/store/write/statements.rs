@@ -1,8 +1,9 @@
-//! The statements that store events, and events as the columns that these take.
+//! The statements that store events, and the events as columns for the parameters of these statements.
 //!
-//! All that is PostgreSQL's own is called by its full name, here and everywhere: a schema that stands before it in the
-//! role's `search_path` may have functions and types of the same names. Parameters have their types from the binds. Only
-//! `unnest` of several arrays has no other name: the grammar itself makes it PostgreSQL's own.
+//! Here and everywhere, PostgreSQL's own functions and types are schema-qualified, because a schema that precedes
+//! `pg_catalog` in the role's `search_path` may have functions and types of the same names. Parameters get their types
+//! from the binds. Only `unnest` of several arrays cannot be qualified; the grammar itself resolves it to PostgreSQL's
+//! own function.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +13,14 @@ use crate::store::event::NewEvent;
 use crate::store::pool::Bind;
 use crate::store::table::{LOCK_BUCKETS, TURN_KEY, Table};
 
-/// The statements, made once.
+/// The statements, built once per table.
 pub struct Sql {
     /// Waits for the locks of aggregates.
     pub lock_shared: String,
-    /// The same for those that something is expected of.
+    /// As `lock_shared`, for aggregates with an expected version.
     pub lock_exclusive: String,
-    /// Takes them for calls whose locks are free, and tells `insert_expected` which those are.
+    /// Takes the locks of calls whose locks are free, and passes the other calls to `insert_expected`, which leaves
+    /// them out.
     pub try_exclusive: String,
     /// One event of an unconditional call.
     pub insert_one: String,
@@ -26,31 +28,31 @@ pub struct Sql {
     pub insert_batch: String,
     /// Several unconditional calls.
     pub insert_any: String,
-    /// One call, whose locks the transaction holds.
+    /// One call whose locks the transaction holds already.
     pub insert_locked: String,
     /// Several conditional calls.
     pub insert_expected: String,
     /// The last versions of aggregates.
     pub actual: String,
-    /// Which ids are taken, and whether by the same content.
+    /// Which ids are in use, and whether by an event with the same content.
     pub known: String,
 }
 
 impl Sql {
-    /// For one table.
+    /// The statements for one table.
     pub fn new(table: &Table) -> Self {
         let (name, mask) = (&table.name, LOCK_BUCKETS - 1);
-        // Without the composite index PostgreSQL might walk the whole primary key backwards to find an aggregate's
-        // maximum; with something added it cannot.
+        // Without the composite index, PostgreSQL might scan the whole primary key backwards to find an aggregate's
+        // maximum. Adding 0 prevents that plan.
         let last = if table.has_aggregate_index { "t.version" } else { "t.version + 0" };
         let last =
             format!("coalesce((SELECT pg_catalog.max({last}) FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0)");
-        // In the order of the keys, each once: two writers never wait for one another in a circle.
+        // Each key is locked once, in the order of the keys, so that two writers never deadlock.
         let keys = format!(
             "SELECT DISTINCT pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest($1) AS a ORDER BY key"
         );
-        // Where writers take turns, the turn comes before the aggregates: in the other order two writers could wait for
-        // each other. A subquery of its own runs once, before the function that takes its value.
+        // Serialized writers take the turn's lock before the locks of aggregates; otherwise two writers could deadlock.
+        // A separate subquery runs once, before the function that uses its value.
         let turn = if table.is_serial {
             format!(
                 " + (SELECT CASE WHEN pg_catalog.pg_advisory_xact_lock($2, {TURN_KEY})::pg_catalog.text = '' \
@@ -82,7 +84,7 @@ impl Sql {
         Self {
             lock_shared: lock("pg_advisory_xact_lock_shared"),
             lock_exclusive: lock("pg_advisory_xact_lock"),
-            // A setting of the transaction hands the calls without their locks over to the next statement.
+            // A transaction-local setting passes the calls that did not get their locks to the next statement.
             try_exclusive: format!(
                 "SELECT pg_catalog.set_config('socketio_postgres.busy', \
                     coalesce(pg_catalog.string_agg(call::pg_catalog.text, ','), ''), true) \
@@ -90,18 +92,20 @@ impl Sql {
                        FROM unnest($1, $3) AS l(a, call)) AS k \
                  WHERE NOT pg_catalog.pg_try_advisory_xact_lock($2, key{turn})"
             ),
-            // What most calls are; the lock is a condition, and the version is drawn for what passes the conditions.
+            // The most common kind of call. The lock is taken in a condition, and a version is drawn only for rows that
+            // meet the conditions.
             insert_one: format!(
                 "INSERT INTO {name} ({columns}) SELECT $1, $2, $3, $4::pg_catalog.jsonb, $5::pg_catalog.jsonb \
                  WHERE NOT EXISTS (SELECT FROM {name} t WHERE t.id = $1) \
                  AND pg_catalog.pg_try_advisory_xact_lock_shared($6, pg_catalog.hashtext($2) & {mask}) \
                  RETURNING version, created_at"
             ),
-            // The locks come first: a materialised query that the rows depend on, and versions are drawn for rows.
+            // The locks are taken first, in a materialized query on which the rows depend; versions are drawn for the
+            // rows.
             insert_any: format!("WITH {busy}, {known} {}", insert("SELECT call FROM busy")),
             insert_locked: format!("WITH {known} {}", insert("SELECT call FROM known")),
-            // A call alone needs no look at which ids are known: if one is, the statement fails, and the call goes on
-            // alone. Rows come back in the order in which they went in.
+            // A single call need not check which ids are known: if one is, the statement fails, and the call is tried
+            // alone. Rows are returned in the order of insertion.
             insert_batch: format!(
                 "WITH {busy} INSERT INTO {name} ({columns}) \
                  SELECT id, aggregate_id, event_type, data::pg_catalog.jsonb, metadata::pg_catalog.jsonb FROM {given} \
@@ -130,21 +134,21 @@ impl Sql {
     }
 }
 
-/// The events of several calls as the columns that statements take.
+/// The events of several calls, as columns for the statements' parameters.
 #[derive(Default)]
 pub struct Columns<'a> {
     ids: Vec<&'a str>,
-    /// Their aggregates.
+    /// The aggregate of each event.
     pub aggregates: Vec<&'a str>,
     types: Vec<&'a str>,
     data: Vec<Option<&'a str>>,
     metadata: Vec<Option<&'a str>>,
-    /// Which call each belongs to.
+    /// The call that each event belongs to.
     pub calls: Vec<i32>,
 }
 
 impl<'a> Columns<'a> {
-    /// Of the events of each call.
+    /// The columns for the events of each call.
     pub fn of(calls: impl IntoIterator<Item = &'a [NewEvent]>) -> Self {
         let mut columns = Self::default();
         for (call, events) in (0..).zip(calls) {
@@ -160,7 +164,7 @@ impl<'a> Columns<'a> {
         columns
     }
 
-    /// The parameters that these statements begin with.
+    /// The first parameters of these statements.
     pub fn binds(&self) -> Vec<Bind<'_>> {
         vec![
             (&self.ids, Type::TEXT_ARRAY),
@@ -172,19 +176,19 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// What conditional calls expect, as columns.
+/// The expected versions of conditional calls, as columns.
 #[derive(Default)]
 pub struct Checks<'a> {
-    /// Which call expects it.
+    /// The call that expects each version.
     pub calls: Vec<i32>,
-    /// Of which aggregate.
+    /// The aggregate of each expected version.
     pub aggregates: Vec<&'a str>,
-    /// Its last version, 0 for none, -1 for any.
+    /// The expected last version: 0 for no events, -1 for any version.
     pub expected: Vec<i64>,
 }
 
 impl<'a> Checks<'a> {
-    /// Of what each call expects.
+    /// The columns for the expectations of each call.
     pub fn of(calls: impl IntoIterator<Item = &'a BTreeMap<String, i64>>) -> Self {
         let mut checks = Self::default();
         for (call, expected) in (0..).zip(calls) {

@@ -1,12 +1,13 @@
 //! Storing: concurrent calls merged into one commit, expected versions, idempotence, and commits in doubt.
 //!
-//! What was asked for while the previous group was in flight goes out together; when nothing is in flight a call leaves
-//! at once. There is no timer. Each call stays atomic and has a result of its own: a group leaves out the calls that
-//! meet an event id, a lock or a version that is not as they expect, and those are then tried alone.
+//! When nothing is in flight, a call is sent at once. Calls that arrive while a group is in flight form the next group.
+//! There is no timer. Each call stays atomic and has a result of its own. A group leaves out calls whose event id is in
+//! use, whose lock is held or whose expected version does not match; these calls are then tried alone.
 //!
-//! Every writer of ours takes an advisory lock per aggregate before it draws versions: shared for unconditional events,
-//! exclusive for those that expect a version. So between the check and the commit of an expected version no other
-//! writer of ours can add to the aggregate, nor hold a lower version that commits later.
+//! Every writer of this package takes an advisory lock per aggregate before it draws versions: shared for unconditional
+//! events, exclusive for events with an expected version. Therefore, between the check of an expected version and the
+//! commit, no other writer of this package can add an event to the aggregate, or hold a lower version that commits
+//! later.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -27,11 +28,11 @@ use crate::store::table::Table;
 use crate::store::write::copy::copy;
 use crate::store::write::statements::{Checks, Columns, Sql};
 
-/// Most bytes of events in one statement.
+/// Maximum size of the events in one statement.
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
-/// How long the outcome of a lost commit is asked for.
+/// How long the writer tries to find out whether a commit in doubt took place.
 const DOUBT_LIMIT: Duration = Duration::from_secs(30);
-/// How often a call is tried anew after a conflict with another writer.
+/// Maximum number of attempts after conflicts with other writers.
 const ATTEMPTS: u32 = 10;
 
 /// Where an event was stored.
@@ -39,20 +40,20 @@ const ATTEMPTS: u32 = 10;
 pub struct Position {
     /// Its version.
     pub version: i64,
-    /// When, in microseconds since 1970.
+    /// Time of storing, in microseconds since 1970.
     pub created_at: Option<i64>,
-    /// It had been stored before, by an earlier call with the same id and content.
+    /// Whether an earlier call has stored the event already, with the same id and content.
     pub is_duplicate: bool,
 }
 
-/// One call: its events go together or not at all.
+/// One call, whose events are stored atomically.
 pub struct Request {
     /// At least one.
     pub events: Vec<NewEvent>,
-    /// What is expected of aggregates before these events: the version of the last one, 0 for none, -1 for any. Those not
-    /// named here may be as they like.
+    /// The expected versions of aggregates before these events: that of the last event, 0 for no events, -1 for any
+    /// version. Aggregates that are not listed may have any version.
     pub expected: BTreeMap<String, i64>,
-    /// Told the positions, in the order of the events.
+    /// Receives the positions, in the order of the events.
     pub completion: Completion<Vec<Position>>,
 }
 
@@ -74,7 +75,7 @@ pub struct WriterStats {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Request>,
-    /// Calls that go on in tasks of their own.
+    /// Number of calls that are tried alone, in tasks of their own.
     alone: usize,
     stats: WriterStats,
     is_running: bool,
@@ -91,13 +92,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A writer that connects on use. `batch_size`: most events in one statement.
+    /// A writer, which connects on first use. `batch_size` is the maximum number of events in one statement.
     pub fn new(pool: Arc<Pool>, table: Arc<Table>, batch_size: usize) -> Arc<Self> {
         let sql = Sql::new(&table);
         Arc::new(Self { pool, table, batch_size, sql, state: Mutex::default() })
     }
 
-    /// Store the events of a call; its completion hears of the commit.
+    /// Store the events of a call. Its completion is finished after the commit.
     pub fn store(self: &Arc<Self>, request: Request) -> Result<()> {
         let mut state = self.state.lock();
         if state.is_closed {
@@ -110,7 +111,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Store events by `COPY`, in one transaction, under the same locks as all others; returns how many.
+    /// Store events by `COPY`, in one transaction, under the same locks as other calls. Returns the number of events.
     pub async fn import(&self, events: &[NewEvent]) -> Result<i64> {
         let Self { pool, table, sql, .. } = self;
         check(events, table)?;
@@ -125,12 +126,12 @@ impl Writer {
         Ok(count)
     }
 
-    /// Accept nothing more; what is under way is finished.
+    /// Accept no more calls. Running calls are finished.
     pub fn close(&self) {
         self.state.lock().is_closed = true;
     }
 
-    /// Whether nothing is under way.
+    /// Whether no call is waiting or running.
     pub fn is_idle(&self) -> bool {
         let state = self.state.lock();
         !state.is_running && state.alone == 0 && state.queue.is_empty()
@@ -156,8 +157,9 @@ impl Request {
 impl Writer {
     /// The next calls that fit into one statement; `None` ends the task.
     ///
-    /// A group is all conditional or all not. An id comes once in it, and an aggregate that somebody expects something
-    /// of only in one call: the statement sees the table as it was before all of them.
+    /// The calls of a group are either all conditional or all unconditional. An id occurs only once in a group, and an
+    /// aggregate with an expected version only in one call, because the statement sees the table as it was before the
+    /// whole group.
     fn take_group(&self) -> Option<Vec<Request>> {
         let mut state = self.state.lock();
         let mut group: Vec<Request> = Vec::new();
@@ -206,8 +208,8 @@ async fn run(writer: Arc<Writer>) {
     }
 }
 
-/// Store a group; the calls it leaves out go on in tasks of their own, so that whoever waits for a lock, or for a
-/// server in doubt, holds up nobody else.
+/// Store a group. Calls that the group leaves out are tried in tasks of their own, so that a call that waits for a
+/// lock, or for the outcome of a commit in doubt, does not delay the others.
 async fn commit(writer: &Arc<Writer>, group: Vec<Request>) {
     let stored = match &*group {
         group if group.iter().any(Request::is_conditional) => insert_expected(writer, group).await,
@@ -252,24 +254,25 @@ fn spawn_alone(writer: &Arc<Writer>, request: Request, doubt: Option<Instant>) {
     });
 }
 
-/// The connection broke while a commit may have been under way. Only connecting has a limit of time.
+/// Whether the connection was lost while a commit may have been in flight. A timeout can only come from connecting.
 fn is_in_doubt(error: &Error) -> bool {
     let is_before_sending =
         matches!(error, Error::ConnectionLost { may_be_sent: false, .. } | Error::Refused(_) | Error::Timeout { .. });
     error.is_connection_lost() && !is_before_sending
 }
 
-/// Another writer was faster, or in the way: try again. 23505 unique violation, 40001 serialization failure,
-/// 40P01 deadlock, 55P03 lock not available; 0A000 and 26000: a prepared statement that no longer fits, or is gone.
+/// Whether another writer caused a conflict, so that the call is to be tried again. 23505 unique violation, 40001
+/// serialization failure, 40P01 deadlock, 55P03 lock not available; 0A000 and 26000: a prepared statement that no
+/// longer fits, or no longer exists.
 fn is_conflict(error: &Error) -> bool {
     matches!(error, Error::Database { report, .. }
         if matches!(report.sqlstate.as_str(), "23505" | "40001" | "40P01" | "55P03" | "0A000" | "26000"))
 }
 
-/// For each call of a group where its events are; `None`: left out.
+/// The positions of the events of each call in a group; `None` for a call that was left out.
 type Found = Vec<Option<Vec<Position>>>;
 
-/// From two columns of a row on.
+/// Read a position from two columns of a row, beginning at `column`.
 fn position(row: &Row, column: usize) -> Result<Position> {
     Ok(Position { version: get(row, column)?, created_at: micros(row, column + 1)?, is_duplicate: false })
 }
@@ -286,7 +289,7 @@ fn found(rows: &[Row], group: &[Request]) -> Result<Found> {
     Ok(group.iter().map(of_call).collect())
 }
 
-/// Of a group that is one call, whose rows come back in the order of its events.
+/// The result of a group with a single call, whose rows are in the order of its events.
 fn found_alone(rows: &[Row], events: &[NewEvent]) -> Result<Found> {
     let positions = rows.iter().map(|row| position(row, 0)).collect::<Result<Vec<_>>>()?;
     Ok(vec![(positions.len() == events.len()).then_some(positions)])
@@ -324,13 +327,14 @@ async fn insert_any(writer: &Writer, group: &[Request]) -> Result<Found> {
     }
 }
 
-/// Store a group of conditional calls: the statements of one transaction, sent together. The locks are a statement of
-/// their own, because within one statement the check would see the table as it was before waiting for them.
+/// Store a group of conditional calls: the statements of one transaction, sent together. The locks are taken by a
+/// separate statement, because within one statement the check would see the table as it was before the wait for the
+/// locks.
 async fn insert_expected(writer: &Writer, group: &[Request]) -> Result<Found> {
     let columns = Columns::of(group.iter().map(|request| &*request.events));
     let checks = Checks::of(group.iter().map(|request| &request.expected));
     let class = writer.table.lock_class();
-    // Everything that is written or checked is locked, by the call that does it.
+    // Every call locks all aggregates that it writes or checks.
     let mut locked = columns.aggregates.clone();
     let mut lockers = columns.calls.clone();
     locked.extend(&checks.aggregates);
@@ -344,7 +348,7 @@ async fn insert_expected(writer: &Writer, group: &[Request]) -> Result<Found> {
     let mut connection = writer.pool.get().await?;
     connection.set_dirty(true);
     let sql = &writer.sql;
-    // After a failure the COMMIT rolls back: nothing is left open either way.
+    // After a failure COMMIT rolls back, so no transaction stays open.
     let requests = [(BEGIN, &[][..]), (&sql.try_exclusive, &locks), (&sql.insert_expected, &binds), ("COMMIT", &[])];
     let result = connection.pipeline("store events", requests, true).await;
     connection.set_dirty(result.as_ref().is_err_and(Error::is_connection_lost));
@@ -352,7 +356,7 @@ async fn insert_expected(writer: &Writer, group: &[Request]) -> Result<Found> {
     found(&rows, group)
 }
 
-/// Store one call, waiting for whatever it needs: locks, other writers of the same ids, a server that restarts.
+/// Store one call. Waits as needed: for locks, for other writers of the same ids, for a server that restarts.
 async fn store_alone(writer: &Writer, request: &Request, mut doubt: Option<Instant>) -> Result<Vec<Position>> {
     let mut backoff = Backoff::default();
     let mut conflicts = 0;
@@ -362,7 +366,7 @@ async fn store_alone(writer: &Writer, request: &Request, mut doubt: Option<Insta
                 if is_in_doubt(&error) {
                     doubt.get_or_insert_with(Instant::now);
                 }
-                // The ids decide what became of an earlier attempt, once the server answers again.
+                // Once the server answers again, the ids show whether an earlier attempt was committed.
                 let Some(since) = doubt else { return Err(error) };
                 if since.elapsed() >= DOUBT_LIMIT || writer.state.lock().is_closed {
                     return Err(in_doubt(error));
@@ -378,7 +382,7 @@ async fn store_alone(writer: &Writer, request: &Request, mut doubt: Option<Insta
     }
 }
 
-/// Whatever the last attempt to ask failed with, it did not tell what became of the commit.
+/// Mark an error as in doubt: whatever the last query failed with, it does not show whether the commit took place.
 fn in_doubt(error: Error) -> Error {
     let (context, reason) = match error {
         Error::ConnectionLost { context, reason, .. } => (context, reason),
@@ -451,7 +455,8 @@ async fn attempt_in(writer: &Writer, request: &Request, connection: &mut Pooled)
     let columns = Columns::of([&*missing]);
     let mut binds = columns.binds();
     binds.push((&columns.calls, Type::INT4_ARRAY));
-    // Not asked for the locks again: a shared one that we hold exclusively is refused while others wait for theirs.
+    // The locks are not requested again: a shared lock that this transaction holds exclusively would be refused while
+    // others wait for it.
     let rows = connection.query("store events", &sql.insert_locked, &binds, false).await?;
     let inserted = stored(&rows)?;
     for (event, slot) in request.events.iter().zip(&mut positions) {
@@ -459,7 +464,7 @@ async fn attempt_in(writer: &Writer, request: &Request, connection: &mut Pooled)
             *slot = inserted.get(event.id.as_str()).copied();
         }
     }
-    // Another writer took an id between the look and the insert: look again.
+    // Another writer used an id between the check and the insert: check again.
     let taken = || Error::refused("23505", "store events", "another writer is storing an event with the same id");
     positions.into_iter().collect::<Option<Vec<_>>>().ok_or_else(taken)
 }

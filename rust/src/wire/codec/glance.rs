@@ -1,25 +1,25 @@
-//! The first look at a notification: whom it is for, found in one pass over the text, without a copy.
+//! A quick scan of a notification for its addressees, in one pass over the text and without a copy.
 //!
-//! It says nothing unless [`super::json::read`] would read the very same: every byte is checked to be JSON, every field
-//! to be of the kind that is expected there. What is rare (escapes in names, numbers for rooms, a key that comes twice,
-//! deep nesting) is left to the closer look.
+//! It returns a result only if [`super::json::read`] would read the same: every byte is checked to be JSON, and every
+//! field to be of the expected type. Rare cases (escapes in names, numbers as rooms, duplicate keys, deep nesting) are
+//! left to the full decoder.
 
 use super::json::PROCESS_LIMIT_BYTES;
 use super::{HINT_KEY, ORIGIN_LIMIT_BYTES};
 use crate::wire::cursor::Cursor;
 
-/// As much of a message as says whom it is for.
+/// The fields of a message that determine its addressees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Glance<'a> {
     /// Server id of the sender.
     pub uid: &'a str,
-    /// Namespace, if it is named.
+    /// Namespace, if the message has one.
     pub nsp: Option<&'a str>,
     /// The [`Stamp`](super::Stamp)'s number.
     pub sequence: Option<u64>,
     /// The [`Stamp`](super::Stamp)'s process.
     pub process: Option<&'a str>,
-    /// Whether it is a header, and the message itself is in the attachment table.
+    /// Whether the payload is a header, with the message itself in the attachment table.
     pub is_attachment: bool,
     /// An array of strings without escapes.
     rooms: &'a str,
@@ -31,21 +31,21 @@ impl<'a> Glance<'a> {
         self.rooms.split('"').skip(1).step_by(2)
     }
 
-    /// Unless a name is longer than any that is read.
+    /// `self`, unless a name exceeds its length limit.
     fn checked(self) -> Option<Self> {
         let is_short = |name: &str| name.len() <= ORIGIN_LIMIT_BYTES;
         (is_short(self.uid) && self.nsp.is_none_or(is_short)).then_some(self)
     }
 }
 
-/// Look at a message that is for sockets and wants no answer. `None` for any other, and whenever a closer look is needed;
-/// then [`super::json::read`] tells.
+/// Scan a message that is for sockets and requests no answer. `None` for any other message, and whenever
+/// [`super::json::read`] has to decide.
 pub fn glance(payload: &str) -> Option<Glance<'_>> {
     as_written(payload).or_else(|| in_any_order(payload))
 }
 
-/// The same for a broadcast as this package writes it, which is what there is most of: comparing whole pieces of text takes
-/// a third of the time of looking at each key.
+/// As [`glance`], for a broadcast as this package writes it, which is the most common message. Comparing whole pieces
+/// of text takes a third of the time of reading each key.
 pub(super) fn as_written(payload: &str) -> Option<Glance<'_>> {
     let mut cursor = Cursor::new(payload);
     cursor.piece(r#"{"type":3,"uid":"#)?;
@@ -70,7 +70,7 @@ pub(super) fn as_written(payload: &str) -> Option<Glance<'_>> {
     cursor.is_at_end().then_some(Glance { uid, nsp, sequence, process, is_attachment: false, rooms })?.checked()
 }
 
-/// The same for what anybody writes.
+/// As [`glance`], for messages of any sender.
 fn in_any_order(payload: &str) -> Option<Glance<'_>> {
     let mut cursor = Cursor::new(payload);
     let (mut kind, mut uid, mut nsp, mut data) = (None, None, None, None);
@@ -95,7 +95,7 @@ fn in_any_order(payload: &str) -> Option<Glance<'_>> {
     let (kind, is_attachment) = (kind?, attachment_id.is_some());
     let (rooms, packet_nsp) = match data {
         None if is_attachment && matches!(kind, "3" | "4" | "5" | "6") => (hint?, ""),
-        // A broadcast has a packet; who joins, leaves or is disconnected has none.
+        // A broadcast has a packet; messages that make sockets join, leave or disconnect have none.
         Some(Data { rooms, packet_nsp: Some(nsp) }) if !is_attachment && kind == "3" => (rooms, nsp),
         Some(Data { rooms, packet_nsp: None }) if !is_attachment && matches!(kind, "4" | "5" | "6") => (rooms, ""),
         _ => return None,
@@ -112,19 +112,19 @@ fn in_any_order(payload: &str) -> Option<Glance<'_>> {
     glance.checked()
 }
 
-/// What stands under `data`.
+/// The value of `data`.
 struct Data<'a> {
     rooms: &'a str,
-    /// Of a broadcast: the namespace that its packet names, empty if it names none.
+    /// The namespace in a broadcast's packet, empty if the packet has none.
     packet_nsp: Option<&'a str>,
 }
 
-/// Keep a value; `None` when there is one already, because of two the decoder wants neither.
+/// Store a value. `None` if there is one already, because the decoder rejects duplicates.
 fn set<T>(place: &mut Option<T>, value: T) -> Option<()> {
     place.replace(value).is_none().then_some(())
 }
 
-/// An object with keys that have no escapes; `member` reads each value.
+/// Consume an object whose keys have no escapes. `member` consumes each value.
 fn object<'a>(cursor: &mut Cursor<'a>, mut member: impl FnMut(&mut Cursor<'a>, &'a str) -> Option<()>) -> Option<()> {
     cursor.object(|cursor, key| member(cursor, key.plain()?))
 }
@@ -176,7 +176,7 @@ fn read_flags(cursor: &mut Cursor<'_>) -> Option<()> {
     })
 }
 
-/// The namespace of a packet that holds an array, empty if it names none.
+/// The namespace of a packet that holds an array, empty if the packet has none.
 fn packet<'a>(cursor: &mut Cursor<'a>) -> Option<&'a str> {
     let (mut nsp, mut data) = (None, None);
     object(cursor, |cursor, key| match key {

@@ -17,15 +17,16 @@ use crate::wire::protocol::{Data, Flags, MAX_DEPTH, Message, MessageType, Opts};
 
 /// The message as JSON, without the closing brace, so that the publisher can append its sequence number.
 ///
-/// User data held as MessagePack has no place in JSON and is written as `null`; [`super::encode`] never asks for it.
+/// User data in MessagePack cannot be represented in JSON and is written as `null`; [`super::encode`] never requests
+/// that.
 pub fn write(message: &Message, uid: &str) -> String {
     let mut out = Text::open(160 + message.size_bytes());
     let Ok(()) = write::message(&mut out, message, uid);
     out.0
 }
 
-/// The header that announces an attachment, without the attachment id and the closing brace. The rooms are ours, for
-/// whatever [`super::glance`] may answer.
+/// The header that announces an attachment, without the attachment id and the closing brace. For messages that
+/// [`super::glance`] may answer it includes the rooms, an extension of this package.
 pub fn write_header(message: &Message, uid: &str) -> String {
     let mut out = Text::open(128);
     write::envelope(&mut out, message, uid);
@@ -43,7 +44,7 @@ pub fn write_header(message: &Message, uid: &str) -> String {
 struct Text(String);
 
 impl Text {
-    /// Where the first key of the document follows.
+    /// A text to which the document's first key is appended.
     fn open(capacity: usize) -> Self {
         let mut text = String::with_capacity(capacity);
         text.push('{');
@@ -61,7 +62,7 @@ impl Sink for Text {
         Ok(())
     }
 
-    // Where the name is a constant, half of the time: a message has a dozen keys.
+    // Inlining halves the time for constant names; a message has a dozen keys.
     #[inline]
     fn key(&mut self, name: &str) -> &mut Self {
         self.0.push_str(if self.0.ends_with('{') { "\"" } else { ",\"" });
@@ -71,7 +72,7 @@ impl Sink for Text {
     }
 
     fn str(&mut self, text: &str) {
-        // Names have nothing to be escaped, and there are four of them in a message: no text of its own for each.
+        // Names usually need no escaping, and a message has four of them, so this avoids an allocation for each.
         if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
             self.0.push('"');
             self.0.push_str(text);
@@ -94,7 +95,7 @@ impl Sink for Text {
 
     fn uint(&mut self, value: u64) {
         match u8::try_from(value) {
-            Ok(digit @ 0..=9) => self.0.push(char::from(b'0' + digit)), // types, mostly: formatting takes 20 ns
+            Ok(digit @ 0..=9) => self.0.push(char::from(b'0' + digit)), // mostly types; formatting takes 20 ns
             _ => drop(write!(self.0, "{value}")),                       // writing to a String cannot fail
         }
     }
@@ -112,7 +113,7 @@ impl Sink for Text {
     }
 }
 
-/// JSON in nothing but ASCII. All else stands inside strings, where it can be escaped.
+/// JSON in ASCII. Other characters occur only inside strings, where they can be escaped.
 pub fn escape(json: &str) -> String {
     let mut out = String::with_capacity(json.len() + json.len() / 2);
     for c in json.chars() {
@@ -146,7 +147,7 @@ struct Envelope<'a> {
     data: Option<&'a RawValue>,
     #[serde(rename = "attachmentId", default)]
     attachment_id: Option<Name>,
-    // Only senders of this package write these two. Another's keys of these names may hold anything.
+    // Only senders of this package write these two keys. Other senders may use keys with these names for anything.
     #[serde(borrow, default)]
     n: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -253,7 +254,7 @@ pub fn read(payload: &str, channel_nsp: &str) -> Result<(Received, Stamp)> {
     Ok((Received::Message(checked(message, size)?), stamp))
 }
 
-/// Parse one object; serde alone would also take an array, its items being the fields in order.
+/// Parse an object. serde alone would also accept an array with the fields in order.
 fn object<'a, T: Deserialize<'a>>(text: &'a str, size_bytes: usize) -> Result<T> {
     if !text.trim_start().starts_with('{') {
         return Err(undecodable(size_bytes, "expected an object"));
@@ -268,7 +269,7 @@ fn data(raw: &RawValue, size_bytes: usize) -> Result<Data> {
     Ok(Data::Json(raw.get().to_owned()))
 }
 
-/// Whether valid JSON nests deeper than user data may: whoever reads it later may do so by recursion.
+/// Whether valid JSON is nested deeper than allowed for user data, which later readers may process recursively.
 pub fn is_too_deep(text: &str) -> bool {
     if text.len() <= 2 * MAX_DEPTH {
         return false; // each level has two brackets

@@ -1,8 +1,8 @@
 //! Encoding and decoding of cluster messages: JSON inside a notification, or MessagePack in the attachment table
 //! announced by a small JSON header.
 //!
-//! Writing is strict and canonical (what every known peer accepts), reading is lenient (what every known peer
-//! sends): see `json` and `msgpack` for the two formats, `write` for what is written in both.
+//! Writing is strict and canonical (accepted by every known peer), reading is lenient (accepts what every known peer
+//! sends). See `json` and `msgpack` for the two formats, and `write` for the fields that both contain.
 
 mod glance;
 pub mod json;
@@ -15,12 +15,12 @@ use crate::wire::signature::SigningKey;
 
 pub use glance::{Glance, glance};
 
-/// A message ready for the publisher, still without its sequence number.
+/// An encoded message for the publisher, without its sequence number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoded {
-    /// Travels inside the notification: JSON text without the closing brace.
+    /// Sent inside the notification: JSON text without the closing brace.
     Inline(String),
-    /// Travels as an attachment.
+    /// Sent as an attachment.
     Attachment {
         /// JSON header without the attachment id and the closing brace.
         header: String,
@@ -29,7 +29,7 @@ pub enum Encoded {
     },
 }
 
-/// What a notification's payload holds.
+/// The content of a notification's payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "most are messages, and a box would be an allocation for each")]
 pub enum Received {
@@ -39,32 +39,32 @@ pub enum Received {
     Attachment {
         /// Server id of the sender.
         uid: String,
-        /// Namespace, from the header or else from the channel.
+        /// Namespace, from the header, or from the channel if the header has none.
         nsp: String,
         /// Row id.
         id: i64,
     },
 }
 
-/// What a sender of this package adds to its messages, so that receivers notice what is missing.
+/// Fields that this package adds to its messages, so that receivers detect gaps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stamp {
-    /// Number of the message among those of its sender on its channel, from 1.
+    /// Sequence number of the message among its sender's messages on the channel, beginning with 1.
     pub sequence: Option<u64>,
-    /// Which of the emitters sent it; they share one uid.
+    /// The emitter process that sent the message; all emitters share one uid.
     pub process: Option<String>,
 }
 
-/// What a publisher appends to one message, see [`finish`].
+/// The fields that a publisher appends to a message, see [`finish`].
 #[derive(Clone, Copy)]
 pub struct Seal<'a> {
     /// The [`Stamp`]'s number.
     pub sequence: u64,
     /// The [`Stamp`]'s process.
     pub process: Option<&'a str>,
-    /// Signs the message.
+    /// The key that signs the message, if there is one.
     pub key: Option<&'a SigningKey>,
-    /// Channel it is published on.
+    /// The channel that the message is published on.
     pub channel: &'a str,
 }
 
@@ -73,7 +73,7 @@ pub struct Seal<'a> {
 pub struct Limits {
     /// From this size on, in bytes of JSON, a message becomes an attachment. Never above 8000.
     pub payload_threshold_bytes: usize,
-    /// Largest message accepted at all, in the format it travels in.
+    /// Largest message that is accepted, in the format in which it is sent.
     pub max_payload_bytes: usize,
 }
 
@@ -96,14 +96,15 @@ impl Limits {
 
 /// The key that carries the per-sender sequence number; peers ignore it.
 ///
-/// It also keeps two equal messages of one transaction apart, which PostgreSQL would otherwise deliver once.
+/// It also makes equal messages of one transaction distinct, which PostgreSQL would otherwise deliver only once.
 const SEQUENCE_KEY: &str = ",\"n\":";
 /// The key that carries the emitter's process; peers ignore it.
 const PROCESS_KEY: &str = ",\"p\":\"";
 
-/// The key of a header that says for which rooms the attachment is: who has nobody there need not fetch it. Peers ignore it.
+/// The key of a header with the rooms that the attachment addresses. A server without members in these rooms need not
+/// fetch it. Peers ignore it.
 const HINT_KEY: &str = "rooms";
-/// Longest hint, in ASCII, so that the header stays far below what a notification may hold.
+/// Longest hint, in ASCII, so that the header stays far below a notification's size limit.
 const HINT_LIMIT_BYTES: usize = 4000;
 
 /// Longest server id and namespace that are read. Known servers have ids of 32 letters, and channels carry less.
@@ -146,13 +147,14 @@ pub fn finish(encoded: Encoded, seal: Seal<'_>, message: &Message, uid: &str, li
     }
 }
 
-/// The same message in nothing but ASCII, for a database whose encoding lacks some of its characters: JSON can write each
-/// as `\uXXXX`. What is too long then becomes an attachment, whose body is bytes to PostgreSQL. `None`: it is in ASCII.
+/// The same message in ASCII, for a database whose encoding lacks some of its characters; JSON can write each as
+/// `\uXXXX`. A message that is too long then becomes an attachment, whose body is `bytea` to PostgreSQL. `None` if the
+/// message is ASCII already.
 pub fn in_ascii(wire: &Encoded, seal: Seal<'_>, uid: &str, limits: Limits) -> Result<Option<Encoded>> {
     let (message, body) = match wire {
         Encoded::Inline(text) if !text.is_ascii() => match json::read(text, "/")?.0 {
             Received::Message(message) => (message, None),
-            Received::Attachment { .. } => return Ok(None), // nothing of ours looks so
+            Received::Attachment { .. } => return Ok(None), // this package writes no such message
         },
         Encoded::Attachment { header, body } if !header.is_ascii() => {
             (msgpack::read(body, uid, "/")?, Some(body.clone()))
@@ -193,7 +195,7 @@ pub fn decode_notification(payload: &str, channel_nsp: &str) -> Result<Received>
     decode_stamped(payload, channel_nsp).map(|(received, _)| received)
 }
 
-/// The same, with what the sender told about the message's place among its others.
+/// As [`decode_notification`], and also returns the sender's [`Stamp`].
 pub fn decode_stamped(payload: &str, channel_nsp: &str) -> Result<(Received, Stamp)> {
     let (received, stamp) = json::read(payload, channel_nsp)?;
     let (Received::Message(Message { uid, nsp, .. }) | Received::Attachment { uid, nsp, .. }) = &received;
@@ -208,7 +210,7 @@ pub fn decode_attachment(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> 
     Ok(message)
 }
 
-/// Refuse names that nobody has: they are remembered, for every sender, long after its message.
+/// Reject implausibly long names, because names are remembered for every sender, long after its message.
 fn check_origin(uid: &str, nsp: &str, size_bytes: usize) -> Result<()> {
     for (what, name) in [("uid", uid), ("nsp", nsp)] {
         if name.len() > ORIGIN_LIMIT_BYTES {
@@ -219,7 +221,7 @@ fn check_origin(uid: &str, nsp: &str, size_bytes: usize) -> Result<()> {
     Ok(())
 }
 
-/// What a peer sent, with what is meant where it left something out, and without what has no meaning there.
+/// Normalize a peer's message: fill in defaults for omitted fields, and remove fields without meaning for its type.
 ///
 /// Peers differ: Node omits, `null`s or sends numbers where strings are expected, Go omits every zero value.
 fn checked(mut message: Message, size_bytes: usize) -> Result<Message> {

@@ -1,4 +1,4 @@
-//! The MessagePack side of the codec: bodies of attachments, map-encoded as Node and Go read them.
+//! The MessagePack side of the codec: bodies of attachments, encoded as maps, which Node and Go expect.
 
 mod reader;
 
@@ -21,7 +21,8 @@ pub fn write(message: &Message, uid: &str) -> Result<Vec<u8>> {
 /// Appends MessagePack to a vector; writing to memory cannot fail, so results are dropped here, once.
 struct Bytes {
     bytes: Vec<u8>,
-    /// Where the innermost open map begins: with a byte that holds its length, as ours have fewer than 16 keys.
+    /// Start of the innermost open map. Its first byte holds the length, because the maps written here have fewer than
+    /// 16 keys.
     map: usize,
 }
 
@@ -89,7 +90,8 @@ fn transcode(text: &str, out: &mut Vec<u8>) -> Result<()> {
         .map_err(|error| Error::Encode { path: "args".to_owned(), reason: error.to_string() })
 }
 
-/// JSON can escape half of a surrogate pair, UTF-8 and so MessagePack cannot.
+/// Replace lone surrogates: JSON can escape half of a surrogate pair, but UTF-8, and therefore MessagePack, cannot
+/// represent it.
 fn replace_lone_surrogates(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -122,7 +124,7 @@ fn surrogate(text: &str) -> Option<u32> {
 
 /// Decode an attachment; `uid` and `nsp` come from its header and stand in for missing fields.
 pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
-    // Around user data stand `data` and, in a broadcast, `packet`.
+    // User data is nested inside `data` and, in a broadcast, `packet`.
     let mut reader = Reader::new(bytes, bytes.len(), MAX_DEPTH + 2);
     let (mut kind, mut message_uid, mut message_nsp, mut data, mut first_key) = (None, None, None, None, None);
     reader.entries(|reader, key| {

@@ -32,7 +32,7 @@ fn opts() -> Opts {
     }
 }
 
-/// As it is read on the channel of the namespace `/channel`, when it names no other and no sender.
+/// A message as read on the channel of the namespace `/channel`, when it has no namespace and no sender.
 fn of(kind: MessageType) -> Message {
     Message::new(kind, "/channel")
 }
@@ -45,7 +45,7 @@ fn event(text: &str) -> Message {
     Message { packet: Some(json(text)), ..of(Broadcast) }
 }
 
-/// JSON text as MessagePack, by a path the codec does not share.
+/// JSON text as MessagePack, by code that the codec does not use.
 fn pack(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     let parsed: Value = serde_json::from_str(text).unwrap();
@@ -102,7 +102,7 @@ fn value_of(data: &Data) -> Value {
     }
 }
 
-/// A message with its user data decoded, so that both formats compare.
+/// A message with its user data decoded, so that both formats can be compared.
 fn plain(message: &Message) -> (Message, [Option<Value>; 3]) {
     let mut rest = message.clone();
     let data = [&mut rest.packet, &mut rest.sockets, &mut rest.args];
@@ -313,14 +313,14 @@ fn in_ascii_every_character_is_there() {
     assert!(text.contains(r#""nsp":"/\u00e9","data":["\u65e5\u672c","\ud83d\ude00\u00e9"]"#), "{text}");
     assert!(key.verify(seal.channel, &text).is_ok(), "what was signed is what arrives");
     assert_eq!(decode_stamped(&text, "/").unwrap().1, Stamp { sequence: Some(7), process: some("q1") });
-    // Too long so, by no more than one byte.
+    // Too long in ASCII, by only one byte.
     let grows = |count: usize| written(&from("", "/", event(&format!("[\"{}\"]", "é".repeat(count)))));
     let count = (1..4000).find(|&count| !matches!(grows(count), Some(Encoded::Inline(_)))).unwrap();
     let Some(Encoded::Inline(text)) = grows(count - 1) else { panic!() };
     assert!(text.len() <= NOTIFY_LIMIT_BYTES && text.len() + 6 > NOTIFY_LIMIT_BYTES, "{}", text.len());
     let Some(Encoded::Attachment { header, body }) = grows(count) else { panic!() };
     assert!(key.verify(seal.channel, &(header + "42\"}")).unwrap().covers(&body));
-    // A header, whose body stays.
+    // A header; the body is unchanged.
     let opts = |room: &str| Opts { rooms: vec![room.to_owned()], ..Opts::default() };
     let binary = |room: &str| {
         let packet = Data::MessagePack(unhex("91 c4 01 00"));
@@ -330,7 +330,7 @@ fn in_ascii_every_character_is_there() {
     let Some(Encoded::Attachment { header, body }) = binary("é") else { panic!() };
     assert!(header.contains(r#""rooms":["\u00e9"]"#), "{header}");
     assert!(key.verify(seal.channel, &(header + "42\"}")).unwrap().covers(&body));
-    // Escaped, the names of its rooms have no place there any more.
+    // With escapes, the room names no longer fit into the header.
     let Some(Encoded::Attachment { header, .. }) = binary(&"😀".repeat(300)).or_else(|| binary("é")) else {
         panic!()
     };
@@ -344,7 +344,7 @@ fn the_header_of_an_attachment_routes_it() {
     let Encoded::Attachment { header, .. } = finish(encoded, seal(7), &message, "a1", LIMITS).unwrap() else {
         panic!()
     };
-    let payload = header + "42\"}"; // the rest is put there by PostgreSQL, which knows the id
+    let payload = header + "42\"}"; // PostgreSQL appends the rest, which contains the id
     assert_eq!(
         payload,
         r#"{"type":3,"uid":"a1","nsp":"/x\"","source":"_sio_adapter","rooms":[],"n":7,"attachmentId":"42"}"#
@@ -438,13 +438,13 @@ fn json_becomes_messagepack_value_by_value() {
         (r"9007199254740993", value!(9_007_199_254_740_993_u64)),
         ("18446744073709551615", value!(u64::MAX)),
         ("-9223372036854775808", value!(i64::MIN)),
-        // JSON knows no limit, MessagePack does: the nearest float, as JavaScript reads it
+        // JSON has no limit, but MessagePack does: the nearest float, as JavaScript reads it
         ("1180591620717411303424", value!(1_180_591_620_717_411_303_424.0)),
         ("1e300", value!(1e300)),
         ("1801439850948199.0", Value::from("1801439850948199.0".parse::<f64>().unwrap())), // to the last digit
         ("-0.0", value!(-0.0)),
         (r#""\u0000é\ud83d\ude00""#, value!("\0é😀")),
-        // half a surrogate pair has no UTF-8; an escaped backslash before it is no escape
+        // half a surrogate pair has no UTF-8 form; after an escaped backslash there is no escape
         (r#""a\ud800b""#, value!("a\u{fffd}b")),
         (r#""\ud83d\ude00\udc00""#, value!("😀\u{fffd}")),
         (r#""\\ud800""#, value!("\\ud800")),
@@ -460,7 +460,7 @@ fn json_becomes_messagepack_value_by_value() {
 
 // ---------------------------------------------------------------------------------------------------- reading
 
-/// What peers really send, or might: each line in JSON, and packed as MessagePack, means the same message.
+/// Messages that peers send or might send: each line means the same message in JSON and packed as MessagePack.
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn lenient() -> Vec<(&'static str, Message)> {
     let none = Opts::default;
@@ -481,10 +481,10 @@ fn lenient() -> Vec<(&'static str, Message)> {
             r#"{"type":3,"nsp":"/outer","data":{"packet":{"data":["e"],"nsp":"/inner"}}}"#,
             from("", "/outer", event(r#"["e"]"#)),
         ),
-        // no uid, or none to speak of
+        // no uid, or an empty one
         (r#"{"type":13}"#, from("", "/channel", of(AdapterClose))),
         (r#"{"type":13,"uid":null}"#, from("", "/channel", of(AdapterClose))),
-        // null where nothing is meant
+        // null for an absent value
         (
             r#"{"type":3,"uid":"a","nsp":"/","data":{"requestId":null,"packet":{"type":2,"data":["e",null]},"opts":null}}"#,
             from("a", "/", event(r#"["e",null]"#)),
@@ -576,7 +576,7 @@ fn peers_are_read_leniently() {
     }
 }
 
-/// Whether a glance tells whom a message is for. If it does, the decoder must read the same.
+/// Whether a glance finds the addressees of a message. If it does, the decoder must read the same.
 fn glances(text: &str) -> bool {
     let Some(glance) = glance(text) else { return false };
     let (received, stamp) = decode_stamped(text, "/channel").expect("a glance took it");
@@ -597,7 +597,7 @@ fn a_glance_suffices_for_what_is_for_sockets() {
         let is_for_sockets = (3..=6).contains(&message.kind.number()) && !text.contains("requestId");
         assert_eq!(glances(text), is_for_sockets && !text.contains('\\'), "{text}");
     }
-    // Node's order of keys, Go's, white space, and whatever a packet may hold.
+    // Node's order of keys, Go's order, white space, and various packets.
     for text in [
         r#"{"type":3,"data":{"packet":{"type":2,"data":["e"],"nsp":"/"},"opts":{"rooms":["a"],"except":[],"flags":{}}},"uid":"x","nsp":"/"}"#,
         r#"{"uid":"x","nsp":"/","type":3,"data":{"opts":{"rooms":["a","é"],"flags":{"volatile":false,"local":true}},"packet":{"nsp":"","data":["e"]}}}"#,
@@ -646,14 +646,14 @@ fn the_header_of_an_attachment_says_whom_it_is_for() {
     assert!(glances(&text), "{text}");
     assert_eq!(glance(&text).unwrap().rooms().collect::<Vec<_>>(), ["a", "é"]);
     assert!(glances(&header(join(vec![]))), "for everybody");
-    // One by one too many, or too long.
+    // One room too many, or one byte too long.
     assert!(glances(&header(join(vec!["x".repeat(HINT_LIMIT_BYTES - 14)]))));
     let text = header(join(vec!["x".repeat(HINT_LIMIT_BYTES)]));
     assert!(!glances(&text) && text.len() < 200, "{text}");
-    // What wants an answer concerns everybody.
+    // A message that requests an answer is relevant to every server.
     let fetch = Message { opts: to(vec!["a".into()]), request_id: Some("q".into()), ..of(FetchSockets) };
     assert!(!header(fetch).contains("rooms"));
-    // Others write none, and other things may have that name.
+    // Other senders write no hint, and may use the name for something else.
     for hint in ["", r#","rooms":null"#, r#","rooms":["a",1]"#, r#","rooms":["\u0061"]"#, r#","rooms":["a"],"data":{}"#]
     {
         let text = format!(r#"{{"type":3,"uid":"x"{hint},"attachmentId":"7"}}"#);
@@ -771,7 +771,7 @@ fn headers_are_read_leniently() {
         let text = format!("{{\"type\":3,\"uid\":\"a\",\"attachmentId\":{bad}}}");
         assert!(matches!(decode_notification(&text, "/"), Err(Error::Decode { .. })), "{text}");
     }
-    // null is no attachment
+    // null is not an attachment
     assert!(matches!(decode_notification(r#"{"type":2,"attachmentId":null}"#, "/"), Ok(Received::Message(_))));
 }
 
@@ -857,7 +857,7 @@ fn nesting_is_limited() {
         assert!(found.contains("nest"), "{found}");
         let found = reason(decode_attachment(&packed(depth), "", "/"));
         assert!(found.contains("nest"), "{found}");
-        // where nobody looks, or nothing of the kind is expected, depth must not exhaust the stack either
+        // depth must not exhaust the stack in unknown keys or values of an unexpected type, either
         let _ = decode_notification(&format!(r#"{{"type":2,"x":{}}}"#, nested(depth)), "/");
         let _ = decode_notification(&format!(r#"{{"type":4,"data":{{"rooms":{}}}}}"#, nested(depth)), "/");
         let _ = decode_notification(&"[".repeat(depth), "/");
@@ -865,10 +865,10 @@ fn nesting_is_limited() {
         let _ = decode_attachment(&vec![0x91; depth], "", "/");
         let _ = decode_attachment(&vec![0x81; depth], "", "/");
     }
-    // brackets inside strings are no nesting
+    // brackets inside strings are not nesting
     let text = format!("[\"e\",\"{}\\\"{}\"]", "[{".repeat(500), "[".repeat(500));
     assert_eq!(read_json(&broadcast(&text)).unwrap(), event(&text));
-    // and siblings are none either
+    // and neither are siblings
     let text = format!("[\"e\",{}]", vec!["[[]]"; 500].join(","));
     assert_eq!(read_json(&broadcast(&text)).unwrap(), event(&text));
 }
@@ -940,7 +940,7 @@ fn every_messagepack_type_is_read() {
         ("d3 0000000000000001", value!(1)),
         ("ca 3fc00000", value!(1.5)),
         ("cb 3ff8000000000000", value!(1.5)),
-        // what JSON.stringify makes of them
+        // as JSON.stringify writes them
         ("cb 7ff8000000000000", value!(null)),
         ("cb fff0000000000000", value!(null)),
         ("ca 7f800000", value!(null)),
@@ -994,7 +994,7 @@ fn dates_are_iso_text() {
     ] {
         assert_eq!(build(&unhex(hex), &mut Values).unwrap(), value!(expected), "{hex}");
     }
-    // years that need more than four digits, and sizes that are no timestamp, stay extensions
+    // years of more than four digits, and sizes that are not a timestamp, stay extensions
     for hex in
         ["c7 0c ff 00000000 0000003afff44180", "c7 0c ff 00000000 7fffffffffffffff", "d4 ff 00", "c7 05 ff 0000000000"]
     {
@@ -1110,7 +1110,7 @@ proptest! {
         let place = at.index(bytes.len());
         bytes[place] = byte;
         if let Ok(message) = decode_attachment(&bytes, "", "/") {
-            // what is taken in must not blow up later, when it is looked at
+            // an accepted message must not fail later, when it is read
             message.data().for_each(|data| if let Data::MessagePack(bytes) = data {
                 let _ = build(bytes, &mut Values);
             });

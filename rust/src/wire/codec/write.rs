@@ -1,8 +1,8 @@
-//! What is written of a message, and in which order: the same in JSON and in MessagePack.
+//! The fields of a written message and their order, which are the same in JSON and in MessagePack.
 
 use crate::wire::protocol::{Data, Message, MessageType, Opts, PACKET_EVENT, SOURCE};
 
-/// Takes a document in one format, piece by piece.
+/// Writes a document in one format, piece by piece.
 pub(super) trait Sink {
     /// Why user data cannot be written.
     type Error;
@@ -24,7 +24,7 @@ pub(super) trait Sink {
 
 /// The entries of a message, as `uid` sends it.
 ///
-/// `opts` stands before `packet`: a receiver can decide that nobody here wants the message without reading it all.
+/// `opts` precedes `packet`, so that a receiver can decide that the message is irrelevant without reading all of it.
 pub(super) fn message<S: Sink>(out: &mut S, message: &Message, uid: &str) -> Result<(), S::Error> {
     envelope(out, message, uid);
     match message.kind {
@@ -35,7 +35,8 @@ pub(super) fn message<S: Sink>(out: &mut S, message: &Message, uid: &str) -> Res
 
 /// The entries of the header that announces an attachment.
 ///
-/// Node's own header lacks `nsp` and `source`; with them a Node server recognises and a cluster worker accepts it.
+/// Node's own header lacks `nsp` and `source`. With them, a Node server recognises the header, and a cluster worker
+/// accepts it.
 pub(super) fn envelope<S: Sink>(out: &mut S, message: &Message, uid: &str) {
     out.key("type").uint(u64::from(message.kind.number()));
     out.key("uid").str(uid);

@@ -1,4 +1,4 @@
-//! Walking a MessagePack document: field by field without building values, or into values of the caller's kind.
+//! Walking a MessagePack document: field by field without building values, or into values of the caller's type.
 
 use rmp::Marker;
 use rmp::decode::RmpRead as _;
@@ -7,9 +7,9 @@ use crate::error::{Error, Result};
 use crate::wire::codec::undecodable;
 use crate::wire::protocol::{Flags, MAX_DEPTH, Opts};
 
-/// Makes values of some kind out of a MessagePack document.
+/// Builds values of type [`Build::Value`] from a MessagePack document.
 pub trait Build {
-    /// The kind.
+    /// The type of the values.
     type Value;
     /// nil.
     fn null(&mut self) -> Self::Value;
@@ -21,7 +21,7 @@ pub trait Build {
     fn uint(&mut self, value: u64) -> Self::Value;
     /// A finite float; NaN and infinities arrive as null, as `JSON.stringify` writes them.
     fn float(&mut self, value: f64) -> Self::Value;
-    /// A string; bytes that are no UTF-8 have been replaced.
+    /// A string; invalid UTF-8 has been replaced.
     fn str(&mut self, value: &str) -> Self::Value;
     /// Binary.
     fn bytes(&mut self, value: &[u8]) -> Self::Value;
@@ -38,7 +38,7 @@ pub fn build<B: Build>(bytes: &[u8], builder: &mut B) -> Result<B::Value> {
     if reader.rest.is_empty() { Ok(value) } else { Err(reader.bad("bytes after the end")) }
 }
 
-/// ISO 8601 text of the timestamp extension (type -1), as Node prints the dates it sends as such.
+/// ISO 8601 text of the timestamp extension (type -1), in the format in which Node prints dates.
 fn timestamp(data: &[u8]) -> Option<String> {
     let (seconds, nanos) = match data.len() {
         4 => (i64::from(u32::from_be_bytes(data.try_into().ok()?)), 0),
@@ -77,7 +77,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// At the start of `rest`, which ends a document of `total` bytes.
+    /// A reader at the start of `rest`, the last part of a document of `total` bytes.
     pub(super) fn new(rest: &'a [u8], total: usize, max_depth: usize) -> Self {
         Self { rest, total, max_depth }
     }
@@ -352,7 +352,8 @@ impl<'a> Reader<'a> {
         builder.map(entries)
     }
 
-    /// A length is the sender's claim: reserve no more than the bytes that are really there can hold.
+    /// Limit a length to the number of items that the remaining bytes can hold, because the length is only the sender's
+    /// claim.
     fn plausible(&self, len: u64) -> usize {
         usize::try_from(len).unwrap_or(usize::MAX).min(self.rest.len()).min(4096)
     }
