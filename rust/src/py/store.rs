@@ -26,7 +26,7 @@ use crate::store::write::import::Import;
 use crate::store::write::writer::{self, Position, Request};
 use crate::table_name::TableName;
 
-/// The complete settings, checked and filled with defaults by `event_store_options.py`.
+/// The complete settings, checked and filled with defaults by `events/options.py`.
 #[derive(FromPyObject)]
 struct GivenSettings {
     dsn: String,
