@@ -110,7 +110,7 @@ async def test_what_is_sent_together_keeps_its_channel_and_its_place(
     await asyncio.gather(*(other.notify(each.channel, each.payload) for each in sent))
     seen = [await client.next() for _ in sent]
     assert [(each.channel, each.payload) for each in seen] == [(each.channel, each.payload) for each in sent]
-    assert other.stats()["publish_groups"] < 100
+    assert other.stats()["publish_groups"] < len(sent), "some waited together, however slow this machine is"
 
 
 async def test_equal_notifications_all_arrive(client: Steered, other: AsyncPostgresClient) -> None:
