@@ -58,8 +58,8 @@ lint-python: install
 	$(BIN)/ruff format --check python tests benches scripts examples
 	$(BIN)/python scripts/async_to_sync.py --check
 	$(BIN)/deptry python
-	$(BIN)/deptry python --extend-exclude '.*/(demo/|prometheus|opentelemetry)' \
-		--optional-dependencies-dev-groups demo,prometheus,opentelemetry
+	$(BIN)/deptry python --extend-exclude '.*/(cli/|demo/|prometheus|opentelemetry)' \
+		--optional-dependencies-dev-groups cli,demo,prometheus,opentelemetry
 
 typecheck: build  ## Types of the package and of its users; the stub against the compiled module
 	$(BIN)/mypy
