@@ -19,7 +19,11 @@ import pytest
 from socketio_postgres import AsyncEventStore, AsyncSubscription, Event
 from tests.fixtures.database import Database
 from tests.fixtures.event_schedule import NaiveReader, Schedule, Seen, XminReader, check, drop_notify_triggers
+from tests.fixtures.pgbouncer import PgBouncer, pgbouncer_program
+from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import eventually
+
+__all__ = ["pgbouncer_program"]
 
 STEPS = 300
 
@@ -229,3 +233,26 @@ async def test_the_last_version_is_never_ahead_of_what_was_drawn(
 
     await asyncio.gather(*(asyncio.to_thread(draw) for _ in range(4)))
     assert database.value("SELECT count(*) FROM too_high") == 0
+
+
+async def test_a_statement_that_went_stale_takes_those_after_it_along(pgbouncer_program: str) -> None:
+    """What is read first says how far what is read last is final: run again later than that, it would say too much.
+
+    Behind a pooler that knows no prepared statements, another client ends the one that reads the last version.
+    """
+    with OwnPostgres(log_statement="all") as server:
+        with PgBouncer(pgbouncer_program, server.database, "transaction", pool_size=1) as pooler:
+            async with AsyncEventStore(pooler.dsn, listen_dsn=server.database.dsn) as store:
+                await store.store(Event("T", "a"))
+                assert await store.latest_version() == 1  # prepares
+                with Database(pooler.dsn).connect() as other:
+                    other.prepare_threshold = None
+                    prepared = "SELECT name FROM pg_prepared_statements WHERE strpos(statement, 'is_called') > 0"
+                    names = [row[0] for row in other.execute(prepared)]
+                    assert names
+                    for name in names:
+                        other.execute(f"DEALLOCATE {name}".encode())
+                assert await store.latest_version() == 1
+        log = server.log_path.read_text()
+    after = log[log.rindex("DEALLOCATE") :]
+    assert after.rindex("is_called") < after.rindex("pg_locks"), "the last version, and only then who may hold one"
