@@ -31,14 +31,15 @@ STEPS = 300
 class LoadReader:
     """Ours, page by page, going on at the page's `safe_since`."""
 
-    def __init__(self, store: AsyncEventStore, limit: int, since: int) -> None:
+    def __init__(self, store: AsyncEventStore, limit: int, since: int, types: str | None = None) -> None:
         self.store = store
         self.limit = limit
         self.since = since
+        self.types = types
 
     async def poll(self) -> list[Seen]:
         """Events up to where it is safe."""
-        page = await self.store.load(self.since, limit=self.limit)
+        page = await self.store.load(self.since, types=self.types, limit=self.limit)
         self.since = page.safe_since
         return [(event.version, event.id) for event in page if event.version <= self.since]
 
@@ -93,17 +94,21 @@ async def run(store: AsyncEventStore, database: Database, seed: int, *, has_two_
     schedule = Schedule(database, seed, has_two_phase=has_two_phase)
     begin = await store.latest_version()
     paging, live = LoadReader(store, limit=7, since=begin), Collected.begin(store, begin)
+    filtered = LoadReader(store, limit=5, since=begin, types="T")
     losers = {"naive": NaiveReader(database, begin), "xmin": XminReader(database, begin)}
-    seen: dict[str, list[Seen]] = {name: [] for name in ("load", *losers)}
+    seen: dict[str, list[Seen]] = {name: [] for name in ("load", "load filtered", *losers)}
     try:
         for _ in range(STEPS):
             await asyncio.to_thread(schedule.step)
             for name, loser in losers.items():
                 seen[name] += await asyncio.to_thread(loser.poll)
             seen["load"] += await paging.poll()
+            seen["load filtered"] += await filtered.poll()
         await asyncio.to_thread(schedule.finish)
         while events := await paging.poll():
             seen["load"] += events
+        while events := await filtered.poll():
+            seen["load filtered"] += events
         await eventually(lambda: live.has_all(schedule.committed), "all delivered live")
         for name, loser in losers.items():
             seen[name] += loser.poll()
@@ -130,6 +135,7 @@ async def test_every_committed_event_once_in_order(
             problems.setdefault(name, []).extend(found)
     await store.close()
     assert problems["load"] == []
+    assert problems["load filtered"] == []
     assert problems["subscribe"] == []
     assert problems["naive"], "the schedules must find a reader that reads by version alone"
     assert problems["xmin"], "the schedules must find a reader that trusts xmin"
