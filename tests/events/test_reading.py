@@ -23,6 +23,7 @@ from socketio_postgres import (
     StoreRewoundError,
 )
 from tests.fixtures.database import Database
+from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import eventually
 
 
@@ -82,6 +83,59 @@ async def test_a_prepared_transaction_is_named(database: Database) -> None:
             assert (blocker.prepared, blocker.pid, blocker.state) == ("two phases", None, "prepared")
             writer.execute("ROLLBACK PREPARED 'two phases'")
             assert await store.blockers() == []
+
+
+async def test_commands_do_not_read_the_locks() -> None:
+    """Reading them is expensive on a busy server, and whoever loads an aggregate does not go on from its page."""
+    with OwnPostgres(log_statement="all") as server:
+        database = server.database
+
+        def looks() -> int:
+            return server.log_path.read_text().count("pg_locks")
+
+        async with AsyncEventStore(database.dsn) as store:
+            await store.store_batch(Event("T", f"a{i % 5}", i, id=f"e{i}") for i in range(20))
+            before = looks()
+            assert [event.version for event in await store.load_by_aggregate("a1")] == [2, 7, 12, 17]
+            assert (await store.load_by_aggregate("a1", limit=1, backwards=True))[0].version == 17
+            assert (await store.get("e7")).version == 8
+            page = await store.load()
+            assert (len(page), page.safe_since) == (20, 20)
+            assert (await store.load(20)).safe_since == 20
+            assert looks() == before
+            with database.connect() as writer:
+                writer.execute("SELECT nextval('events_version_seq')")
+            await store.store(Event("T", "a1"))
+            assert (await store.load_by_aggregate("a1")).safe_since == 0, "nothing is known, and it does not look"
+            assert looks() == before
+            assert (await store.load()).safe_since == 22
+            assert looks() == before + 1, "there is a hole"
+            assert (await store.load(15)).safe_since == 22
+            assert (await store.load(types="T")).safe_since == 22
+            assert (await store.load_by_aggregate("a1")).safe_since == 22
+            assert looks() == before + 1, "it is known as final"
+            await store.store(Event("T", "a1"))
+            assert (await store.load(22)).safe_since == 23
+            assert looks() == before + 1, "there is no hole"
+            assert (await store.load_by_aggregate("a1", limit=10)).safe_since == 23
+            assert looks() == before + 2, "whoever pages goes on from there"
+
+
+async def test_what_a_filtered_page_knows(store: AsyncEventStore, database: Database) -> None:
+    """Events above what is known are read again after the look, and come once."""
+    with database.connect() as writer:
+        await store.store_batch(Event("T", "a", i) for i in range(5))
+        assert (await store.load(types="T")).safe_since == 5
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('late', 'a', 'T')")
+        await store.store_batch(Event("T", "a", i) for i in range(2))
+        page = await store.load(2, types="T", limit=4)
+        assert ([event.version for event in page], page.safe_since) == ([3, 4, 5, 7], 5)
+        writer.execute("COMMIT")
+        page = await store.load(2, types="T", limit=4)
+        assert ([event.version for event in page], page.safe_since) == ([3, 4, 5, 6], 6)
+        page = await store.load(types="T")
+        assert ([event.version for event in page], page.safe_since) == (list(range(1, 9)), 8)
 
 
 async def test_get(store: AsyncEventStore) -> None:

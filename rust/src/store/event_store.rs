@@ -44,8 +44,9 @@ pub struct Opened {
     pub owner: Arc<Owner>,
     member: Mutex<Option<Member>>,
     shared: Arc<Shared>,
-    /// How many outage errors of the listening session, and of the keeper, this store has reported.
-    told: Mutex<[u64; 2]>,
+    /// How many of these errors this store has reported: outages of the listening session and of the keeper, and changes
+    /// of the table.
+    told: Mutex<[u64; 3]>,
 }
 
 impl Opened {
@@ -54,12 +55,12 @@ impl Opened {
         &self.shared.feed
     }
 
-    /// The errors that made subscriptions wait, since the last call or since the store was opened.
+    /// The errors that made subscriptions wait, and changes of the table that readers need not fear, since the last call or since the store was opened.
     pub fn take_failures(&self) -> Vec<Error> {
         let feed = self.feed();
         let mut told = self.told.lock();
         let mut failures = Vec::new();
-        for (told, outage) in told.iter_mut().zip([&feed.wakeup.outage, &feed.outage]) {
+        for (told, outage) in told.iter_mut().zip([&feed.wakeup.outage, &feed.outage, &feed.doubts]) {
             let (news, count) = outage.news(*told);
             failures.extend(news);
             *told = count;
@@ -97,7 +98,9 @@ impl EventStore {
             let member = sharing::join(&settings.wanted, &table);
             let feed = &member.shared.feed;
             Ok(Opened {
-                told: Mutex::new([&feed.wakeup.outage, &feed.outage].map(|outage| outage.news(u64::MAX).1)),
+                told: Mutex::new(
+                    [&feed.wakeup.outage, &feed.outage, &feed.doubts].map(|outage| outage.news(u64::MAX).1),
+                ),
                 writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.batch_size),
                 owner: Owner::new(Arc::clone(&self.pool)),
                 shared: Arc::clone(&member.shared),
@@ -150,10 +153,10 @@ impl EventStore {
         Ok(())
     }
 
-    /// All visible events that match a query.
-    pub async fn load(&self, query: Query) -> Result<Page> {
+    /// All visible events that match a query; see [`reader::load`].
+    pub async fn load(&self, query: Query, may_look: bool) -> Result<Page> {
         let opened = self.open().await?;
-        reader::load(&self.pool, &opened.shared.settler, &opened.table, &query).await
+        reader::load(&self.pool, &opened.shared.settler, &opened.table, &query, may_look).await
     }
 
     /// The version of the last event, or of the last settled one.

@@ -9,6 +9,9 @@
 //! others, an abandoned answer loses no events, and the change from pages to the ring neither loses nor repeats events.
 //! Positions are versions of events that were read, never of gaps: a sequence that goes back after a crash assigns
 //! again only versions that no reader has seen.
+//!
+//! Every read also reads the [`Anchor`], the newest event that was delivered, so that a table that went back in time is
+//! noticed before anything of its new history is delivered.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -19,6 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
+use tokio_postgres::types::Type;
 
 use crate::connect::backoff::Backoff;
 use crate::connect::outage::Outage;
@@ -29,10 +33,11 @@ use crate::lock::Mutex;
 use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::Pool;
+use crate::store::read::anchor::Anchor;
 use crate::store::read::reader::{self, Query, Settler};
 use crate::store::read::wakeup::Wakeup;
 use crate::store::read::watermark::Holders;
-use crate::store::table::Table;
+use crate::store::table::{self, Table};
 
 /// Maximum number of events in one read of the keeper.
 const PAGE: i64 = 1000;
@@ -45,11 +50,16 @@ const RING_BYTES: usize = 16 * 1024 * 1024;
 const GAP_FIRST: Duration = Duration::from_millis(2);
 const GAP_LAST: Duration = Duration::from_millis(50);
 
+/// How often the table's properties are checked again, while there is nothing to read.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The position at which a subscription begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
     /// After this version.
     After(i64),
+    /// After this event, which must still be there.
+    AfterEvent(Anchor),
     /// With the events stored from now on.
     End,
 }
@@ -74,6 +84,8 @@ pub struct Batch {
     pub events: Vec<Arc<StoredEvent>>,
     /// All matching events up to this version have been delivered.
     pub position: i64,
+    /// Id of the event with this version, if the position is not the one that was asked from.
+    pub position_id: Option<Arc<str>>,
     /// At this moment there are no more events to read.
     pub is_caught_up: bool,
     /// How often the listening session has been reopened.
@@ -91,8 +103,8 @@ struct Ring {
 /// The keeper's progress, for waiting subscriptions.
 #[derive(Debug, Clone, Default)]
 struct Progress {
-    /// All events up to this version are final and read; `None` before the first settled version is known.
-    position: Option<i64>,
+    /// All events up to this one are final and read; `None` before the first settled version is known.
+    position: Option<Anchor>,
     failure: Option<Error>,
 }
 
@@ -178,6 +190,8 @@ pub struct Feed {
     pub wakeup: Arc<Wakeup>,
     /// The reason why the keeper cannot read.
     pub outage: Outage,
+    /// What has changed about the table without affecting readers.
+    pub doubts: Outage,
     poll_interval: Duration,
     ring: Mutex<Ring>,
     progress: watch::Sender<Progress>,
@@ -201,6 +215,7 @@ impl Feed {
             table,
             wakeup,
             outage: Outage::default(),
+            doubts: Outage::default(),
             poll_interval,
             ring: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
@@ -243,7 +258,8 @@ impl Feed {
 
     /// Counters.
     pub fn stats(&self) -> FeedStats {
-        FeedStats { position: self.progress.borrow().position.unwrap_or(0), ..self.stats.lock().clone() }
+        let position = self.progress.borrow().position.as_ref().map_or(0, |anchor| anchor.version);
+        FeedStats { position, ..self.stats.lock().clone() }
     }
 
     /// The keeper's task: determine the settled version, and read on from there.
@@ -260,21 +276,26 @@ impl Feed {
         }
     }
 
-    async fn keep_session(&self, position: &mut Option<i64>, backoff: &mut Backoff) -> Result<Infallible> {
-        let mut from = match *position {
+    async fn keep_session(&self, position: &mut Option<Anchor>, backoff: &mut Backoff) -> Result<Infallible> {
+        let mut from = match position.take() {
             Some(position) => position,
             None => self.find_beginning().await?,
         };
         let mut gap_delay = GAP_FIRST;
         let mut looks_behind = false;
+        let mut checked = Instant::now();
         loop {
-            *position = Some(from);
-            let read = self.read_on(from, looks_behind).await?;
+            if looks_behind && checked.elapsed() >= CHECK_INTERVAL {
+                self.check_table().await?;
+                checked = Instant::now();
+            }
+            *position = Some(from.clone());
+            let read = self.read_on(&from, looks_behind).await?;
             backoff.reset();
             self.outage.ended();
-            if read.end > from {
-                self.append(&read.events, read.end);
-                from = read.end;
+            let has_moved = read.end > from.version;
+            if has_moved {
+                from = self.append(&read.events, read.end);
                 gap_delay = GAP_FIRST;
             }
             if !read.is_before_gap {
@@ -282,7 +303,7 @@ impl Feed {
                 // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
                 looks_behind =
                     !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
-            } else if let Some(holders) = read.holders.filter(|_| *position == Some(from)) {
+            } else if let Some(holders) = read.holders.filter(|_| !has_moved) {
                 self.set_gap(Some(holders));
                 // Reading the locks of a busy server is expensive, so it is not done more often than this.
                 sleep(GAP_FIRST).await;
@@ -295,34 +316,54 @@ impl Feed {
     }
 
     /// The keeper's first position: it skips the history, but no event may be added before it any more.
-    async fn find_beginning(&self) -> Result<i64> {
+    async fn find_beginning(&self) -> Result<Anchor> {
         self.stats.lock().looks += 1;
         let waiting = |holders: &Holders| self.set_gap(Some(holders.iter().cloned().collect()));
         let settled = self.settler.settle_now(&self.table, waiting).await?;
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
-        *self.ring.lock() = Ring { floor: position, ..Ring::default() };
+        *self.ring.lock() = Ring { floor: position.version, ..Ring::default() };
         self.set_gap(None);
-        self.progress.send_modify(|progress| progress.position = Some(position));
+        self.progress.send_modify(|progress| progress.position = Some(position.clone()));
         Ok(position)
     }
 
-    /// Read the events after a position. When their versions have no gap, one statement suffices. The locks are read
-    /// only when there is a gap, and from time to time.
-    async fn read_on(&self, from: i64, looks_behind: bool) -> Result<Read> {
+    async fn check_table(&self) -> Result<()> {
+        let doubts = table::check_again(&mut self.pool.get().await?, &self.table).await?;
+        if doubts.is_empty() {
+            self.doubts.ended();
+        }
+        for doubt in doubts {
+            self.doubts.failed(&doubt);
+        }
+        Ok(())
+    }
+
+    /// Read the events after the anchor. When their versions have no gap, two statements in one round trip suffice. The
+    /// locks are read only when there is a gap, and from time to time.
+    async fn read_on(&self, anchor: &Anchor, looks_behind: bool) -> Result<Read> {
+        let from = anchor.version;
         let all = Query { since: from, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
         let (sql, parameters) = reader::sql(&self.table, &all);
         let binds = reader::binds(&parameters);
+        let reads = [(&*sql, &*binds), (&*self.settler.sql_anchor, &[(&anchor.version as _, Type::INT8)][..])];
         self.stats.lock().reads += 1;
-        let (rows, settled) = if looks_behind {
+        let mut read = None;
+        if !looks_behind {
+            let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
+            read = anchor.is_in(&at_anchor)?.then_some((rows, None));
+        }
+        let (rows, settled) = if let Some(read) = read {
+            read
+        } else {
             self.stats.lock().looks += 1;
-            let (settled, rows) = self.settler.step_and_read(&self.table, Some((&sql, &binds))).await?;
+            let (settled, [rows, at_anchor]) = self.settler.step_and_read(&self.table, reads).await?;
+            if !anchor.is_in(&at_anchor)? {
+                return Err(anchor.rewound(&self.table, &at_anchor, settled.last));
+            }
             if settled.last < from {
-                return Err(reader::rewound(&self.table, from, settled.last));
+                return Err(self.table.is_behind(settled.last, from));
             }
             (rows, Some(settled))
-        } else {
-            let mut connection = self.pool.get().await?;
-            (connection.query("read events", &sql, &binds, false).await?, None)
         };
         let events = reader::events(&rows)?;
         let bound = settled.as_ref().map_or(from, |settled| settled.settled);
@@ -341,10 +382,12 @@ impl Feed {
         *gap = holders.map(|holders| Gap { since: gap.as_ref().map_or_else(Instant::now, |gap| gap.since), holders });
     }
 
-    fn append(&self, events: &[Arc<StoredEvent>], end: i64) {
+    /// Append the events up to `end`, the version of one of them, which is returned.
+    fn append(&self, events: &[Arc<StoredEvent>], end: i64) -> Anchor {
+        let count = events.partition_point(|event| event.version <= end);
+        let anchor = events.get(..count).and_then(<[_]>::last).map(|event| Anchor::of(event)).unwrap_or_default();
         {
             let mut ring = self.ring.lock();
-            let count = events.partition_point(|event| event.version <= end);
             for event in events.iter().take(count) {
                 ring.bytes += event.size_bytes();
                 ring.events.push_back(Arc::clone(event));
@@ -357,7 +400,8 @@ impl Feed {
                 ring.floor = oldest.version;
             }
         }
-        self.progress.send_modify(|progress| progress.position = Some(end));
+        self.progress.send_modify(|progress| progress.position = Some(anchor.clone()));
+        anchor
     }
 }
 
@@ -407,15 +451,15 @@ pub struct Subscription {
 
 impl Subscription {
     /// Check a start, and determine its position.
-    pub fn begin(self: &Arc<Self>, start: Start, completion: Completion<i64>) -> Result<()> {
-        self.answer(completion, |this| async move { this.retried(|| this.find_start(start), || None).await })
+    pub fn begin(self: &Arc<Self>, start: Start, completion: Completion<Anchor>) -> Result<()> {
+        self.answer(completion, |this| async move { this.retried(|| this.find_start(start.clone()), || None).await })
     }
 
     /// Request the events after a position.
     pub fn next(self: &Arc<Self>, next: Next, completion: Completion<Batch>) -> Result<()> {
         let began = Instant::now();
         self.answer(completion, move |this| async move {
-            let nothing = || this.batch(Vec::new(), next.position, false);
+            let nothing = || this.batch(Vec::new(), next.position, None, false);
             this.retried(|| this.take(next), || (began.elapsed() >= next.patience).then(nothing)).await
         })
     }
@@ -489,14 +533,26 @@ impl Subscription {
         }
     }
 
-    async fn find_start(&self, start: Start) -> Result<i64> {
+    async fn find_start(&self, start: Start) -> Result<Anchor> {
         let feed = &self.feed;
-        let Start::After(position) = start else {
-            let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
-            return reader::latest_up_to(&self.owner.pool, &feed.table, settled).await;
-        };
-        self.check_position(position).await?;
-        Ok(position)
+        match start {
+            Start::End => {
+                let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
+                reader::latest_up_to(&self.owner.pool, &feed.table, settled).await
+            }
+            Start::After(version) => {
+                self.check_position(version).await?;
+                Ok(Anchor { version, ..Anchor::default() })
+            }
+            Start::AfterEvent(anchor) => {
+                // What changes after the keeper has begun, it notices itself.
+                let mut progress = feed.progress.subscribe();
+                let has_begun = |progress: &Progress| progress.position.is_some() || progress.failure.is_some();
+                progress.wait_for(has_begun).await.map_err(|_| Error::StoreClosed)?;
+                self.check_anchor(&anchor).await?;
+                Ok(anchor)
+            }
+        }
     }
 
     /// Check that the sequence has assigned a position. The keeper checks its own position; a subscription may be ahead
@@ -506,65 +562,92 @@ impl Subscription {
         if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
     }
 
+    async fn check_anchor(&self, anchor: &Anchor) -> Result<()> {
+        let Feed { settler, table, .. } = &*self.feed;
+        let read: reader::Statement<'_> = (&settler.sql_anchor, &[(&anchor.version, Type::INT8)]);
+        let (settled, [rows, _]) = settler.step_and_read(table, [read, reader::NOTHING]).await?;
+        if anchor.is_in(&rows)? { Ok(()) } else { Err(anchor.rewound(table, &rows, settled.last)) }
+    }
+
     async fn take(&self, next: Next) -> Result<Batch> {
         let Next { position: begun, limit, reports_progress, patience } = next;
         let deadline = tokio::time::Instant::now() + patience;
         let mut progress = self.feed.progress.subscribe();
-        let mut position = begun;
+        let (mut position, mut id) = (begun, None);
         loop {
             let Progress { position: settled, failure } = progress.borrow_and_update().clone();
             if let Some(error) = failure {
                 return Err(error);
             }
-            if let Some(settled) = settled.filter(|settled| *settled > position) {
+            if let Some(settled) = settled.as_ref().filter(|settled| settled.version > position) {
                 let batch = self.take_settled(position, settled, limit).await?;
-                position = batch.position;
                 if !batch.events.is_empty() || (reports_progress && batch.is_caught_up) {
                     return Ok(batch);
                 }
+                (position, id) = (batch.position, batch.position_id);
                 continue;
             }
             if settled.is_some() && reports_progress && position > begun {
-                return Ok(self.batch(Vec::new(), position, true));
+                return Ok(self.batch(Vec::new(), position, id, true));
             }
             tokio::select! {
                 changed = progress.changed() => changed.map_err(|_| Error::StoreClosed)?,
-                () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, settled.is_some())),
+                () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, id, settled.is_some())),
                 () = tokio::time::sleep_until(deadline) => {
-                    if settled.is_some_and(|settled| settled < position) {
+                    if settled.as_ref().is_some_and(|settled| settled.version < position) {
                         self.check_position(position).await?;
                     }
-                    return Ok(self.batch(Vec::new(), position, settled.is_some()));
+                    return Ok(self.batch(Vec::new(), position, id, settled.is_some()));
                 }
             }
         }
     }
 
-    fn batch(&self, events: Vec<Arc<StoredEvent>>, position: i64, is_caught_up: bool) -> Batch {
+    fn batch(
+        &self,
+        events: Vec<Arc<StoredEvent>>,
+        position: i64,
+        position_id: Option<Arc<str>>,
+        is_caught_up: bool,
+    ) -> Batch {
         let reconnects = self.feed.wakeup.sessions().saturating_sub(1);
-        Batch { events, position, is_caught_up, reconnects }
+        Batch { events, position, position_id, is_caught_up, reconnects }
     }
 
-    /// The events after a position, up to a settled version, from the ring or from a page of the table.
-    async fn take_settled(&self, position: i64, settled: i64, limit: usize) -> Result<Batch> {
-        if let Some((events, end)) = self.take_from_ring(position, settled, limit) {
-            return Ok(self.batch(events, end, end >= settled));
+    /// A batch that ends with its last event if it `is_full`, and otherwise with the last settled one.
+    fn batch_up_to(&self, events: Vec<Arc<StoredEvent>>, settled: &Anchor, is_full: bool) -> Batch {
+        let end = match events.last().filter(|_| is_full) {
+            Some(event) => Anchor::of(event),
+            None => settled.clone(),
+        };
+        self.batch(events, end.version, Some(end.id), end.version >= settled.version)
+    }
+
+    async fn take_settled(&self, position: i64, settled: &Anchor, limit: usize) -> Result<Batch> {
+        if let Some((events, is_full)) = self.take_from_ring(position, settled.version, limit) {
+            return Ok(self.batch_up_to(events, settled, is_full));
         }
-        self.feed.stats.lock().pages += 1;
+        let Feed { settler, table, stats, .. } = &*self.feed;
+        stats.lock().pages += 1;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // Events that are not settled are removed here and not by the statement; see `reader::sql`.
         let query = Query { since: position, until: i64::MAX, limit, is_backwards: false, filter: self.filter.clone() };
-        let (sql, parameters) = reader::sql(&self.feed.table, &query);
-        let mut connection = self.owner.pool.get().await?;
-        let rows = connection.query("read events", &sql, &reader::binds(&parameters), false).await?;
+        let (sql, parameters) = reader::sql(table, &query);
+        let binds = reader::binds(&parameters);
+        let reads = [(&*sql, &*binds), (&*settler.sql_anchor, &[(&settled.version as _, Type::INT8)][..])];
+        let [rows, at_anchor] = self.owner.pool.get().await?.pipeline("read events", reads, false).await?;
+        if !settled.is_in(&at_anchor)? {
+            let last = settler.step(table).await?.last;
+            return Err(settled.rewound(table, &at_anchor, last));
+        }
         let mut events = reader::events(&rows)?;
-        events.retain(|event| event.version <= settled);
+        events.retain(|event| event.version <= settled.version);
         let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
-        let end = if is_full { events.last().map_or(settled, |event| event.version) } else { settled };
-        Ok(self.batch(events, end, end >= settled))
+        Ok(self.batch_up_to(events, settled, is_full))
     }
 
-    fn take_from_ring(&self, position: i64, settled: i64, limit: usize) -> Option<(Vec<Arc<StoredEvent>>, i64)> {
+    /// The matching events that the ring has, and whether there may be more of them; `None` when it has not all.
+    fn take_from_ring(&self, position: i64, settled: i64, limit: usize) -> Option<(Vec<Arc<StoredEvent>>, bool)> {
         let ring = self.feed.ring.lock();
         if position < ring.floor {
             return None;
@@ -578,11 +661,11 @@ impl Subscription {
             if self.filter.matches(event) {
                 events.push(Arc::clone(event));
                 if events.len() >= limit {
-                    return Some((events, event.version));
+                    return Some((events, true));
                 }
             }
         }
-        Some((events, settled))
+        Some((events, false))
     }
 }
 

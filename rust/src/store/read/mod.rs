@@ -1,5 +1,6 @@
 //! Reading events, and being notified of new ones, in an order that is safe against late commits.
 
+pub mod anchor;
 pub mod feed;
 pub mod reader;
 pub mod reading;
