@@ -39,6 +39,7 @@ from socketio_postgres.events.options import EventStoreOptions
 from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     AggregateIdTooLongError,
+    AggregateLockedError,
     CommitInDoubtError,
     DuplicateEventError,
     EventNotFoundError,
@@ -63,6 +64,7 @@ __all__ = [
     "NO_STREAM",
     "START",
     "AggregateIdTooLongError",
+    "AggregateLockedError",
     "AsyncCompetingSubscription",
     "AsyncDurableSubscription",
     "AsyncEventStore",
