@@ -139,7 +139,7 @@ class AsyncEventLog:
             AggregateIdTooLongError: More than 56 bytes, where go-sync-kit's trigger is.
             PayloadTooLargeError: go-sync-kit's trigger could not notify of it.
             EncodeError: Something that JSON or PostgreSQL cannot hold.
-            AggregateLockedError: Another transaction held the aggregate, or the event's id, for longer than `lock_wait`.
+            AggregateLockedError: Another transaction held the aggregate, or the id, for longer than `lock_wait`.
             BufferFullError: Too many calls wait, and `on_full` is `raise`.
             ConnectionLostError: The server was away for longer than `answer_timeout`; `may_be_sent` says whether the
                 commit is in doubt.
@@ -452,9 +452,11 @@ class AsyncEventLog:
             raise IncompatibleVersionError(f"a version is an integer from 0 to 2**63 - 1, not {text!r}", value=text)
         return check_version(int(text))
 
-    async def _query(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+    async def _query(self, sql: str, *texts: str | None, timeout: float | None = None) -> list[list[str | None]]:
         core = self._opened_core()
-        rows: list[list[str | None]] = await arun(lambda inbox, token: core.query(sql, list(texts), inbox, token))
+        rows: list[list[str | None]] = await arun(
+            lambda inbox, token: core.query(sql, list(texts), inbox, token), timeout
+        )
         return rows
 
     # -------------------------------------------------------------------------------------------- maintenance

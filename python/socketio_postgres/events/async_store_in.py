@@ -34,8 +34,8 @@ _GIVEN: Final = """pg_catalog.json_to_recordset(CAST(CAST(%s AS pg_catalog.text)
 _TURN: Final = "SELECT CAST(pg_catalog.pg_advisory_xact_lock({lock_class}, {turn_key}) AS pg_catalog.text)"
 
 # In the order of the keys, so that two writers never wait for one another in a circle. Under the guard every lock is
-# exclusive: its trigger asks for that, and two writers with shared ones would wait for each other. The triggers that are
-# there now count, whenever the store was opened.
+# exclusive: its trigger asks for that, and two writers with shared ones would wait for each other. What counts is
+# which triggers there are now, and not which there were when the store was opened.
 _LOCK: Final = f"""
 SELECT pg_catalog.set_config('{_MARK}', CAST(%s AS pg_catalog.text), true),
     pg_catalog.current_setting('transaction_isolation'),

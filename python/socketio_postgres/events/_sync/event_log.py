@@ -112,7 +112,10 @@ class EventLog:
         run(core.open)
 
     def layout(self) -> TableLayout:
-        """What was found out about the table when it was opened; empty before."""
+        """What was found out about the table when it was last looked at; empty before it was opened.
+
+        It is looked at when it is opened, by `enable_guard` and its like, and after conflicts and refusals.
+        """
         return cast("TableLayout", self._core.layout() or {})
 
     # ------------------------------------------------------------------------------------------------- writing
@@ -137,7 +140,7 @@ class EventLog:
             AggregateIdTooLongError: More than 56 bytes, where go-sync-kit's trigger is.
             PayloadTooLargeError: go-sync-kit's trigger could not notify of it.
             EncodeError: Something that JSON or PostgreSQL cannot hold.
-            AggregateLockedError: Another transaction held the aggregate, or the event's id, for longer than `lock_wait`.
+            AggregateLockedError: Another transaction held the aggregate, or the id, for longer than `lock_wait`.
             BufferFullError: Too many calls wait, and `on_full` is `raise`.
             ConnectionLostError: The server was away for longer than `answer_timeout`; `may_be_sent` says whether the
                 commit is in doubt.
@@ -253,8 +256,13 @@ class EventLog:
 
     def _store_in(self, conn: Any, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
         self.open()
-        rows = self._opened_core().checked(events)
-        return store_in(conn, self.layout(), rows, checks)
+        core = self._opened_core()
+
+        def look_again() -> None:
+            run(core.look_again)
+            core.checked(events)
+
+        return store_in(conn, self.layout(), core.checked(events), checks, look_again)
 
     def import_events(
         self,
@@ -443,9 +451,9 @@ class EventLog:
             raise IncompatibleVersionError(f"a version is an integer from 0 to 2**63 - 1, not {text!r}", value=text)
         return check_version(int(text))
 
-    def _query(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+    def _query(self, sql: str, *texts: str | None, timeout: float | None = None) -> list[list[str | None]]:
         core = self._opened_core()
-        rows: list[list[str | None]] = run(lambda inbox, token: core.query(sql, list(texts), inbox, token))
+        rows: list[list[str | None]] = run(lambda inbox, token: core.query(sql, list(texts), inbox, token), timeout)
         return rows
 
     # -------------------------------------------------------------------------------------------- maintenance

@@ -94,7 +94,7 @@ impl Sql {
             lock: format!("WITH {} SELECT pg_catalog.count(answer) FROM locked", locked("pg_advisory_xact_lock")),
             try_lock: format!(
                 "WITH {} SELECT pg_catalog.set_config('{BUSY}', coalesce((SELECT pg_catalog.string_agg(DISTINCT \
-                    call::pg_catalog.text, ',') FROM locked, unnest(calls) AS call WHERE answer = 'false'), ''), true)",
+                    call::pg_catalog.text, ',') FROM locked, pg_catalog.unnest(calls) AS call WHERE answer = 'false'), ''), true)",
                 locked("pg_try_advisory_xact_lock")
             ),
             forget_busy: format!("SELECT pg_catalog.set_config('{BUSY}', '', true)"),

@@ -101,16 +101,23 @@ impl Writer {
 
     /// Store events by `COPY`, in one transaction, under the same locks as other calls. Returns the number of events.
     pub async fn import(&self, events: &[NewEvent]) -> Result<i64> {
-        let layout = self.layout();
-        check(events, &layout.table)?;
-        let began = Instant::now();
-        match self.import_in(&layout, events).await {
-            Err(error) if is_lock_timeout(&error) => {
-                let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
-                Err(storing::locked(&self.pool, &layout.sql, &aggregates, began.elapsed()).await)
+        let (began, mut conflicts) = (Instant::now(), 0);
+        loop {
+            let layout = self.layout();
+            check(events, &layout.table)?;
+            match self.import_in(&layout, events).await {
+                Err(error) if is_lock_timeout(&error) => {
+                    let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
+                    return Err(storing::locked(&self.pool, &layout.sql, &aggregates, began.elapsed()).await);
+                }
+                // Nothing of it is there, and perhaps the guard is, which was not.
+                Err(error) if is_deadlock(&error) && conflicts < ATTEMPTS => {
+                    conflicts += 1;
+                    self.look_again_after_conflict().await;
+                }
+                Err(error) => return Err(self.why_refused(events, error).await),
+                result => return result,
             }
-            Err(error) => Err(self.why_refused(events, error).await),
-            result => result,
         }
     }
 
@@ -470,6 +477,11 @@ fn is_in_doubt(error: &Error) -> bool {
     let is_before_sending =
         matches!(error, Error::ConnectionLost { may_be_sent: false, .. } | Error::Refused(_) | Error::Timeout { .. });
     error.is_connection_lost() && !is_before_sending
+}
+
+/// 40P01 deadlock detected.
+fn is_deadlock(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. } if report.sqlstate == "40P01")
 }
 
 /// 55P03 lock not available.
