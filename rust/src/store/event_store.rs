@@ -238,9 +238,9 @@ impl EventStore {
         rows.iter().map(row).collect()
     }
 
-    /// Store many events by binary `COPY`, in one transaction. Returns the number of events.
-    pub async fn copy(&self, events: Vec<NewEvent>) -> Result<i64> {
-        self.open().await?.writer.import(&events).await
+    /// Store many events by binary `COPY`, in one transaction; see [`Writer::import`].
+    pub async fn import(&self, events: Vec<NewEvent>, skips_existing: bool) -> Result<i64> {
+        self.open().await?.writer.import(&events, skips_existing).await
     }
 
     /// Finish running operations within `limit`, end the subscriptions, and disconnect. Concurrent calls wait for the end,
