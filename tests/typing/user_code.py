@@ -145,6 +145,7 @@ class Totals(Projection):
     types = ("OrderPlaced",)
 
     async def handle(self, conn: object, events: Sequence[StoredEvent[Order]]) -> None:
+        assert conn is not None
         assert_type(events[0].data["total"], int)
 
 

@@ -253,6 +253,7 @@ class AsyncDurableSubscription:
     async def _claim(self, most: int) -> None:
         for ours, expected, found in await self._positions.claim(most, self._own):
             if expected is not None and expected != found:
+                await self._positions.write([ours], {}, releases=True)
                 raise StoreRewoundError(
                     f"the durable subscription {self.name!r} is at version {ours.written}, the event {expected!r}; now"
                     f" the table has {'no event' if found is None else f'the event {found!r}'} there: it was set back,"
