@@ -8,7 +8,16 @@ import logging
 import psycopg
 import pytest
 
-from socketio_postgres import AsyncEventStore, Event, EventStore, OptionsError, Stall, StoreStalledError
+from socketio_postgres import (
+    AsyncEventStore,
+    AsyncSubscription,
+    Event,
+    EventStore,
+    OperationTimeoutError,
+    OptionsError,
+    Stall,
+    StoreStalledError,
+)
 from tests.fixtures.database import Database
 from tests.fixtures.event_schedule import drop_notify_triggers
 from tests.fixtures.waiting import eventually
@@ -127,3 +136,84 @@ async def test_the_warning_is_not_repeated_at_once(database: Database, caplog: p
             await store._look_for_stall()
             assert caplog.text.count("events after version") == count
         await waiting
+
+
+async def take(live: AsyncSubscription, count: int) -> list[int]:
+    """The versions of the next events, which must come."""
+    return [(await live.next(60)).version for _ in range(count)]
+
+
+async def test_who_starts_beside_an_open_transaction(store: AsyncEventStore, database: Database) -> None:
+    """S15: what that transaction cannot come before is given out, and `load` passes holes that are long final."""
+    await store.durable_subscriptions()  # on go-sync-kit's table the side tables are made on first use
+    await store.store_batch(Event("T", "a", i) for i in range(3))
+    with database.connect() as writer:
+        writer.execute("SELECT nextval('events_version_seq')")
+        await store.store_batch(Event("T", "a", i) for i in range(3))
+        async with store.subscribe() as live:
+            assert await take(live, 6) == [1, 2, 3, 5, 6, 7]
+        await eventually(lambda: database.value("SELECT max(version) FROM events_settled") == 7, "it is marked")
+        writer.execute("BEGIN")
+        writer.execute(INSERT)
+        await store.store(Event("T", "a"))
+        await store.close()
+        async with AsyncEventStore(database.dsn) as fresh:
+            page = await fresh.load()
+            assert ([event.version for event in page], page.safe_since) == ([1, 2, 3, 5, 6, 7, 9], 7)
+            async with fresh.subscribe() as live, fresh.subscribe(7) as late:
+                assert await take(live, 6) == [1, 2, 3, 5, 6, 7]
+                for each in (live, late):
+                    with pytest.raises(OperationTimeoutError):
+                        await each.next(0.5)
+                writer.execute("COMMIT")
+                assert await take(live, 2) == [8, 9]
+                assert await take(late, 2) == [8, 9]
+
+
+async def test_a_mark_of_another_history_counts_for_nothing(store: AsyncEventStore, database: Database) -> None:
+    await store.durable_subscriptions()
+    await store.store_batch(Event("T", "a") for _ in range(3))
+    async with store.subscribe() as live:
+        await take(live, 3)
+    await eventually(lambda: database.value("SELECT max(version) FROM events_settled") == 3, "it is marked")
+    await store.close()
+    with database.connect() as writer:
+        writer.execute("TRUNCATE events RESTART IDENTITY")
+        writer.execute("SELECT nextval('events_version_seq')")
+        writer.execute("BEGIN")
+        writer.execute(INSERT)
+        async with AsyncEventStore(database.dsn) as fresh, fresh.subscribe() as live:
+            await fresh.store(Event("T", "a"))
+            with pytest.raises(OperationTimeoutError):
+                await live.next(0.5)
+            assert (await fresh.load()).safe_since == 0
+            writer.execute("COMMIT")
+            assert await take(live, 2) == [2, 3]
+            is_replaced = "SELECT count(*) = 1 FROM events_settled m JOIN events e USING (version, id)"
+            await eventually(lambda: database.value(is_replaced), "the mark is replaced")
+
+
+async def test_without_a_mark_the_history_is_skipped_afterwards(go_store: AsyncEventStore, database: Database) -> None:
+    """Up to the first hole it is given out; then, when that transaction has ended, nobody reads through all of it."""
+    with database.connect() as admin:
+        admin.execute(
+            "INSERT INTO events (id, aggregate_id, event_type)"
+            " SELECT 'e' || i, 'a', 'T' FROM generate_series(1, 3) AS i"
+        )
+        admin.execute("SELECT nextval('events_version_seq')")
+        admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        admin.execute(
+            "INSERT INTO events (id, aggregate_id, event_type)"
+            " SELECT 'f' || i, 'a', 'T' FROM generate_series(1, 30000) AS i"
+        )
+        admin.execute("ALTER TABLE events ENABLE TRIGGER USER")
+    with database.connect() as writer:
+        writer.execute("BEGIN")
+        writer.execute(INSERT)
+        async with go_store.subscribe() as live:
+            assert await take(live, 3) == [1, 2, 3]
+            reads = go_store.stats()["read"]
+            writer.execute("COMMIT")
+            versions = await take(live, 30001)
+            assert versions == list(range(5, 30006))
+            assert go_store.stats()["read"] - reads < 5000

@@ -182,7 +182,11 @@ impl EventStore {
     /// Apply the migrations of a part, if they are not applied yet.
     pub async fn migrate(&self, part: Part) -> Result<()> {
         let mut connection = self.pool.get().await?;
-        table::migrate(&mut connection, &self.settings.table_name, part).await
+        table::migrate(&mut connection, &self.settings.table_name, part).await?;
+        if part == Part::Subscriptions {
+            table::migrate(&mut connection, &self.settings.table_name, Part::Settled).await?;
+        }
+        Ok(())
     }
 
     /// Run a statement with text parameters and text results.

@@ -29,7 +29,7 @@ impl Anchor {
         Self { version: event.version, id: event.id.as_str().into() }
     }
 
-    /// The anchor from a row with version and id; none without a row.
+    /// The anchor from a row with version and id; the default without a row.
     pub fn from_rows(rows: &[Row]) -> Result<Self> {
         let read = |row: &Row| Ok(Self { version: get(row, 0)?, id: get::<&str>(row, 1)?.into() });
         rows.first().map_or_else(|| Ok(Self::default()), read)

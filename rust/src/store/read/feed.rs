@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::types::Type;
@@ -34,9 +34,9 @@ use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::Pool;
 use crate::store::read::anchor::Anchor;
+use crate::store::read::mark::Marker;
 use crate::store::read::reader::{self, Query, Settler};
 use crate::store::read::wakeup::Wakeup;
-use crate::store::read::watermark::Holders;
 use crate::store::table::{self, Table};
 
 /// Maximum number of events in one read of the keeper.
@@ -50,6 +50,10 @@ const RING_BYTES: usize = 16 * 1024 * 1024;
 const GAP_FIRST: Duration = Duration::from_millis(2);
 const GAP_LAST: Duration = Duration::from_millis(50);
 
+/// Number of versions that the keeper reads rather than skips, after it has begun beside open writers.
+const SKIP: i64 = 10_000;
+/// How long the keeper tries to leave a mark when it ends.
+const MARK_LIMIT: Duration = Duration::from_secs(1);
 /// How often the table's properties are checked again, while there is nothing to read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -111,8 +115,10 @@ struct Progress {
 /// The result of one read of the keeper.
 struct Read {
     events: Vec<Arc<StoredEvent>>,
-    /// All versions up to this one are final.
+    /// All events up to this version are final and read.
     end: i64,
+    /// All versions up to this one are final, as far as this read knows.
+    settled: i64,
     /// There is more to read.
     is_full: bool,
     /// There are events beyond the end.
@@ -198,6 +204,7 @@ pub struct Feed {
     life: Mutex<Life>,
     stop: Notify,
     stats: Mutex<FeedStats>,
+    marker: AsyncMutex<Marker>,
 }
 
 impl Feed {
@@ -222,6 +229,7 @@ impl Feed {
             life: Mutex::default(),
             stop: Notify::new(),
             stats: Mutex::default(),
+            marker: AsyncMutex::default(),
         })
     }
 
@@ -277,10 +285,12 @@ impl Feed {
     }
 
     async fn keep_session(&self, position: &mut Option<Anchor>, backoff: &mut Backoff) -> Result<Infallible> {
-        let mut from = match position.take() {
-            Some(position) => position,
+        let (mut from, mut skips_to) = match position {
+            Some(position) => (position.clone(), None),
             None => self.find_beginning().await?,
         };
+        *position = Some(from.clone());
+        *self.marker.lock().await = Marker::new(&mut self.pool.get().await?, &self.table).await?;
         let mut gap_delay = GAP_FIRST;
         let mut looks_behind = false;
         let mut checked = Instant::now();
@@ -289,15 +299,25 @@ impl Feed {
                 self.check_table().await?;
                 checked = Instant::now();
             }
-            *position = Some(from.clone());
             let read = self.read_on(&from, looks_behind).await?;
             backoff.reset();
             self.outage.ended();
+            if skips_to.is_some_and(|version| read.settled >= version) {
+                // Whoever was open at the beginning has ended.
+                skips_to = None;
+                if read.settled - read.end > SKIP {
+                    from = self.begin_at(read.settled).await?;
+                    *position = Some(from.clone());
+                    continue;
+                }
+            }
             let has_moved = read.end > from.version;
             if has_moved {
                 from = self.append(&read.events, read.end);
+                *position = Some(from.clone());
                 gap_delay = GAP_FIRST;
             }
+            self.leave_mark(&from).await?;
             if !read.is_before_gap {
                 self.set_gap(None);
                 // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
@@ -315,16 +335,39 @@ impl Feed {
         }
     }
 
-    /// The keeper's first position: it skips the history, but no event may be added before it any more.
-    async fn find_beginning(&self) -> Result<Anchor> {
+    /// The keeper's first position, before which no event can be added any more. If no writer is open, it skips the
+    /// history. Otherwise it begins at the settled mark, or with the first event, and skips the rest of the history once
+    /// the returned version is final.
+    async fn find_beginning(&self) -> Result<(Anchor, Option<i64>)> {
         self.stats.lock().looks += 1;
-        let waiting = |holders: &Holders| self.set_gap(Some(holders.iter().cloned().collect()));
-        let settled = self.settler.settle_now(&self.table, waiting).await?;
+        let now = self.settler.step(&self.table).await?;
+        Ok((self.begin_at(now.settled).await?, (now.settled < now.last).then_some(now.last)))
+    }
+
+    /// Go on at the last event up to a settled version, with an empty ring.
+    async fn begin_at(&self, settled: i64) -> Result<Anchor> {
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
         *self.ring.lock() = Ring { floor: position.version, ..Ring::default() };
-        self.set_gap(None);
         self.progress.send_modify(|progress| progress.position = Some(position.clone()));
         Ok(position)
+    }
+
+    /// Write the settled mark, if it is time.
+    async fn leave_mark(&self, position: &Anchor) -> Result<()> {
+        let mut marker = self.marker.lock().await;
+        if marker.is_due(position) {
+            marker.write(&mut self.pool.get().await?, position).await?;
+        }
+        Ok(())
+    }
+
+    async fn leave_last_mark(&self) -> Result<()> {
+        let position = self.progress.borrow().position.clone().unwrap_or_default();
+        let mut marker = self.marker.lock().await;
+        if marker.is_new(&position) {
+            marker.write(&mut self.pool.get().await?, &position).await?;
+        }
+        Ok(())
     }
 
     async fn check_table(&self) -> Result<()> {
@@ -370,6 +413,7 @@ impl Feed {
         let end = reader::run_from(from, &events).max(reader::highest_up_to(bound, from, &events));
         Ok(Read {
             end,
+            settled: bound,
             is_full: i64::try_from(events.len()).is_ok_and(|count| count >= PAGE),
             is_before_gap: events.last().is_some_and(|event| event.version > end),
             holders: settled.map(|settled| settled.holders.into_iter().collect()),
@@ -418,6 +462,10 @@ async fn run(feed: Arc<Feed>) {
             error = feed.wakeup.run(&feed.table) => Some(error),
             () = feed.stop.notified() => None,
         };
+        if error.is_none() {
+            // The last subscription has ended. This is for the next reader, and nobody waits long for it.
+            let _ = timeout(MARK_LIMIT, feed.leave_last_mark()).await;
+        }
         feed.wakeup.rest();
         feed.outage.ended();
         feed.settler.close().await;

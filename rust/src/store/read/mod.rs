@@ -2,6 +2,7 @@
 
 pub mod anchor;
 pub mod feed;
+pub mod mark;
 pub mod reader;
 pub mod reading;
 pub mod sharing;

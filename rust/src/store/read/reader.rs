@@ -13,6 +13,7 @@ use crate::store::event::{COLUMNS, StoredEvent};
 use crate::store::filter::{Filter, Parameter};
 use crate::store::pool::{Bind, Pool, Pooled};
 use crate::store::read::anchor::Anchor;
+use crate::store::read::mark;
 use crate::store::read::watermark::{Holders, Watermark};
 use crate::store::row::{get, micros};
 use crate::store::table::{self, Table};
@@ -60,7 +61,7 @@ pub struct Settler {
 struct State {
     connection: Option<Pooled>,
     watermark: Watermark,
-    /// When the server was started that the watermark is about.
+    /// When the server was started that the watermark is about; `None` before the first step.
     server: Option<i64>,
 }
 
@@ -193,11 +194,21 @@ impl Settler {
             state.server = None;
             self.pool.get().await?
         };
-        let (seen, rows) = self.look(&mut pooled, table, reads).await?;
+        let (seen, rows) = loop {
+            if state.server.is_none() {
+                // The mark is read before the rows, which are then complete up to it.
+                let (mark, server) = mark::read(&mut pooled, table).await?.unzip();
+                state.watermark.restart(mark.unwrap_or(0));
+                state.server = server;
+            }
+            let (seen, rows) = self.look(&mut pooled, table, reads).await?;
+            if state.server.is_none_or(|server| server == seen.server) {
+                break (seen, rows);
+            }
+            state.server = None;
+        };
+        state.server = Some(seen.server);
         state.connection = Some(pooled);
-        if state.server.replace(seen.server) != Some(seen.server) {
-            state.watermark.restart(0);
-        }
         let Seen { last, holders, server } = seen;
         let settled = state.watermark.observe(last, holders.clone());
         self.know(settled, server);
