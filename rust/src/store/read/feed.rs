@@ -1,4 +1,4 @@
-//! Subscriptions: one keeper reads every event once, in settled order, into a ring that all subscriptions share.
+//! One keeper reads every event once, in settled order, into a ring that all subscriptions share.
 //!
 //! ```text
 //! wake-up ──► keeper (watermark) ──► ring, bounded ──► subscriptions that keep up
@@ -16,11 +16,9 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::types::Type;
 
@@ -28,7 +26,6 @@ use crate::connect::backoff::Backoff;
 use crate::connect::outage::Outage;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::completion::Completion;
 use crate::lock::Mutex;
 use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
@@ -57,45 +54,6 @@ const MARK_LIMIT: Duration = Duration::from_secs(1);
 /// How often the table's properties are checked again, while there is nothing to read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The position at which a subscription begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
-    /// After this version.
-    After(i64),
-    /// After this event, which must still be there.
-    AfterEvent(Anchor),
-    /// With the events stored from now on.
-    End,
-}
-
-/// A subscription's request for the events after a position, to be answered as soon as there are any.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Next {
-    /// All events up to this version have been received.
-    pub position: i64,
-    /// Maximum number of events.
-    pub limit: usize,
-    /// Also answer as soon as it is known that no matching event exists up to a higher position.
-    pub reports_progress: bool,
-    /// Answer after this time with the events known by then, even if there are none.
-    pub patience: Duration,
-}
-
-/// The answer to one request of a subscription.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// The events, in increasing order of versions.
-    pub events: Vec<Arc<StoredEvent>>,
-    /// All matching events up to this version have been delivered.
-    pub position: i64,
-    /// Id of the event with this version, if the position is not the one that was asked from.
-    pub position_id: Option<Arc<str>>,
-    /// At this moment there are no more events to read.
-    pub is_caught_up: bool,
-    /// How often the listening session has been reopened.
-    pub reconnects: u64,
-}
-
 #[derive(Default)]
 struct Ring {
     events: VecDeque<Arc<StoredEvent>>,
@@ -106,10 +64,10 @@ struct Ring {
 
 /// The keeper's progress, for waiting subscriptions.
 #[derive(Debug, Clone, Default)]
-struct Progress {
+pub(super) struct Progress {
     /// All events up to this one are final and read; `None` before the first settled version is known.
-    position: Option<Anchor>,
-    failure: Option<Error>,
+    pub position: Option<Anchor>,
+    pub failure: Option<Error>,
 }
 
 /// The result of one read of the keeper.
@@ -147,36 +105,12 @@ pub struct FeedStats {
     pub reads: u64,
     /// Pages read for subscriptions that were behind the ring.
     pub pages: u64,
+    /// Pages that took longer than the server's `statement_timeout`, and were then read in smaller parts.
+    pub page_timeouts: u64,
     /// How often the locks of writers were read.
     pub looks: u64,
     /// The gap that the keeper waits for.
     pub gap: Option<Gap>,
-}
-
-/// The parts of a store that its subscriptions need. The subscriptions end with the store; the feed may continue for
-/// others.
-pub struct Owner {
-    /// Connections for reading pages.
-    pool: Arc<Pool>,
-    subscriptions: AtomicUsize,
-    is_closed: watch::Sender<bool>,
-}
-
-impl Owner {
-    /// An owner for a store that reads pages through `pool`.
-    pub fn new(pool: Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self { pool, subscriptions: AtomicUsize::new(0), is_closed: watch::Sender::new(false) })
-    }
-
-    /// Number of open subscriptions of the store.
-    pub fn subscriptions(&self) -> usize {
-        self.subscriptions.load(Ordering::Relaxed)
-    }
-
-    /// End the store's subscriptions.
-    pub fn close(&self) {
-        self.is_closed.send_replace(true);
-    }
 }
 
 #[derive(Default)]
@@ -190,20 +124,22 @@ struct Life {
 pub struct Feed {
     /// Connections for the keeper.
     pool: Arc<Pool>,
-    settler: Arc<Settler>,
-    table: Arc<Table>,
+    pub(super) settler: Arc<Settler>,
+    pub(super) table: Arc<Table>,
     /// Wakes the keeper.
     pub wakeup: Arc<Wakeup>,
     /// The reason why the keeper cannot read.
     pub outage: Outage,
     /// What has changed about the table without affecting readers.
     pub doubts: Outage,
+    /// Statements of subscriptions that were cancelled because they took too long.
+    pub timeouts: Outage,
     poll_interval: Duration,
     ring: Mutex<Ring>,
-    progress: watch::Sender<Progress>,
+    pub(super) progress: watch::Sender<Progress>,
     life: Mutex<Life>,
     stop: Notify,
-    stats: Mutex<FeedStats>,
+    pub(super) stats: Mutex<FeedStats>,
     marker: AsyncMutex<Marker>,
 }
 
@@ -223,6 +159,7 @@ impl Feed {
             wakeup,
             outage: Outage::default(),
             doubts: Outage::default(),
+            timeouts: Outage::default(),
             poll_interval,
             ring: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
@@ -233,8 +170,8 @@ impl Feed {
         })
     }
 
-    /// A new subscription; the feed runs while there are any.
-    pub fn subscribe(self: &Arc<Self>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
+    /// Count a new subscription; the feed runs while there are any.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<()> {
         let mut life = self.life.lock();
         if life.is_closed {
             return Err(Error::StoreClosed);
@@ -245,16 +182,45 @@ impl Feed {
             life.is_running = true;
         }
         life.subscriptions += 1;
-        owner.subscriptions.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Subscription {
-            pid: std::process::id(),
-            feed: Arc::clone(self),
-            owner: Arc::clone(owner),
-            filter,
-            asking: Mutex::default(),
-            nudged: Notify::new(),
-            is_closed: AtomicBool::new(false),
-        }))
+        Ok(())
+    }
+
+    /// Count a subscription that has ended. The feed ends with the last one.
+    pub(super) fn leave(&self) {
+        let mut life = self.life.lock();
+        life.subscriptions -= 1;
+        if life.subscriptions == 0 {
+            self.stop.notify_one();
+        }
+    }
+
+    /// The matching events of the ring after a position, and whether there may be more of them; `None` when the ring does
+    /// not reach back so far.
+    pub(super) fn ring_after(
+        &self,
+        position: i64,
+        settled: i64,
+        limit: usize,
+        filter: &Filter,
+    ) -> Option<(Vec<Arc<StoredEvent>>, bool)> {
+        let ring = self.ring.lock();
+        if position < ring.floor {
+            return None;
+        }
+        let first = ring.events.partition_point(|event| event.version <= position);
+        let mut events = Vec::new();
+        for event in ring.events.range(first..) {
+            if event.version > settled {
+                break;
+            }
+            if filter.matches(event) {
+                events.push(Arc::clone(event));
+                if events.len() >= limit {
+                    return Some((events, true));
+                }
+            }
+        }
+        Some((events, false))
     }
 
     /// End all subscriptions and the keeper.
@@ -262,6 +228,11 @@ impl Feed {
         self.life.lock().is_closed = true;
         self.progress.send_modify(|progress| progress.failure = Some(Error::StoreClosed));
         self.stop.notify_one();
+    }
+
+    /// What stores report, in a fixed order.
+    pub fn reports(&self) -> [&Outage; 4] {
+        [&self.wakeup.outage, &self.outage, &self.doubts, &self.timeouts]
     }
 
     /// Counters.
@@ -451,7 +422,7 @@ impl Feed {
 
 /// Whether another connection can help. The store was opened successfully, so a refused or lost connection is an outage
 /// now, whatever its SQLSTATE.
-fn passes(error: &Error) -> bool {
+pub(super) fn passes(error: &Error) -> bool {
     error.is_transient() || error.is_connection_lost()
 }
 
@@ -481,244 +452,5 @@ async fn run(feed: Arc<Feed>) {
             feed.progress.send_modify(|progress| progress.failure = Some(error));
         }
         return;
-    }
-}
-
-/// See [`Feed::subscribe`].
-pub struct Subscription {
-    /// The process that created the subscription. A forked child inherits it, but must not use it.
-    pid: u32,
-    feed: Arc<Feed>,
-    owner: Arc<Owner>,
-    filter: Filter,
-    /// The pending answer, which a new request replaces.
-    asking: Mutex<Option<AbortHandle>>,
-    nudged: Notify,
-    is_closed: AtomicBool,
-}
-
-impl Subscription {
-    /// Check a start, and determine its position.
-    pub fn begin(self: &Arc<Self>, start: Start, completion: Completion<Anchor>) -> Result<()> {
-        self.answer(completion, |this| async move { this.retried(|| this.find_start(start.clone()), || None).await })
-    }
-
-    /// Request the events after a position.
-    pub fn next(self: &Arc<Self>, next: Next, completion: Completion<Batch>) -> Result<()> {
-        let began = Instant::now();
-        self.answer(completion, move |this| async move {
-            let nothing = || this.batch(Vec::new(), next.position, None, false);
-            this.retried(|| this.take(next), || (began.elapsed() >= next.patience).then(nothing)).await
-        })
-    }
-
-    /// Answer a request in the background. It replaces the previous request.
-    fn answer<T, F>(self: &Arc<Self>, completion: Completion<T>, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
-    where
-        T: 'static,
-        F: Future<Output = Result<T>> + Send + 'static,
-    {
-        let mut asking = self.asking.lock();
-        if self.is_closed.load(Ordering::Acquire) {
-            return Err(Error::Closed("subscription"));
-        }
-        let (mut closed, work) = (self.owner.is_closed.subscribe(), work(Arc::clone(self)));
-        let answering = runtime::handle()?.spawn(async move {
-            let result = tokio::select! {
-                biased;
-                _ = closed.wait_for(|&is_closed| is_closed) => Err(Error::StoreClosed),
-                result = work => result,
-            };
-            completion.finish(result);
-        });
-        if let Some(given_up) = asking.replace(answering.abort_handle()) {
-            given_up.abort();
-        }
-        Ok(())
-    }
-
-    /// Answer the pending request, or the next one, with the events known by now, even if there are none.
-    pub fn nudge(&self) {
-        self.nudged.notify_one();
-    }
-
-    /// End the subscription. The feed ends with its last subscription. In a forked child this does nothing, because the
-    /// subscription belongs to the parent.
-    pub fn close(&self) {
-        if self.pid != std::process::id() || self.is_closed.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        if let Some(asking) = self.asking.lock().take() {
-            asking.abort(); // its completion reports "closed"
-        }
-        self.owner.subscriptions.fetch_sub(1, Ordering::Relaxed);
-        let mut life = self.feed.life.lock();
-        life.subscriptions -= 1;
-        if life.subscriptions == 0 {
-            self.feed.stop.notify_one();
-        }
-    }
-
-    /// Repeat an attempt while its errors are transient, until `instead` returns a value.
-    async fn retried<T, F>(&self, attempt: impl Fn() -> F, instead: impl Fn() -> Option<T>) -> Result<T>
-    where
-        F: Future<Output = Result<T>>,
-    {
-        let mut backoff = Backoff::default();
-        loop {
-            // A failure of the keeper is final. A failure of this subscription may be cured by trying again, as the
-            // keeper does.
-            if let Some(error) = self.feed.progress.borrow().failure.clone() {
-                return Err(error);
-            }
-            match attempt().await {
-                Err(error) if passes(&error) => match instead() {
-                    Some(answer) => return Ok(answer),
-                    None => sleep(backoff.next_delay()).await,
-                },
-                result => return result,
-            }
-        }
-    }
-
-    async fn find_start(&self, start: Start) -> Result<Anchor> {
-        let feed = &self.feed;
-        match start {
-            Start::End => {
-                let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
-                reader::latest_up_to(&self.owner.pool, &feed.table, settled).await
-            }
-            Start::After(version) => {
-                self.check_position(version).await?;
-                Ok(Anchor { version, ..Anchor::default() })
-            }
-            Start::AfterEvent(anchor) => {
-                // What changes after the keeper has begun, it notices itself.
-                let mut progress = feed.progress.subscribe();
-                let has_begun = |progress: &Progress| progress.position.is_some() || progress.failure.is_some();
-                progress.wait_for(has_begun).await.map_err(|_| Error::StoreClosed)?;
-                self.check_anchor(&anchor).await?;
-                Ok(anchor)
-            }
-        }
-    }
-
-    /// Check that the sequence has assigned a position. The keeper checks its own position; a subscription may be ahead
-    /// of it.
-    async fn check_position(&self, position: i64) -> Result<()> {
-        let last = self.feed.settler.step(&self.feed.table).await?.last;
-        if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
-    }
-
-    async fn check_anchor(&self, anchor: &Anchor) -> Result<()> {
-        let Feed { settler, table, .. } = &*self.feed;
-        let read: reader::Statement<'_> = (&settler.sql_anchor, &[(&anchor.version, Type::INT8)]);
-        let (settled, [rows, _]) = settler.step_and_read(table, [read, reader::NOTHING]).await?;
-        if anchor.is_in(&rows)? { Ok(()) } else { Err(anchor.rewound(table, &rows, settled.last)) }
-    }
-
-    async fn take(&self, next: Next) -> Result<Batch> {
-        let Next { position: begun, limit, reports_progress, patience } = next;
-        let deadline = tokio::time::Instant::now() + patience;
-        let mut progress = self.feed.progress.subscribe();
-        let (mut position, mut id) = (begun, None);
-        loop {
-            let Progress { position: settled, failure } = progress.borrow_and_update().clone();
-            if let Some(error) = failure {
-                return Err(error);
-            }
-            if let Some(settled) = settled.as_ref().filter(|settled| settled.version > position) {
-                let batch = self.take_settled(position, settled, limit).await?;
-                if !batch.events.is_empty() || (reports_progress && batch.is_caught_up) {
-                    return Ok(batch);
-                }
-                (position, id) = (batch.position, batch.position_id);
-                continue;
-            }
-            if settled.is_some() && reports_progress && position > begun {
-                return Ok(self.batch(Vec::new(), position, id, true));
-            }
-            tokio::select! {
-                changed = progress.changed() => changed.map_err(|_| Error::StoreClosed)?,
-                () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, id, settled.is_some())),
-                () = tokio::time::sleep_until(deadline) => {
-                    if settled.as_ref().is_some_and(|settled| settled.version < position) {
-                        self.check_position(position).await?;
-                    }
-                    return Ok(self.batch(Vec::new(), position, id, settled.is_some()));
-                }
-            }
-        }
-    }
-
-    fn batch(
-        &self,
-        events: Vec<Arc<StoredEvent>>,
-        position: i64,
-        position_id: Option<Arc<str>>,
-        is_caught_up: bool,
-    ) -> Batch {
-        let reconnects = self.feed.wakeup.sessions().saturating_sub(1);
-        Batch { events, position, position_id, is_caught_up, reconnects }
-    }
-
-    /// A batch that ends with its last event if it `is_full`, and otherwise with the last settled one.
-    fn batch_up_to(&self, events: Vec<Arc<StoredEvent>>, settled: &Anchor, is_full: bool) -> Batch {
-        let end = match events.last().filter(|_| is_full) {
-            Some(event) => Anchor::of(event),
-            None => settled.clone(),
-        };
-        self.batch(events, end.version, Some(end.id), end.version >= settled.version)
-    }
-
-    async fn take_settled(&self, position: i64, settled: &Anchor, limit: usize) -> Result<Batch> {
-        if let Some((events, is_full)) = self.take_from_ring(position, settled.version, limit) {
-            return Ok(self.batch_up_to(events, settled, is_full));
-        }
-        let Feed { settler, table, stats, .. } = &*self.feed;
-        stats.lock().pages += 1;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        // Events that are not settled are removed here and not by the statement; see `reader::sql`.
-        let query = Query { since: position, until: i64::MAX, limit, is_backwards: false, filter: self.filter.clone() };
-        let (sql, parameters) = reader::sql(table, &query);
-        let binds = reader::binds(&parameters);
-        let reads = [(&*sql, &*binds), (&*settler.sql_anchor, &[(&settled.version as _, Type::INT8)][..])];
-        let [rows, at_anchor] = self.owner.pool.get().await?.pipeline("read events", reads, false).await?;
-        if !settled.is_in(&at_anchor)? {
-            let last = settler.step(table).await?.last;
-            return Err(settled.rewound(table, &at_anchor, last));
-        }
-        let mut events = reader::events(&rows)?;
-        events.retain(|event| event.version <= settled.version);
-        let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
-        Ok(self.batch_up_to(events, settled, is_full))
-    }
-
-    /// The matching events that the ring has, and whether there may be more of them; `None` when it has not all.
-    fn take_from_ring(&self, position: i64, settled: i64, limit: usize) -> Option<(Vec<Arc<StoredEvent>>, bool)> {
-        let ring = self.feed.ring.lock();
-        if position < ring.floor {
-            return None;
-        }
-        let first = ring.events.partition_point(|event| event.version <= position);
-        let mut events = Vec::new();
-        for event in ring.events.range(first..) {
-            if event.version > settled {
-                break;
-            }
-            if self.filter.matches(event) {
-                events.push(Arc::clone(event));
-                if events.len() >= limit {
-                    return Some((events, true));
-                }
-            }
-        }
-        Some((events, false))
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.close();
     }
 }

@@ -6,5 +6,7 @@ pub mod mark;
 pub mod reader;
 pub mod reading;
 pub mod sharing;
+pub mod subscription;
 pub mod wakeup;
 pub mod watermark;
+pub mod window;

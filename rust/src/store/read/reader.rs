@@ -395,7 +395,11 @@ pub async fn latest_version(pool: &Arc<Pool>, settler: &Settler, table: &Table, 
 
 /// The last event up to `until`.
 pub async fn latest_up_to(pool: &Arc<Pool>, table: &Table, until: i64) -> Result<Anchor> {
-    let sql = format!("SELECT version, id FROM {} WHERE version <= $1 ORDER BY version DESC LIMIT 1", table.name);
-    let mut connection = pool.get().await?;
+    let (sql, mut connection) = (sql_latest(table), pool.get().await?);
     Anchor::from_rows(&connection.query("read the latest version", &sql, &[(&until, Type::INT8)], false).await?)
+}
+
+/// The statement that reads version and id of the last event up to a version.
+pub fn sql_latest(table: &Table) -> String {
+    format!("SELECT version, id FROM {} WHERE version <= $1 ORDER BY version DESC LIMIT 1", table.name)
 }
