@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import psycopg
 import pytest
@@ -217,3 +218,41 @@ async def test_without_a_mark_the_history_is_skipped_afterwards(go_store: AsyncE
             versions = await take(live, 30001)
             assert versions == list(range(5, 30006))
             assert go_store.stats()["read"] - reads < 5000
+
+
+async def test_waiting_reads_nothing_again(go_store: AsyncEventStore, database: Database) -> None:
+    """What is beyond the gap is read once, and the locks at most 200 times a second, however often others commit."""
+    async with AsyncEventStore(database.dsn, poll_interval=600.0) as store, store.subscribe() as live:
+        await eventually(lambda: store.stats()["is_listening"], "it listens")
+        with database.connect() as writer:
+            writer.execute("BEGIN")
+            writer.execute(INSERT)
+            await go_store.store_batch(Event("T", "a", i) for i in range(500))
+            await eventually(lambda: store.stats()["gap_seconds"] is not None, "the gap is seen")
+            before, began = store.stats(), time.monotonic()
+            for i in range(200):
+                await go_store.store(Event("T", "a", i))
+            heard = store.stats()["notifications"]
+            assert heard > before["notifications"]
+            after, seconds = store.stats(), time.monotonic() - began
+            assert after["reads"] - before["reads"] <= 2
+            assert after["lock_looks"] - before["lock_looks"] <= 200 * seconds + 2
+            writer.execute("COMMIT")
+        assert await take(live, 701) == list(range(1, 702))
+
+
+async def test_a_gap_that_is_filled_silently(go_store: AsyncEventStore, database: Database) -> None:
+    """Without a notification, while another transaction stays open."""
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
+    async with AsyncEventStore(database.dsn) as store, store.subscribe() as live:
+        with database.connect() as first, database.connect() as second:
+            for writer, name in ((first, "first"), (second, "second")):
+                writer.execute("BEGIN")
+                writer.execute(INSERT.replace("'e'", f"'{name}'").encode())
+            await go_store.store(Event("T", "a"))
+            await eventually(lambda: store.stats()["gap_seconds"] is not None, "the gap is seen")
+            first.execute("COMMIT")
+            assert await take(live, 1) == [1]
+            second.execute("ROLLBACK")
+            assert await take(live, 1) == [3]

@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, timeout_at};
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::connect::backoff::Backoff;
@@ -32,7 +33,7 @@ use crate::store::filter::Filter;
 use crate::store::pool::Pool;
 use crate::store::read::anchor::Anchor;
 use crate::store::read::mark::Marker;
-use crate::store::read::reader::{self, Query, Settler};
+use crate::store::read::reader::{self, Query, Settled, Settler, Statement};
 use crate::store::read::wakeup::Wakeup;
 use crate::store::table::{self, Table};
 
@@ -42,10 +43,12 @@ const PAGE: i64 = 1000;
 const RING_COUNT: usize = 10_000;
 /// Maximum size of the events in the ring.
 const RING_BYTES: usize = 16 * 1024 * 1024;
-/// First and longest delay between checks of a gap with active writers. Checks are needed, because a rollback sends no
-/// notification.
-const GAP_FIRST: Duration = Duration::from_millis(2);
-const GAP_LAST: Duration = Duration::from_millis(50);
+/// Shortest and longest delay between looks at the locks of writers that may fill a gap. Looks are needed, because a
+/// rollback sends no notification. On a busy server they are expensive.
+const LOOK_FIRST: Duration = Duration::from_millis(5);
+const LOOK_LAST: Duration = Duration::from_millis(50);
+/// Delay after a wake-up that has not filled the gap.
+const WAKE_DELAY: Duration = Duration::from_millis(2);
 
 /// Number of versions that the keeper reads rather than skips, after it has begun beside open writers.
 const SKIP: i64 = 10_000;
@@ -79,10 +82,18 @@ struct Read {
     settled: i64,
     /// There is more to read.
     is_full: bool,
-    /// There are events beyond the end.
-    is_before_gap: bool,
-    /// Transactions that may still fill the gap, if the locks were read.
-    holders: Option<Vec<String>>,
+    /// The first event beyond the end, after a gap.
+    beyond: Option<i64>,
+}
+
+/// How to read on.
+enum How {
+    /// The rows alone.
+    Rows,
+    /// The rows after a look at the locks.
+    Look,
+    /// The rows alone, after this look.
+    After(Settled),
 }
 
 /// A gap that has been open for a while.
@@ -140,6 +151,8 @@ pub struct Feed {
     life: Mutex<Life>,
     stop: Notify,
     pub(super) stats: Mutex<FeedStats>,
+    /// When the locks were read last.
+    looked_at: Mutex<Instant>,
     marker: AsyncMutex<Marker>,
 }
 
@@ -166,6 +179,7 @@ impl Feed {
             life: Mutex::default(),
             stop: Notify::new(),
             stats: Mutex::default(),
+            looked_at: Mutex::new(Instant::now()),
             marker: AsyncMutex::default(),
         })
     }
@@ -262,15 +276,15 @@ impl Feed {
         };
         *position = Some(from.clone());
         *self.marker.lock().await = Marker::new(&mut self.pool.get().await?, &self.table).await?;
-        let mut gap_delay = GAP_FIRST;
-        let mut looks_behind = false;
+        let mut how = How::Rows;
         let mut checked = Instant::now();
         loop {
-            if looks_behind && checked.elapsed() >= CHECK_INTERVAL {
+            if matches!(how, How::Look) && checked.elapsed() >= CHECK_INTERVAL {
                 self.check_table().await?;
                 checked = Instant::now();
             }
-            let read = self.read_on(&from, looks_behind).await?;
+            let has_looked = !matches!(how, How::Rows);
+            let read = self.read_on(&from, how).await?;
             backoff.reset();
             self.outage.ended();
             if skips_to.is_some_and(|version| read.settled >= version) {
@@ -279,31 +293,73 @@ impl Feed {
                 if read.settled - read.end > SKIP {
                     from = self.begin_at(read.settled).await?;
                     *position = Some(from.clone());
+                    how = How::Rows;
                     continue;
                 }
             }
-            let has_moved = read.end > from.version;
-            if has_moved {
+            if read.end > from.version {
                 from = self.append(&read.events, read.end);
                 *position = Some(from.clone());
-                gap_delay = GAP_FIRST;
             }
             self.leave_mark(&from).await?;
-            if !read.is_before_gap {
-                self.set_gap(None);
-                // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
-                looks_behind =
-                    !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
-            } else if let Some(holders) = read.holders.filter(|_| !has_moved) {
-                self.set_gap(Some(holders));
-                // Reading the locks of a busy server is expensive, so it is not done more often than this.
-                sleep(GAP_FIRST).await;
-                let _ = timeout(gap_delay, self.wakeup.changed.notified()).await;
-                gap_delay = (gap_delay * 2).min(GAP_LAST);
-            } else {
-                looks_behind = true;
-            }
+            how = match read.beyond {
+                None => {
+                    self.set_gap(None);
+                    // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
+                    let is_idle =
+                        !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
+                    if is_idle { How::Look } else { How::Rows }
+                }
+                Some(_) if !has_looked && self.looked_at.lock().elapsed() >= LOOK_FIRST => How::Look,
+                Some(beyond) => self.wait_at_gap(&from, beyond).await?,
+            };
         }
+    }
+
+    /// Wait until the gap between the anchor and an event beyond is filled, or final. The events beyond are not read again
+    /// meanwhile, and the locks not more often than every [`LOOK_FIRST`].
+    async fn wait_at_gap(&self, anchor: &Anchor, beyond: i64) -> Result<How> {
+        let (since, until, filter) = (anchor.version, beyond - 1, Filter::default());
+        let (sql, parameters) =
+            reader::sql(&self.table, &Query { since, until, limit: 1, is_backwards: false, filter });
+        let binds = reader::binds(&parameters);
+        let reads = [(&*sql, &*binds), (&*self.settler.sql_anchor, &[(&anchor.version as _, Type::INT8)][..])];
+        let began = Instant::now();
+        let mut delay = LOOK_FIRST;
+        loop {
+            let due = *self.looked_at.lock() + delay;
+            if Instant::now() < due && timeout_at(due.into(), self.wakeup.changed.notified()).await.is_ok() {
+                let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
+                if !rows.is_empty() || !anchor.is_in(&at_anchor)? {
+                    return Ok(How::Rows);
+                }
+                delay = LOOK_FIRST;
+                sleep(WAKE_DELAY).await;
+                continue;
+            }
+            let (settled, [rows, _]) = self.look(anchor, reads).await?;
+            self.set_gap(Some(settled.holders.iter().cloned().collect()));
+            // Without notifications the gap may be filled while others keep the watermark where it is.
+            if !rows.is_empty() || settled.settled > since || began.elapsed() >= self.poll_interval {
+                return Ok(How::After(settled));
+            }
+            delay = (delay * 2).min(LOOK_LAST);
+        }
+    }
+
+    /// Look at the locks of writers and read rows after that, and the anchor at last.
+    async fn look(&self, anchor: &Anchor, reads: [Statement<'_>; 2]) -> Result<(Settled, [Vec<Row>; 2])> {
+        *self.looked_at.lock() = Instant::now();
+        self.stats.lock().looks += 1;
+        let (settled, rows) = self.settler.step_and_read(&self.table, reads).await?;
+        let [_, at_anchor] = &rows;
+        if !anchor.is_in(at_anchor)? {
+            return Err(anchor.rewound(&self.table, at_anchor, settled.last));
+        }
+        if settled.last < anchor.version {
+            return Err(self.table.is_behind(settled.last, anchor.version));
+        }
+        Ok((settled, rows))
     }
 
     /// The keeper's first position, before which no event can be added any more. If no writer is open, it skips the
@@ -335,10 +391,12 @@ impl Feed {
     async fn leave_last_mark(&self) -> Result<()> {
         let position = self.progress.borrow().position.clone().unwrap_or_default();
         let mut marker = self.marker.lock().await;
-        if marker.is_new(&position) {
-            marker.write(&mut self.pool.get().await?, &position).await?;
+        if marker.has_written(&position) {
+            return Ok(());
         }
-        Ok(())
+        let mut connection = self.pool.get().await?;
+        *marker = Marker::new(&mut connection, &self.table).await?;
+        marker.write(&mut connection, &position).await
     }
 
     async fn check_table(&self) -> Result<()> {
@@ -354,7 +412,7 @@ impl Feed {
 
     /// Read the events after the anchor. When their versions have no gap, two statements in one round trip suffice. The
     /// locks are read only when there is a gap, and from time to time.
-    async fn read_on(&self, anchor: &Anchor, looks_behind: bool) -> Result<Read> {
+    async fn read_on(&self, anchor: &Anchor, how: How) -> Result<Read> {
         let from = anchor.version;
         let all = Query { since: from, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
         let (sql, parameters) = reader::sql(&self.table, &all);
@@ -362,34 +420,29 @@ impl Feed {
         let reads = [(&*sql, &*binds), (&*self.settler.sql_anchor, &[(&anchor.version as _, Type::INT8)][..])];
         self.stats.lock().reads += 1;
         let mut read = None;
-        if !looks_behind {
+        if !matches!(how, How::Look) {
             let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
-            read = anchor.is_in(&at_anchor)?.then_some((rows, None));
+            let settled = match how {
+                // What was known of another server is of no use. Without an anchor it is not known which server this is.
+                How::After(settled) => {
+                    (Anchor::server_of(&at_anchor)? == Some(settled.server)).then_some(settled.settled)
+                }
+                _ => Some(from),
+            };
+            if anchor.is_in(&at_anchor)? {
+                read = settled.map(|settled| (rows, settled));
+            }
         }
         let (rows, settled) = if let Some(read) = read {
             read
         } else {
-            self.stats.lock().looks += 1;
-            let (settled, [rows, at_anchor]) = self.settler.step_and_read(&self.table, reads).await?;
-            if !anchor.is_in(&at_anchor)? {
-                return Err(anchor.rewound(&self.table, &at_anchor, settled.last));
-            }
-            if settled.last < from {
-                return Err(self.table.is_behind(settled.last, from));
-            }
-            (rows, Some(settled))
+            let (settled, [rows, _]) = self.look(anchor, reads).await?;
+            (rows, settled.settled)
         };
         let events = reader::events(&rows)?;
-        let bound = settled.as_ref().map_or(from, |settled| settled.settled);
-        let end = reader::run_from(from, &events).max(reader::highest_up_to(bound, from, &events));
-        Ok(Read {
-            end,
-            settled: bound,
-            is_full: i64::try_from(events.len()).is_ok_and(|count| count >= PAGE),
-            is_before_gap: events.last().is_some_and(|event| event.version > end),
-            holders: settled.map(|settled| settled.holders.into_iter().collect()),
-            events,
-        })
+        let end = reader::run_from(from, &events).max(reader::highest_up_to(settled, from, &events));
+        let beyond = events.iter().map(|event| event.version).find(|version| *version > end);
+        Ok(Read { end, settled, is_full: i64::try_from(events.len()).is_ok_and(|count| count >= PAGE), beyond, events })
     }
 
     fn set_gap(&self, holders: Option<Vec<String>>) {

@@ -74,12 +74,12 @@ impl Marker {
 
     /// Whether a write is due.
     pub fn is_due(&self, anchor: &Anchor) -> bool {
-        self.is_new(anchor) && self.at.is_none_or(|at| at.elapsed() >= INTERVAL)
+        self.sql.is_some() && !self.has_written(anchor) && self.at.is_none_or(|at| at.elapsed() >= INTERVAL)
     }
 
-    /// Whether a write would change something.
-    pub fn is_new(&self, anchor: &Anchor) -> bool {
-        self.sql.is_some() && anchor.version > self.written
+    /// Whether a write would change nothing.
+    pub fn has_written(&self, anchor: &Anchor) -> bool {
+        anchor.version <= self.written
     }
 
     /// Write the mark. What the server refuses, for example on a standby, is not tried again.

@@ -81,6 +81,8 @@ pub struct Settled {
     pub last: i64,
     /// The open transactions of writers.
     pub holders: Holders,
+    /// When the server was started.
+    pub server: i64,
 }
 
 /// A statement and its parameters.
@@ -212,7 +214,7 @@ impl Settler {
         let Seen { last, holders, server } = seen;
         let settled = state.watermark.observe(last, holders.clone());
         self.know(settled, server);
-        Ok((Settled { settled, last, holders }, rows))
+        Ok((Settled { settled, last, holders, server }, rows))
     }
 
     /// Read the last version and then the holders, from one and the same server, and after them two other statements.
