@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from socketio_postgres import (
+    NO_STREAM,
     AsyncEventStore,
     AsyncSubscription,
     Event,
@@ -87,6 +88,27 @@ async def test_a_prepared_transaction_is_rolled_back(store: AsyncEventStore, dat
     assert await store.end_blocker(blocker)
     assert not await store.end_blocker(blocker)
     assert await store.blockers() == []
+
+
+async def test_two_phases_and_notifications_do_not_go_together(our_store: AsyncEventStore, database: Database) -> None:
+    """S18: PostgreSQL prepares no transaction that notifies; without the trigger, readers wait for the second phase."""
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        await our_store.store_in(conn, Event("T", "a", "late"), expected=NO_STREAM)
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
+            await conn.execute("PREPARE TRANSACTION 'two'")
+        await conn.rollback()
+        with database.connect() as admin:
+            admin.execute("ALTER TABLE events DISABLE TRIGGER events_wake")
+        await our_store.store_in(conn, Event("T", "a", "late"), expected=NO_STREAM)
+        await conn.execute("PREPARE TRANSACTION 'two'")
+        await conn.rollback()
+        await our_store.store(Event("T", "b", "waits"))
+        async with our_store.subscribe() as live:
+            with pytest.raises(OperationTimeoutError):
+                await live.next(0.5)
+            with database.connect() as admin:
+                admin.execute("COMMIT PREPARED 'two'")
+            assert [(await live.next(60)).data for _ in range(2)] == ["late", "waits"]
 
 
 async def test_a_number_that_belongs_to_somebody_else_now(store: AsyncEventStore, database: Database) -> None:

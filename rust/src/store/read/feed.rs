@@ -208,8 +208,8 @@ impl Feed {
         }
     }
 
-    /// The matching events of the ring after a position, and whether there may be more of them; `None` when the ring does
-    /// not reach back so far.
+    /// The matching events of the ring after a position, and whether there may be more of them; `None` if the ring does
+    /// not reach back so far, or if only the server can tell whether an event matches.
     pub(super) fn ring_after(
         &self,
         position: i64,
@@ -227,7 +227,7 @@ impl Feed {
             if event.version > settled {
                 break;
             }
-            if filter.matches(event) {
+            if filter.matches(event)? {
                 events.push(Arc::clone(event));
                 if events.len() >= limit {
                     return Some((events, true));
