@@ -10,7 +10,7 @@ RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install build build-debug wheel fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
-        test-wheel bench bench-full bench-load bench-store bench-micro bench-rust bench-check fuzz soak demo clean all
+        test-wheel bench bench-full bench-load bench-store bench-micro bench-rust bench-check fuzz soak demo docs clean all
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,7 +44,7 @@ build-debug: install  ## Build without optimisation (fast to build, slow to run)
 
 fmt: install twins  ## Format everything
 	cargo fmt
-	$(BIN)/ruff format python tests benches scripts examples
+	$(BIN)/ruff format python tests benches scripts examples docs/conf.py
 
 lint: lint-rust lint-python typecheck  ## All static checks
 
@@ -54,12 +54,12 @@ lint-rust:
 	cargo clippy --all-targets --quiet -- --deny warnings
 
 lint-python: install
-	$(BIN)/ruff check python tests benches scripts examples
-	$(BIN)/ruff format --check python tests benches scripts examples
+	$(BIN)/ruff check python tests benches scripts examples docs/conf.py
+	$(BIN)/ruff format --check python tests benches scripts examples docs/conf.py
 	$(BIN)/python scripts/async_to_sync.py --check
 	$(BIN)/deptry python
-	$(BIN)/deptry python --extend-exclude '.*/(demo/|prometheus|opentelemetry)' \
-		--optional-dependencies-dev-groups demo,prometheus,opentelemetry
+	$(BIN)/deptry python --extend-exclude '.*/(cli/|demo/|prometheus|opentelemetry)' \
+		--optional-dependencies-dev-groups cli,demo,prometheus,opentelemetry
 
 typecheck: build  ## Types of the package and of its users; the stub against the compiled module
 	$(BIN)/mypy
@@ -135,9 +135,17 @@ soak: build  ## The fault tests for longer; SOAK_SECONDS for each of the long on
 demo: build  ## Two chat servers, an emitter and a PostgreSQL; DEMO_ARGS=--check verifies and exits
 	$(BIN)/python -m socketio_postgres demo $(DEMO_ARGS)
 
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: build $(VENV)/.docs  ## Build the site of the documents into .cache/site; a warning is an error
+	$(BIN)/sphinx-build -q -E -W --keep-going -b html docs .cache/site
+
 clean:  ## Remove everything that was built
 	cargo clean
 	rm -rf $(VENV) dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/peers/node/node_modules
 
 all: lint test fuzz  ## What CI runs
+	$(MAKE) docs
 	$(MAKE) demo DEMO_ARGS=--check

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import dataclasses
+import importlib
 import inspect
 import json
 import re
@@ -22,6 +23,7 @@ import pytest
 import socketio
 from psycopg.conninfo import make_conninfo
 
+import socketio_postgres
 from socketio_postgres import (
     AsyncEmitter,
     AsyncPostgresManager,
@@ -89,6 +91,14 @@ def test_snippet_runs(snippet: Snippet, database: Database) -> None:
     asyncio.run(run())
 
 
+def test_the_reference_has_every_public_name() -> None:
+    described = set()
+    for page in (ROOT / "docs/api").glob("*.md"):
+        for module in re.findall(r"automodule:: (\S+)", page.read_text()):
+            described |= set(importlib.import_module(module).__all__)
+    assert described >= set(socketio_postgres.__all__)
+
+
 def test_there_are_snippets() -> None:
     assert sum(snippet.document.name == "README.md" for snippet in snippets()) >= 3
 
@@ -121,7 +131,7 @@ def rows(document: str, heading: str) -> dict[str, list[str]]:
 
 
 def test_options_table() -> None:
-    documented = {name: cells[0] for name, cells in rows("README.md", "Options").items()}
+    documented = {name: cells[0] for name, cells in rows("docs/options.md", "Options").items()}
     actual = {}
     for parameters in (
         inspect.signature(AsyncPostgresManager).parameters.values(),
@@ -165,7 +175,7 @@ def test_statistics_of_the_store(database: Database) -> None:
 
 
 def test_compatibility_table() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/compatibility.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
     packages = json.loads((ROOT / "tests/peers/node/package.json").read_text())["dependencies"]
     for name in ("@socket.io/postgres-adapter", "@socket.io/postgres-emitter"):
@@ -310,4 +320,4 @@ def test_quoted_errors(mistake: str, database: Database) -> None:
         MISTAKES[mistake](database)
     first_line = str(caught.value).split("\n", 1)[0]
     shown = f"    {type(caught.value).__name__}: {first_line}\n"
-    assert without_places(shown) in without_places((ROOT / "README.md").read_text())
+    assert without_places(shown) in without_places((ROOT / "docs/troubleshooting.md").read_text())

@@ -203,6 +203,26 @@ class Inbox:
         """
 
 @final
+class Session:
+    """One connection for statements, opened on first use as the manager opens its connections."""
+
+    def __new__(cls, dsn: str, answer_limit: float) -> Session:
+        """`answer_limit`: seconds without an answer after which a statement is cancelled and the connection closed.
+
+        Raises:
+            OptionsError: The DSN is wrong.
+        """
+
+    @property
+    def description(self) -> str:
+        """What it connects to, without secrets."""
+
+    def query(self, sql: str, inbox: Inbox, token: int) -> None:
+        """Run statements without parameters; ends with the rows of the last one, as lists of texts."""
+
+    def close(self, inbox: Inbox, token: int) -> None: ...
+
+@final
 class Bus:
     """Publisher, listener and attachment table of one database. Nothing connects before the first operation.
 
@@ -219,6 +239,10 @@ class Bus:
     @property
     def is_used(self) -> bool:
         """Whether anything was asked of it that may have opened a connection."""
+
+    @property
+    def table_name(self) -> str:
+        """The attachment table, quoted."""
 
     @property
     def table_ddl(self) -> str:

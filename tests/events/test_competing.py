@@ -28,7 +28,7 @@ from socketio_postgres import (
     StoredEvent,
     SubscriptionFencedError,
 )
-from socketio_postgres.events.async_competing_subscription import partition_of
+from socketio_postgres.events.partition import partition_of
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
 
@@ -131,6 +131,8 @@ async def test_who_slept_can_acknowledge_nothing_and_goes_on(store: AsyncEventSt
     await fill(store, 24)
     zombie = competing(await store.durable("d", partitions=4, lease=0.4).__aenter__())
     event = await anext(zombie)
+    assert zombie._renewing is not None
+    await zombie._renewing.stop()  # as if its process were stopped
     await asyncio.sleep(0.6)
     async with AsyncEventStore(database.dsn) as other, other.durable("d", partitions=4, lease=0.4) as fresh:
         taken = [(await anext(fresh)).data for _ in range(3)]
@@ -143,8 +145,8 @@ async def test_who_slept_can_acknowledge_nothing_and_goes_on(store: AsyncEventSt
             await zombie.ack(event)
         with pytest.raises(SubscriptionFencedError):
             await zombie.park(event, None)
-    assert (await store.durable_subscriptions())[0].position == 3
-    assert (await asyncio.wait_for(anext(zombie), 20)).data == 3, "it takes part again"
+    assert (await store.durable_subscriptions())[0].position == 2
+    assert (await asyncio.wait_for(anext(zombie), 20)).data == 2, "it takes part again"
     await zombie.__aexit__(None, None, None)
 
 
@@ -158,10 +160,10 @@ async def test_effects_of_several_events_in_one_transaction(store: AsyncEventSto
                 await durable.ack_in(connection, event)
                 await asyncio.sleep(0.05)
         assert (await anext(durable)).data == 12
-    assert (await store.durable_subscriptions())[0].position == 13
+    assert (await store.durable_subscriptions())[0].position == 12
 
 
-async def test_a_rollback_that_the_loop_ignores_is_told(store: AsyncEventStore, database: Database) -> None:
+async def test_a_rollback_brings_the_event_again(store: AsyncEventStore, database: Database) -> None:
     await store.store_batch(Event("T", "a", i) for i in range(3))
     async with (
         store.durable("d", partitions=2, checkpoint_interval=0.0) as durable,
@@ -169,11 +171,17 @@ async def test_a_rollback_that_the_loop_ignores_is_told(store: AsyncEventStore, 
     ):
         await durable.ack_in(connection, await anext(durable))
         await connection.rollback()
-        with pytest.raises(EventStoreError, match="rolled back"):
-            await durable.ack_in(connection, await anext(durable))
-        assert (await anext(durable)).data == 0, "and comes again"
-        await durable.ack_in(connection, await anext(durable))
-        await connection.commit()
+        seen: list[int] = []
+        while len(seen) < 3:  # whether the loop notices before it has handed out the next one, or after
+            event = await anext(durable)
+            try:
+                await durable.ack_in(connection, event)
+            except EventStoreError:
+                await connection.rollback()
+            else:
+                await connection.commit()
+                seen.append(event.data)
+        assert seen == [0, 1, 2]
 
 
 async def test_rewind_pause_repartition_delete(store: AsyncEventStore) -> None:
@@ -199,14 +207,13 @@ async def test_rewind_pause_repartition_delete(store: AsyncEventStore) -> None:
     await store.repartition_durable("d", 3)
     async with store.durable("d", partitions=3) as three:
         await fill(store, 1, 25)
-        assert (await anext(three)).data == 25
+        assert [(await anext(three)).data for _ in range(2)] == [24, 25]
         await store.delete_durable("d")
-        competing(three)._balanced_at = None
         with pytest.raises(SubscriptionFencedError, match="deleted"):
-            await anext(three)
-    await store.durable("one").__aenter__()
-    with pytest.raises(OptionsError, match="made with 1"):
-        await store.durable("one", partitions=2).__aenter__()
+            await asyncio.wait_for(anext(three), 20)
+    async with store.durable("one"):
+        with pytest.raises(OptionsError, match="made with 1"):
+            await store.durable("one", partitions=2).__aenter__()
     with pytest.raises(OptionsError, match="no durable"):
         await store.repartition_durable("nobody", 3)
     for wrong_count in (0, 1025, True, "3"):
@@ -352,7 +359,7 @@ async def test_a_row_that_was_locked_for_a_moment_is_no_rollback(store: AsyncEve
         await store.store(Event("T", "a0", 0))
         event = await asyncio.wait_for(anext(subscription), 20)
         number = partition_of("a0", PARTITIONS)
-        assert "is locked" in str(await subscription._lose(number))
+        assert not await subscription._is_lost(number)
         await subscription.ack(event)
         assert subscription.partitions == list(range(PARTITIONS))
         (state,) = await store.durable_subscriptions()

@@ -98,6 +98,7 @@ async def test_until_a_durable_subscription_elsewhere_has_acknowledged(
             await asyncio.sleep(0.01)
             shown.append(event.version)
             if event.data == "last":
+                await durable.ack(event)
                 break
         await durable.__aexit__(None, None, None)
 

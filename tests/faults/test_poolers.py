@@ -42,7 +42,7 @@ async def test_publishing_through_transactions(
     """Three senders and a reader of attachments share two sessions; only listening goes around the pooler."""
     pooled = Database(transactions.dsn)
     async with (
-        Receiver(pooled, listen_dsn=database.dsn) as receiver,
+        Receiver(pooled, listen_dsn=database.dsn, probe_interval=10) as receiver,
         Workload(database, transactions.dsn) as work,
     ):
         await work.recover(receiver)

@@ -82,7 +82,7 @@ async def test_an_outage_is_bridged_and_told(postgres: OwnPostgres) -> None:
         states.append(one.manager.stats()["state"])
 
     database = postgres.database
-    server = serving(database, heartbeat_interval=0.5, heartbeat_timeout=1.0, on_gap=on_gap)
+    server = serving(database, heartbeat_interval=0.5, on_gap=on_gap)
     async with server as one, AsyncEmitter(database.dsn) as io:
         await one.manager.start()
         client = await PythonClient.connect(one.url)
@@ -98,7 +98,8 @@ async def test_an_outage_is_bridged_and_told(postgres: OwnPostgres) -> None:
         await eventually(lambda: gaps, "the gap is told")
         await io.emit("after")
         await client.wait_for("after")
-        await one.manager.flush()
+        with contextlib.suppress(CommitInDoubtError):  # a heartbeat may have been under way when the server stopped
+            await one.manager.flush()
         assert [gap.reason for gap in gaps] == ["reconnect"]
         assert began - 2 < gaps[0].since <= began + 1, "the last sign of life before the outage"
         assert gaps[0].missing is None

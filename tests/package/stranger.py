@@ -20,7 +20,12 @@ import socketio
 
 import socketio_postgres
 
-WITH_AN_EXTRA = ("socketio_postgres.demo.", "socketio_postgres.opentelemetry", "socketio_postgres.prometheus")
+WITH_AN_EXTRA = (
+    "socketio_postgres.cli.",
+    "socketio_postgres.demo.",
+    "socketio_postgres.opentelemetry",
+    "socketio_postgres.prometheus",
+)
 PROGRAMS = "socketio_postgres.__main__"
 LIMIT = 20.0
 

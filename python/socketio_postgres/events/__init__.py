@@ -7,12 +7,12 @@ It knows nothing of Socket.IO and its clusters. All names are at the top of the 
 
 from __future__ import annotations
 
-from socketio_postgres.events._sync.competing_subscription import CompetingSubscription
 from socketio_postgres.events._sync.durable_subscription import DurableSubscription
+from socketio_postgres.events._sync.event_batch import EventBatch
 from socketio_postgres.events._sync.event_store import EventStore
 from socketio_postgres.events._sync.subscription import Subscription
-from socketio_postgres.events.async_competing_subscription import AsyncCompetingSubscription
 from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
+from socketio_postgres.events.async_event_batch import AsyncEventBatch
 from socketio_postgres.events.async_event_store import AsyncEventStore
 from socketio_postgres.events.async_subscription import AsyncSubscription
 from socketio_postgres.events.blocker import Blocker, Stall
@@ -65,6 +65,7 @@ __all__ = [
     "AggregateIdTooLongError",
     "AsyncCompetingSubscription",
     "AsyncDurableSubscription",
+    "AsyncEventBatch",
     "AsyncEventStore",
     "AsyncSubscription",
     "Blocker",
@@ -76,6 +77,7 @@ __all__ = [
     "DurableState",
     "DurableSubscription",
     "Event",
+    "EventBatch",
     "EventNotFoundError",
     "EventStore",
     "EventStoreError",
@@ -108,3 +110,8 @@ __all__ = [
     "UnknownOptionError",
     "WrongExpectedVersionError",
 ]
+
+AsyncCompetingSubscription = AsyncDurableSubscription
+"""The name that a subscription of several consumers had."""
+CompetingSubscription = DurableSubscription
+"""The same for threads."""

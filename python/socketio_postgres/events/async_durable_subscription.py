@@ -1,27 +1,33 @@
-"""`AsyncDurableSubscription`: a subscription whose position is kept in the database, by name."""
+"""`AsyncDurableSubscription`: a subscription whose position is in the database, for one consumer or many."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
 from socketio_postgres._bus.hook import AsyncHook
-from socketio_postgres._bus.primitives import acall, asleep
+from socketio_postgres._bus.primitives import AsyncBackground, acall, asleep
 from socketio_postgres._typing import Self
-from socketio_postgres.events.async_statements import run_on
+from socketio_postgres.events.async_event_batch import AsyncEventBatch
+from socketio_postgres.events.async_positions import AsyncPositions, QueryFunction
 from socketio_postgres.events.async_subscription import AsyncSubscription
 from socketio_postgres.events.event import EventHandler, StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
+from socketio_postgres.events.partition import Partition, partition_of, shares
 from socketio_postgres.exceptions import (
     ConnectionLostError,
+    DatabaseError,
     EventStoreError,
+    OperationTimeoutError,
     OptionsError,
+    SchemaMismatchError,
+    SocketIOPostgresError,
+    StoreRewoundError,
     SubscriptionFencedError,
 )
 
@@ -30,23 +36,63 @@ __all__ = ["AsyncDurableSubscription"]
 CHECKPOINT_COUNT: Final = 100
 """Acknowledged events after which the position is written."""
 
-QueryFunction = Callable[..., Awaitable[list[list[str | None]]]]
+BALANCE_SECONDS: Final = 1.0
+"""Seconds between two looks at who else takes part; less with a short lease."""
+
+ALONE_SECONDS: Final = 5.0
+"""The same for the owner of an undivided subscription, who only looks whether it was rewound, paused or deleted."""
+
+CLOSE_LIMIT: Final = 5.0
+"""Seconds for which leaving waits for a database that is away."""
+
+ERROR_LIMIT: Final = 1.0
+"""The same when the block is left with an error, which must not be kept waiting."""
+
+TICK: Final = 0.1
+"""Seconds between two looks of the renewing task at whether it is to end."""
+
+RETRY_FIRST: Final = 0.1
+RETRY_LAST: Final = 5.0
+"""Shortest and longest pause between two attempts of a loop whose database is away."""
+
+SUSPICIOUS: Final = 2
+"""Owners in a row that ended without progress, after which each event is counted before it is handled."""
+
+_AWAY: Final = ("08", "28", "3D", "53", "58")
+"""Classes of SQLSTATEs with which a server refuses, or ends, a connection; class 57 but for a statement's own end."""
 
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and value != "" and "\0" not in value
 
 
+def _is_outage(error: SocketIOPostgresError) -> bool:
+    """Whether waiting may help: the database was there before."""
+    if isinstance(error, (ConnectionLostError, OperationTimeoutError)):
+        return True
+    sqlstate = error.sqlstate if isinstance(error, DatabaseError) else ""
+    return sqlstate.startswith(_AWAY) or sqlstate in {"57P01", "57P02", "57P03", "25006", "40001", "40P01"}
+
+
 class AsyncDurableSubscription:
-    """Events after a position that outlives the process: at least once, in order, one consumer at a time.
+    """Events after a position that outlives the process: at least once, and each aggregate in order.
 
-    Entering it takes the lease, waiting while another process has it. Whoever loses the lease, because it slept too
-    long or died, can change nothing any more: every checkpoint names the owner's number (a fence).
+    Aggregates fall into partitions, by a hash of their ids; there is one, unless `partitions` says otherwise. Each
+    partition has a position in the database, and belongs to one consumer at a time, by a lease. Consumers with the same
+    name share the partitions evenly: when one joins, others hand partitions over between two events; when one dies, its
+    partitions are taken over after its lease. A consumer that owns none waits.
 
-    In a loop an event is acknowledged when the next one is asked for, unless `ack`, `ack_in` or `park` did it before.
-    With `ack_in` the position commits together with your own changes, so that they happen exactly once.
+    The lease is renewed beside the handler, so a slow handler does not lose it. A consumer that was frozen, or cut off
+    from the database, for longer than the lease loses its partitions. It takes part again by itself; its `ack`,
+    `ack_in` and `park` of events in a lost partition raise `SubscriptionFencedError` and change nothing.
 
-    Made by `AsyncEventStore.durable`. With `partitions` several consumers share it: `AsyncCompetingSubscription`.
+    In a loop, an event is acknowledged when the next one is asked for, unless `ack`, `ack_in` or `park` was called for
+    it. Leaving the loop does not acknowledge the event at hand. With `ack_in` the position commits together with your
+    own changes, so that they happen exactly once.
+
+    While the database is away, the loop waits. What was not acknowledged comes again.
+
+    Made by `AsyncEventStore.durable`.
     """
 
     def __init__(
@@ -56,9 +102,10 @@ class AsyncDurableSubscription:
         query: QueryFunction,
         subscribe: Callable[[int, float, list[Any]], AsyncSubscription],
         get: Callable[[int], Awaitable[StoredEvent | None]],
-        tables: tuple[str, str, str],
+        tables: tuple[str, str, str, str],
         start: Callable[[], Awaitable[int]],
         filter_text: str,
+        partitions: int,
         lease: float,
         checkpoint_interval: float,
         reset: bool,
@@ -72,128 +119,225 @@ class AsyncDurableSubscription:
                 reason="must be a string that is not empty",
             )
         self.name = name
-        self._query = query
         self._subscribe = subscribe
         self._get = get
-        self._table, self._parked_table, self._consumers = tables
         self._start = start
         self._filter_text = filter_text
+        self._count = partitions
         self._lease = lease
         self._checkpoint_interval = min(checkpoint_interval, lease / 3)
+        self._balance_seconds = min(lease / 4, BALANCE_SECONDS)
         self._reset = reset
         self._report = report
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._epoch = 0
+        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = owner
+        self._positions = AsyncPositions(name, owner, lease, query, tables)
+        self._own: dict[int, Partition] = {}
         self._live: AsyncSubscription | None = None
         self._given: StoredEvent | None = None
-        # What is acknowledged, and how much of that is in the database.
-        self._acknowledged = 0
-        self._written = 0
+        # The id of the last event that was acknowledged, by version: it goes into the database beside the position.
+        self._ids: dict[int, str] = {}
         self._unwritten = 0
-        # The last position was written in a transaction of the user's, whose end we do not know.
-        self._is_in_doubt = False
         self._written_at = 0.0
-        self._renewed_at = 0.0
+        self._balanced_at: float | None = None
+        # Parked events that `replay_parked` is handling.
+        self._replaying: set[int] = set()
         # Aggregates that have parked events; None before it was looked up.
         self._held: set[str] | None = None
+        self._is_entered = False
+        self._is_away = False
+        self._renewing: AsyncBackground | None = None
 
     @property
     def position(self) -> int:
-        """Version up to which events are acknowledged."""
-        return self._acknowledged
+        """The lowest version up to which events of our partitions are acknowledged; 0 without any."""
+        return min((each.taken for each in self._own.values()), default=0)
 
     @property
     def partitions(self) -> list[int]:
-        """The partitions that are ours at this moment: undivided, there is one, number 0."""
-        return [] if self._live is None or self._live.is_closed else [0]
+        """The partitions that this consumer owns at this moment; undivided, there is one, number 0."""
+        return sorted(self._own)
 
-    # ------------------------------------------------------------------------------------------------ the lease
+    def fencing_token(self, event: StoredEvent) -> int:
+        """A number that grows each time the event's partition changes hands.
+
+        Give it to other systems with your changes: one that remembers the highest number can refuse a consumer that
+        was frozen and does not know yet that it has lost the partition.
+
+        Raises:
+            SubscriptionFencedError: The partition belongs to somebody else now.
+        """
+        return self._partition_with(event).epoch
+
+    # ------------------------------------------------------------------------------------------------ the owner
 
     async def __aenter__(self) -> Self:
-        if not await self._rows(f"SELECT name FROM {self._table} WHERE name = $1", self.name):
-            start = await self._start()
-            await self._rows(
-                f"INSERT INTO {self._table} (name, position, filter) VALUES ($1, $2::bigint, $3)"
-                " ON CONFLICT DO NOTHING",
-                self.name,
-                str(start),
-                self._filter_text,
-            )
-        while not await self._acquire():
-            await asleep(min(self._lease / 4, 1.0))
-        self._live = self._subscribe(self._written, min(self._lease / 3, 5.0), [])
+        made = await self._positions.made_with()
+        if made is None:
+            await self._positions.make(self._count, self._filter_text, await self._start())
+            made = await self._positions.made_with()
+        if self._reset and made is not None:
+            await self._positions.set_filter(self._filter_text)
+            made = (made[0], self._filter_text)
+        self._check_made(made)
+        self._is_entered = True
+        self._renewing = AsyncBackground(self._renew, f"durable {self.name}")
+        try:
+            await self._balance()
+            while not self._own and self._count == 1:
+                await asleep(self._balance_seconds)
+                await self._through(self._balance)
+        except BaseException:
+            self._is_entered = False
+            await self._renewing.stop()
+            raise
         return self
 
-    async def _acquire(self) -> bool:
-        rows = await self._rows(
-            f"UPDATE {self._table} SET epoch = epoch + 1, owner = $2, updated_at = pg_catalog.now(),"
-            " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3::pg_catalog.float8),"
-            " filter = CASE WHEN $4::boolean THEN $5 ELSE filter END"
-            " WHERE name = $1 AND partition = 0 AND NOT is_paused"
-            " AND (lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp())"
-            " RETURNING epoch::pg_catalog.text, position::pg_catalog.text, filter, partitions::pg_catalog.text",
-            self.name,
-            self._owner,
-            str(self._lease),
-            "true" if self._reset else "false",
-            self._filter_text,
-        )
-        if not rows:
-            return False
-        epoch, position, filter_text, partitions = rows[0]
-        self._epoch = int(epoch or 0)
-        self._written = self._acknowledged = int(position or 0)
-        self._renewed_at = self._written_at = time.monotonic()
-        wrong = self._mismatch(filter_text, partitions, 1)
-        if wrong is not None:
-            await self._release()
-            raise wrong
-        return True
-
-    def _mismatch(self, filter_text: str | None, partitions: str | None, wanted: int) -> OptionsError | None:
-        """What differs from how the subscription was made."""
-        if partitions != str(wanted):
-            return OptionsError(
+    def _check_made(self, made: tuple[int, str] | None) -> None:
+        """Check that the subscription was made as it is asked for."""
+        if made is None:
+            raise self._deleted()
+        partitions, filter_text = made
+        if partitions != self._count:
+            raise OptionsError(
                 f"invalid partitions: the durable subscription {self.name!r} was made with {partitions}; give as many,"
                 " or change it with repartition_durable",
                 option="partitions",
-                value=str(wanted),
+                value=str(self._count),
                 reason=f"the subscription was made with {partitions}",
             )
         if filter_text != self._filter_text:
-            return OptionsError(
+            raise OptionsError(
                 f"invalid filters: the durable subscription {self.name!r} was made with {filter_text}; give the same,"
                 " another name, or reset=True to go on with the new ones",
                 option="filters",
                 value=self._filter_text,
                 reason="differ from those the subscription was made with",
             )
-        return None
 
-    async def _release(self) -> None:
-        await self._rows(
-            f"UPDATE {self._table} SET lease_until = NULL, owner = NULL"
-            " WHERE name = $1 AND partition = 0 AND epoch = $2::bigint",
-            self.name,
-            str(self._epoch),
-        )
+    def _deleted(self) -> SubscriptionFencedError:
+        return SubscriptionFencedError(f"the durable subscription {self.name!r} was deleted", name=self.name)
+
+    async def _renew(self) -> None:
+        """Extend the leases, beside the handler and beside long reads."""
+        renewed_at = time.monotonic()
+        while self._is_entered:
+            await asleep(min(TICK, self._lease / 10))
+            if time.monotonic() - renewed_at < self._lease / 3 or not self._own:
+                continue
+            try:
+                await self._positions.renew(list(self._own.values()), self._lease / 3)
+            except SocketIOPostgresError:
+                continue  # the loop tells about an outage; until then each attempt counts
+            renewed_at = time.monotonic()
+
+    async def _balance(self) -> None:
+        """See who else takes part, and hand over or take what makes the shares even."""
+        self._balanced_at = time.monotonic()
+        if self._count > 1:
+            await self._positions.arrive()
+        owned, epochs = await self._positions.owned()
+        if not epochs:
+            raise self._deleted()
+        before = {number: each.epoch for number, each in self._own.items()}
+        self._drop([number for number, each in self._own.items() if epochs.get(number) != each.epoch])
+        share = 1 if self._count == 1 else shares(owned | {self._owner: len(self._own)}, self._count)[self._owner]
+        if len(self._own) > share:
+            await self._hand_over(self.partitions[share:])
+        if len(self._own) < share:
+            await self._claim(share - len(self._own))
+        # A partition that was lost and is ours again may be at another position.
+        if {number: each.epoch for number, each in self._own.items()} != before:
+            self._begin_anew()
+
+    async def _claim(self, most: int) -> None:
+        for ours, expected, found in await self._positions.claim(most, self._own):
+            if expected is not None and expected != found:
+                raise StoreRewoundError(
+                    f"the durable subscription {self.name!r} is at version {ours.written}, the event {expected!r}; now"
+                    f" the table has {'no event' if found is None else f'the event {found!r}'} there: it was set back,"
+                    " by a restore or a failover; rewind_durable says where to go on",
+                    position=ours.written,
+                )
+            self._own[ours.number] = ours
+        self._held = None
+
+    def _drop(self, numbers: list[int]) -> None:
+        """Forget partitions that are somebody else's now."""
+        for number in numbers:
+            self._own.pop(number, None)
+        if self._given is not None and partition_of(self._given.aggregate_id, self._count) not in self._own:
+            self._given = None
+
+    async def _hand_over(self, numbers: list[int]) -> None:
+        """Give partitions back, with their positions; what was given out of them is acknowledged by now."""
+        await self._positions.write([self._own[number] for number in numbers], self._ids, releases=True)
+        self._drop(numbers)
+
+    def _begin_anew(self) -> None:
+        """Read the partitions we have now, from the one that is furthest behind."""
+        if self._live is not None:
+            self._live.close()
+            self._live = None
+        if self._own:
+            conditions: list[Any] = []
+            if self._count > 1:
+                conditions = [("partitions", str(self._count), [str(number) for number in self.partitions])]
+            patience = max(min(self._balance_seconds, self._checkpoint_interval), 0.05)
+            self._live = self._subscribe(self.position, patience, conditions)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Leave: write what is acknowledged, and let go of the leases.
+
+        What a transaction of the user's has locked stays as it is; its lease runs out.
+        """
+        self._is_entered = False
         if self._live is not None:
             self._live.close()
-        if isinstance(error, SubscriptionFencedError):
-            return
-        if error is None:
-            self._acknowledge_given()
-        # With an error, an ack_in was probably rolled back together with the user's transaction.
-        if self._unwritten and not (error is not None and self._is_in_doubt):
-            await self._write()
-        await self._release()
+            self._live = None
+        if self._renewing is not None:
+            await self._renewing.stop()
+        limit = CLOSE_LIMIT if error is None else ERROR_LIMIT
+        try:
+            await self._let_go(limit)
+        except SocketIOPostgresError as problem:
+            if error is None:
+                raise
+            self._report(problem, f"{self.name}: leaving")
+        finally:
+            self._own.clear()
+            self._given = None
 
-    async def _rows(self, sql: str, *texts: str | None) -> list[list[str | None]]:
-        return await self._query(sql, *texts)
+    async def _let_go(self, limit: float) -> None:
+        deadline = time.monotonic() + limit
+        while True:
+            left = max(deadline - time.monotonic(), TICK)
+            try:
+                if await self._release(left):
+                    return
+            except SocketIOPostgresError as problem:
+                if not _is_outage(problem) or time.monotonic() + RETRY_FIRST >= deadline:
+                    raise
+                await asleep(RETRY_FIRST)
+            else:
+                if time.monotonic() >= deadline:
+                    return
+                await asleep(TICK / 10)
+
+    async def _release(self, timeout: float) -> bool:
+        """Let go of the leases; False while a row is locked that the user's own transaction cannot have locked."""
+        if self._own:
+            written = await self._positions.write(list(self._own.values()), self._ids, releases=True, timeout=timeout)
+            for number, ours in list(self._own.items()):
+                if number in written or ours.pending is not None or await self._is_lost(number):
+                    del self._own[number]
+            if self._own:
+                return False
+        if self._count > 1:
+            await self._positions.depart()
+        return True
 
     # --------------------------------------------------------------------------------------------- the iteration
 
@@ -201,97 +345,173 @@ class AsyncDurableSubscription:
         return self
 
     async def __anext__(self) -> StoredEvent:
-        if self._live is None:
-            raise EventStoreError(f"enter the durable subscription {self.name!r} with a with statement first")
+        self._check_entered()
         self._acknowledge_given()
+        while self._is_entered:
+            event = await self._next(None)
+            if event is not None:
+                self._given = event
+                return event
+        raise StopAsyncIteration
+
+    async def batches(self, max_count: int = 500, max_wait: float = 0.2) -> AsyncIterator[AsyncEventBatch]:
+        """Events in batches, to be handled and acknowledged together: one commit for many events.
+
+            async for batch in durable.batches():
+                async with conn.transaction():
+                    for event in batch:
+                        ...
+                    await batch.ack_in(conn)
+
+        A batch is acknowledged when the next one is asked for, unless `ack` or `ack_in` was called for it.
+
+        Args:
+            max_count: Most events in a batch. Default 500.
+            max_wait: Most seconds that a batch waits for further events once it has one. Default 0.2.
+        """
+        self._check_entered()
+        if max_count < 1:
+            raise OptionsError(
+                f"invalid max_count: must be at least 1 (got {max_count!r})",
+                option="max_count",
+                value=repr(max_count),
+                reason="must be an integer of at least 1",
+            )
+        while self._is_entered:
+            self._acknowledge_given()
+            events = await self._next_batch(max_count, max_wait)
+            if events:
+                self._given = events[-1]
+                yield AsyncEventBatch(events, self._acknowledge_many, self._acknowledge_many_in)
+
+    async def _next_batch(self, max_count: int, max_wait: float) -> list[StoredEvent]:
+        events: list[StoredEvent] = []
+        is_complete = False
+        try:
+            event = await self._next(None)
+            deadline = time.monotonic() + max_wait
+            while event is not None:
+                events.append(event)
+                left = deadline - time.monotonic()
+                event = await self._next(left, has_more=True) if len(events) < max_count and left > 0 else None
+            is_complete = True
+        finally:
+            if events and not is_complete:
+                self._begin_anew()  # nobody was given them
+        # Partitions may have been lost meanwhile, or have come back to an earlier position.
+        return [each for each in events if self._is_to_come(each)]
+
+    def _is_to_come(self, event: StoredEvent) -> bool:
+        ours = self._own.get(partition_of(event.aggregate_id, self._count))
+        return ours is not None and event.version > ours.taken
+
+    def _check_entered(self) -> None:
+        if not self._is_entered:
+            raise EventStoreError(f"enter the durable subscription {self.name!r} with a with statement first")
+
+    async def _next(self, patience: float | None, *, has_more: bool = False) -> StoredEvent | None:
+        """The next event; None when there was none for a while, of `patience` seconds at most.
+
+        With `has_more`, the caller has events that it has not handed out yet.
+        """
+        await self._through(self._look_after)
+        if self._live is None:
+            await asleep(min(self._balance_seconds / 2, self._balance_seconds if patience is None else patience))
+            return None
+        try:
+            event = await self._live.next_or_idle(patience)
+        except StopAsyncIteration:
+            return None  # it was closed meanwhile: the block is left, or partitions have come or gone
+        if event is None:
+            if not has_more:
+                self._pass(self._live.position or 0)
+            return None
+        # Others of our partitions may begin further back.
+        return event if self._is_to_come(event) else None
+
+    async def _look_after(self) -> None:
+        """Write and look at the others if it is time."""
+        now = time.monotonic()
+        is_due = self._unwritten >= CHECKPOINT_COUNT * max(len(self._own), 1)
+        if is_due or (self._unwritten and now - self._written_at >= self._checkpoint_interval):
+            await self._write()
+        if self._balanced_at is None or now - self._balanced_at >= self._balance_seconds:
+            # An owner of the one partition hears from its own statements when it has lost it.
+            is_time = self._balanced_at is None or now - self._balanced_at >= min(self._lease / 3, ALONE_SECONDS)
+            if self._count > 1 or not self._own or is_time:
+                await self._balance()
+
+    async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Take a step, and wait while the database is away."""
+        delay = RETRY_FIRST
         while True:
-            await self._write_in_time()
-            # Nothing to do must not keep what was done from being written.
-            item = await self._live.next_or_idle(self._checkpoint_interval if self._unwritten else None)
-            if item is not None:
-                self._given = item
-                return item
-            # Nothing matched for a while: that is progress, too.
-            idle = self._live.position
-            if idle is not None and idle > self._acknowledged:
-                self._acknowledged = idle
-                self._unwritten += 1
+            try:
+                await step()
+            except SocketIOPostgresError as error:
+                if not _is_outage(error):
+                    raise
+                if not self._is_away:
+                    self._is_away = True
+                    self._report(error, f"{self.name}: waiting for the database")
+                await asleep(delay)
+                delay = min(delay * 2, RETRY_LAST)
+            else:
+                self._is_away = False
+                return
 
     def _acknowledge_given(self) -> None:
         if self._given is not None:
-            self._take(self._given.version)
+            self._take(self._given)
 
-    def _take(self, version: int) -> None:
-        if version > self._acknowledged:
-            self._acknowledged = version
-            self._unwritten += 1
-        if self._given is not None and self._given.version <= version:
+    def _take(self, event: StoredEvent) -> None:
+        ours = self._own.get(partition_of(event.aggregate_id, self._count))
+        if ours is not None and ours.pending == event.version:
+            ours.pending = None  # whether that `ack_in` has committed makes no difference any more
+        self._ids = {event.version: event.id}
+        self._pass(event.version)
+        if self._given is not None and self._given.version <= event.version:
             self._given = None
 
-    async def _write_in_time(self) -> None:
-        now = time.monotonic()
-        is_due = self._unwritten >= CHECKPOINT_COUNT or (
-            self._unwritten and now - self._written_at >= self._checkpoint_interval
-        )
-        if is_due or now - self._renewed_at >= self._lease / 3:
-            await self._write()
+    def _pass(self, version: int) -> None:
+        """Events come in order of versions over all our partitions, so all of ours are done up to this one."""
+        for each in self._own.values():
+            self._unwritten += each.acknowledge(version)
 
     async def _write(self) -> None:
-        deadline = time.monotonic() + self._lease
-        while True:
-            try:
-                rows = await self._write_once()
-            except ConnectionLostError:
-                # The commit may be in doubt: that is why the position may be further already.
-                if time.monotonic() >= deadline:
-                    raise
-                await asleep(0.1)
-            else:
-                break
-        if not rows:
-            # An ack_in in a transaction that is still open: the loop cannot wait for itself. The row is locked, so
-            # nobody takes it over either.
-            if self._is_in_doubt and await self._is_locked():
-                self._renewed_at = time.monotonic()
-                return
-            raise await self._refusal()
-        self._written, self._unwritten, self._is_in_doubt = self._acknowledged, 0, False
-        self._written_at = self._renewed_at = time.monotonic()
+        """Write what is acknowledged. A row that is locked is written the next time."""
+        written = await self._positions.write(list(self._own.values()), self._ids)
+        self._unwritten, self._written_at = 0, time.monotonic()
+        is_back = False
+        for number, position in written.items():
+            ours = self._own.get(number)
+            if ours is not None and not ours.found(position):
+                is_back = True
+        missing = [number for number in self._own if number not in written]
+        lost = [number for number in missing if await self._is_lost(number)]
+        self._unwritten = len(missing) - len(lost)
+        self._drop(lost)
+        if lost or is_back:
+            self._begin_anew()
 
-    async def _write_once(self) -> list[list[str | None]]:
-        return await self._rows(
-            f"UPDATE {self._table} SET position = $1::bigint, updated_at = pg_catalog.now(),"
-            " lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2::pg_catalog.float8)"
-            " WHERE name = $3 AND partition = 0 AND epoch = $4::bigint AND position BETWEEN $5::bigint AND $1::bigint"
-            f" AND name IN (SELECT name FROM {self._table} WHERE name = $3 AND partition = 0 FOR UPDATE SKIP LOCKED)"
-            " RETURNING 'written'",
-            str(self._acknowledged),
-            str(self._lease),
-            self.name,
-            str(self._epoch),
-            str(self._written),
-        )
+    async def _is_lost(self, number: int) -> bool:
+        """Whether a partition that could not be written belongs to somebody else; otherwise it is locked now."""
+        found = await self._positions.look(number)
+        ours = self._own.get(number)
+        return found is None or ours is None or found[0] != ours.epoch
 
-    async def _is_locked(self) -> bool:
-        free = await self._rows(
-            f"SELECT name FROM {self._table} WHERE name = $1 AND partition = 0 FOR UPDATE SKIP LOCKED", self.name
-        )
-        return not free
+    def _partition_with(self, event: StoredEvent) -> Partition:
+        number = partition_of(event.aggregate_id, self._count)
+        ours = self._own.get(number)
+        if ours is None:
+            raise self._fenced(number)
+        return ours
 
-    async def _refusal(self) -> EventStoreError:
-        rows = await self._rows(
-            f"SELECT epoch::pg_catalog.text, owner, position::pg_catalog.text FROM {self._table} WHERE name = $1",
-            self.name,
-        )
-        if rows and rows[0][0] == str(self._epoch):
-            return EventStoreError(
-                f"the durable subscription {self.name!r} is at version {rows[0][2]} instead of {self._written}: the"
-                " transaction of an ack_in was rolled back and the loop went on; leave the loop when that happens"
-            )
-        owner = rows[0][1] if rows else None
+    def _fenced(self, number: int, found: tuple[int, int, str | None] | None = (0, 0, None)) -> SubscriptionFencedError:
+        if found is None:
+            return self._deleted()
         return SubscriptionFencedError(
-            f"the durable subscription {self.name!r} belongs to {owner or 'nobody'} now; this consumer was too slow,"
-            " or the subscription was rewound or deleted",
+            f"partition {number} of the durable subscription {self.name!r} belongs to {found[2] or 'somebody else'}"
+            " now: this consumer was cut off for longer than its lease, or the subscription was rewound or paused",
             name=self.name,
         )
 
@@ -299,13 +519,25 @@ class AsyncDurableSubscription:
         """Acknowledge an event and all before it, now.
 
         Raises:
-            SubscriptionFencedError: Another consumer has taken over.
+            SubscriptionFencedError: The event's partition belongs to somebody else.
         """
-        self._take(event.version)
-        await self._write()
+        ours = self._partition_with(event)
+        self._take(event)
+        deadline = time.monotonic() + min(self._lease, CLOSE_LIMIT)
+        while True:
+            await self._through(self._write)
+            if self._own.get(ours.number) is not ours:
+                raise self._fenced(ours.number, await self._positions.look(ours.number))
+            # A transaction with an `ack_in` has the row locked: it is written once that has ended.
+            if ours.written >= event.version or ours.pending is not None or time.monotonic() >= deadline:
+                return
+            await asleep(TICK / 10)
 
     async def ack_in(self, conn: Any, event: StoredEvent) -> None:
         """Acknowledge an event and all before it in your own transaction: both commit, or neither.
+
+        After a rollback the call may be repeated in another transaction. If the loop goes on instead, the next call
+        says so, and the loop comes back to the event. In `replay_parked` the call removes the parked event.
 
         Args:
             conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
@@ -313,44 +545,121 @@ class AsyncDurableSubscription:
             event: The event.
 
         Raises:
-            SubscriptionFencedError: Another consumer has taken over. Let it end your transaction.
-            EventStoreError: An earlier transaction with an `ack_in` was rolled back, but the loop went on.
+            SubscriptionFencedError: The event's partition belongs to somebody else. Let it end your transaction.
+            OptionsError: No transaction is open on the connection, or it is of no such library.
+            SchemaMismatchError: The connection leads to another table.
+            EventStoreError: The transaction of an earlier `ack_in` was rolled back, but the loop went on.
         """
-        changed = await run_on(
-            conn,
-            f"UPDATE {self._table} SET position = %s, updated_at = pg_catalog.now()"
-            " WHERE name = %s AND partition = 0 AND epoch = %s AND position BETWEEN %s AND %s",
-            [event.version, self.name, self._epoch, self._written, event.version],
+        if event.version in self._replaying:
+            if not await self._positions.unpark_in(conn, event.version):
+                raise self._fenced(partition_of(event.aggregate_id, self._count))
+            self._replaying.discard(event.version)
+            return
+        await self._acknowledge_in(conn, event)
+
+    async def _acknowledge_in(self, conn: Any, event: StoredEvent) -> None:
+        ours = self._partition_with(event)
+        if not await self._positions.write_in(conn, [(ours, event)]):
+            await self._refuse(conn, ours, event)
+            return
+        ours.pending = max(event.version, ours.pending or 0)
+        for other in self._own.values():
+            if other is not ours:
+                self._unwritten += other.acknowledge(event.version)
+        if self._given is not None and self._given.version <= event.version:
+            self._given = None
+
+    async def _refuse(self, conn: Any, ours: Partition, event: StoredEvent) -> None:
+        """Find out why a position could not be moved in the user's transaction, and raise it."""
+        found = await self._positions.look(ours.number)
+        if found is None or found[0] != ours.epoch:
+            self._drop([ours.number])
+            self._begin_anew()
+            raise self._fenced(ours.number, found)
+        if not await self._positions.is_on(conn):
+            raise SchemaMismatchError(
+                f"table {self._positions.table} is another one on this connection, or none: it leads to another"
+                " database, or has another search_path; give table_name with its schema",
+                table_name=self._positions.table,
+                reason="it is another one on this connection",
+            )
+        position = found[1]
+        if position >= event.version:
+            ours.found(position)  # it was acknowledged before
+            return
+        base = ours.base_for(event.version)
+        ours.found(position)
+        self._given = None
+        self._begin_anew()
+        raise EventStoreError(
+            f"partition {ours.number} of the durable subscription {self.name!r} is at version {position} instead of"
+            f" {base}: the transaction of an ack_in was rolled back and the loop went on; what it would have"
+            " acknowledged comes again"
         )
-        if changed != 1:
-            raise await self._refusal()
-        self._take(event.version)
-        self._written, self._unwritten, self._is_in_doubt = event.version, 0, True
+
+    async def _acknowledge_many(self, events: list[StoredEvent]) -> None:
+        await self.ack(events[-1])
+
+    async def _acknowledge_many_in(self, conn: Any, events: list[StoredEvent]) -> None:
+        """The last event of each partition stands for all before it."""
+        last = {partition_of(event.aggregate_id, self._count): event for event in events}
+        for event in last.values():
+            await self._acknowledge_in(conn, event)
+        if self._given is not None and self._given.version <= events[-1].version:
+            self._given = None
 
     # ---------------------------------------------------------------------------------------------- failures
 
     async def run(self, handler: EventHandler, on_error: FailurePolicy | None = None) -> None:
         """Call `handler` with each event, for ever; acknowledge what it returns from.
 
+        With `Park`, an event that ends the process itself is set aside, too: once owners have ended twice without
+        progress, each event is counted before it is handled, and one that was begun more often than `after` is parked.
+
         Args:
-            handler: Receives a `StoredEvent`; may be a coroutine function.
+            handler: Receives a `StoredEvent`; may be a coroutine function. It may acknowledge with `ack_in`.
             on_error: What to do when it raises: `Stop`, `Skip` or `Park`. Default `Stop()`.
 
         Raises:
             OptionsError: The handler is no function.
             Exception: What the handler raised, with `Stop`.
-            SubscriptionFencedError: Another consumer has taken over.
+            SubscriptionFencedError: The subscription was deleted.
         """
         AsyncHook.check("handler", handler)
         policy = on_error or FailurePolicy()
         async for event in self:
-            if isinstance(policy, Park) and policy.whole_aggregate:
-                if self._held is None:
-                    self._held = {parked.aggregate_id for parked in await self.parked()}
-                if event.aggregate_id in self._held:
+            try:
+                if not isinstance(policy, Park) or await self._is_fit(event, policy):
+                    await self._handle(event, handler, policy)
+            except SubscriptionFencedError as error:
+                # The partition is somebody else's, and so is the event. What is left goes on.
+                self._report(error, f"{self.name}: event {event.version} is left to another consumer")
+                self._given = None
+
+    async def _is_fit(self, event: StoredEvent, policy: Park) -> bool:
+        """Whether an event is to be handled: otherwise it was set aside."""
+        if policy.whole_aggregate:
+            if self._held is None:
+                self._held = {parked.aggregate_id for parked in await self._positions.parked()}
+            if event.aggregate_id in self._held:
+                # They may have been replayed meanwhile, by whomever.
+                if await self._positions.is_held(event.aggregate_id):
                     await self.park(event, None, attempts=0)
-                    continue
-            await self._handle(event, handler, policy)
+                    return False
+                self._held.discard(event.aggregate_id)
+        ours = self._partition_with(event)
+        if ours.unclean < SUSPICIOUS:
+            return True
+        begun = await self._positions.begin(
+            ours, max(ours.written, ours.acknowledged), self._ids.get(ours.acknowledged)
+        )
+        ours.written = max(ours.written, ours.acknowledged)
+        if begun <= max(policy.after, SUSPICIOUS):
+            return True
+        error = EventStoreError(f"the process ended {begun - 1} times while it handled the event")
+        await self.park(event, error, attempts=begun - 1)
+        self._hold(event)
+        return False
 
     async def _handle(self, event: StoredEvent, handler: EventHandler, policy: FailurePolicy) -> None:
         attempts = 0
@@ -363,85 +672,88 @@ class AsyncDurableSubscription:
             except Exception as error:
                 if attempts < policy.after:
                     await asleep(policy.pause(attempts))
-                    await self._write_in_time()
                     continue
                 if isinstance(policy, Park):
                     await self.park(event, error, attempts=attempts)
-                    if self._held is not None:
-                        self._held.add(event.aggregate_id)
-                elif not isinstance(policy, Skip):
+                    self._hold(event)
+                elif isinstance(policy, Skip):
+                    self._take(event)
+                else:
                     self._given = None  # not acknowledged: it comes again
+                    self._begin_anew()
                     raise
                 self._report(error, f"{self.name}: event {event.version} failed {attempts} times")
+            else:
+                ours = self._own.get(partition_of(event.aggregate_id, self._count))
+                if ours is not None:
+                    ours.unclean = 0
             return
+
+    def _hold(self, event: StoredEvent) -> None:
+        if self._held is not None:
+            self._held.add(event.aggregate_id)
 
     async def park(self, event: StoredEvent, error: BaseException | None, *, attempts: int = 1) -> None:
         """Set an event aside and acknowledge it, in one transaction.
 
         Raises:
-            SubscriptionFencedError: Another consumer has taken over.
+            SubscriptionFencedError: The event's partition belongs to somebody else.
         """
-        rows = await self._rows(
-            f"WITH moved AS (UPDATE {self._table} SET position = $1::bigint, updated_at = pg_catalog.now()"
-            " WHERE name = $2 AND partition = 0 AND epoch = $3::bigint AND position BETWEEN $4::bigint AND $1::bigint"
-            " RETURNING name)"
-            f" INSERT INTO {self._parked_table} (name, version, aggregate_id, attempts, last_error)"
-            " SELECT name, $1::bigint, $5, $6::int, $7 FROM moved"
-            " ON CONFLICT (name, version) DO UPDATE SET attempts = excluded.attempts, last_error = excluded.last_error"
-            " RETURNING 'parked'",
-            str(event.version),
-            self.name,
-            str(self._epoch),
-            str(self._written),
-            event.aggregate_id,
-            str(attempts),
-            None if error is None else f"{type(error).__name__}: {error}".replace("\0", ""),
-        )
-        if not rows:
-            raise await self._refusal()
-        self._take(event.version)
-        self._written, self._unwritten = event.version, 0
+        ours = self._partition_with(event)
+        text = None if error is None else f"{type(error).__name__}: {error}".replace("\0", "")
+        if not await self._positions.park(ours, event, attempts, text):
+            found = await self._positions.look(ours.number)
+            if found is not None and found[0] == ours.epoch:
+                ours.found(found[1])
+                self._given = None
+                self._begin_anew()
+                raise EventStoreError(f"event {event.version} is not the next one of {self.name!r}: nothing was parked")
+            self._drop([ours.number])
+            self._begin_anew()
+            raise self._fenced(ours.number, found)
+        ours.pending, ours.written = None, event.version
+        self._take(event)
 
     async def parked(self) -> list[ParkedEvent]:
         """Events that were set aside, in order."""
-        rows = await self._rows(
-            "SELECT pg_catalog.json_build_object('version', version, 'aggregate_id', aggregate_id,"
-            " 'attempts', attempts, 'last_error', last_error)::pg_catalog.text"
-            f" FROM {self._parked_table} WHERE name = $1 ORDER BY version",
-            self.name,
-        )
-        return [ParkedEvent(**json.loads(row[0] or "{}")) for row in rows]
-
-    def _is_ours(self, aggregate_id: str) -> bool:
-        """Whether no other consumer handles this aggregate."""
-        del aggregate_id
-        return True
+        return await self._positions.parked()
 
     async def replay_parked(self, handler: EventHandler) -> int:
-        """Call `handler` with each parked event, in order; those it returns from are parked no longer.
+        """Call `handler` with each parked event, each aggregate in order; those it returns from are parked no longer.
 
-        What fails stays parked, and so does what follows of its aggregate.
+        What fails stays parked, and so does what follows of its aggregate. Each event is claimed for a lease, which is
+        renewed: however many replay at once, each event is one's. With `ack_in` in the handler, the event is
+        removed in your own transaction, so that it is handled exactly once.
 
         Returns:
             How many were handled.
         """
-        handled, held = 0, set()
-        for parked in await self.parked():
-            event = await self._get(parked.version)
-            if parked.aggregate_id in held or not self._is_ours(parked.aggregate_id):
+        self._check_entered()
+        handled, after = 0, 0
+        held: set[str] = set()
+        while True:
+            claimed = await self._positions.claim_parked(after, held)
+            if claimed is None:
+                if not after:
+                    await self._positions.release_parked()
+                    return handled
+                after = 0  # what followed of an aggregate may be the first one now
                 continue
+            version, aggregate_id = claimed
+            event = await self._get(version)
+            self._replaying.add(version)
             try:
                 if event is not None:
                     await acall(handler, event)
-            except Exception as error:  # noqa: BLE001 - the user's; it stays where it is
-                held.add(parked.aggregate_id)
-                self._report(error, f"{self.name}: parked event {parked.version} failed again")
-                continue
-            await self._rows(
-                f"DELETE FROM {self._parked_table} WHERE name = $1 AND version = $2::bigint",
-                self.name,
-                str(parked.version),
-            )
-            handled += 1
-        self._held = None
-        return handled
+            except Exception as error:  # noqa: BLE001 - the user's; the event stays where it is
+                held.add(aggregate_id)
+                self._report(error, f"{self.name}: parked event {version} failed again")
+                await self._positions.failed_again(version, f"{type(error).__name__}: {error}".replace("\0", ""))
+            else:
+                handled += 1
+                # With an `ack_in` it is gone already, or will be.
+                if version in self._replaying:
+                    await self._positions.unpark(version)
+            finally:
+                self._replaying.discard(version)
+            after = version

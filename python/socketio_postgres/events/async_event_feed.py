@@ -11,7 +11,6 @@ from socketio_postgres import _core
 from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._bus.primitives import arun
 from socketio_postgres._typing import Unpack
-from socketio_postgres.events.async_competing_subscription import AsyncCompetingSubscription
 from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.events.async_event_log import AsyncEventLog
 from socketio_postgres.events.async_subscription import PATIENCE, AsyncSubscription
@@ -140,8 +139,8 @@ class AsyncEventFeed(AsyncEventLog):
             start: Where to begin when the name is new: `START`, `END` or a version.
             partitions: Into how many parts aggregates are divided, by a hash of their ids: 1 to 1024, the same each
                 time. A few times as many as there will be consumers lets them share evenly. Default 1: not divided.
-            lease: Seconds without a sign of life after which another consumer takes over. Handling one event must not
-                take longer. Default 30.
+            lease: Seconds without a sign of life after which another consumer takes over. It is renewed while an event
+                is handled, however long that takes. Default 30.
             checkpoint_interval: Seconds after which what was acknowledged by the loop is written, at most a third of
                 the lease. After a crash so much comes again; 0 writes after each event. Default 1.
             prefetch: Most events fetched ahead.
@@ -176,17 +175,16 @@ class AsyncEventFeed(AsyncEventLog):
             "query": self._query_durable,
             "subscribe": subscribe,
             "get": get,
-            "tables": tuple(self._core.table(suffix) for suffix in ("_subscriptions", "_parked", "_consumers")),
+            "tables": tuple(self._core.table(suffix) for suffix in ("", "_subscriptions", "_parked", "_consumers")),
             "start": begin,
             "filter_text": json.dumps(conditions),
+            "partitions": partitions,
             "lease": lease,
             "checkpoint_interval": checkpoint_interval,
             "reset": reset,
             "report": self._report,
         }
-        if partitions == 1:
-            return AsyncDurableSubscription(name, **arguments)
-        return AsyncCompetingSubscription(name, partitions=partitions, **arguments)
+        return AsyncDurableSubscription(name, **arguments)
 
     async def wait_for(
         self, version: StoreResult | int, *, durable: str | None = None, timeout: float | None = None
@@ -225,13 +223,15 @@ class AsyncEventFeed(AsyncEventLog):
         else:
             await wait_for_version(acknowledged, wanted, timeout, f"the durable subscription {durable!r}")
 
-    async def _query_durable(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+    async def _query_durable(
+        self, sql: str, *texts: str | None, timeout: float | None = None
+    ) -> list[list[str | None]]:
         if not self._has_side_tables:
             core = self._opened_core()
             await arun(core.open)
             await arun(lambda inbox, token: core.migrate("subscriptions", inbox, token))
             self._has_side_tables = True
-        return await self._query(sql, *texts)
+        return await self._query(sql, *texts, timeout=timeout)
 
     async def durable_subscriptions(self) -> list[DurableState]:
         """All durable subscriptions of the table, and how far behind each is."""
@@ -253,11 +253,15 @@ class AsyncEventFeed(AsyncEventLog):
     async def rewind_durable(self, name: str, position: int) -> None:
         """Let a durable subscription go on after another version; whoever has it is fenced off."""
         check_version(position, "position")
-        await self._change_durable(name, "position = $2::bigint, epoch = epoch + 1, lease_until = NULL", str(position))
+        await self._change_durable(
+            name,
+            "position = $2::bigint, position_id = NULL, epoch = epoch + 1, owner = NULL, lease_until = NULL",
+            str(position),
+        )
 
     async def pause_durable(self, name: str) -> None:
         """Let nobody have a durable subscription until it is resumed; whoever has it is fenced off."""
-        await self._change_durable(name, "is_paused = true, epoch = epoch + 1, lease_until = NULL")
+        await self._change_durable(name, "is_paused = true, epoch = epoch + 1, owner = NULL, lease_until = NULL")
 
     async def resume_durable(self, name: str) -> None:
         """End a pause."""
@@ -301,9 +305,13 @@ class AsyncEventFeed(AsyncEventLog):
 
     async def delete_durable(self, name: str) -> None:
         """Forget a durable subscription, and what it parked; whoever has it is fenced off."""
-        for suffix in ("_parked", "_consumers", "_subscriptions"):
-            sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
-            await self._query_durable(sql, name)
+        parked, consumers, table = (self._core.table(suffix) for suffix in ("_parked", "_consumers", "_subscriptions"))
+        await self._query_durable(
+            f"WITH parked AS (DELETE FROM {parked} WHERE name = $1),"
+            f" consumers AS (DELETE FROM {consumers} WHERE name = $1)"
+            f" DELETE FROM {table} WHERE name = $1",
+            name,
+        )
 
     async def _look_around(self) -> None:
         """Nothing came for a while: tell why, if there is a reason."""

@@ -435,9 +435,11 @@ class AsyncEventLog:
             raise IncompatibleVersionError(f"a version is an integer from 0 to 2**63 - 1, not {text!r}", value=text)
         return check_version(int(text))
 
-    async def _query(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+    async def _query(self, sql: str, *texts: str | None, timeout: float | None = None) -> list[list[str | None]]:
         core = self._opened_core()
-        rows: list[list[str | None]] = await arun(lambda inbox, token: core.query(sql, list(texts), inbox, token))
+        rows: list[list[str | None]] = await arun(
+            lambda inbox, token: core.query(sql, list(texts), inbox, token), timeout
+        )
         return rows
 
     # -------------------------------------------------------------------------------------------- maintenance

@@ -11,7 +11,17 @@ from typing import Any, NoReturn
 
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["library_of", "numbered", "percent", "psycopg_cursor", "refuse_asyncpg", "sqlalchemy_text", "texts"]
+__all__ = [
+    "asyncpg_has_transaction",
+    "library_of",
+    "numbered",
+    "percent",
+    "psycopg_cursor",
+    "psycopg_has_transaction",
+    "refuse_asyncpg",
+    "sqlalchemy_text",
+    "texts",
+]
 
 
 def library_of(connection: object) -> str:
@@ -50,6 +60,20 @@ def psycopg_cursor(connection: Any) -> Any:
 
     # A cursor will do as well: then its connection is meant.
     return getattr(connection, "connection", connection).cursor(row_factory=tuple_row)
+
+
+def psycopg_has_transaction(connection: Any) -> bool:
+    """Whether a transaction is open on a connection of psycopg, or will be with its next statement."""
+    from psycopg.pq import TransactionStatus  # noqa: PLC0415 - the user has it, we do not need it
+
+    connection = getattr(connection, "connection", connection)
+    return not connection.autocommit or connection.info.transaction_status != TransactionStatus.IDLE
+
+
+def asyncpg_has_transaction(connection: Any) -> bool:
+    """Whether a transaction is open on a connection of asyncpg; a pool never has one."""
+    is_open = getattr(connection, "is_in_transaction", None)
+    return is_open is not None and bool(is_open())
 
 
 def sqlalchemy_text(sql: str, values: list[Any]) -> tuple[Any, dict[str, Any]]:

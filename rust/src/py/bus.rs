@@ -227,6 +227,11 @@ impl PyBus {
     }
 
     #[getter]
+    fn table_name(&self) -> &str {
+        self.table.quoted()
+    }
+
+    #[getter]
     fn table_ddl(&self) -> String {
         self.table.ddl()
     }

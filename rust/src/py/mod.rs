@@ -8,6 +8,7 @@ mod inbox;
 mod interpreter;
 mod json;
 mod message;
+mod session;
 mod settings;
 mod store;
 
@@ -64,5 +65,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<bus::PyBus>()?;
     inbox::register(module)?;
     message::register(module)?;
+    session::register(module)?;
     store::register(module)
 }

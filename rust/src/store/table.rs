@@ -28,6 +28,7 @@ const MIGRATIONS: &[(Part, &str, &str)] = &[
     (Part::Events, "events", include_str!("sql/events.sql")),
     (Part::Subscriptions, "subscriptions", include_str!("sql/subscriptions.sql")),
     (Part::Subscriptions, "consumers", include_str!("sql/consumers.sql")),
+    (Part::Subscriptions, "leases", include_str!("sql/leases.sql")),
     (Part::Guard, "guard", include_str!("sql/guard.sql")),
     (Part::Serial, "serial", include_str!("sql/serial.sql")),
     (Part::GoNotify, "go_notify", include_str!("sql/go_notify.sql")),

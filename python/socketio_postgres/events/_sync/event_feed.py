@@ -12,7 +12,6 @@ from socketio_postgres import _core
 from socketio_postgres._bus.hook import Hook
 from socketio_postgres._bus.primitives import run
 from socketio_postgres._typing import Unpack
-from socketio_postgres.events._sync.competing_subscription import CompetingSubscription
 from socketio_postgres.events._sync.durable_subscription import DurableSubscription
 from socketio_postgres.events._sync.event_log import EventLog
 from socketio_postgres.events._sync.subscription import PATIENCE, Subscription
@@ -141,8 +140,8 @@ class EventFeed(EventLog):
             start: Where to begin when the name is new: `START`, `END` or a version.
             partitions: Into how many parts aggregates are divided, by a hash of their ids: 1 to 1024, the same each
                 time. A few times as many as there will be consumers lets them share evenly. Default 1: not divided.
-            lease: Seconds without a sign of life after which another consumer takes over. Handling one event must not
-                take longer. Default 30.
+            lease: Seconds without a sign of life after which another consumer takes over. It is renewed while an event
+                is handled, however long that takes. Default 30.
             checkpoint_interval: Seconds after which what was acknowledged by the loop is written, at most a third of
                 the lease. After a crash so much comes again; 0 writes after each event. Default 1.
             prefetch: Most events fetched ahead.
@@ -177,17 +176,16 @@ class EventFeed(EventLog):
             "query": self._query_durable,
             "subscribe": subscribe,
             "get": get,
-            "tables": tuple(self._core.table(suffix) for suffix in ("_subscriptions", "_parked", "_consumers")),
+            "tables": tuple(self._core.table(suffix) for suffix in ("", "_subscriptions", "_parked", "_consumers")),
             "start": begin,
             "filter_text": json.dumps(conditions),
+            "partitions": partitions,
             "lease": lease,
             "checkpoint_interval": checkpoint_interval,
             "reset": reset,
             "report": self._report,
         }
-        if partitions == 1:
-            return DurableSubscription(name, **arguments)
-        return CompetingSubscription(name, partitions=partitions, **arguments)
+        return DurableSubscription(name, **arguments)
 
     def wait_for(self, version: StoreResult | int, *, durable: str | None = None, timeout: float | None = None) -> None:
         """Wait until readers are so far: then you find what you have just written in what they make of it.
@@ -224,13 +222,13 @@ class EventFeed(EventLog):
         else:
             wait_for_version(acknowledged, wanted, timeout, f"the durable subscription {durable!r}")
 
-    def _query_durable(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+    def _query_durable(self, sql: str, *texts: str | None, timeout: float | None = None) -> list[list[str | None]]:
         if not self._has_side_tables:
             core = self._opened_core()
             run(core.open)
             run(lambda inbox, token: core.migrate("subscriptions", inbox, token))
             self._has_side_tables = True
-        return self._query(sql, *texts)
+        return self._query(sql, *texts, timeout=timeout)
 
     def durable_subscriptions(self) -> list[DurableState]:
         """All durable subscriptions of the table, and how far behind each is."""
@@ -252,11 +250,15 @@ class EventFeed(EventLog):
     def rewind_durable(self, name: str, position: int) -> None:
         """Let a durable subscription go on after another version; whoever has it is fenced off."""
         check_version(position, "position")
-        self._change_durable(name, "position = $2::bigint, epoch = epoch + 1, lease_until = NULL", str(position))
+        self._change_durable(
+            name,
+            "position = $2::bigint, position_id = NULL, epoch = epoch + 1, owner = NULL, lease_until = NULL",
+            str(position),
+        )
 
     def pause_durable(self, name: str) -> None:
         """Let nobody have a durable subscription until it is resumed; whoever has it is fenced off."""
-        self._change_durable(name, "is_paused = true, epoch = epoch + 1, lease_until = NULL")
+        self._change_durable(name, "is_paused = true, epoch = epoch + 1, owner = NULL, lease_until = NULL")
 
     def resume_durable(self, name: str) -> None:
         """End a pause."""
@@ -300,9 +302,13 @@ class EventFeed(EventLog):
 
     def delete_durable(self, name: str) -> None:
         """Forget a durable subscription, and what it parked; whoever has it is fenced off."""
-        for suffix in ("_parked", "_consumers", "_subscriptions"):
-            sql = f"DELETE FROM {self._core.table(suffix)} WHERE name = $1"
-            self._query_durable(sql, name)
+        parked, consumers, table = (self._core.table(suffix) for suffix in ("_parked", "_consumers", "_subscriptions"))
+        self._query_durable(
+            f"WITH parked AS (DELETE FROM {parked} WHERE name = $1),"
+            f" consumers AS (DELETE FROM {consumers} WHERE name = $1)"
+            f" DELETE FROM {table} WHERE name = $1",
+            name,
+        )
 
     def _look_around(self) -> None:
         """Nothing came for a while: tell why, if there is a reason."""

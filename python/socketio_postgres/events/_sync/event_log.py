@@ -434,9 +434,9 @@ class EventLog:
             raise IncompatibleVersionError(f"a version is an integer from 0 to 2**63 - 1, not {text!r}", value=text)
         return check_version(int(text))
 
-    def _query(self, sql: str, *texts: str | None) -> list[list[str | None]]:
+    def _query(self, sql: str, *texts: str | None, timeout: float | None = None) -> list[list[str | None]]:
         core = self._opened_core()
-        rows: list[list[str | None]] = run(lambda inbox, token: core.query(sql, list(texts), inbox, token))
+        rows: list[list[str | None]] = run(lambda inbox, token: core.query(sql, list(texts), inbox, token), timeout)
         return rows
 
     # -------------------------------------------------------------------------------------------- maintenance

@@ -3,18 +3,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+import uuid
+from typing import Any, Final
 
 from socketio_postgres.events.drivers import (
+    asyncpg_has_transaction,
     library_of,
     percent,
     psycopg_cursor,
+    psycopg_has_transaction,
     refuse_asyncpg,
     sqlalchemy_text,
     texts,
 )
 
-__all__ = ["rows_on", "run_on"]
+__all__ = ["has_transaction", "rows_on", "run_on"]
+
+_MARK: Final = "socketio_postgres.transaction"
+
+
+def has_transaction(connection: Any) -> bool:
+    """Whether a transaction is open on a connection, or will be with its next statement.
+
+    Raises:
+        OptionsError: It is no connection of psycopg or SQLAlchemy.
+    """
+    library = library_of(connection)
+    if library == "psycopg":
+        return psycopg_has_transaction(connection)
+    if library == "asyncpg":
+        return asyncpg_has_transaction(connection)
+    # The driver's connection may commit each statement: whether a setting of the transaction lasts shows that.
+    mark = uuid.uuid4().hex
+    rows_on(connection, f"SELECT pg_catalog.set_config('{_MARK}', %s, true)", [mark])
+    ((found,),) = rows_on(connection, f"SELECT pg_catalog.current_setting('{_MARK}', true)", [])
+    return bool(found == mark)
 
 
 def run_on(connection: Any, sql: str, values: list[Any]) -> int:

@@ -1,0 +1,364 @@
+"""`AsyncPositions`: the rows of one durable subscription, and every statement on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from socketio_postgres.events.async_statements import has_transaction, rows_on, run_on
+from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.failure_policy import ParkedEvent
+from socketio_postgres.events.partition import Partition
+from socketio_postgres.exceptions import OptionsError
+
+__all__ = ["AsyncPositions", "QueryFunction"]
+
+QueryFunction = Callable[..., Awaitable[list[list[str | None]]]]
+
+_GIVEN: Final = """pg_catalog.json_to_recordset($2::pg_catalog.json)
+    AS x(partition int, epoch bigint, base bigint, position bigint, id pg_catalog.text)"""
+
+_FREE: Final = "(lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp())"
+
+
+def _until(parameter: str) -> str:
+    return f"pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => {parameter}::pg_catalog.float8)"
+
+
+class AsyncPositions:
+    """Where a durable subscription is, in the database.
+
+    A row belongs to its owner until its lease is over, and while a transaction has it locked. No statement here waits
+    for a row that is locked: the lock may be that of the consumer's own transaction.
+    """
+
+    def __init__(
+        self, name: str, owner: str, lease: float, query: QueryFunction, tables: tuple[str, str, str, str]
+    ) -> None:
+        self._name = name
+        self._owner = owner
+        self._lease = str(lease)
+        self._query = query
+        self._events, self.table, self._parked, self._consumers = tables
+        self._oid = 0
+
+    # ------------------------------------------------------------------------------------------ the subscription
+
+    async def made_with(self) -> tuple[int, str] | None:
+        """Number of partitions and filter that the subscription was made with; None when there is none."""
+        rows = await self._query(
+            "SELECT partitions::pg_catalog.text, filter, tableoid::pg_catalog.oid::pg_catalog.text"
+            f" FROM {self.table} WHERE name = $1 ORDER BY partition LIMIT 1",
+            self._name,
+        )
+        for partitions, filter_text, oid in rows:
+            self._oid = int(oid or 0)
+            return int(partitions or 0), filter_text or ""
+        return None
+
+    async def make(self, partitions: int, filter_text: str, start: int) -> None:
+        """Make the subscription, unless another process does so now: then its number of partitions counts."""
+        await self._query(
+            f"WITH first AS (INSERT INTO {self.table} (name, partition, partitions, position, filter)"
+            " VALUES ($1, 0, $2::int, $3::bigint, $4) ON CONFLICT DO NOTHING RETURNING name)"
+            f" INSERT INTO {self.table} (name, partition, partitions, position, filter)"
+            " SELECT name, number, $2::int, $3::bigint, $4"
+            " FROM first, pg_catalog.generate_series(1, $2::int - 1) AS number",
+            self._name,
+            str(partitions),
+            str(start),
+            filter_text,
+        )
+
+    async def set_filter(self, filter_text: str) -> None:
+        """Go on with another filter."""
+        await self._query(f"UPDATE {self.table} SET filter = $2 WHERE name = $1", self._name, filter_text)
+
+    # ------------------------------------------------------------------------------------------------ the owners
+
+    async def arrive(self) -> None:
+        """Say that this consumer takes part, and forget those that have not said so for a while."""
+        await self._query(
+            f"WITH gone AS (DELETE FROM {self._consumers} WHERE name = $1 AND owner <> $2"
+            " AND lease_until < pg_catalog.clock_timestamp())"
+            f" INSERT INTO {self._consumers} (name, owner, lease_until) VALUES ($1, $2, {_until('$3')})"
+            " ON CONFLICT (name, owner) DO UPDATE SET lease_until = excluded.lease_until",
+            self._name,
+            self._owner,
+            self._lease,
+        )
+
+    async def depart(self) -> None:
+        """Take part no longer."""
+        await self._query(f"DELETE FROM {self._consumers} WHERE name = $1 AND owner = $2", self._name, self._owner)
+
+    async def owned(self) -> tuple[dict[str, int], dict[int, int]]:
+        """How many partitions each consumer that takes part owns, and the epoch of every partition."""
+        rows = await self._query(
+            f"SELECT owner, NULL, NULL FROM {self._consumers}"
+            " WHERE name = $1 AND lease_until > pg_catalog.clock_timestamp()"
+            " UNION ALL SELECT CASE WHEN lease_until > pg_catalog.clock_timestamp() THEN owner END,"
+            f" partition::pg_catalog.text, epoch::pg_catalog.text FROM {self.table} WHERE name = $1",
+            self._name,
+        )
+        owned = {str(owner): 0 for owner, partition, _ in rows if partition is None}
+        for owner, partition, _ in rows:
+            if partition is not None and owner in owned:
+                owned[owner] += 1
+        return owned, {int(partition): int(epoch or 0) for _, partition, epoch in rows if partition is not None}
+
+    async def claim(self, most: int, own: Iterable[int]) -> list[tuple[Partition, str | None, str | None]]:
+        """Take partitions that nobody owns; returns each, the id at its position, and the id that the table has there.
+
+        Of an owner that has not let go it is counted how often that happened, until the position moves on.
+        """
+        rows = await self._query(
+            f"UPDATE {self.table} s SET epoch = epoch + 1, owner = $2, updated_at = pg_catalog.now(),"
+            f" lease_until = {_until('$3')}, unclean = CASE WHEN owner IS NULL THEN 0 ELSE unclean + 1 END"
+            f" WHERE name = $1 AND partition IN (SELECT partition FROM {self.table}"
+            f" WHERE name = $1 AND NOT is_paused AND NOT partition = ANY($5::pg_catalog.text::int[]) AND {_FREE}"
+            " ORDER BY partition LIMIT $4::int FOR UPDATE SKIP LOCKED)"
+            " RETURNING partition::pg_catalog.text, epoch::pg_catalog.text, position::pg_catalog.text,"
+            " unclean::pg_catalog.text, attempts::pg_catalog.text, position_id,"
+            f" (SELECT e.id FROM {self._events} e WHERE e.version = s.position)",
+            self._name,
+            self._owner,
+            self._lease,
+            str(most),
+            "{" + ",".join(map(str, own)) + "}",
+        )
+        claimed = []
+        for *numbers, expected, found in rows:
+            number, epoch, position, unclean, attempts = (int(each or 0) for each in numbers)
+            ours = Partition(number, epoch, position, position, unclean=unclean, attempts=attempts)
+            claimed.append((ours, expected, found))
+        return claimed
+
+    async def renew(self, own: Iterable[Partition], timeout: float) -> None:
+        """Extend the leases, and the claims on parked events. What is locked, or was lost, is left as it is."""
+        await self._query(
+            f"WITH claims AS (UPDATE {self._parked} SET claimed_until = {_until('$3')} WHERE name = $1"
+            f" AND version IN (SELECT version FROM {self._parked} WHERE name = $1 AND claimed_by = $4"
+            " FOR UPDATE SKIP LOCKED))"
+            f" UPDATE {self.table} s SET lease_until = {_until('$3')} FROM {_GIVEN}"
+            " WHERE s.name = $1 AND s.partition = x.partition AND s.epoch = x.epoch"
+            f" AND s.partition IN (SELECT l.partition FROM {self.table} l, {_GIVEN} WHERE l.name = $1"
+            " AND l.partition = x.partition AND l.epoch = x.epoch FOR UPDATE OF l SKIP LOCKED)",
+            self._name,
+            self._fields(own),
+            self._lease,
+            self._owner,
+            timeout=timeout,
+        )
+
+    async def write(
+        self, own: Iterable[Partition], ids: dict[int, str], *, releases: bool = False, timeout: float | None = None
+    ) -> dict[int, int]:
+        """Write what is acknowledged, and extend or end the leases; returns the position of each that was written.
+
+        Those that are missing in the result are locked, or belong to somebody else.
+        """
+        change = "owner = NULL, lease_until = NULL, unclean = 0" if releases else f"lease_until = {_until('$3')}"
+        moves = "s.position BETWEEN x.base AND x.position - 1"
+        reset = "" if releases else f" unclean = CASE WHEN {moves} THEN 0 ELSE s.unclean END,"
+        rows = await self._query(
+            f"UPDATE {self.table} s SET position = CASE WHEN {moves} THEN x.position ELSE s.position END,"
+            f" position_id = CASE WHEN {moves} THEN x.id ELSE s.position_id END,"
+            f" attempts = CASE WHEN {moves} THEN 0 ELSE s.attempts END,{reset}"
+            f" updated_at = pg_catalog.now(), {change} FROM {_GIVEN}"
+            " WHERE s.name = $1 AND s.partition = x.partition AND s.epoch = x.epoch"
+            f" AND s.partition IN (SELECT l.partition FROM {self.table} l, {_GIVEN} WHERE l.name = $1"
+            " AND l.partition = x.partition AND l.epoch = x.epoch FOR UPDATE OF l SKIP LOCKED)"
+            " RETURNING s.partition::pg_catalog.text, s.position::pg_catalog.text",
+            self._name,
+            self._fields(own, ids),
+            self._lease,
+            timeout=timeout,
+        )
+        return {int(partition or 0): int(position or 0) for partition, position in rows}
+
+    async def begin(self, ours: Partition, version: int, event_id: str | None) -> int:
+        """Note that the next event is being handled, and what was acknowledged before; returns how often it was begun.
+
+        Zero when the partition belongs to somebody else, or is locked.
+        """
+        rows = await self._query(
+            f"UPDATE {self.table} SET position = $3::bigint, position_id = $4, attempts = attempts + 1,"
+            " updated_at = pg_catalog.now() WHERE name = $1 AND partition = $2::int AND epoch = $5::bigint"
+            " AND position <= $3::bigint RETURNING attempts::pg_catalog.text",
+            self._name,
+            str(ours.number),
+            str(version),
+            event_id,
+            str(ours.epoch),
+        )
+        return int(rows[0][0] or 0) if rows else 0
+
+    async def look(self, number: int) -> tuple[int, int, str | None] | None:
+        """Epoch, position and owner of a partition; None when the subscription was deleted."""
+        rows = await self._query(
+            f"SELECT epoch::pg_catalog.text, position::pg_catalog.text, owner FROM {self.table}"
+            " WHERE name = $1 AND partition = $2::int",
+            self._name,
+            str(number),
+        )
+        for epoch, position, owner in rows:
+            return int(epoch or 0), int(position or 0), owner
+        return None
+
+    async def write_in(self, conn: Any, changes: list[tuple[Partition, StoredEvent]]) -> int:
+        """Move positions in the user's transaction; returns how many have moved.
+
+        Raises:
+            OptionsError: No transaction is open on the connection.
+        """
+        if not await has_transaction(conn):
+            raise OptionsError(
+                "invalid conn: open a transaction on it first, or switch autocommit off",
+                option="conn",
+                value="",
+                reason="no transaction is open",
+            )
+        moved = 0
+        for ours, event in changes:
+            # The oid: another schema, or database, may have a table of the same name.
+            moved += await run_on(
+                conn,
+                f"UPDATE {self.table} SET position = %s, position_id = %s, attempts = 0, unclean = 0,"
+                " updated_at = pg_catalog.now() WHERE name = %s AND partition = %s AND epoch = %s"
+                " AND position BETWEEN %s AND %s AND CAST(tableoid AS bigint) = %s",
+                [
+                    event.version,
+                    event.id,
+                    self._name,
+                    ours.number,
+                    ours.epoch,
+                    ours.base_for(event.version),
+                    event.version,
+                    self._oid,
+                ],
+            )
+        return moved
+
+    async def is_on(self, conn: Any) -> bool:
+        """Whether the user's connection leads to the same table: another schema or database may have one so named."""
+        sql = "SELECT CAST(CAST(pg_catalog.to_regclass(CAST(%s AS pg_catalog.text)) AS pg_catalog.oid) AS bigint)"
+        ((oid,),) = await rows_on(conn, sql, [self.table])
+        return bool(oid == self._oid)
+
+    # --------------------------------------------------------------------------------------------- parked events
+
+    async def park(self, ours: Partition, event: StoredEvent, attempts: int, error: str | None) -> bool:
+        """Set an event aside and move on past it, in one transaction; False when the partition has other owners now."""
+        rows = await self._query(
+            f"WITH moved AS (UPDATE {self.table} SET position = $1::bigint, position_id = $8, attempts = 0,"
+            " unclean = 0, updated_at = pg_catalog.now() WHERE name = $2 AND partition = $9::int AND epoch = $3::bigint"
+            " AND position BETWEEN $4::bigint AND $1::bigint RETURNING name)"
+            f" INSERT INTO {self._parked} (name, version, aggregate_id, attempts, last_error)"
+            " SELECT name, $1::bigint, $5, $6::int, $7 FROM moved"
+            " ON CONFLICT (name, version) DO UPDATE SET"
+            f" attempts = {self._parked}.attempts + excluded.attempts,"
+            f" last_error = coalesce(excluded.last_error, {self._parked}.last_error)"
+            " RETURNING 'parked'",
+            str(event.version),
+            self._name,
+            str(ours.epoch),
+            str(ours.base_for(event.version)),
+            event.aggregate_id,
+            str(attempts),
+            error,
+            event.id,
+            str(ours.number),
+        )
+        return bool(rows)
+
+    async def is_held(self, aggregate_id: str) -> bool:
+        """Whether an event of the aggregate is set aside at this moment."""
+        sql = f"SELECT 'held' FROM {self._parked} WHERE name = $1 AND aggregate_id = $2 LIMIT 1"
+        return bool(await self._query(sql, self._name, aggregate_id))
+
+    async def parked(self) -> list[ParkedEvent]:
+        """Events that were set aside, in order."""
+        rows = await self._query(
+            "SELECT pg_catalog.json_build_object('version', version, 'aggregate_id', aggregate_id,"
+            " 'attempts', attempts, 'last_error', last_error)::pg_catalog.text"
+            f" FROM {self._parked} WHERE name = $1 ORDER BY version",
+            self._name,
+        )
+        return [ParkedEvent(**json.loads(row[0] or "{}")) for row in rows]
+
+    async def claim_parked(self, after: int, held: Iterable[str]) -> tuple[int, str] | None:
+        """Claim the first parked event of an aggregate, for as long as a lease; returns its version and aggregate."""
+        rows = await self._query(
+            f"UPDATE {self._parked} SET claimed_by = $2, claimed_until = {_until('$3')}"
+            f" WHERE name = $1 AND version = (SELECT p.version FROM {self._parked} p"
+            " WHERE p.name = $1 AND p.version > $4::bigint AND NOT p.aggregate_id = ANY($5::pg_catalog.text[])"
+            " AND (p.claimed_until IS NULL OR p.claimed_until < pg_catalog.clock_timestamp())"
+            f" AND NOT EXISTS (SELECT FROM {self._parked} e WHERE e.name = $1 AND e.aggregate_id = p.aggregate_id"
+            " AND e.version < p.version) ORDER BY p.version LIMIT 1 FOR UPDATE SKIP LOCKED)"
+            " RETURNING version::pg_catalog.text, aggregate_id",
+            self._name,
+            self._owner,
+            self._lease,
+            str(after),
+            _array(held),
+        )
+        return (int(rows[0][0] or 0), rows[0][1] or "") if rows else None
+
+    async def unpark(self, version: int) -> bool:
+        """Forget a parked event that this consumer has claimed; False when the claim was lost."""
+        rows = await self._query(
+            f"DELETE FROM {self._parked} WHERE name = $1 AND version = $2::bigint AND claimed_by = $3 RETURNING 'done'",
+            self._name,
+            str(version),
+            self._owner,
+        )
+        return bool(rows)
+
+    async def unpark_in(self, conn: Any, version: int) -> bool:
+        """The same in the user's transaction."""
+        sql = f"DELETE FROM {self._parked} WHERE name = %s AND version = %s AND claimed_by = %s"
+        return await run_on(conn, sql, [self._name, version, self._owner]) == 1
+
+    async def release_parked(self) -> None:
+        """Give all claimed events back, but for those that a transaction of the user's has locked."""
+        await self._query(
+            f"UPDATE {self._parked} SET claimed_by = NULL, claimed_until = NULL WHERE name = $1"
+            f" AND version IN (SELECT version FROM {self._parked} WHERE name = $1 AND claimed_by = $2"
+            " FOR UPDATE SKIP LOCKED)",
+            self._name,
+            self._owner,
+        )
+
+    async def failed_again(self, version: int, error: str) -> None:
+        """Give a claimed event back, with what happened."""
+        await self._query(
+            f"UPDATE {self._parked} SET claimed_by = NULL, claimed_until = NULL, attempts = attempts + 1,"
+            " last_error = $4 WHERE name = $1 AND version = $2::bigint AND claimed_by = $3",
+            self._name,
+            str(version),
+            self._owner,
+            error,
+        )
+
+    @staticmethod
+    def _fields(own: Iterable[Partition], ids: dict[int, str] | None = None) -> str:
+        return json.dumps(
+            [
+                {
+                    "partition": each.number,
+                    "epoch": each.epoch,
+                    "base": each.base,
+                    "position": max(each.base, each.acknowledged),
+                    "id": (ids or {}).get(max(each.base, each.acknowledged)),
+                }
+                for each in own
+            ]
+        )
+
+
+def _array(texts: Iterable[str]) -> str:
+    """PostgreSQL's text for an array of texts."""
+    quoted = ('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts)
+    return "{" + ",".join(quoted) + "}"

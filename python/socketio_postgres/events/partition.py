@@ -1,0 +1,89 @@
+"""`Partition`: a part of a durable subscription that one consumer owns, and who should own how many."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+__all__ = ["Partition", "partition_of", "shares"]
+
+
+def partition_of(aggregate_id: str, partitions: int) -> int:
+    """The partition that an aggregate falls into: the first three bytes of the id's SHA-256, modulo the partitions.
+
+    The same in the core and in SQL; `filter.rs` has both.
+    """
+    return int.from_bytes(hashlib.sha256(aggregate_id.encode()).digest()[:3], "big") % partitions
+
+
+@dataclasses.dataclass
+class Partition:
+    """A partition that this consumer owns.
+
+    Attributes:
+        number: From 0.
+        epoch: How often the partition has changed hands. A statement that names another epoch changes nothing.
+        written: The position in the database, as it was last read or written.
+        acknowledged: Version up to which events are acknowledged; not written yet if it is above `written`.
+        pending: The version of the last `ack_in`. Whether its transaction commits is not known yet.
+        unclean: How many owners in a row have ended without letting go, and without progress.
+        attempts: How often the next event was begun by such owners.
+    """
+
+    number: int
+    epoch: int
+    written: int
+    acknowledged: int
+    pending: int | None = None
+    unclean: int = 0
+    attempts: int = 0
+
+    @property
+    def taken(self) -> int:
+        """Version up to which this consumer has handled events, with or without a commit."""
+        return max(self.acknowledged, self.pending or 0)
+
+    @property
+    def base(self) -> int:
+        """The lowest position that the database can have, unless a transaction with an `ack_in` was rolled back."""
+        return self.written if self.pending is None else self.pending
+
+    def base_for(self, version: int) -> int:
+        """The same for an `ack_in` of a version, which may repeat one whose transaction was rolled back."""
+        return self.written if self.pending is None or version <= self.pending else self.pending
+
+    def acknowledge(self, version: int) -> bool:
+        """Move on to a version in memory; False when it is no news.
+
+        An `ack_in` of an earlier version stays pending: should it have been rolled back, the database refuses this one.
+        """
+        is_further = version > self.acknowledged
+        self.acknowledged = max(self.acknowledged, version)
+        return is_further
+
+    def found(self, position: int) -> bool:
+        """Take over the position that the database has; False when an `ack_in` was rolled back."""
+        is_as_expected = position >= self.base
+        self.written = position
+        if not is_as_expected:
+            self.acknowledged, self.pending = position, None
+        elif self.pending is not None and position >= self.pending:
+            self.pending = None
+        self.acknowledged = max(self.acknowledged, position)
+        return is_as_expected
+
+
+def shares(owned: Mapping[str, int], partitions: int) -> dict[str, int]:
+    """How many partitions each consumer should own.
+
+    Args:
+        owned: How many each consumer owns now; at least one consumer.
+        partitions: How many there are.
+
+    Returns:
+        Shares that differ by at most one. Consumers that own more keep more, so that as few as possible move.
+    """
+    least, extra = divmod(partitions, len(owned))
+    in_order = sorted(owned, key=lambda owner: (-owned[owner], owner))
+    return {owner: least + (place < extra) for place, owner in enumerate(in_order)}

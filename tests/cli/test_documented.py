@@ -1,0 +1,79 @@
+"""Every command in docs/command-line.md works as it stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from socketio_postgres import Event, EventStore
+from socketio_postgres.cli.program import program
+from socketio_postgres.cli.tail import TYPES
+from tests.fixtures.database import Database
+from tests.fixtures.waiting import TIMEOUT_S
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "command-line.md"
+_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ENDLESS = "socketio-postgres tail"
+
+
+def test_all_commands(database: Database, tmp_path: Path) -> None:
+    program_file = tmp_path / "bin" / "socketio-postgres"
+    program_file.parent.mkdir()
+    program_file.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m socketio_postgres "$@"\n')
+    program_file.chmod(0o755)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "events.jsonl").write_text('["hello", 1]\n')
+    part = conninfo_to_dict(database.dsn)
+    env = os.environ | {"PATH": f"{program_file.parent}:{os.environ['PATH']}", "PGUSER": str(part["user"])}
+    env |= {"PGHOST": str(part["host"]), "PGPORT": str(part["port"]), "PGDATABASE": database.name}
+    with EventStore(database.dsn) as store:
+        store.store_batch(Event("OrderPlaced", f"order-{n}", n) for n in range(3))
+        with store.durable("billing") as durable:
+            durable.ack(next(iter(durable)))
+        for line in "".join(_BLOCK.findall(DOCUMENT.read_text())).splitlines():
+            command = line.replace("dbname=postgres", f"dbname={database.name}")
+            if command.startswith(ENDLESS):
+                command = command.partition("|")[0] + " --help"
+            elif " import " in command:
+                _give_other_ids(tmp_path / "events.jsonl")
+            ended = subprocess.run(  # noqa: S602 - these lines are for a shell
+                command,
+                shell=True,
+                env=env,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+            assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
+        assert len(list(store.read())) == 6
+        assert store.durable_subscriptions() == []
+
+
+def _give_other_ids(file: Path) -> None:
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line | {"id": f"again-{line['id']}"}) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("name", [*program.commands, *TYPES])
+def test_it_is_complete(name: str) -> None:
+    assert f"`{name}`" in DOCUMENT.read_text()
+
+
+def test_every_option_has_a_help_text() -> None:
+    commands: list[click.Command] = list(program.commands.values())
+    for command in commands:
+        commands += command.commands.values() if isinstance(command, click.Group) else []
+        assert command.help
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.name not in {"namespace", "limit"}:
+                assert parameter.help, f"{command.name} --{parameter.name}"
