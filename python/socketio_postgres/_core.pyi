@@ -414,10 +414,11 @@ class EventStore:
         limit: int,
         is_backwards: bool,
         conditions: list[tuple[str, str, list[str]]],
+        may_look: bool,
         inbox: Inbox,
         token: int,
     ) -> None:
-        """Read events; ends with `(events, safe_since)`."""
+        """Read events; ends with `(events, safe_since)`. Locks of writers are read if `may_look` and needed."""
 
     def latest_version(self, is_settled: bool, inbox: Inbox, token: int) -> None: ...
     def settled_version(self, inbox: Inbox, token: int) -> None:
@@ -455,8 +456,11 @@ class Reading:
 class Subscription:
     """One reader of the store's feed. It has no position of its own: every question names one."""
 
-    def begin(self, after: int | None, inbox: Inbox, token: int) -> None:
-        """Check a start, None for the end of the table; ends with the position to ask from."""
+    def begin(self, after: int | None, after_id: str | None, inbox: Inbox, token: int) -> None:
+        """Check a start, None for the end of the table; ends with `(position, id)`, to ask from.
+
+        With an id, the event at the start must have it. The id returned is None when it is not known.
+        """
 
     def next(
         self,
@@ -467,7 +471,9 @@ class Subscription:
         inbox: Inbox,
         token: int,
     ) -> None:
-        """What comes after a position; ends with `(events, position, is_caught_up, reconnects)`.
+        """What comes after a position; ends with `(events, position, position_id, is_caught_up, reconnects)`.
+
+        The id is that of the event at the position, or None if the position is the one that was asked from.
 
         A new question takes the place of one under way, which then ends with `ClosedError`.
         """

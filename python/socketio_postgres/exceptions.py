@@ -369,15 +369,22 @@ class StoreStalledError(EventStoreError):
 
 
 class StoreRewoundError(EventStoreError):
-    """The table ends before a position that was reached: a restore, or a failover that lost commits.
+    """The table went back in time: it ends before a position, or has another event there than the one delivered.
+
+    That is after a restore, a truncated table, or a failover or crash that lost commits. Nothing of the new history was
+    delivered. Decide where each reader continues.
 
     Attributes:
         position: The position.
-        last_version: The last version given out.
+        last_version: The last version given out now.
+        event_id: Id of the event that was delivered at the position; None when it is not known.
+        found_id: Id of the event that is there now; None when there is none.
     """
 
     position: int = 0
     last_version: int = 0
+    event_id: str | None = None
+    found_id: str | None = None
 
 
 class SubscriptionFencedError(EventStoreError):

@@ -188,7 +188,7 @@ pub enum Error {
         limit_bytes: usize,
     },
     /// The table cannot be used as an event table.
-    #[error("table {table} is no event table: {reason}")]
+    #[error("table {table} is not fit for events: {reason}")]
     SchemaMismatch {
         /// The table.
         table: String,
@@ -206,11 +206,8 @@ pub enum Error {
         /// Its sequence.
         sequence: String,
     },
-    /// The table went back in time: a restore, a failover that lost commits, or a sequence set back.
-    #[error(
-        "table {table} ends at version {last_version}, before position {position}: it was restored or its sequence set \
-         back; decide where each reader continues"
-    )]
+    /// The table went back in time: a restore, a failover or crash that lost commits, or a sequence set back.
+    #[error("{}; decide where each reader continues", rewound(table, *position, *last_version, event_id.as_ref(), found_id.as_ref()))]
     Rewound {
         /// The table.
         table: String,
@@ -218,6 +215,10 @@ pub enum Error {
         position: i64,
         /// The last version that the sequence has assigned.
         last_version: i64,
+        /// Id of the event that was delivered at the position; `None` when it is not known.
+        event_id: Option<String>,
+        /// Id of the event that is there now; `None` when there is none.
+        found_id: Option<String>,
     },
     /// `LISTEN` does not work over this connection.
     #[error("{0}")]
@@ -225,6 +226,16 @@ pub enum Error {
     /// The store was closed.
     #[error("the event store is closed")]
     StoreClosed,
+}
+
+fn rewound(table: &str, position: i64, last: i64, event_id: Option<&String>, found_id: Option<&String>) -> String {
+    let cause = "it was restored or truncated, or a failover or a crash lost commits";
+    if last < position {
+        return format!("table {table} ends at version {last}, before position {position}: {cause}");
+    }
+    let found = found_id.map_or_else(|| "no event".to_owned(), |id| format!("event {id:?}"));
+    let wanted = event_id.map_or_else(String::new, |id| format!(" instead of {id:?}"));
+    format!("table {table} has {found}{wanted} at position {position}: {cause}")
 }
 
 fn last(version: i64) -> String {

@@ -48,10 +48,15 @@ impl TableName {
         self.beside("")
     }
 
+    /// As [`TableName::bare`], not quoted.
+    pub fn bare_text(&self, suffix: &str) -> String {
+        format!("{}{suffix}", self.table)
+    }
+
     /// The table's name with a suffix, without the schema: for objects that SQL names without one, such as an index in
     /// `CREATE INDEX`.
     pub fn bare(&self, suffix: &str) -> String {
-        quote_identifier(&format!("{}{suffix}", self.table))
+        quote_identifier(&self.bare_text(suffix))
     }
 }
 

@@ -6,6 +6,7 @@ own statements, prepared and pipelined as they are. And the plans of those that 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -179,9 +180,9 @@ AGGREGATE = {OUR_TABLE: {"events_aggregate_version"}, GO_TABLE: {"idx_events_agg
 # Without versions in that index, the last few of an aggregate may be found sooner by walking back.
 LAST_OF_AGGREGATE = {OUR_TABLE: AGGREGATE[OUR_TABLE], GO_TABLE: AGGREGATE[GO_TABLE] | VERSIONS[GO_TABLE]}
 IDS = {table: {"events_id_key"} for table in (OUR_TABLE, GO_TABLE)}
-LAST_STATEMENT = """
-SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-    AND strpos(query, 'FROM "events"') > 0 ORDER BY query_start DESC LIMIT 1
+WAITING_STATEMENT = """
+SELECT query FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+    AND strpos(query, 'FROM "events"') > 0
 """
 """A session's text of it has at most 1023 bytes; those that read are shorter."""
 
@@ -235,6 +236,20 @@ READS = {
 }
 
 
+async def statement_of(read: Read, database: Database) -> str:
+    """The statement that reads, caught while it waits for the table."""
+    async with AsyncEventStore(database.dsn) as fresh:
+        with database.connect() as blocker, database.connect() as spy:
+            blocker.execute("BEGIN")
+            blocker.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+            reading = asyncio.ensure_future(read.run(fresh))
+            row = await eventually(lambda: spy.execute(WAITING_STATEMENT).fetchone(), "the reader waits")
+            blocker.execute("ROLLBACK")
+        await reading
+    assert row is not None
+    return str(row[0])
+
+
 def plans(database: Database, statement: str, parameters: str) -> list[str]:
     """Of a statement that is prepared, when the server looks at the parameters and when it does not."""
     found = []
@@ -259,9 +274,7 @@ async def test_plans(store: AsyncEventStore, table: str, database: Database) -> 
         for name, read in READS.items():
             if read.needs_statistics and not has_statistics:
                 continue
-            async with AsyncEventStore(database.dsn) as fresh:
-                await read.run(fresh)
-                statement = str(database.value(LAST_STATEMENT))
+            statement = await statement_of(read, database)
             for plan in plans(database, statement, read.parameters):
                 is_by_index = any(index in plan for index in read.indexes[table])
                 if not is_by_index or "Seq Scan" in plan or ("Sort" in plan and table not in read.may_sort):

@@ -23,6 +23,7 @@ from socketio_postgres import (
     StoreRewoundError,
 )
 from tests.fixtures.database import Database
+from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import eventually
 
 
@@ -82,6 +83,59 @@ async def test_a_prepared_transaction_is_named(database: Database) -> None:
             assert (blocker.prepared, blocker.pid, blocker.state) == ("two phases", None, "prepared")
             writer.execute("ROLLBACK PREPARED 'two phases'")
             assert await store.blockers() == []
+
+
+async def test_commands_do_not_read_the_locks() -> None:
+    """Reading them is expensive on a busy server, and whoever loads an aggregate does not go on from its page."""
+    with OwnPostgres(log_statement="all") as server:
+        database = server.database
+
+        def looks() -> int:
+            return server.log_path.read_text().count("pg_locks")
+
+        async with AsyncEventStore(database.dsn) as store:
+            await store.store_batch(Event("T", f"a{i % 5}", i, id=f"e{i}") for i in range(20))
+            before = looks()
+            assert [event.version for event in await store.load_by_aggregate("a1")] == [2, 7, 12, 17]
+            assert (await store.load_by_aggregate("a1", limit=1, backwards=True))[0].version == 17
+            assert (await store.get("e7")).version == 8
+            page = await store.load()
+            assert (len(page), page.safe_since) == (20, 20)
+            assert (await store.load(20)).safe_since == 20
+            assert looks() == before
+            with database.connect() as writer:
+                writer.execute("SELECT nextval('events_version_seq')")
+            await store.store(Event("T", "a1"))
+            assert (await store.load_by_aggregate("a1")).safe_since == 0, "nothing is known, and it does not look"
+            assert looks() == before
+            assert (await store.load()).safe_since == 22
+            assert looks() == before + 1, "there is a hole"
+            assert (await store.load(15)).safe_since == 22
+            assert (await store.load(types="T")).safe_since == 22
+            assert (await store.load_by_aggregate("a1")).safe_since == 22
+            assert looks() == before + 1, "it is known as final"
+            await store.store(Event("T", "a1"))
+            assert (await store.load(22)).safe_since == 23
+            assert looks() == before + 1, "there is no hole"
+            assert (await store.load_by_aggregate("a1", limit=10)).safe_since == 23
+            assert looks() == before + 2, "whoever pages goes on from there"
+
+
+async def test_what_a_filtered_page_knows(store: AsyncEventStore, database: Database) -> None:
+    """Events above what is known are read again after the look, and come once."""
+    with database.connect() as writer:
+        await store.store_batch(Event("T", "a", i) for i in range(5))
+        assert (await store.load(types="T")).safe_since == 5
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('late', 'a', 'T')")
+        await store.store_batch(Event("T", "a", i) for i in range(2))
+        page = await store.load(2, types="T", limit=4)
+        assert ([event.version for event in page], page.safe_since) == ([3, 4, 5, 7], 5)
+        writer.execute("COMMIT")
+        page = await store.load(2, types="T", limit=4)
+        assert ([event.version for event in page], page.safe_since) == ([3, 4, 5, 6], 6)
+        page = await store.load(types="T")
+        assert ([event.version for event in page], page.safe_since) == (list(range(1, 9)), 8)
 
 
 async def test_get(store: AsyncEventStore) -> None:
@@ -191,7 +245,7 @@ async def test_many_start_at_once(database: Database) -> None:
     """D24: migrations run one at a time, and nothing is done twice."""
     stores = [AsyncEventStore(database.dsn) for _ in range(8)]
     await asyncio.gather(*(store.open() for store in stores))
-    assert database.value("SELECT count(*) FROM events_migrations") == 1
+    assert database.value("SELECT count(*) FROM events_migrations") == 2
     await asyncio.gather(*(store.close() for store in stores))
 
 
@@ -226,6 +280,48 @@ WRONG_FILTERS: list[tuple[Any, Any]] = [
 def test_wrong_filters(key: Any, value: Any) -> None:
     with pytest.raises(FilterError):
         Filter(key, value)
+
+
+def nested(depth: int) -> Any:
+    """A document of so many levels."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+async def test_documents_that_nest_deep_match_live_as_in_sql(store: AsyncEventStore, database: Database) -> None:
+    """S17: the core parses 100 levels; beyond, the server decides."""
+    filters = [[Filter("data", {"a": 1})], [Filter("metadata", {"a": 1})], [Filter("data", {"a": 2})]]
+    lives = [store.subscribe(filters=each) for each in filters]
+    for live in lives:
+        await live.__aenter__()
+    await eventually(lambda: store.stats()["is_listening"], "it listens")
+    with database.connect() as writer:
+        for depth in (3, 99, 150, 1000):
+            text = '{"a": 1, "deep": ' + "[" * depth + "]" * depth + "}"
+            writer.execute(
+                "INSERT INTO events (id, aggregate_id, event_type, data, metadata) VALUES (%s, 'a', 'T', %s, %s)",
+                (f"e{depth}", text, text),
+            )
+    end = await store.latest_version()
+    for live, each in zip(lives, filters, strict=True):
+        seen = []
+        while live.position != end:
+            if (event := await live.next_or_idle(0.1)) is not None:
+                seen.append(event.version)
+        assert seen == [event.version for event in await store.load(filters=each)]
+        assert len(seen) == (0 if each is filters[2] else 4)
+        live.close()
+
+
+@pytest.mark.parametrize(("depth", "is_allowed"), [(100, True), (101, False), (500, False)])
+async def test_a_filter_that_nests_too_deep(store: AsyncEventStore, depth: int, is_allowed: bool) -> None:
+    if is_allowed:
+        assert len(await store.load(filters=[Filter("data", nested(depth))])) == 0
+    else:
+        with pytest.raises(FilterError, match="100 levels"):
+            Filter("data", nested(depth))
 
 
 async def test_only_filters_are_filters(store: AsyncEventStore) -> None:

@@ -32,6 +32,7 @@ from socketio_postgres.events.options import EventStoreKeywords
 from socketio_postgres.events.projection import HandleFunction, Projection, named, projection_of
 from socketio_postgres.exceptions import (
     OptionsError,
+    SchemaMismatchError,
     StoreStalledError,
 )
 
@@ -57,7 +58,7 @@ class AsyncEventFeed(AsyncEventLog):
 
     def subscribe(
         self,
-        after: AfterVersion = START,
+        after: AfterVersion | StoredEvent = START,
         filters: Iterable[Filter] = (),
         *,
         types: Iterable[str] | str | None = None,
@@ -73,7 +74,8 @@ class AsyncEventFeed(AsyncEventLog):
         once, and shown by `stats()`.
 
         Args:
-            after: `START`, `END` (what is stored from the first step on), or a version.
+            after: `START`, `END` (what is stored from the first step on), a version, or the last event that was
+                handled, which must still be there.
             filters: Conditions, all of which must hold.
             types: Shorthand for `Filter("type", …)`.
             prefetch: Most events fetched ahead.
@@ -84,13 +86,22 @@ class AsyncEventFeed(AsyncEventLog):
         Raises:
             FilterError: A filter is wrong.
             IncompatibleVersionError: `after` is no version.
-            StoreRewoundError: While iterating: the table ends before the position.
+            StoreRewoundError: While iterating: the table went back in time, or ends before the position.
+            SchemaMismatchError: While iterating: the table was changed so that reading is not safe any more.
             StoreClosedError: While iterating: the store was closed.
         """
-        return self._subscription(conditions_of(filters, types), after, prefetch, PATIENCE)
+        conditions = conditions_of(filters, types)
+        if isinstance(after, StoredEvent):
+            return self._subscription(conditions, after.version, prefetch, PATIENCE, after.id)
+        return self._subscription(conditions, after, prefetch, PATIENCE)
 
     def _subscription(
-        self, conditions: list[Any], after: AfterVersion, prefetch: int, patience: float
+        self,
+        conditions: list[Any],
+        after: AfterVersion,
+        prefetch: int,
+        patience: float,
+        after_id: str | None = None,
     ) -> AsyncSubscription:
         async def opener() -> _core.Subscription:
             core = self._opened_core()
@@ -103,6 +114,7 @@ class AsyncEventFeed(AsyncEventLog):
             prefetch=prefetch,
             on_idle=self._look_around,
             patience=min(patience, self.options.stall_warning),
+            after_id=after_id,
         )
 
     def durable(
@@ -367,9 +379,13 @@ class AsyncEventFeed(AsyncEventLog):
         await self._look_for_stall()
 
     def _tell_outages(self) -> None:
-        """Log why subscriptions had to wait for a connection, each reason once; they go on when it is there again."""
+        """Log why subscriptions had to wait, and what has changed about the table without affecting them.
+
+        Each reason is logged once. They go on when the connection is there again.
+        """
         for failure in self._core.take_failures():
-            self.options.logger.warning("%s: subscriptions wait: %s", self.description, failure)
+            what = "" if isinstance(failure, SchemaMismatchError) else "subscriptions wait: "
+            self.options.logger.warning("%s: %s%s", self.description, what, failure)
             self._error_handler(failure)
 
     async def _look_for_stall(self) -> None:

@@ -53,8 +53,10 @@ class AsyncSubscription:
         prefetch: int,
         on_idle: Callable[[], Awaitable[None]],
         patience: float = PATIENCE,
+        after_id: str | None = None,
     ) -> None:
         self._opener = opener
+        self._after_id = after_id
         self._after = None if after is END else 0 if after is START else check_version(after, "after")
         self._prefetch = prefetch
         self._on_idle = on_idle
@@ -62,7 +64,9 @@ class AsyncSubscription:
         self._core: _core.Subscription | None = None
         self._items: collections.deque[StoredEvent | ControlItem] = collections.deque()
         self._fetched = 0
+        self._fetched_id: str | None = None
         self._position: int | None = self._after
+        self._position_id = after_id
         self._handled: int | None = None
         self._reconnects = 0
         self._is_caught_up = False
@@ -72,6 +76,14 @@ class AsyncSubscription:
     def position(self) -> int | None:
         """Version up to which everything was given out; None before the end of the table was looked up for `END`."""
         return self._position
+
+    @property
+    def position_id(self) -> str | None:
+        """Id of the event at `position`; None while it is not known.
+
+        Whoever keeps both can tell, when going on later, whether the table still has the history that was read.
+        """
+        return self._position_id
 
     @property
     def handled(self) -> int | None:
@@ -147,8 +159,7 @@ class AsyncSubscription:
         if not self._items:
             await self._fetch(False, self._patience if patience is None else min(patience, self._patience))
         while self._items:
-            item = self._items.popleft()
-            self._position = item.version if isinstance(item, StoredEvent) else item.position
+            item = self._take()
             if isinstance(item, StoredEvent):
                 return item
         if self._is_closed:
@@ -174,16 +185,23 @@ class AsyncSubscription:
             await self._fetch(reports_progress, max(patience, 0.0))
             if not self._items and deadline is not None and time.monotonic() >= deadline:
                 raise OperationTimeoutError(f"no event within {timeout} s")
+        return self._take()
+
+    def _take(self) -> StoredEvent | ControlItem:
         item = self._items.popleft()
-        self._position = item.version if isinstance(item, StoredEvent) else item.position
+        if isinstance(item, StoredEvent):
+            self._position, self._position_id = item.version, item.id
+        elif item.position != self._position:
+            # After all events of an answer: how far it has come.
+            self._position, self._position_id = item.position, self._fetched_id
         return item
 
     async def _begin(self) -> _core.Subscription:
         if self._core is None:
             core = await self._opener()
-            after = self._after
-            self._fetched = await arun(lambda inbox, token: core.begin(after, inbox, token))
-            self._position = self._fetched
+            after, after_id = self._after, self._after_id
+            begun = await arun(lambda inbox, token: core.begin(after, after_id, inbox, token))
+            self._fetched, self._fetched_id = self._position, self._position_id = begun
             self._core = core
         return self._core
 
@@ -192,7 +210,7 @@ class AsyncSubscription:
             core = await self._begin()
             position = self._fetched
             # An answer that nobody waits for any more loses nothing: the next question names the position anew.
-            events, position, is_caught_up, reconnects = await arun(
+            events, position, position_id, is_caught_up, reconnects = await arun(
                 lambda inbox, token: core.next(position, self._prefetch, reports_progress, patience, inbox, token)
             )
         except ClosedError as error:
@@ -210,7 +228,8 @@ class AsyncSubscription:
             self._items.append(Checkpoint(position))
         self._reconnects = reconnects
         self._is_caught_up = is_caught_up
-        self._fetched = position
+        if position != self._fetched:
+            self._fetched, self._fetched_id = position, position_id
         if not events:
             await self._on_idle()
 

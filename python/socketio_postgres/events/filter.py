@@ -23,6 +23,9 @@ _TEXTS: Final = {
     "aggregate_prefix": "aggregate_prefixes",
     "stream_prefix": "aggregate_prefixes",
 }
+_DEPTH_MAX: Final = 100
+"""As the core parses it."""
+
 _KEYS: Final = (*_TEXTS, "tenant", "metadata", "data")
 
 
@@ -93,7 +96,17 @@ def _json(key: str, value: object) -> str:
         raise FilterError(f"filter {key!r} takes JSON: {error}", key=key) from error
     if "\\u0000" in text.replace("\\\\", ""):
         raise FilterError(f"filter {key!r} holds a NUL, which jsonb cannot store", key=key)
+    if _nests_too_deep(value):
+        raise FilterError(f"filter {key!r} nests deeper than {_DEPTH_MAX} levels", key=key)
     return text
+
+
+def _nests_too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_DEPTH_MAX):
+        containers = [item for item in level if isinstance(item, (Mapping, list, tuple))]
+        level = [inner for item in containers for inner in (item.values() if isinstance(item, Mapping) else item)]
+    return any(isinstance(item, (Mapping, list, tuple)) for item in level)
 
 
 def conditions_of(filters: Iterable[Filter], types: Iterable[str] | str | None = None) -> list[Condition]:

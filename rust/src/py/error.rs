@@ -78,8 +78,11 @@ pub fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyA
         Error::LocksNotVisible { table, sequence } => {
             ("LocksNotVisibleError", [("table_name", table), ("sequence", sequence)].into_py_dict(py)?)
         }
-        Error::Rewound { position, last_version, .. } => {
-            ("StoreRewoundError", [("position", position), ("last_version", last_version)].into_py_dict(py)?)
+        Error::Rewound { position, last_version, event_id, found_id, .. } => {
+            let details = [("position", position), ("last_version", last_version)].into_py_dict(py)?;
+            details.set_item("event_id", event_id)?;
+            details.set_item("found_id", found_id)?;
+            ("StoreRewoundError", details)
         }
         Error::InvalidConnection(_) => ("InvalidConnectionError", PyDict::new(py)),
         Error::StoreClosed => ("StoreClosedError", PyDict::new(py)),

@@ -16,10 +16,11 @@ use crate::store::event::{NewEvent, StoredEvent};
 use crate::store::event_store::{EventStore, Opened, Settings};
 use crate::store::filter::{Condition, Filter};
 use crate::store::pool::Limits;
-use crate::store::read::feed::{Batch, Next, Start, Subscription};
+use crate::store::read::anchor::Anchor;
 use crate::store::read::reader::{Page, Query};
 use crate::store::read::reading::Reading;
 use crate::store::read::sharing::Wanted;
+use crate::store::read::subscription::{Batch, Next, Start, Subscription};
 use crate::store::read::wakeup;
 use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY};
 use crate::store::write::import::Import;
@@ -240,7 +241,7 @@ impl PyEventStore {
         Ok(PyReading { pid: self.pid, reading })
     }
 
-    #[pyo3(signature = (since, until, limit, is_backwards, conditions, inbox, token))]
+    #[pyo3(signature = (since, until, limit, is_backwards, conditions, may_look, inbox, token))]
     #[allow(clippy::too_many_arguments)]
     fn load(
         &self,
@@ -249,11 +250,12 @@ impl PyEventStore {
         limit: i64,
         is_backwards: bool,
         conditions: Vec<GivenCondition>,
+        may_look: bool,
         inbox: &PyInbox,
         token: u64,
     ) -> PyResult<()> {
         let query = Query { since, until, limit, is_backwards, filter: filter(conditions)? };
-        self.run(inbox, token, |store| async move { store.load(query).await })
+        self.run(inbox, token, move |store| async move { store.load(query, may_look).await })
     }
 
     fn latest_version(&self, is_settled: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
@@ -321,6 +323,7 @@ impl PyEventStore {
         out.set_item("read", feed.read)?;
         out.set_item("reads", feed.reads)?;
         out.set_item("pages", feed.pages)?;
+        out.set_item("page_timeouts", feed.page_timeouts)?;
         out.set_item("lock_looks", feed.looks)?;
         let wakeup = opened.map(|opened| Arc::clone(&opened.feed().wakeup));
         out.set_item("is_listening", wakeup.as_ref().is_some_and(|wakeup| wakeup.is_connected()))?;
@@ -358,9 +361,14 @@ impl PyReading {
 
 #[pymethods]
 impl PySubscription {
-    fn begin(&self, after: Option<i64>, inbox: &PyInbox, token: u64) -> PyResult<()> {
+    #[pyo3(signature = (after, after_id, inbox, token))]
+    fn begin(&self, after: Option<i64>, after_id: Option<&str>, inbox: &PyInbox, token: u64) -> PyResult<()> {
         check_process(self.pid)?;
-        let start = after.map_or(Start::End, Start::After);
+        let start = match (after, after_id) {
+            (None, _) => Start::End,
+            (Some(version), None) => Start::After(version),
+            (Some(version), Some(id)) => Start::AfterEvent(Anchor { version, id: id.into() }),
+        };
         Ok(self.subscription.begin(start, inbox.completion(token))?)
     }
 
@@ -426,7 +434,15 @@ impl ToPython for Page {
 impl ToPython for Batch {
     fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let events = events(py, &self.events)?;
-        Ok((events, self.position, self.is_caught_up, self.reconnects).into_pyobject(py)?.into_any())
+        let (position, id) = (self.position, self.position_id.as_deref());
+        Ok((events, position, id, self.is_caught_up, self.reconnects).into_pyobject(py)?.into_any())
+    }
+}
+
+impl ToPython for Anchor {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let id = (!self.id.is_empty()).then_some(&*self.id);
+        Ok((self.version, id).into_pyobject(py)?.into_any())
     }
 }
 

@@ -14,9 +14,10 @@ use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::{Bind, Pool};
-use crate::store::read::feed::{Feed, Owner, Subscription};
+use crate::store::read::feed::Feed;
 use crate::store::read::reader::{self, Page, Query};
 use crate::store::read::sharing::{self, Member, Shared, Wanted};
+use crate::store::read::subscription::{self, Owner, Subscription};
 use crate::store::row::get;
 use crate::store::table::{self, Part, Table};
 use crate::store::write::writer::{self, Request, Writer};
@@ -44,8 +45,9 @@ pub struct Opened {
     pub owner: Arc<Owner>,
     member: Mutex<Option<Member>>,
     shared: Arc<Shared>,
-    /// How many outage errors of the listening session, and of the keeper, this store has reported.
-    told: Mutex<[u64; 2]>,
+    /// How many of these errors this store has reported: outages of the listening session and of the keeper, changes of the
+    /// table, and statements that took too long.
+    told: Mutex<[u64; 4]>,
 }
 
 impl Opened {
@@ -54,12 +56,12 @@ impl Opened {
         &self.shared.feed
     }
 
-    /// The errors that made subscriptions wait, since the last call or since the store was opened.
+    /// The errors that made subscriptions wait, and changes of the table that readers need not fear, since the last call or since the store was opened.
     pub fn take_failures(&self) -> Vec<Error> {
         let feed = self.feed();
         let mut told = self.told.lock();
         let mut failures = Vec::new();
-        for (told, outage) in told.iter_mut().zip([&feed.wakeup.outage, &feed.outage]) {
+        for (told, outage) in told.iter_mut().zip(feed.reports()) {
             let (news, count) = outage.news(*told);
             failures.extend(news);
             *told = count;
@@ -97,7 +99,7 @@ impl EventStore {
             let member = sharing::join(&settings.wanted, &table);
             let feed = &member.shared.feed;
             Ok(Opened {
-                told: Mutex::new([&feed.wakeup.outage, &feed.outage].map(|outage| outage.news(u64::MAX).1)),
+                told: Mutex::new(feed.reports().map(|outage| outage.news(u64::MAX).1)),
                 writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.batch_size),
                 owner: Owner::new(Arc::clone(&self.pool)),
                 shared: Arc::clone(&member.shared),
@@ -150,10 +152,10 @@ impl EventStore {
         Ok(())
     }
 
-    /// All visible events that match a query.
-    pub async fn load(&self, query: Query) -> Result<Page> {
+    /// All visible events that match a query; see [`reader::load`].
+    pub async fn load(&self, query: Query, may_look: bool) -> Result<Page> {
         let opened = self.open().await?;
-        reader::load(&self.pool, &opened.shared.settler, &opened.table, &query).await
+        reader::load(&self.pool, &opened.shared.settler, &opened.table, &query, may_look).await
     }
 
     /// The version of the last event, or of the last settled one.
@@ -171,7 +173,9 @@ impl EventStore {
     /// A subscription; the store must have been opened.
     pub fn subscribe(&self, filter: Filter) -> Result<Arc<Subscription>> {
         match self.opened() {
-            Some(opened) if !self.is_closed.load(Ordering::Acquire) => opened.feed().subscribe(filter, &opened.owner),
+            Some(opened) if !self.is_closed.load(Ordering::Acquire) => {
+                subscription::subscribe(opened.feed(), filter, &opened.owner)
+            }
             _ => Err(Error::StoreClosed),
         }
     }
@@ -179,7 +183,11 @@ impl EventStore {
     /// Apply the migrations of a part, if they are not applied yet.
     pub async fn migrate(&self, part: Part) -> Result<()> {
         let mut connection = self.pool.get().await?;
-        table::migrate(&mut connection, &self.settings.table_name, part).await
+        table::migrate(&mut connection, &self.settings.table_name, part).await?;
+        if part == Part::Subscriptions {
+            table::migrate(&mut connection, &self.settings.table_name, Part::Settled).await?;
+        }
+        Ok(())
     }
 
     /// Run a statement with text parameters and text results.

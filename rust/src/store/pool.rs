@@ -310,6 +310,9 @@ impl Pooled {
 
     /// Run statements one after the other, each in a transaction of its own unless one is open, in one round trip.
     /// Returns the first error. The statements after it have run nevertheless, unless a transaction was open.
+    ///
+    /// When a prepared statement has become stale, all statements run again in order, unless a transaction was open.
+    /// Several statements that write therefore need a transaction.
     pub async fn pipeline<const N: usize>(
         &mut self,
         context: &str,
@@ -337,42 +340,45 @@ impl Pooled {
                 statements.push(connection.prepared(context, sql, binds).await?);
             }
         }
-        let client = &connection.client;
-        let mut running: Vec<Running<'_>> = Vec::with_capacity(N);
-        for (index, (sql, binds)) in requests.into_iter().enumerate() {
-            running.push(match statements.get(index) {
-                Some(statement) => Box::pin(async move {
-                    let values: Vec<&(dyn ToSql + Sync)> = binds.iter().map(|(value, _)| *value).collect();
-                    client.query(statement, &values).await
-                }),
-                None => Box::pin(client.query_typed(sql, binds)),
-            });
+        let mut results = send(&connection.client, &requests, &statements).await;
+        let is_stale = |result: &std::result::Result<_, _>| result.as_ref().is_err_and(is_stale);
+        if !is_open && is_preparing && results.iter().any(is_stale) {
+            // Everything runs again, because a statement relies on what the ones before it have read.
+            connection.statements.clear();
+            results = send(&connection.client, &requests, &[]).await;
         }
         let mut rows = Vec::with_capacity(N);
-        for result in all(running).await {
-            match result {
-                Ok(found) => rows.push(found),
-                Err(error) if is_preparing && !is_open && is_stale(&error) => {
-                    let (sql, binds) = requests.get(rows.len()).copied().unwrap_or_default();
-                    let again = client.query_typed(sql, binds).await;
-                    rows.push(again.map_err(|error| Error::from_postgres(context, &error, in_flight))?);
-                }
-                Err(error) => {
-                    let error = Error::from_postgres(context, &error, in_flight);
-                    connection.statements.clear();
-                    return Err(error);
-                }
-            }
+        for result in results {
+            rows.push(result.map_err(|error| {
+                connection.statements.clear();
+                Error::from_postgres(context, &error, in_flight)
+            })?);
         }
         rows.try_into().map_err(|_| Error::Closed("connection"))
     }
 }
 
-type Running<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, tokio_postgres::Error>> + Send + 'a>>;
+type Answer = std::result::Result<Vec<Row>, tokio_postgres::Error>;
+type Running<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+
+/// Send statements one after the other, prepared ones where there are any, and wait for all answers.
+async fn send(client: &Client, requests: &[(&str, &[Bind<'_>])], statements: &[Statement]) -> Vec<Answer> {
+    let mut running: Vec<Running<'_>> = Vec::with_capacity(requests.len());
+    for (index, &(sql, binds)) in requests.iter().enumerate() {
+        running.push(match statements.get(index) {
+            Some(statement) => Box::pin(async move {
+                let values: Vec<&(dyn ToSql + Sync)> = binds.iter().map(|(value, _)| *value).collect();
+                client.query(statement, &values).await
+            }),
+            None => Box::pin(client.query_typed(sql, binds)),
+        });
+    }
+    all(running).await
+}
 
 /// Poll all queries in order, so that they are sent in order, until all have ended.
-async fn all(mut running: Vec<Running<'_>>) -> Vec<Result<Vec<Row>, tokio_postgres::Error>> {
-    let mut results: Vec<Option<Result<Vec<Row>, tokio_postgres::Error>>> = running.iter().map(|_| None).collect();
+async fn all(mut running: Vec<Running<'_>>) -> Vec<Answer> {
+    let mut results: Vec<Option<Answer>> = running.iter().map(|_| None).collect();
     poll_fn(|context| {
         for (future, slot) in running.iter_mut().zip(&mut results) {
             if slot.is_none()

@@ -32,6 +32,9 @@ const MIGRATIONS: &[(Part, &str, &str)] = &[
     (Part::Guard, "guard", include_str!("sql/guard.sql")),
     (Part::Serial, "serial", include_str!("sql/serial.sql")),
     (Part::GoNotify, "go_notify", include_str!("sql/go_notify.sql")),
+    (Part::Settled, "settled", include_str!("sql/settled.sql")),
+    (Part::Guard, "guard_always", include_str!("sql/guard_always.sql")),
+    (Part::Serial, "serial_always", include_str!("sql/serial_always.sql")),
 ];
 
 /// Parts of the schema that can be created independently.
@@ -41,6 +44,8 @@ pub enum Part {
     Events,
     /// Side tables of durable subscriptions.
     Subscriptions,
+    /// Side table of the settled mark.
+    Settled,
     /// The trigger that makes expected versions exact for writers of other languages.
     Guard,
     /// The trigger that serializes writers.
@@ -53,6 +58,8 @@ pub enum Part {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // independent facts
 pub struct Table {
+    /// The name as it was given.
+    pub table_name: TableName,
     /// The quoted name, ready for SQL.
     pub name: String,
     /// Its object id.
@@ -73,6 +80,8 @@ pub struct Table {
     pub is_native: bool,
     /// Writers are serialized, so events are committed in the order of their versions.
     pub is_serial: bool,
+    /// A crash of the server leaves the table as it is.
+    pub is_logged: bool,
 }
 
 impl Table {
@@ -85,12 +94,93 @@ impl Table {
     pub fn lock_class(&self) -> i32 {
         i32::from_be_bytes(self.oid.to_be_bytes())
     }
+
+    /// The statement that reads the last version that the sequence has assigned, and when the server was started.
+    ///
+    /// `SELECT last_value` alone can be up to 31 too high: every 32nd `nextval` logs later values in advance, and while it
+    /// does so, the row shows the logged value. A plain read does not wait for `nextval`; the function takes the lock that
+    /// `nextval` holds meanwhile. Source: `nextval_internal` and `read_seq_tuple` in src/backend/commands/sequence.c. With
+    /// a value too high, versions not yet drawn would count as settled, and their events would be skipped.
+    pub fn sql_last(&self) -> String {
+        let (sequence, oid) = (&self.sequence, self.sequence_oid);
+        // before the first `nextval` the sequence shows 1
+        format!(
+            "SELECT CASE WHEN is_called THEN pg_catalog.pg_sequence_last_value({oid}) ELSE 0 END, \
+             pg_catalog.pg_postmaster_start_time() FROM {sequence}"
+        )
+    }
+
+    fn mismatch(&self, reason: impl Into<String>) -> Error {
+        Error::SchemaMismatch { table: self.name.clone(), reason: reason.into() }
+    }
+
+    /// The error of a sequence that would assign versions which are in use.
+    pub fn is_behind(&self, last: i64, version: i64) -> Error {
+        let Self { sequence, name, .. } = self;
+        self.mismatch(format!(
+            "its sequence {sequence} is at {last}, behind version {version}, so new events would get versions that readers \
+             have passed; before anything is stored, run SELECT setval({}, (SELECT max(version) FROM {name}))",
+            quote_literal(sequence)
+        ))
+    }
+}
+
+/// Check that the sequence is not behind the table, as after a restore of the rows alone.
+pub async fn check_sequence(connection: &mut Pooled, table: &Table) -> Result<()> {
+    let highest = format!("SELECT coalesce(pg_catalog.max(version), 0) FROM {}", table.name);
+    // In this order: whatever is visible has been drawn before.
+    let requests = [(&*highest, &[][..]), (&*table.sql_last(), &[])];
+    let [highest, last] = match connection.pipeline("look at the sequence", requests, false).await {
+        // Without privileges on the sequence this check is impossible, and so is reading from a position.
+        Err(Error::Database { report, .. }) if report.sqlstate == "42501" => return Ok(()),
+        result => result?,
+    };
+    let [highest, last] = [highest, last].map(|rows| rows.first().map_or(Ok(0), |row| get::<i64>(row, 0)));
+    let (highest, last) = (highest?, last?);
+    if last < highest { Err(table.is_behind(last, highest)) } else { Ok(()) }
+}
+
+/// Check again what was found when the table was opened. An error says why reading is not safe any more. Returns what
+/// has changed without affecting readers.
+pub async fn check_again(connection: &mut Pooled, table: &Table) -> Result<Vec<Error>> {
+    let Some(now) = find(connection, &table.table_name).await? else { return Err(table.mismatch("it was dropped")) };
+    if now.oid != table.oid {
+        return Err(table.mismatch("it was replaced by another table of this name; open a new store"));
+    }
+    if now.sequence_oid != table.sequence_oid {
+        return Err(table.mismatch(format!("its versions come from another sequence now, {}", now.sequence)));
+    }
+    if table.is_serial && !now.is_serial {
+        let trigger = table.table_name.bare("_serial");
+        return Err(table.mismatch(format!(
+            "its trigger {trigger}, under which writers take turns, is gone or disabled; enable it, or open a new store"
+        )));
+    }
+    check_sequence(connection, table).await?;
+    let mut doubts = Vec::new();
+    if table.is_guarded && !now.is_guarded {
+        let trigger = table.table_name.bare("_guard");
+        doubts.push(table.mismatch(format!(
+            "its trigger {trigger} is gone or disabled, so expected versions are exact for writers of this package only"
+        )));
+    }
+    if table.is_logged && !now.is_logged {
+        doubts.push(table.mismatch("it is UNLOGGED now: a crash of the server removes all events"));
+    }
+    Ok(doubts)
+}
+
+/// Why a look at the table said that the locks of writers mean nothing.
+pub async fn what_is_wrong(connection: &mut Pooled, table: &Table) -> Error {
+    let changed = || table.mismatch("its sequence or its triggers were changed while it was read");
+    check_again(connection, table).await.err().unwrap_or_else(changed)
 }
 
 /// Find the table, creating it if it is missing and `may_create`.
 pub async fn open(pool: &Arc<Pool>, name: &TableName, may_create: bool) -> Result<Table> {
     let mut connection = pool.get().await?;
     if let Some(table) = find(&mut connection, name).await? {
+        check_sequence(&mut connection, &table).await?;
         return Ok(table);
     }
     if !may_create {
@@ -98,6 +188,7 @@ pub async fn open(pool: &Arc<Pool>, name: &TableName, may_create: bool) -> Resul
         return Err(Error::SchemaMismatch { table: name.quoted(), reason });
     }
     migrate(&mut connection, name, Part::Events).await?;
+    migrate(&mut connection, name, Part::Settled).await?;
     let dropped = || {
         let reason = "it was dropped while being created".to_owned();
         Error::SchemaMismatch { table: name.quoted(), reason }
@@ -142,7 +233,8 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
             .replace("{buckets}", &(LOCK_BUCKETS - 1).to_string())
             .replace("{subscriptions}", &name.beside("_subscriptions"))
             .replace("{consumers}", &name.beside("_consumers"))
-            .replace("{parked}", &name.beside("_parked"));
+            .replace("{parked}", &name.beside("_parked"))
+            .replace("{settled}", &name.beside("_settled"));
         // Another process may have applied the migration before this one got the lock, so the block checks again.
         let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
         if *label == "events" {
@@ -210,6 +302,37 @@ fn wrong_columns(columns: &[Row]) -> Result<Vec<String>> {
     Ok(wrong)
 }
 
+/// The properties of a table `$1` with the oid `$2`.
+const PROPERTIES: &str = "SELECT s.seqrelid, s.seqrelid::pg_catalog.regclass::pg_catalog.text, s.seqcache, \
+        s.seqincrement, s.seqcycle, \
+        EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid \
+            WHERE t.tgrelid = $2 AND p.proname = 'notify_event_inserted' AND t.tgenabled IN ('O', 'A')), \
+        EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $3 \
+            AND t.tgenabled IN ('O', 'A')), \
+        EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
+                JOIN pg_catalog.pg_attribute b ON b.attrelid = i.indrelid \
+            WHERE i.indrelid = $2 AND i.indisvalid AND i.indpred IS NULL AND i.indnatts >= 2 \
+            AND a.attname = 'aggregate_id' AND b.attname = 'version' \
+            AND i.indkey[0] = a.attnum AND i.indkey[1] = b.attnum), \
+        EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $4 \
+            AND t.tgenabled IN ('O', 'A')), \
+        coalesce(pg_catalog.has_table_privilege(pg_catalog.to_regclass($5), 'SELECT'), false), \
+        EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $2 AND i.indisunique \
+            AND i.indpred IS NULL \
+            AND i.indnkeyatts = 1 AND i.indkey[0] = (SELECT attnum FROM pg_catalog.pg_attribute \
+                WHERE attrelid = $2 AND attname = 'id')), \
+        EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $6 \
+            AND t.tgenabled IN ('O', 'A')), \
+        EXISTS (SELECT FROM pg_catalog.pg_attribute a \
+            LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+            WHERE a.attrelid = $2 AND a.attname = 'version' AND (a.attidentity <> '' OR EXISTS (\
+                SELECT FROM pg_catalog.pg_depend WHERE classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass \
+                AND objid = d.oid AND refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+                AND refobjid = s.seqrelid))), \
+        (SELECT relpersistence = 'p' FROM pg_catalog.pg_class WHERE oid = $2) \
+     FROM pg_catalog.pg_sequence s \
+     WHERE s.seqrelid = pg_catalog.pg_get_serial_sequence($1, 'version')::pg_catalog.regclass";
+
 async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>> {
     let quoted = name.quoted();
     let context = format!("look up table {quoted}");
@@ -239,27 +362,7 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
     let rows = connection
         .query(
             &context,
-            "SELECT s.seqrelid, s.seqrelid::pg_catalog.regclass::pg_catalog.text, s.seqcache, s.seqincrement, \
-                s.seqcycle, \
-                EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid \
-                    WHERE t.tgrelid = $2 AND p.proname = 'notify_event_inserted' AND t.tgenabled IN ('O', 'A')), \
-                EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $3 \
-                    AND t.tgenabled IN ('O', 'A')), \
-                EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
-                        JOIN pg_catalog.pg_attribute b ON b.attrelid = i.indrelid \
-                    WHERE i.indrelid = $2 AND i.indisvalid AND i.indpred IS NULL AND i.indnatts >= 2 \
-                    AND a.attname = 'aggregate_id' AND b.attname = 'version' \
-                    AND i.indkey[0] = a.attnum AND i.indkey[1] = b.attnum), \
-                EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $4 \
-                    AND t.tgenabled IN ('O', 'A')), \
-                coalesce(pg_catalog.has_table_privilege(pg_catalog.to_regclass($5), 'SELECT'), false), \
-                EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $2 AND i.indisunique \
-                    AND i.indpred IS NULL \
-                    AND i.indnkeyatts = 1 AND i.indkey[0] = (SELECT attnum FROM pg_catalog.pg_attribute \
-                        WHERE attrelid = $2 AND attname = 'id')), \
-                EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $2 AND t.tgname = $6 \
-                    AND t.tgenabled IN ('O', 'A')) \
-             FROM pg_catalog.pg_sequence s WHERE s.seqrelid = pg_catalog.pg_get_serial_sequence($1, 'version')::pg_catalog.regclass",
+            PROPERTIES,
             &[
                 (&quoted, Type::TEXT),
                 (&oid, Type::OID),
@@ -280,12 +383,17 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
             "its sequence {sequence} must have CACHE 1, INCREMENT 1 and NO CYCLE, or the order of versions means nothing"
         )));
     }
+    if !get::<bool>(row, 12)? {
+        let sequence: String = get(row, 1)?;
+        return Err(mismatch(format!("the default of its column version does not come from its sequence {sequence}")));
+    }
     if !get::<bool>(row, 10)? {
         return Err(mismatch("its column id is not unique".to_owned()));
     }
     let is_native =
         get::<bool>(row, 9)? && applied(connection, name, &context).await?.iter().any(|name| name == "events");
     Ok(Some(Table {
+        table_name: name.clone(),
         name: quoted,
         oid,
         sequence_oid: get(row, 0)?,
@@ -296,5 +404,6 @@ async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>
         is_guarded: get(row, 8)?,
         is_native,
         is_serial: get(row, 11)?,
+        is_logged: get(row, 13)?,
     }))
 }

@@ -101,7 +101,8 @@ class EventLog:
         use it, too, but with one notification per statement and only the indexes that are needed.
 
         Raises:
-            SchemaMismatchError: The table is missing and may not be created, or is no event table.
+            SchemaMismatchError: The table is missing and may not be created, or is not fit for events. If its sequence
+                is behind its rows, as after a restore of the rows alone, the text has the statement that mends it.
             LocksNotVisibleError: The server does not show who is writing; see `enable_serial_order`.
             ConnectionLostError: The server cannot be reached.
             DatabaseError: It refuses.
@@ -310,7 +311,7 @@ class EventLog:
             FilterError: A filter is wrong.
             StoreRewoundError: The table ends before `since`.
         """
-        events, safe_since = self._load(since, conditions_of(filters, types), limit, backwards)
+        events, safe_since = self._load(since, conditions_of(filters, types), limit, backwards, may_look=True)
         return Page(events, safe_since)
 
     def load_by_aggregate(
@@ -325,6 +326,9 @@ class EventLog:
     ) -> Page:
         """The events of one aggregate, in order.
 
+        The locks of writers are read only with a `limit`, for whoever goes on page by page. Without one, the page's
+        `safe_since` is what is known from earlier reads of this process: at least `since`, and never too high.
+
         Args:
             aggregate_id: The aggregate.
             since: Only later versions.
@@ -334,17 +338,24 @@ class EventLog:
             backwards: The last event first.
         """
         conditions = conditions_of([Filter("aggregate_id", aggregate_id), *filters], types)
-        events, safe_since = self._load(since, conditions, limit, backwards)
+        events, safe_since = self._load(since, conditions, limit, backwards, may_look=limit is not None)
         return Page(events, safe_since)
 
     def _load(
-        self, since: int, conditions: list[Any], limit: int | None, backwards: bool, until: int = VERSION_MAX
+        self,
+        since: int,
+        conditions: list[Any],
+        limit: int | None,
+        backwards: bool,
+        until: int = VERSION_MAX,
+        *,
+        may_look: bool = False,
     ) -> tuple[list[StoredEvent], int]:
         check_version(since, "since")
         most = VERSION_MAX if limit is None else check_version(limit, "limit")
         core = self._opened_core()
         page: tuple[list[StoredEvent], int] = run(
-            lambda inbox, token: core.load(since, until, most, backwards, conditions, inbox, token)
+            lambda inbox, token: core.load(since, until, most, backwards, conditions, may_look, inbox, token)
         )
         return page
 

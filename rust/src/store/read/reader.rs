@@ -3,17 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Row, SimpleQueryMessage};
 
 use crate::error::{Error, Result};
+use crate::lock::Mutex;
 use crate::store::event::{COLUMNS, StoredEvent};
 use crate::store::filter::{Filter, Parameter};
 use crate::store::pool::{Bind, Pool, Pooled};
+use crate::store::read::anchor::Anchor;
+use crate::store::read::mark;
 use crate::store::read::watermark::{Holders, Watermark};
-use crate::store::row::get;
-use crate::store::table::Table;
+use crate::store::row::{get, micros};
+use crate::store::table::{self, Table};
+use crate::wire::protocol::quote_literal;
 
 /// Events, and the position from which it is safe to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +45,31 @@ pub struct Query {
 }
 
 /// Runs the steps of the watermark for one table, one at a time. It uses one connection throughout: a fence is invalid
-/// after a crash of the server, and a crash ends the connection.
+/// after a crash of the server, and a crash ends the connection. Behind a pooler it does not, so every step also compares
+/// when the server was started.
 pub struct Settler {
     pool: Arc<Pool>,
-    state: Mutex<(Option<Pooled>, Watermark)>,
+    state: AsyncMutex<State>,
+    known: Mutex<Known>,
     sql_last: String,
-    sql_holders: &'static str,
+    sql_holders: String,
+    /// Reads the id at a version.
+    pub sql_anchor: String,
+}
+
+#[derive(Default)]
+struct State {
+    connection: Option<Pooled>,
+    watermark: Watermark,
+    /// When the server was started that the watermark is about; `None` before the first step.
+    server: Option<i64>,
+}
+
+/// All versions up to `settled` are final, as long as the server does not crash.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    settled: i64,
+    server: Option<i64>,
 }
 
 /// The state of the table that a reader may rely on.
@@ -58,16 +81,42 @@ pub struct Settled {
     pub last: i64,
     /// The open transactions of writers.
     pub holders: Holders,
+    /// When the server was started.
+    pub server: i64,
 }
+
+/// A statement and its parameters.
+pub type Statement<'a> = (&'a str, &'a [Bind<'a>]);
+
+/// A statement without rows.
+pub const NOTHING: Statement<'static> = ("SELECT 1 WHERE false", &[]);
 
 /// Transactions that may still commit a version that they have drawn; see [`Watermark`].
 const HOLDERS: &str = "SELECT virtualtransaction FROM pg_catalog.pg_locks \
      WHERE locktype = 'relation' AND relation = $1 AND database = \
      (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
      AND mode = 'RowExclusiveLock' AND granted";
-/// As [`HOLDERS`], for serialized writers: a version drawn by an open transaction follows all visible versions, so
-/// there are no holders.
-const NOBODY: &str = "SELECT ''::pg_catalog.text WHERE $1::pg_catalog.oid IS NULL";
+/// The statement that reads the holders, when the server was started, and whether the holders mean anything.
+fn sql_holders(table: &Table) -> String {
+    if table.is_serial {
+        // A version drawn by an open transaction follows all visible versions, so there are no holders, as long as the
+        // trigger that serializes writers is there.
+        let trigger = quote_literal(&table.table_name.bare_text("_serial"));
+        return format!(
+            "SELECT '{{}}'::pg_catalog.text[], pg_catalog.pg_postmaster_start_time(), \
+             EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = {} AND tgname = {trigger} \
+                AND tgenabled IN ('O', 'A')) WHERE $1::pg_catalog.oid IS NOT NULL",
+            table.oid
+        );
+    }
+    // A session that caches versions has drawn more of them than its locks show. This is looked at after the last
+    // version was read, so at that moment nobody had cached any.
+    format!(
+        "SELECT ARRAY({HOLDERS}), pg_catalog.pg_postmaster_start_time(), \
+         coalesce((SELECT seqcache = 1 AND seqincrement = 1 AND NOT seqcycle FROM pg_catalog.pg_sequence \
+            WHERE seqrelid = $1), false)"
+    )
+}
 
 /// Check that [`HOLDERS`] shows the transactions that have drawn a version. PostgreSQL's documentation does not
 /// guarantee that, and a compatible server may behave differently. Readers would then skip open transactions and miss
@@ -104,13 +153,19 @@ pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
 impl Settler {
     /// A settler for one table, which connects on first use.
     pub fn new(pool: Arc<Pool>, table: &Table) -> Self {
-        let sql_holders = if table.is_serial { NOBODY } else { HOLDERS };
-        Self { pool, state: Mutex::default(), sql_last: sql_last(table), sql_holders }
+        Self {
+            pool,
+            state: AsyncMutex::default(),
+            known: Mutex::default(),
+            sql_last: table.sql_last(),
+            sql_holders: sql_holders(table),
+            sql_anchor: Anchor::sql(table),
+        }
     }
 
     /// Run one step. Rows that are read after it are complete up to [`Settled::settled`].
     pub async fn step(&self, table: &Table) -> Result<Settled> {
-        let (settled, _) = self.step_and_read(table, None).await?;
+        let (settled, _) = self.step_and_read(table, [NOTHING, NOTHING]).await?;
         Ok(settled)
     }
 
@@ -130,56 +185,87 @@ impl Settler {
         Ok(now.settled)
     }
 
-    /// Run one step, and read rows after it, in one round trip.
-    pub async fn step_and_read(&self, table: &Table, read: Option<(&str, &[Bind<'_>])>) -> Result<(Settled, Vec<Row>)> {
+    /// Run one step, and two other statements after it, in one round trip.
+    pub async fn step_and_read(&self, table: &Table, reads: [Statement<'_>; 2]) -> Result<(Settled, [Vec<Row>; 2])> {
         let mut state = self.state.lock().await;
-        let (connection, watermark) = &mut *state;
         // A lost connection is returned first, because the pool has only one.
-        let usable = connection.take().filter(|pooled| !pooled.is_closed());
+        let usable = state.connection.take().filter(|pooled| !pooled.is_closed());
         let mut pooled = if let Some(pooled) = usable {
             pooled
         } else {
-            watermark.restart(0);
+            state.server = None;
             self.pool.get().await?
         };
-        let oid: Bind<'_> = (&table.sequence_oid, Type::OID);
-        let [last, holders, rows] = pooled
-            .pipeline(
-                "settle",
-                [(&self.sql_last, &[]), (self.sql_holders, &[oid]), read.unwrap_or(("SELECT 1 WHERE false", &[]))],
-                false,
-            )
-            .await?;
-        *connection = Some(pooled);
-        let (last, holders) = (last_of(&last)?, holders_of(&holders)?);
-        let settled = watermark.observe(last, holders.clone());
-        Ok((Settled { settled, last, holders }, rows))
+        let (seen, rows) = loop {
+            if state.server.is_none() {
+                // The mark is read before the rows, which are then complete up to it.
+                let (mark, server) = mark::read(&mut pooled, table).await?.unzip();
+                state.watermark.restart(mark.unwrap_or(0));
+                state.server = server;
+            }
+            let (seen, rows) = self.look(&mut pooled, table, reads).await?;
+            if state.server.is_none_or(|server| server == seen.server) {
+                break (seen, rows);
+            }
+            state.server = None;
+        };
+        state.server = Some(seen.server);
+        state.connection = Some(pooled);
+        let Seen { last, holders, server } = seen;
+        let settled = state.watermark.observe(last, holders.clone());
+        self.know(settled, server);
+        Ok((Settled { settled, last, holders, server }, rows))
+    }
+
+    /// Read the last version and then the holders, from one and the same server, and after them two other statements.
+    async fn look(
+        &self,
+        connection: &mut Pooled,
+        table: &Table,
+        reads: [Statement<'_>; 2],
+    ) -> Result<(Seen, [Vec<Row>; 2])> {
+        let oid: [Bind<'_>; 1] = [(&table.sequence_oid, Type::OID)];
+        let [first, second] = reads;
+        loop {
+            let requests = [(&*self.sql_last, &[][..]), (&self.sql_holders, &oid), first, second];
+            let [last, holders, first, second] = connection.pipeline("settle", requests, false).await?;
+            let (last, before) = last_of(&last)?;
+            let row = holders.first().ok_or(Error::Closed("connection"))?;
+            if !get::<bool>(row, 2)? {
+                return Err(table::what_is_wrong(connection, table).await);
+            }
+            let server = micros(row, 1)?.unwrap_or_default();
+            // If they differ, the server was started between the two statements, behind a pooler.
+            if server == before {
+                let holders = get::<Vec<String>>(row, 0)?.into_iter().collect();
+                return Ok((Seen { last, holders, server }, [first, second]));
+            }
+        }
+    }
+
+    fn know(&self, settled: i64, server: i64) {
+        let mut known = self.known.lock();
+        let before = if known.server == Some(server) { known.settled } else { 0 };
+        *known = Known { settled: settled.max(before), server: Some(server) };
     }
 
     /// Return the connection to the pool.
     pub async fn close(&self) {
-        *self.state.lock().await = (None, Watermark::default());
+        *self.state.lock().await = State::default();
     }
 }
 
-/// The last version that the sequence has assigned.
-///
-/// `SELECT last_value` alone can be up to 31 too high: every 32nd `nextval` logs later values in advance, and while it
-/// does so, the row shows the logged value. A plain read does not wait for `nextval`; the function takes the lock that
-/// `nextval` holds meanwhile. Source: `nextval_internal` and `read_seq_tuple` in src/backend/commands/sequence.c. With
-/// a value too high, versions not yet drawn would count as settled, and their events would be skipped.
-fn sql_last(table: &Table) -> String {
-    let (sequence, oid) = (&table.sequence, table.sequence_oid);
-    // before the first `nextval` the sequence shows 1
-    format!("SELECT CASE WHEN is_called THEN pg_catalog.pg_sequence_last_value({oid}) ELSE 0 END FROM {sequence}")
+/// What one look has seen.
+struct Seen {
+    last: i64,
+    holders: Holders,
+    server: i64,
 }
 
-fn last_of(rows: &[Row]) -> Result<i64> {
-    rows.first().map_or(Ok(0), |row| get(row, 0))
-}
-
-fn holders_of(rows: &[Row]) -> Result<Holders> {
-    rows.iter().map(|row| get(row, 0)).collect()
+/// The last version, and when the server was started.
+fn last_of(rows: &[Row]) -> Result<(i64, i64)> {
+    let row = rows.first().ok_or(Error::Closed("connection"))?;
+    Ok((get(row, 0)?, micros(row, 1)?.unwrap_or_default()))
 }
 
 /// Statement and parameters of a query. The statement contains only bounds that have an effect. With two bounds, on a
@@ -222,44 +308,67 @@ pub fn events(rows: &[Row]) -> Result<Vec<Arc<StoredEvent>>> {
     rows.iter().map(|row| StoredEvent::from_row(row).map(Arc::new)).collect()
 }
 
-/// All visible events that match a query, and the version up to which they are final.
-pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Query) -> Result<Page> {
-    let (sql, parameters) = sql(table, query);
+/// All visible events that match a query, and the version up to which they are final. The locks of writers are read only
+/// if `may_look`, and only if events follow a gap that may be filled yet. Without a look, only what is known from earlier
+/// ones counts as final.
+pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Query, may_look: bool) -> Result<Page> {
+    let since = query.since;
+    let may_look = may_look && !query.is_backwards;
+    let known = *settler.known.lock();
+    let mut events = Vec::new();
+    // Nothing can be added up to this version, so events up to here need not be read again.
+    let mut floor = since;
+    let is_blind = known.server.is_none() && !query.filter.is_empty();
+    if !(may_look && is_blind) {
+        let (sql, parameters) = sql(table, query);
+        let requests = [(&*sql, &*binds(&parameters)), (&settler.sql_last, &[])];
+        let [rows, last] = pool.get().await?.pipeline("load events", requests, false).await?;
+        let (last, server) = last_of(&last)?;
+        if since > last {
+            return Err(rewound(table, since, last));
+        }
+        events = self::events(&rows)?;
+        if query.is_backwards {
+            // A backward query cannot be continued from this position.
+            return Ok(Page { events, safe_since: since });
+        }
+        let settled = if known.server == Some(server) { known.settled } else { 0 };
+        let safe_since = safe_since(query, settled, &events);
+        if !may_look || safe_since == events.last().map_or(since, |event| event.version) {
+            return Ok(Page { events, safe_since });
+        }
+        floor = since.max(settled);
+        events.retain(|event| event.version <= floor);
+    }
+    let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+    let rest = Query { since: floor, limit: query.limit.saturating_sub(count), ..query.clone() };
+    let (sql, parameters) = sql(table, &rest);
     let binds = binds(&parameters);
-    let (events, last, holders) = {
-        let mut connection = pool.get().await?;
-        let oid: Bind<'_> = (&table.sequence_oid, Type::OID);
-        let [last, holders, rows] = connection
-            .pipeline("load events", [(&settler.sql_last, &[]), (settler.sql_holders, &[oid]), (&sql, &binds)], false)
-            .await?;
-        (events(&rows)?, last_of(&last)?, holders_of(&holders)?)
+    let (seen, [rows, _]) = settler.look(&mut pool.get().await?, table, [(&sql, &binds), NOTHING]).await?;
+    if since > seen.last {
+        return Err(rewound(table, since, seen.last));
+    }
+    let (settled, rows) = if seen.holders.is_empty() {
+        settler.know(seen.last, seen.server);
+        (seen.last, rows)
+    } else {
+        // There may be a gap that active writers can fill: run a step of the watermark, and read again after it.
+        let (settled, [rows, _]) = settler.step_and_read(table, [(&sql, &binds), NOTHING]).await?;
+        (settled.settled, rows)
     };
-    if query.since > last {
-        return Err(rewound(table, query.since, last));
-    }
-    if query.is_backwards {
-        // A backward query cannot be continued from this position.
-        return Ok(Page { events, safe_since: query.since });
-    }
-    let contiguous = if query.filter.is_empty() { run_from(query.since, &events) } else { query.since };
-    let visible = events.last().map_or(query.since, |event| event.version);
-    if contiguous == visible && query.filter.is_empty() {
-        return Ok(Page { events, safe_since: visible });
-    }
-    if holders.is_empty() {
-        return Ok(Page { safe_since: highest_up_to(last, query.since, &events), events });
-    }
-    // There is a gap that active writers may fill: run a step of the watermark, and read again after it.
-    let (settled, rows) = settler.step_and_read(table, Some((&sql, &binds))).await?;
-    let events = self::events(&rows)?;
-    let contiguous = if query.filter.is_empty() { run_from(query.since, &events) } else { query.since };
-    let safe_since = contiguous.max(highest_up_to(settled.settled, query.since, &events));
-    Ok(Page { events, safe_since })
+    events.extend(self::events(&rows)?);
+    Ok(Page { safe_since: safe_since(query, settled.max(floor), &events), events })
+}
+
+/// The version from which it is safe to continue after these events of a query.
+fn safe_since(query: &Query, settled: i64, events: &[Arc<StoredEvent>]) -> i64 {
+    let contiguous = if query.filter.is_empty() { run_from(query.since, events) } else { query.since };
+    contiguous.max(highest_up_to(settled, query.since, events))
 }
 
 /// The error of a position beyond the table's end.
-pub fn rewound(table: &Table, position: i64, last: i64) -> crate::error::Error {
-    Error::Rewound { table: table.name.clone(), position, last_version: last }
+pub fn rewound(table: &Table, position: i64, last_version: i64) -> Error {
+    Error::Rewound { table: table.name.clone(), position, last_version, event_id: None, found_id: None }
 }
 
 /// The version up to which versions follow one another without a gap, so that no event can be added in between.
@@ -283,12 +392,16 @@ pub fn highest_up_to(settled: i64, since: i64, events: &[Arc<StoredEvent>]) -> i
 /// The version of the last event. With `is_settled`, waits until no event can be added before it any more.
 pub async fn latest_version(pool: &Arc<Pool>, settler: &Settler, table: &Table, is_settled: bool) -> Result<i64> {
     let until = if is_settled { settler.settle_now(table, |_| {}).await? } else { i64::MAX };
-    latest_up_to(pool, table, until).await
+    Ok(latest_up_to(pool, table, until).await?.version)
 }
 
-/// The version of the last event up to `until`; 0 when there is none.
-pub async fn latest_up_to(pool: &Arc<Pool>, table: &Table, until: i64) -> Result<i64> {
-    let sql = format!("SELECT coalesce(pg_catalog.max(version), 0) FROM {} WHERE version <= $1", table.name);
-    let mut connection = pool.get().await?;
-    last_of(&connection.query("read the latest version", &sql, &[(&until, Type::INT8)], false).await?)
+/// The last event up to `until`.
+pub async fn latest_up_to(pool: &Arc<Pool>, table: &Table, until: i64) -> Result<Anchor> {
+    let (sql, mut connection) = (sql_latest(table), pool.get().await?);
+    Anchor::from_rows(&connection.query("read the latest version", &sql, &[(&until, Type::INT8)], false).await?)
+}
+
+/// The statement that reads version and id of the last event up to a version.
+pub fn sql_latest(table: &Table) -> String {
+    format!("SELECT version, id FROM {} WHERE version <= $1 ORDER BY version DESC LIMIT 1", table.name)
 }

@@ -45,7 +45,7 @@ impl Reading {
 async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) {
     let reading = async {
         // The first read also detects that the table ends before the given position.
-        let page = store.load(query.clone()).await.map(|page| page.events);
+        let page = store.load(query.clone(), false).await.map(|page| page.events);
         let last = page.as_ref().ok().and_then(|events| last_of_full(&query, events.len(), events.last()?.version));
         if pages.send(page).await.is_err() {
             return;
