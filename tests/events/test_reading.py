@@ -245,7 +245,7 @@ async def test_many_start_at_once(database: Database) -> None:
     """D24: migrations run one at a time, and nothing is done twice."""
     stores = [AsyncEventStore(database.dsn) for _ in range(8)]
     await asyncio.gather(*(store.open() for store in stores))
-    assert database.value("SELECT count(*) FROM events_migrations") == 1
+    assert database.value("SELECT count(*) FROM events_migrations") == 2
     await asyncio.gather(*(store.close() for store in stores))
 
 
@@ -280,6 +280,48 @@ WRONG_FILTERS: list[tuple[Any, Any]] = [
 def test_wrong_filters(key: Any, value: Any) -> None:
     with pytest.raises(FilterError):
         Filter(key, value)
+
+
+def nested(depth: int) -> Any:
+    """A document of so many levels."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+async def test_documents_that_nest_deep_match_live_as_in_sql(store: AsyncEventStore, database: Database) -> None:
+    """S17: the core parses 100 levels; beyond, the server decides."""
+    filters = [[Filter("data", {"a": 1})], [Filter("metadata", {"a": 1})], [Filter("data", {"a": 2})]]
+    lives = [store.subscribe(filters=each) for each in filters]
+    for live in lives:
+        await live.__aenter__()
+    await eventually(lambda: store.stats()["is_listening"], "it listens")
+    with database.connect() as writer:
+        for depth in (3, 99, 150, 1000):
+            text = '{"a": 1, "deep": ' + "[" * depth + "]" * depth + "}"
+            writer.execute(
+                "INSERT INTO events (id, aggregate_id, event_type, data, metadata) VALUES (%s, 'a', 'T', %s, %s)",
+                (f"e{depth}", text, text),
+            )
+    end = await store.latest_version()
+    for live, each in zip(lives, filters, strict=True):
+        seen = []
+        while live.position != end:
+            if (event := await live.next_or_idle(0.1)) is not None:
+                seen.append(event.version)
+        assert seen == [event.version for event in await store.load(filters=each)]
+        assert len(seen) == (0 if each is filters[2] else 4)
+        live.close()
+
+
+@pytest.mark.parametrize(("depth", "is_allowed"), [(100, True), (101, False), (500, False)])
+async def test_a_filter_that_nests_too_deep(store: AsyncEventStore, depth: int, is_allowed: bool) -> None:
+    if is_allowed:
+        assert len(await store.load(filters=[Filter("data", nested(depth))])) == 0
+    else:
+        with pytest.raises(FilterError, match="100 levels"):
+            Filter("data", nested(depth))
 
 
 async def test_only_filters_are_filters(store: AsyncEventStore) -> None:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import psycopg
 import pytest
 
-from socketio_postgres import AsyncEventStore, Event, EventStore, OptionsError, Stall, StoreStalledError
+from socketio_postgres import (
+    NO_STREAM,
+    AsyncEventStore,
+    AsyncSubscription,
+    Event,
+    EventStore,
+    OperationTimeoutError,
+    OptionsError,
+    Stall,
+    StoreStalledError,
+)
 from tests.fixtures.database import Database
 from tests.fixtures.event_schedule import drop_notify_triggers
 from tests.fixtures.waiting import eventually
@@ -79,6 +90,27 @@ async def test_a_prepared_transaction_is_rolled_back(store: AsyncEventStore, dat
     assert await store.blockers() == []
 
 
+async def test_two_phases_and_notifications_do_not_go_together(our_store: AsyncEventStore, database: Database) -> None:
+    """S18: PostgreSQL prepares no transaction that notifies; without the trigger, readers wait for the second phase."""
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        await our_store.store_in(conn, Event("T", "a", "late"), expected=NO_STREAM)
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
+            await conn.execute("PREPARE TRANSACTION 'two'")
+        await conn.rollback()
+        with database.connect() as admin:
+            admin.execute("ALTER TABLE events DISABLE TRIGGER events_wake")
+        await our_store.store_in(conn, Event("T", "a", "late"), expected=NO_STREAM)
+        await conn.execute("PREPARE TRANSACTION 'two'")
+        await conn.rollback()
+        await our_store.store(Event("T", "b", "waits"))
+        async with our_store.subscribe() as live:
+            with pytest.raises(OperationTimeoutError):
+                await live.next(0.5)
+            with database.connect() as admin:
+                admin.execute("COMMIT PREPARED 'two'")
+            assert [(await live.next(60)).data for _ in range(2)] == ["late", "waits"]
+
+
 async def test_a_number_that_belongs_to_somebody_else_now(store: AsyncEventStore, database: Database) -> None:
     with database.connect() as writer:
         writer.execute("BEGIN")
@@ -127,3 +159,122 @@ async def test_the_warning_is_not_repeated_at_once(database: Database, caplog: p
             await store._look_for_stall()
             assert caplog.text.count("events after version") == count
         await waiting
+
+
+async def take(live: AsyncSubscription, count: int) -> list[int]:
+    """The versions of the next events, which must come."""
+    return [(await live.next(60)).version for _ in range(count)]
+
+
+async def test_who_starts_beside_an_open_transaction(store: AsyncEventStore, database: Database) -> None:
+    """S15: what that transaction cannot come before is given out, and `load` passes holes that are long final."""
+    await store.durable_subscriptions()  # on go-sync-kit's table the side tables are made on first use
+    await store.store_batch(Event("T", "a", i) for i in range(3))
+    with database.connect() as writer:
+        writer.execute("SELECT nextval('events_version_seq')")
+        await store.store_batch(Event("T", "a", i) for i in range(3))
+        async with store.subscribe() as live:
+            assert await take(live, 6) == [1, 2, 3, 5, 6, 7]
+        await eventually(lambda: database.value("SELECT max(version) FROM events_settled") == 7, "it is marked")
+        writer.execute("BEGIN")
+        writer.execute(INSERT)
+        await store.store(Event("T", "a"))
+        await store.close()
+        async with AsyncEventStore(database.dsn) as fresh:
+            page = await fresh.load()
+            assert ([event.version for event in page], page.safe_since) == ([1, 2, 3, 5, 6, 7, 9], 7)
+            async with fresh.subscribe() as live, fresh.subscribe(7) as late:
+                assert await take(live, 6) == [1, 2, 3, 5, 6, 7]
+                for each in (live, late):
+                    with pytest.raises(OperationTimeoutError):
+                        await each.next(0.5)
+                writer.execute("COMMIT")
+                assert await take(live, 2) == [8, 9]
+                assert await take(late, 2) == [8, 9]
+
+
+async def test_a_mark_of_another_history_counts_for_nothing(store: AsyncEventStore, database: Database) -> None:
+    await store.durable_subscriptions()
+    await store.store_batch(Event("T", "a") for _ in range(3))
+    async with store.subscribe() as live:
+        await take(live, 3)
+    await eventually(lambda: database.value("SELECT max(version) FROM events_settled") == 3, "it is marked")
+    await store.close()
+    with database.connect() as writer:
+        writer.execute("TRUNCATE events RESTART IDENTITY")
+        writer.execute("SELECT nextval('events_version_seq')")
+        writer.execute("BEGIN")
+        writer.execute(INSERT)
+        async with AsyncEventStore(database.dsn) as fresh, fresh.subscribe() as live:
+            await fresh.store(Event("T", "a"))
+            with pytest.raises(OperationTimeoutError):
+                await live.next(0.5)
+            assert (await fresh.load()).safe_since == 0
+            writer.execute("COMMIT")
+            assert await take(live, 2) == [2, 3]
+            is_replaced = "SELECT count(*) = 1 FROM events_settled m JOIN events e USING (version, id)"
+            await eventually(lambda: database.value(is_replaced), "the mark is replaced")
+
+
+async def test_without_a_mark_the_history_is_skipped_afterwards(go_store: AsyncEventStore, database: Database) -> None:
+    """Up to the first hole it is given out; then, when that transaction has ended, nobody reads through all of it."""
+    with database.connect() as admin:
+        admin.execute(
+            "INSERT INTO events (id, aggregate_id, event_type)"
+            " SELECT 'e' || i, 'a', 'T' FROM generate_series(1, 3) AS i"
+        )
+        admin.execute("SELECT nextval('events_version_seq')")
+        admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        admin.execute(
+            "INSERT INTO events (id, aggregate_id, event_type)"
+            " SELECT 'f' || i, 'a', 'T' FROM generate_series(1, 30000) AS i"
+        )
+        admin.execute("ALTER TABLE events ENABLE TRIGGER USER")
+    with database.connect() as writer:
+        writer.execute("BEGIN")
+        writer.execute(INSERT)
+        async with go_store.subscribe() as live:
+            assert await take(live, 3) == [1, 2, 3]
+            reads = go_store.stats()["read"]
+            writer.execute("COMMIT")
+            versions = await take(live, 30001)
+            assert versions == list(range(5, 30006))
+            assert go_store.stats()["read"] - reads < 5000
+
+
+async def test_waiting_reads_nothing_again(go_store: AsyncEventStore, database: Database) -> None:
+    """What is beyond the gap is read once, and the locks at most 200 times a second, however often others commit."""
+    async with AsyncEventStore(database.dsn, poll_interval=600.0) as store, store.subscribe() as live:
+        await eventually(lambda: store.stats()["is_listening"], "it listens")
+        with database.connect() as writer:
+            writer.execute("BEGIN")
+            writer.execute(INSERT)
+            await go_store.store_batch(Event("T", "a", i) for i in range(500))
+            await eventually(lambda: store.stats()["gap_seconds"] is not None, "the gap is seen")
+            before, began = store.stats(), time.monotonic()
+            for i in range(200):
+                await go_store.store(Event("T", "a", i))
+            heard = store.stats()["notifications"]
+            assert heard > before["notifications"]
+            after, seconds = store.stats(), time.monotonic() - began
+            assert after["reads"] - before["reads"] <= 2
+            assert after["lock_looks"] - before["lock_looks"] <= 200 * seconds + 2
+            writer.execute("COMMIT")
+        assert await take(live, 701) == list(range(1, 702))
+
+
+async def test_a_gap_that_is_filled_silently(go_store: AsyncEventStore, database: Database) -> None:
+    """Without a notification, while another transaction stays open."""
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
+    async with AsyncEventStore(database.dsn) as store, store.subscribe() as live:
+        with database.connect() as first, database.connect() as second:
+            for writer, name in ((first, "first"), (second, "second")):
+                writer.execute("BEGIN")
+                writer.execute(INSERT.replace("'e'", f"'{name}'").encode())
+            await go_store.store(Event("T", "a"))
+            await eventually(lambda: store.stats()["gap_seconds"] is not None, "the gap is seen")
+            first.execute("COMMIT")
+            assert await take(live, 1) == [1]
+            second.execute("ROLLBACK")
+            assert await take(live, 1) == [3]

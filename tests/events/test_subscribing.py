@@ -8,8 +8,10 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from socketio_postgres import (
     END,
@@ -17,9 +19,11 @@ from socketio_postgres import (
     AsyncEventStore,
     CaughtUp,
     Checkpoint,
+    DatabaseError,
     Event,
     EventStore,
     FellBehind,
+    Filter,
     InvalidConnectionError,
     NotificationPayload,
     OperationTimeoutError,
@@ -125,6 +129,61 @@ async def test_control_items(database: Database) -> None:
         assert Reconnected(9) in [await anext(items), await anext(items)]
         live.close()
         assert [item async for item in items] == []
+
+
+RARE = [Filter("data", "rare")]
+"""A condition that the server tests after that of a role, and not before."""
+SLOW_READER = "sio_pg_slow_reader"
+SLOW = """
+CREATE FUNCTION slowly() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep({seconds}); RETURN true; END';
+CREATE ROLE {role} LOGIN;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};
+GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO {role};
+ALTER TABLE events ENABLE ROW LEVEL SECURITY;
+CREATE POLICY slowly ON events FOR SELECT TO {role} USING (slowly());
+"""
+
+
+@contextlib.contextmanager
+def slow_reader(database: Database, seconds: float, timeout: str) -> Iterator[str]:
+    """A role that needs so long to read a row, however fast the machine is, and has a time limit for statements."""
+    with database.connect() as admin:
+        admin.execute(SLOW.format(seconds=seconds, role=SLOW_READER).encode())
+    try:
+        yield make_conninfo(database.dsn, user=SLOW_READER, options=f"-c statement_timeout={timeout}")
+    finally:
+        with database.connect() as admin:
+            admin.execute(f"DROP OWNED BY {SLOW_READER} CASCADE".encode())
+            admin.execute(f"DROP ROLE {SLOW_READER}".encode())
+
+
+@pytest.mark.xdist_group("slow reader")
+async def test_a_filter_that_hardly_matches_is_read_in_parts(our_store: AsyncEventStore, database: Database) -> None:
+    """S16: no statement reads more than the time limit allows, and progress shows although nothing matches."""
+    await our_store.store_batch(Event("T", "a", i) for i in range(3000))
+    rare = await our_store.store(Event("T", "a", "rare"))
+    told: list[Exception] = []
+    with slow_reader(database, 0.001, "1s") as dsn:
+        async with AsyncEventStore(dsn, error_handler=told.append) as store, store.subscribe(filters=RARE) as live:
+            positions = []
+            while (event := await live.next_or_idle(0.1)) is None:
+                positions.append(live.position)
+            assert event.version == rare.version
+            assert len(set(positions)) > 2
+            assert positions == sorted(positions, key=lambda position: position or 0)
+            assert store.stats()["page_timeouts"] > 0
+    assert {getattr(error, "sqlstate", "") for error in told} == {"57014"}
+    assert len(told) == 1, "each reason is told once"
+
+
+@pytest.mark.xdist_group("slow reader")
+async def test_a_filter_that_is_too_slow_for_any_part(our_store: AsyncEventStore, database: Database) -> None:
+    await our_store.store_batch(Event("T", "a", i) for i in range(200))
+    with slow_reader(database, 0.1, "500ms") as dsn:
+        async with AsyncEventStore(dsn) as store, store.subscribe(filters=RARE) as live:
+            with pytest.raises(DatabaseError) as caught:
+                await live.next(60)
+            assert caught.value.sqlstate == "57014"
 
 
 async def test_one_listener_and_one_reader_for_all(store: AsyncEventStore, database: Database) -> None:

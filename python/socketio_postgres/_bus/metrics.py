@@ -96,6 +96,7 @@ _EVENT_STORE: Final = (
     Metric("read", "counter", "{event}", "Events read for subscriptions."),
     Metric("reads", "counter", "{query}", "Queries that read them."),
     Metric("pages", "counter", "{query}", "Queries of subscriptions that catch up by themselves."),
+    Metric("page_timeouts", "counter", "{query}", "Queries of these that took too long and were repeated in parts."),
     Metric("lock_looks", "counter", "{query}", "Looks at the lock of the sequence."),
     Metric("notifications", "counter", "{notification}", "Notifications of events received."),
     Metric("reader_outage_seconds", "gauge", "s", "Time since readers cannot connect; none when they can."),

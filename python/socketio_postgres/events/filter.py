@@ -23,12 +23,15 @@ _TEXTS: Final = {
     "aggregate_prefix": "aggregate_prefixes",
     "stream_prefix": "aggregate_prefixes",
 }
+_DEPTH_MAX: Final = 100
+"""As the core parses it."""
+
 _KEYS: Final = (*_TEXTS, "tenant", "metadata", "data")
 
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """One condition on events. Several filters must all hold; several values of one are alternatives.
+    """A condition on events. An event must match all filters, and any of the values of one filter.
 
         Filter("type", "OrderPlaced")
         Filter("type", ["OrderPlaced", "OrderPaid"])
@@ -37,14 +40,14 @@ class Filter:
         Filter("aggregate_prefix", "order-")          # also: "stream_prefix"
         Filter("tenant", "t1")                        # metadata["tenant"] == "t1"
         Filter("metadata", {"tenant": "t1", "n": 1})  # each key has this value
-        Filter("data", {"items": [{"sku": "A"}]})     # contained, as PostgreSQL's jsonb @> has it
+        Filter("data", {"items": [{"sku": "A"}]})     # contained, as with PostgreSQL's jsonb @>
 
     Args:
         key: Which condition.
         value: A string, several strings, or JSON, as above.
 
     Raises:
-        FilterError: No such condition, or a value that does not fit it.
+        FilterError: The condition does not exist, or the value does not fit it.
     """
 
     key: str
@@ -93,7 +96,17 @@ def _json(key: str, value: object) -> str:
         raise FilterError(f"filter {key!r} takes JSON: {error}", key=key) from error
     if "\\u0000" in text.replace("\\\\", ""):
         raise FilterError(f"filter {key!r} holds a NUL, which jsonb cannot store", key=key)
+    if _nests_too_deep(value):
+        raise FilterError(f"filter {key!r} nests deeper than {_DEPTH_MAX} levels", key=key)
     return text
+
+
+def _nests_too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_DEPTH_MAX):
+        containers = [item for item in level if isinstance(item, (Mapping, list, tuple))]
+        level = [inner for item in containers for inner in (item.values() if isinstance(item, Mapping) else item)]
+    return any(isinstance(item, (Mapping, list, tuple)) for item in level)
 
 
 def conditions_of(filters: Iterable[Filter], types: Iterable[str] | str | None = None) -> list[Condition]:

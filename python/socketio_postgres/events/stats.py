@@ -34,6 +34,7 @@ class EventStoreStats(TypedDict, total=False):
     read: int
     reads: int
     pages: int
+    page_timeouts: int
     lock_looks: int
     is_listening: bool
     listener_reconnects: int

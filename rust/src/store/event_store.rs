@@ -14,9 +14,10 @@ use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::{Bind, Pool};
-use crate::store::read::feed::{Feed, Owner, Subscription};
+use crate::store::read::feed::Feed;
 use crate::store::read::reader::{self, Page, Query};
 use crate::store::read::sharing::{self, Member, Shared, Wanted};
+use crate::store::read::subscription::{self, Owner, Subscription};
 use crate::store::row::get;
 use crate::store::table::{self, Part, Table};
 use crate::store::write::calls::Request;
@@ -48,9 +49,9 @@ pub struct Opened {
     pub owner: Arc<Owner>,
     member: Mutex<Option<Member>>,
     shared: Arc<Shared>,
-    /// How many of these errors this store has reported: outages of the listening session and of the keeper, and changes
-    /// of the table.
-    told: Mutex<[u64; 3]>,
+    /// How many of these errors this store has reported: outages of the listening session and of the keeper, changes of the
+    /// table, and statements that took too long.
+    told: Mutex<[u64; 4]>,
 }
 
 impl Opened {
@@ -64,7 +65,7 @@ impl Opened {
         let feed = self.feed();
         let mut told = self.told.lock();
         let mut failures = Vec::new();
-        for (told, outage) in told.iter_mut().zip([&feed.wakeup.outage, &feed.outage, &feed.doubts]) {
+        for (told, outage) in told.iter_mut().zip(feed.reports()) {
             let (news, count) = outage.news(*told);
             failures.extend(news);
             *told = count;
@@ -110,9 +111,7 @@ impl EventStore {
             let member = sharing::join(&settings.wanted, &table);
             let feed = &member.shared.feed;
             Ok(Opened {
-                told: Mutex::new(
-                    [&feed.wakeup.outage, &feed.outage, &feed.doubts].map(|outage| outage.news(u64::MAX).1),
-                ),
+                told: Mutex::new(feed.reports().map(|outage| outage.news(u64::MAX).1)),
                 writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.writing),
                 owner: Owner::new(Arc::clone(&self.pool)),
                 shared: Arc::clone(&member.shared),
@@ -199,7 +198,9 @@ impl EventStore {
     /// A subscription; the store must have been opened.
     pub fn subscribe(&self, filter: Filter) -> Result<Arc<Subscription>> {
         match self.opened() {
-            Some(opened) if !self.is_closed.load(Ordering::Acquire) => opened.feed().subscribe(filter, &opened.owner),
+            Some(opened) if !self.is_closed.load(Ordering::Acquire) => {
+                subscription::subscribe(opened.feed(), filter, &opened.owner)
+            }
             _ => Err(Error::StoreClosed),
         }
     }
@@ -208,10 +209,13 @@ impl EventStore {
     pub async fn migrate(&self, part: Part) -> Result<()> {
         let mut connection = self.pool.get().await?;
         table::migrate(&mut connection, &self.settings.table_name, part).await?;
+        if part == Part::Subscriptions {
+            table::migrate(&mut connection, &self.settings.table_name, Part::Settled).await?;
+        }
         drop(connection);
         match self.opened() {
-            Some(opened) => opened.writer.look_again().await,
-            None => Ok(()),
+            Some(opened) if part != Part::Subscriptions => opened.writer.look_again().await,
+            _ => Ok(()),
         }
     }
 

@@ -1,5 +1,5 @@
 //! Filters of readers. While catching up, the server evaluates a filter; for live events this crate does, with the same
-//! result.
+//! result. What this crate cannot decide is left to the server.
 
 use tokio_postgres::types::{ToSql, Type};
 
@@ -105,23 +105,37 @@ impl Filter {
         sql
     }
 
-    /// Whether an event matches.
-    pub fn matches(&self, event: &StoredEvent) -> bool {
-        self.conditions.iter().all(|(condition, values)| match condition {
-            Condition::Types(texts) => texts.contains(&event.event_type),
-            Condition::TypePrefixes(texts) => texts.iter().any(|prefix| event.event_type.starts_with(prefix)),
-            Condition::Aggregates(texts) => texts.contains(&event.aggregate_id),
-            Condition::AggregatePrefixes(texts) => texts.iter().any(|prefix| event.aggregate_id.starts_with(prefix)),
-            Condition::Metadata(key, _) => match event.metadata.as_deref().and_then(Value::parse) {
-                Some(Value::Object(entries)) => entries.get(key).is_some_and(|value| values.contains(value)),
-                _ => false,
-            },
-            Condition::Partitions(partitions, own) => own.contains(&partition_of(&event.aggregate_id, *partitions)),
-            Condition::Data(_) => {
-                let document = event.data.as_deref().and_then(Value::parse);
-                document.is_some_and(|document| values.iter().all(|value| document.contains(value)))
+    /// Whether an event matches; `None` if that depends on JSON that [`Value::parse`] does not read.
+    pub fn matches(&self, event: &StoredEvent) -> Option<bool> {
+        let mut is_known = true;
+        for (condition, values) in &self.conditions {
+            match holds(condition, values, event) {
+                Some(true) => {}
+                Some(false) => return Some(false),
+                None => is_known = false,
             }
-        })
+        }
+        is_known.then_some(true)
+    }
+}
+
+fn holds(condition: &Condition, values: &[Value], event: &StoredEvent) -> Option<bool> {
+    let (kind, aggregate_id) = (&event.event_type, &event.aggregate_id);
+    let in_json = |document: &Option<String>, test: &dyn Fn(&Value) -> bool| match document {
+        Some(document) => Value::parse(document).map(|document| test(&document)),
+        None => Some(false),
+    };
+    match condition {
+        Condition::Types(texts) => Some(texts.contains(kind)),
+        Condition::TypePrefixes(texts) => Some(texts.iter().any(|prefix| kind.starts_with(prefix))),
+        Condition::Aggregates(texts) => Some(texts.contains(aggregate_id)),
+        Condition::AggregatePrefixes(texts) => Some(texts.iter().any(|prefix| aggregate_id.starts_with(prefix))),
+        Condition::Partitions(partitions, own) => Some(own.contains(&partition_of(aggregate_id, *partitions))),
+        Condition::Metadata(key, _) => in_json(&event.metadata, &|document| match document {
+            Value::Object(entries) => entries.get(key).is_some_and(|value| values.contains(value)),
+            _ => false,
+        }),
+        Condition::Data(_) => in_json(&event.data, &|document| values.iter().all(|value| document.contains(value))),
     }
 }
 

@@ -35,6 +35,7 @@ const MIGRATIONS: &[(Part, &str, &str)] = &[
     (Part::Guard, "guard", include_str!("sql/guard.sql")),
     (Part::Serial, "serial", include_str!("sql/serial.sql")),
     (Part::GoNotify, "go_notify", include_str!("sql/go_notify.sql")),
+    (Part::Settled, "settled", include_str!("sql/settled.sql")),
     (Part::Guard, "guard_always", include_str!("sql/guard_always.sql")),
     (Part::Serial, "serial_always", include_str!("sql/serial_always.sql")),
 ];
@@ -46,6 +47,8 @@ pub enum Part {
     Events,
     /// Side tables of durable subscriptions.
     Subscriptions,
+    /// Side table of the settled mark.
+    Settled,
     /// The trigger that makes expected versions exact for writers of other languages.
     Guard,
     /// The trigger that serializes writers.
@@ -188,6 +191,7 @@ pub async fn open(pool: &Arc<Pool>, name: &TableName, may_create: bool) -> Resul
         return Err(Error::SchemaMismatch { table: name.quoted(), reason });
     }
     migrate(&mut connection, name, Part::Events).await?;
+    migrate(&mut connection, name, Part::Settled).await?;
     let dropped = || {
         let reason = "it was dropped while being created".to_owned();
         Error::SchemaMismatch { table: name.quoted(), reason }
@@ -232,7 +236,8 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
             .replace("{buckets}", &(LOCK_BUCKETS - 1).to_string())
             .replace("{subscriptions}", &name.beside("_subscriptions"))
             .replace("{consumers}", &name.beside("_consumers"))
-            .replace("{parked}", &name.beside("_parked"));
+            .replace("{parked}", &name.beside("_parked"))
+            .replace("{settled}", &name.beside("_settled"));
         // Another process may have applied the migration before this one got the lock, so the block checks again.
         let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
         if *label == "events" {

@@ -11,7 +11,7 @@ use tokio_postgres::Row;
 
 use crate::error::{Error, Result};
 use crate::store::event::StoredEvent;
-use crate::store::row::get;
+use crate::store::row::{get, micros};
 use crate::store::table::Table;
 
 /// See the module documentation. The default has version 0 and stands for no event.
@@ -29,21 +29,26 @@ impl Anchor {
         Self { version: event.version, id: event.id.as_str().into() }
     }
 
-    /// The anchor from a row with version and id; none without a row.
+    /// The anchor from a row with version and id; the default without a row.
     pub fn from_rows(rows: &[Row]) -> Result<Self> {
         let read = |row: &Row| Ok(Self { version: get(row, 0)?, id: get::<&str>(row, 1)?.into() });
         rows.first().map_or_else(|| Ok(Self::default()), read)
     }
 
-    /// The statement that reads the id at a version. It must not run before the statement that reads events: then those
+    /// The statement that reads the id at a version, and when the server was started. It must not run before the statement that reads events: then those
     /// events follow the anchor.
     pub fn sql(table: &Table) -> String {
-        format!("SELECT id FROM {} WHERE version = $1", table.name)
+        format!("SELECT id, pg_catalog.pg_postmaster_start_time() FROM {} WHERE version = $1", table.name)
     }
 
     /// Whether the event is still there, where `rows` are those of [`Anchor::sql`].
     pub fn is_in(&self, rows: &[Row]) -> Result<bool> {
         Ok(self.version == 0 || found(rows)?.as_deref() == Some(&*self.id))
+    }
+
+    /// When the server was started that returned `rows`, the rows of [`Anchor::sql`].
+    pub fn server_of(rows: &[Row]) -> Result<Option<i64>> {
+        rows.first().map_or(Ok(None), |row| micros(row, 1))
     }
 
     /// The error of an event that is not there any more.

@@ -1,4 +1,4 @@
-//! Subscriptions: one keeper reads every event once, in settled order, into a ring that all subscriptions share.
+//! One keeper reads every event once, in settled order, into a ring that all subscriptions share.
 //!
 //! ```text
 //! wake-up ──► keeper (watermark) ──► ring, bounded ──► subscriptions that keep up
@@ -16,27 +16,25 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::time::{sleep, timeout, timeout_at};
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::connect::backoff::Backoff;
 use crate::connect::outage::Outage;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
-use crate::handover::completion::Completion;
 use crate::lock::Mutex;
-use crate::store::event::StoredEvent;
+use crate::store::event::{COLUMNS, StoredEvent};
 use crate::store::filter::Filter;
-use crate::store::pool::Pool;
+use crate::store::pool::{Bind, Pool};
 use crate::store::read::anchor::Anchor;
-use crate::store::read::reader::{self, Query, Settler};
+use crate::store::read::mark::Marker;
+use crate::store::read::reader::{self, Query, Settled, Settler, Statement};
 use crate::store::read::wakeup::Wakeup;
-use crate::store::read::watermark::Holders;
 use crate::store::table::{self, Table};
 
 /// Maximum number of events in one read of the keeper.
@@ -45,52 +43,19 @@ const PAGE: i64 = 1000;
 const RING_COUNT: usize = 10_000;
 /// Maximum size of the events in the ring.
 const RING_BYTES: usize = 16 * 1024 * 1024;
-/// First and longest delay between checks of a gap with active writers. Checks are needed, because a rollback sends no
-/// notification.
-const GAP_FIRST: Duration = Duration::from_millis(2);
-const GAP_LAST: Duration = Duration::from_millis(50);
+/// Shortest and longest delay between looks at the locks of writers that may fill a gap. Looks are needed, because a
+/// rollback sends no notification. On a busy server they are expensive.
+const LOOK_FIRST: Duration = Duration::from_millis(5);
+const LOOK_LAST: Duration = Duration::from_millis(50);
+/// Delay after a wake-up that has not filled the gap.
+const WAKE_DELAY: Duration = Duration::from_millis(2);
 
+/// Number of versions that the keeper reads rather than skips, after it has begun beside open writers.
+const SKIP: i64 = 10_000;
+/// How long the keeper tries to leave a mark when it ends.
+const MARK_LIMIT: Duration = Duration::from_secs(1);
 /// How often the table's properties are checked again, while there is nothing to read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The position at which a subscription begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
-    /// After this version.
-    After(i64),
-    /// After this event, which must still be there.
-    AfterEvent(Anchor),
-    /// With the events stored from now on.
-    End,
-}
-
-/// A subscription's request for the events after a position, to be answered as soon as there are any.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Next {
-    /// All events up to this version have been received.
-    pub position: i64,
-    /// Maximum number of events.
-    pub limit: usize,
-    /// Also answer as soon as it is known that no matching event exists up to a higher position.
-    pub reports_progress: bool,
-    /// Answer after this time with the events known by then, even if there are none.
-    pub patience: Duration,
-}
-
-/// The answer to one request of a subscription.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// The events, in increasing order of versions.
-    pub events: Vec<Arc<StoredEvent>>,
-    /// All matching events up to this version have been delivered.
-    pub position: i64,
-    /// Id of the event with this version, if the position is not the one that was asked from.
-    pub position_id: Option<Arc<str>>,
-    /// At this moment there are no more events to read.
-    pub is_caught_up: bool,
-    /// How often the listening session has been reopened.
-    pub reconnects: u64,
-}
 
 #[derive(Default)]
 struct Ring {
@@ -102,23 +67,33 @@ struct Ring {
 
 /// The keeper's progress, for waiting subscriptions.
 #[derive(Debug, Clone, Default)]
-struct Progress {
+pub(super) struct Progress {
     /// All events up to this one are final and read; `None` before the first settled version is known.
-    position: Option<Anchor>,
-    failure: Option<Error>,
+    pub position: Option<Anchor>,
+    pub failure: Option<Error>,
 }
 
 /// The result of one read of the keeper.
 struct Read {
     events: Vec<Arc<StoredEvent>>,
-    /// All versions up to this one are final.
+    /// All events up to this version are final and read.
     end: i64,
+    /// All versions up to this one are final, as far as this read knows.
+    settled: i64,
     /// There is more to read.
     is_full: bool,
-    /// There are events beyond the end.
-    is_before_gap: bool,
-    /// Transactions that may still fill the gap, if the locks were read.
-    holders: Option<Vec<String>>,
+    /// The first event beyond the end, after a gap.
+    beyond: Option<i64>,
+}
+
+/// How to read on.
+enum How {
+    /// The rows alone.
+    Rows,
+    /// The rows after a look at the locks.
+    Look,
+    /// The rows alone, after this look.
+    After(Settled),
 }
 
 /// A gap that has been open for a while.
@@ -141,36 +116,12 @@ pub struct FeedStats {
     pub reads: u64,
     /// Pages read for subscriptions that were behind the ring.
     pub pages: u64,
+    /// Pages that took longer than the server's `statement_timeout`, and were then read in smaller parts.
+    pub page_timeouts: u64,
     /// How often the locks of writers were read.
     pub looks: u64,
     /// The gap that the keeper waits for.
     pub gap: Option<Gap>,
-}
-
-/// The parts of a store that its subscriptions need. The subscriptions end with the store; the feed may continue for
-/// others.
-pub struct Owner {
-    /// Connections for reading pages.
-    pool: Arc<Pool>,
-    subscriptions: AtomicUsize,
-    is_closed: watch::Sender<bool>,
-}
-
-impl Owner {
-    /// An owner for a store that reads pages through `pool`.
-    pub fn new(pool: Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self { pool, subscriptions: AtomicUsize::new(0), is_closed: watch::Sender::new(false) })
-    }
-
-    /// Number of open subscriptions of the store.
-    pub fn subscriptions(&self) -> usize {
-        self.subscriptions.load(Ordering::Relaxed)
-    }
-
-    /// End the store's subscriptions.
-    pub fn close(&self) {
-        self.is_closed.send_replace(true);
-    }
 }
 
 #[derive(Default)]
@@ -184,20 +135,29 @@ struct Life {
 pub struct Feed {
     /// Connections for the keeper.
     pool: Arc<Pool>,
-    settler: Arc<Settler>,
-    table: Arc<Table>,
+    pub(super) settler: Arc<Settler>,
+    pub(super) table: Arc<Table>,
     /// Wakes the keeper.
     pub wakeup: Arc<Wakeup>,
     /// The reason why the keeper cannot read.
     pub outage: Outage,
     /// What has changed about the table without affecting readers.
     pub doubts: Outage,
+    /// Statements of subscriptions that were cancelled because they took too long.
+    pub timeouts: Outage,
     poll_interval: Duration,
+    /// Reads the events after version `$1`, at most `$2`, if the event at that version has the id `$3`.
+    sql_after: String,
+    /// Reads the first events after version `$1`, at most `$2`.
+    sql_first: String,
     ring: Mutex<Ring>,
-    progress: watch::Sender<Progress>,
+    pub(super) progress: watch::Sender<Progress>,
     life: Mutex<Life>,
     stop: Notify,
-    stats: Mutex<FeedStats>,
+    pub(super) stats: Mutex<FeedStats>,
+    /// When the locks were read last.
+    looked_at: Mutex<Instant>,
+    marker: AsyncMutex<Marker>,
 }
 
 impl Feed {
@@ -209,24 +169,33 @@ impl Feed {
         wakeup: Arc<Wakeup>,
         poll_interval: Duration,
     ) -> Arc<Self> {
+        let name = &table.name;
+        let sql = |is_there: &str| {
+            format!("SELECT {COLUMNS} FROM {name} WHERE version > $1{is_there} ORDER BY version LIMIT $2")
+        };
         Arc::new(Self {
+            sql_after: sql(&format!(" AND (SELECT id FROM {name} WHERE version = $1) = $3")),
+            sql_first: sql(""),
             pool,
             settler,
             table,
             wakeup,
             outage: Outage::default(),
             doubts: Outage::default(),
+            timeouts: Outage::default(),
             poll_interval,
             ring: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
             life: Mutex::default(),
             stop: Notify::new(),
             stats: Mutex::default(),
+            looked_at: Mutex::new(Instant::now()),
+            marker: AsyncMutex::default(),
         })
     }
 
-    /// A new subscription; the feed runs while there are any.
-    pub fn subscribe(self: &Arc<Self>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
+    /// Count a new subscription; the feed runs while there are any.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<()> {
         let mut life = self.life.lock();
         if life.is_closed {
             return Err(Error::StoreClosed);
@@ -237,16 +206,45 @@ impl Feed {
             life.is_running = true;
         }
         life.subscriptions += 1;
-        owner.subscriptions.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Subscription {
-            pid: std::process::id(),
-            feed: Arc::clone(self),
-            owner: Arc::clone(owner),
-            filter,
-            asking: Mutex::default(),
-            nudged: Notify::new(),
-            is_closed: AtomicBool::new(false),
-        }))
+        Ok(())
+    }
+
+    /// Count a subscription that has ended. The feed ends with the last one.
+    pub(super) fn leave(&self) {
+        let mut life = self.life.lock();
+        life.subscriptions -= 1;
+        if life.subscriptions == 0 {
+            self.stop.notify_one();
+        }
+    }
+
+    /// The matching events of the ring after a position, and whether there may be more of them; `None` if the ring does
+    /// not reach back so far, or if only the server can tell whether an event matches.
+    pub(super) fn ring_after(
+        &self,
+        position: i64,
+        settled: i64,
+        limit: usize,
+        filter: &Filter,
+    ) -> Option<(Vec<Arc<StoredEvent>>, bool)> {
+        let ring = self.ring.lock();
+        if position < ring.floor {
+            return None;
+        }
+        let first = ring.events.partition_point(|event| event.version <= position);
+        let mut events = Vec::new();
+        for event in ring.events.range(first..) {
+            if event.version > settled {
+                break;
+            }
+            if filter.matches(event)? {
+                events.push(Arc::clone(event));
+                if events.len() >= limit {
+                    return Some((events, true));
+                }
+            }
+        }
+        Some((events, false))
     }
 
     /// End all subscriptions and the keeper.
@@ -254,6 +252,11 @@ impl Feed {
         self.life.lock().is_closed = true;
         self.progress.send_modify(|progress| progress.failure = Some(Error::StoreClosed));
         self.stop.notify_one();
+    }
+
+    /// What stores report, in a fixed order.
+    pub fn reports(&self) -> [&Outage; 4] {
+        [&self.wakeup.outage, &self.outage, &self.doubts, &self.timeouts]
     }
 
     /// Counters.
@@ -277,54 +280,133 @@ impl Feed {
     }
 
     async fn keep_session(&self, position: &mut Option<Anchor>, backoff: &mut Backoff) -> Result<Infallible> {
-        let mut from = match position.take() {
-            Some(position) => position,
+        let (mut from, mut skips_to) = match position {
+            Some(position) => (position.clone(), None),
             None => self.find_beginning().await?,
         };
-        let mut gap_delay = GAP_FIRST;
-        let mut looks_behind = false;
+        *position = Some(from.clone());
+        *self.marker.lock().await = Marker::new(&mut self.pool.get().await?, &self.table).await?;
+        let mut how = How::Rows;
         let mut checked = Instant::now();
         loop {
-            if looks_behind && checked.elapsed() >= CHECK_INTERVAL {
+            if matches!(how, How::Look) && checked.elapsed() >= CHECK_INTERVAL {
                 self.check_table().await?;
                 checked = Instant::now();
             }
-            *position = Some(from.clone());
-            let read = self.read_on(&from, looks_behind).await?;
+            let has_looked = !matches!(how, How::Rows);
+            let read = self.read_on(&from, how).await?;
             backoff.reset();
             self.outage.ended();
-            let has_moved = read.end > from.version;
-            if has_moved {
+            if skips_to.is_some_and(|version| read.settled >= version) {
+                // Whoever was open at the beginning has ended.
+                skips_to = None;
+                if read.settled - read.end > SKIP {
+                    from = self.begin_at(read.settled).await?;
+                    *position = Some(from.clone());
+                    how = How::Rows;
+                    continue;
+                }
+            }
+            if read.end > from.version {
                 from = self.append(&read.events, read.end);
-                gap_delay = GAP_FIRST;
+                *position = Some(from.clone());
             }
-            if !read.is_before_gap {
-                self.set_gap(None);
-                // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
-                looks_behind =
-                    !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
-            } else if let Some(holders) = read.holders.filter(|_| !has_moved) {
-                self.set_gap(Some(holders));
-                // Reading the locks of a busy server is expensive, so it is not done more often than this.
-                sleep(GAP_FIRST).await;
-                let _ = timeout(gap_delay, self.wakeup.changed.notified()).await;
-                gap_delay = (gap_delay * 2).min(GAP_LAST);
-            } else {
-                looks_behind = true;
-            }
+            self.leave_mark(&from).await?;
+            how = match read.beyond {
+                None => {
+                    self.set_gap(None);
+                    // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
+                    let is_idle =
+                        !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
+                    if is_idle { How::Look } else { How::Rows }
+                }
+                Some(_) if !has_looked && self.looked_at.lock().elapsed() >= LOOK_FIRST => How::Look,
+                Some(beyond) => self.wait_at_gap(&from, beyond).await?,
+            };
         }
     }
 
-    /// The keeper's first position: it skips the history, but no event may be added before it any more.
-    async fn find_beginning(&self) -> Result<Anchor> {
+    /// Wait until the gap between the anchor and an event beyond is filled, or final. The events beyond are not read again
+    /// meanwhile, and the locks not more often than every [`LOOK_FIRST`].
+    async fn wait_at_gap(&self, anchor: &Anchor, beyond: i64) -> Result<How> {
+        let (since, until, filter) = (anchor.version, beyond - 1, Filter::default());
+        let (sql, parameters) =
+            reader::sql(&self.table, &Query { since, until, limit: 1, is_backwards: false, filter });
+        let binds = reader::binds(&parameters);
+        let reads = [(&*sql, &*binds), (&*self.settler.sql_anchor, &[(&anchor.version as _, Type::INT8)][..])];
+        let began = Instant::now();
+        let mut delay = LOOK_FIRST;
+        loop {
+            let due = *self.looked_at.lock() + delay;
+            if Instant::now() < due && timeout_at(due.into(), self.wakeup.changed.notified()).await.is_ok() {
+                let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
+                if !rows.is_empty() || !anchor.is_in(&at_anchor)? {
+                    return Ok(How::Rows);
+                }
+                delay = LOOK_FIRST;
+                sleep(WAKE_DELAY).await;
+                continue;
+            }
+            let (settled, [rows, _]) = self.look(anchor, reads).await?;
+            self.set_gap(Some(settled.holders.iter().cloned().collect()));
+            // Without notifications the gap may be filled while others keep the watermark where it is.
+            if !rows.is_empty() || settled.settled > since || began.elapsed() >= self.poll_interval {
+                return Ok(How::After(settled));
+            }
+            delay = (delay * 2).min(LOOK_LAST);
+        }
+    }
+
+    /// Look at the locks of writers and read rows after that, and the anchor at last.
+    async fn look(&self, anchor: &Anchor, reads: [Statement<'_>; 2]) -> Result<(Settled, [Vec<Row>; 2])> {
+        *self.looked_at.lock() = Instant::now();
         self.stats.lock().looks += 1;
-        let waiting = |holders: &Holders| self.set_gap(Some(holders.iter().cloned().collect()));
-        let settled = self.settler.settle_now(&self.table, waiting).await?;
+        let (settled, rows) = self.settler.step_and_read(&self.table, reads).await?;
+        let [_, at_anchor] = &rows;
+        if !anchor.is_in(at_anchor)? {
+            return Err(anchor.rewound(&self.table, at_anchor, settled.last));
+        }
+        if settled.last < anchor.version {
+            return Err(self.table.is_behind(settled.last, anchor.version));
+        }
+        Ok((settled, rows))
+    }
+
+    /// The keeper's first position, before which no event can be added any more. If no writer is open, it skips the
+    /// history. Otherwise it begins at the settled mark, or with the first event, and skips the rest of the history once
+    /// the returned version is final.
+    async fn find_beginning(&self) -> Result<(Anchor, Option<i64>)> {
+        self.stats.lock().looks += 1;
+        let now = self.settler.step(&self.table).await?;
+        Ok((self.begin_at(now.settled).await?, (now.settled < now.last).then_some(now.last)))
+    }
+
+    /// Go on at the last event up to a settled version, with an empty ring.
+    async fn begin_at(&self, settled: i64) -> Result<Anchor> {
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
         *self.ring.lock() = Ring { floor: position.version, ..Ring::default() };
-        self.set_gap(None);
         self.progress.send_modify(|progress| progress.position = Some(position.clone()));
         Ok(position)
+    }
+
+    /// Write the settled mark, if it is time.
+    async fn leave_mark(&self, position: &Anchor) -> Result<()> {
+        let mut marker = self.marker.lock().await;
+        if marker.is_due(position) {
+            marker.write(&mut self.pool.get().await?, position).await?;
+        }
+        Ok(())
+    }
+
+    async fn leave_last_mark(&self) -> Result<()> {
+        let position = self.progress.borrow().position.clone().unwrap_or_default();
+        let mut marker = self.marker.lock().await;
+        if marker.has_written(&position) {
+            return Ok(());
+        }
+        let mut connection = self.pool.get().await?;
+        *marker = Marker::new(&mut connection, &self.table).await?;
+        marker.write(&mut connection, &position).await
     }
 
     async fn check_table(&self) -> Result<()> {
@@ -338,43 +420,51 @@ impl Feed {
         Ok(())
     }
 
-    /// Read the events after the anchor. When their versions have no gap, two statements in one round trip suffice. The
-    /// locks are read only when there is a gap, and from time to time.
-    async fn read_on(&self, anchor: &Anchor, looks_behind: bool) -> Result<Read> {
+    /// Read the events after the anchor. When their versions have no gap, one statement suffices. The locks are
+    /// read only when there is a gap, and from time to time.
+    async fn read_on(&self, anchor: &Anchor, how: How) -> Result<Read> {
         let from = anchor.version;
         let all = Query { since: from, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
         let (sql, parameters) = reader::sql(&self.table, &all);
         let binds = reader::binds(&parameters);
         let reads = [(&*sql, &*binds), (&*self.settler.sql_anchor, &[(&anchor.version as _, Type::INT8)][..])];
         self.stats.lock().reads += 1;
-        let mut read = None;
-        if !looks_behind {
-            let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
-            read = anchor.is_in(&at_anchor)?.then_some((rows, None));
-        }
+        let read = match how {
+            How::Rows => self.read_rows(anchor).await?.map(|rows| (rows, from)),
+            How::Look => None,
+            How::After(settled) => {
+                let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
+                // What was known of another server is of no use. Without an anchor it is not known which server this is.
+                let is_same = Anchor::server_of(&at_anchor)? == Some(settled.server);
+                (is_same && anchor.is_in(&at_anchor)?).then_some((rows, settled.settled))
+            }
+        };
         let (rows, settled) = if let Some(read) = read {
             read
         } else {
-            self.stats.lock().looks += 1;
-            let (settled, [rows, at_anchor]) = self.settler.step_and_read(&self.table, reads).await?;
-            if !anchor.is_in(&at_anchor)? {
-                return Err(anchor.rewound(&self.table, &at_anchor, settled.last));
-            }
-            if settled.last < from {
-                return Err(self.table.is_behind(settled.last, from));
-            }
-            (rows, Some(settled))
+            let (settled, [rows, _]) = self.look(anchor, reads).await?;
+            (rows, settled.settled)
         };
         let events = reader::events(&rows)?;
-        let bound = settled.as_ref().map_or(from, |settled| settled.settled);
-        let end = reader::run_from(from, &events).max(reader::highest_up_to(bound, from, &events));
-        Ok(Read {
-            end,
-            is_full: i64::try_from(events.len()).is_ok_and(|count| count >= PAGE),
-            is_before_gap: events.last().is_some_and(|event| event.version > end),
-            holders: settled.map(|settled| settled.holders.into_iter().collect()),
-            events,
-        })
+        let end = reader::run_from(from, &events).max(reader::highest_up_to(settled, from, &events));
+        let beyond = events.iter().map(|event| event.version).find(|version| *version > end);
+        Ok(Read { end, settled, is_full: i64::try_from(events.len()).is_ok_and(|count| count >= PAGE), beyond, events })
+    }
+
+    /// Read the rows after the anchor, in the hottest statement of all: it returns none if the anchor is gone. Returns
+    /// `None` in that case.
+    async fn read_rows(&self, anchor: &Anchor) -> Result<Option<Vec<Row>>> {
+        let (version, id) = (&anchor.version, &&*anchor.id);
+        let mut connection = self.pool.get().await?;
+        let binds: [Bind<'_>; 3] = [(version, Type::INT8), (&PAGE, Type::INT8), (id, Type::TEXT)];
+        let (sql, binds) = if *version > 0 { (&self.sql_after, &binds[..]) } else { (&self.sql_first, &binds[..2]) };
+        let rows = connection.query("read events", sql, binds, false).await?;
+        if rows.is_empty() && *version > 0 {
+            let at_anchor = [(version as _, Type::INT8)];
+            let at_anchor = connection.query("read events", &self.settler.sql_anchor, &at_anchor, false).await?;
+            return Ok(anchor.is_in(&at_anchor)?.then_some(rows));
+        }
+        Ok(Some(rows))
     }
 
     fn set_gap(&self, holders: Option<Vec<String>>) {
@@ -407,7 +497,7 @@ impl Feed {
 
 /// Whether another connection can help. The store was opened successfully, so a refused or lost connection is an outage
 /// now, whatever its SQLSTATE.
-fn passes(error: &Error) -> bool {
+pub(super) fn passes(error: &Error) -> bool {
     error.is_transient() || error.is_connection_lost()
 }
 
@@ -418,6 +508,10 @@ async fn run(feed: Arc<Feed>) {
             error = feed.wakeup.run(&feed.table) => Some(error),
             () = feed.stop.notified() => None,
         };
+        if error.is_none() {
+            // The last subscription has ended. This is for the next reader, and nobody waits long for it.
+            let _ = timeout(MARK_LIMIT, feed.leave_last_mark()).await;
+        }
         feed.wakeup.rest();
         feed.outage.ended();
         feed.settler.close().await;
@@ -433,244 +527,5 @@ async fn run(feed: Arc<Feed>) {
             feed.progress.send_modify(|progress| progress.failure = Some(error));
         }
         return;
-    }
-}
-
-/// See [`Feed::subscribe`].
-pub struct Subscription {
-    /// The process that created the subscription. A forked child inherits it, but must not use it.
-    pid: u32,
-    feed: Arc<Feed>,
-    owner: Arc<Owner>,
-    filter: Filter,
-    /// The pending answer, which a new request replaces.
-    asking: Mutex<Option<AbortHandle>>,
-    nudged: Notify,
-    is_closed: AtomicBool,
-}
-
-impl Subscription {
-    /// Check a start, and determine its position.
-    pub fn begin(self: &Arc<Self>, start: Start, completion: Completion<Anchor>) -> Result<()> {
-        self.answer(completion, |this| async move { this.retried(|| this.find_start(start.clone()), || None).await })
-    }
-
-    /// Request the events after a position.
-    pub fn next(self: &Arc<Self>, next: Next, completion: Completion<Batch>) -> Result<()> {
-        let began = Instant::now();
-        self.answer(completion, move |this| async move {
-            let nothing = || this.batch(Vec::new(), next.position, None, false);
-            this.retried(|| this.take(next), || (began.elapsed() >= next.patience).then(nothing)).await
-        })
-    }
-
-    /// Answer a request in the background. It replaces the previous request.
-    fn answer<T, F>(self: &Arc<Self>, completion: Completion<T>, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
-    where
-        T: 'static,
-        F: Future<Output = Result<T>> + Send + 'static,
-    {
-        let mut asking = self.asking.lock();
-        if self.is_closed.load(Ordering::Acquire) {
-            return Err(Error::Closed("subscription"));
-        }
-        let (mut closed, work) = (self.owner.is_closed.subscribe(), work(Arc::clone(self)));
-        let answering = runtime::handle()?.spawn(async move {
-            let result = tokio::select! {
-                biased;
-                _ = closed.wait_for(|&is_closed| is_closed) => Err(Error::StoreClosed),
-                result = work => result,
-            };
-            completion.finish(result);
-        });
-        if let Some(given_up) = asking.replace(answering.abort_handle()) {
-            given_up.abort();
-        }
-        Ok(())
-    }
-
-    /// Answer the pending request, or the next one, with the events known by now, even if there are none.
-    pub fn nudge(&self) {
-        self.nudged.notify_one();
-    }
-
-    /// End the subscription. The feed ends with its last subscription. In a forked child this does nothing, because the
-    /// subscription belongs to the parent.
-    pub fn close(&self) {
-        if self.pid != std::process::id() || self.is_closed.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        if let Some(asking) = self.asking.lock().take() {
-            asking.abort(); // its completion reports "closed"
-        }
-        self.owner.subscriptions.fetch_sub(1, Ordering::Relaxed);
-        let mut life = self.feed.life.lock();
-        life.subscriptions -= 1;
-        if life.subscriptions == 0 {
-            self.feed.stop.notify_one();
-        }
-    }
-
-    /// Repeat an attempt while its errors are transient, until `instead` returns a value.
-    async fn retried<T, F>(&self, attempt: impl Fn() -> F, instead: impl Fn() -> Option<T>) -> Result<T>
-    where
-        F: Future<Output = Result<T>>,
-    {
-        let mut backoff = Backoff::default();
-        loop {
-            // A failure of the keeper is final. A failure of this subscription may be cured by trying again, as the
-            // keeper does.
-            if let Some(error) = self.feed.progress.borrow().failure.clone() {
-                return Err(error);
-            }
-            match attempt().await {
-                Err(error) if passes(&error) => match instead() {
-                    Some(answer) => return Ok(answer),
-                    None => sleep(backoff.next_delay()).await,
-                },
-                result => return result,
-            }
-        }
-    }
-
-    async fn find_start(&self, start: Start) -> Result<Anchor> {
-        let feed = &self.feed;
-        match start {
-            Start::End => {
-                let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
-                reader::latest_up_to(&self.owner.pool, &feed.table, settled).await
-            }
-            Start::After(version) => {
-                self.check_position(version).await?;
-                Ok(Anchor { version, ..Anchor::default() })
-            }
-            Start::AfterEvent(anchor) => {
-                // What changes after the keeper has begun, it notices itself.
-                let mut progress = feed.progress.subscribe();
-                let has_begun = |progress: &Progress| progress.position.is_some() || progress.failure.is_some();
-                progress.wait_for(has_begun).await.map_err(|_| Error::StoreClosed)?;
-                self.check_anchor(&anchor).await?;
-                Ok(anchor)
-            }
-        }
-    }
-
-    /// Check that the sequence has assigned a position. The keeper checks its own position; a subscription may be ahead
-    /// of it.
-    async fn check_position(&self, position: i64) -> Result<()> {
-        let last = self.feed.settler.step(&self.feed.table).await?.last;
-        if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
-    }
-
-    async fn check_anchor(&self, anchor: &Anchor) -> Result<()> {
-        let Feed { settler, table, .. } = &*self.feed;
-        let read: reader::Statement<'_> = (&settler.sql_anchor, &[(&anchor.version, Type::INT8)]);
-        let (settled, [rows, _]) = settler.step_and_read(table, [read, reader::NOTHING]).await?;
-        if anchor.is_in(&rows)? { Ok(()) } else { Err(anchor.rewound(table, &rows, settled.last)) }
-    }
-
-    async fn take(&self, next: Next) -> Result<Batch> {
-        let Next { position: begun, limit, reports_progress, patience } = next;
-        let deadline = tokio::time::Instant::now() + patience;
-        let mut progress = self.feed.progress.subscribe();
-        let (mut position, mut id) = (begun, None);
-        loop {
-            let Progress { position: settled, failure } = progress.borrow_and_update().clone();
-            if let Some(error) = failure {
-                return Err(error);
-            }
-            if let Some(settled) = settled.as_ref().filter(|settled| settled.version > position) {
-                let batch = self.take_settled(position, settled, limit).await?;
-                if !batch.events.is_empty() || (reports_progress && batch.is_caught_up) {
-                    return Ok(batch);
-                }
-                (position, id) = (batch.position, batch.position_id);
-                continue;
-            }
-            if settled.is_some() && reports_progress && position > begun {
-                return Ok(self.batch(Vec::new(), position, id, true));
-            }
-            tokio::select! {
-                changed = progress.changed() => changed.map_err(|_| Error::StoreClosed)?,
-                () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, id, settled.is_some())),
-                () = tokio::time::sleep_until(deadline) => {
-                    if settled.as_ref().is_some_and(|settled| settled.version < position) {
-                        self.check_position(position).await?;
-                    }
-                    return Ok(self.batch(Vec::new(), position, id, settled.is_some()));
-                }
-            }
-        }
-    }
-
-    fn batch(
-        &self,
-        events: Vec<Arc<StoredEvent>>,
-        position: i64,
-        position_id: Option<Arc<str>>,
-        is_caught_up: bool,
-    ) -> Batch {
-        let reconnects = self.feed.wakeup.sessions().saturating_sub(1);
-        Batch { events, position, position_id, is_caught_up, reconnects }
-    }
-
-    /// A batch that ends with its last event if it `is_full`, and otherwise with the last settled one.
-    fn batch_up_to(&self, events: Vec<Arc<StoredEvent>>, settled: &Anchor, is_full: bool) -> Batch {
-        let end = match events.last().filter(|_| is_full) {
-            Some(event) => Anchor::of(event),
-            None => settled.clone(),
-        };
-        self.batch(events, end.version, Some(end.id), end.version >= settled.version)
-    }
-
-    async fn take_settled(&self, position: i64, settled: &Anchor, limit: usize) -> Result<Batch> {
-        if let Some((events, is_full)) = self.take_from_ring(position, settled.version, limit) {
-            return Ok(self.batch_up_to(events, settled, is_full));
-        }
-        let Feed { settler, table, stats, .. } = &*self.feed;
-        stats.lock().pages += 1;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        // Events that are not settled are removed here and not by the statement; see `reader::sql`.
-        let query = Query { since: position, until: i64::MAX, limit, is_backwards: false, filter: self.filter.clone() };
-        let (sql, parameters) = reader::sql(table, &query);
-        let binds = reader::binds(&parameters);
-        let reads = [(&*sql, &*binds), (&*settler.sql_anchor, &[(&settled.version as _, Type::INT8)][..])];
-        let [rows, at_anchor] = self.owner.pool.get().await?.pipeline("read events", reads, false).await?;
-        if !settled.is_in(&at_anchor)? {
-            let last = settler.step(table).await?.last;
-            return Err(settled.rewound(table, &at_anchor, last));
-        }
-        let mut events = reader::events(&rows)?;
-        events.retain(|event| event.version <= settled.version);
-        let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
-        Ok(self.batch_up_to(events, settled, is_full))
-    }
-
-    /// The matching events that the ring has, and whether there may be more of them; `None` when it has not all.
-    fn take_from_ring(&self, position: i64, settled: i64, limit: usize) -> Option<(Vec<Arc<StoredEvent>>, bool)> {
-        let ring = self.feed.ring.lock();
-        if position < ring.floor {
-            return None;
-        }
-        let first = ring.events.partition_point(|event| event.version <= position);
-        let mut events = Vec::new();
-        for event in ring.events.range(first..) {
-            if event.version > settled {
-                break;
-            }
-            if self.filter.matches(event) {
-                events.push(Arc::clone(event));
-                if events.len() >= limit {
-                    return Some((events, true));
-                }
-            }
-        }
-        Some((events, false))
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.close();
     }
 }

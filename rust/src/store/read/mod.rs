@@ -2,8 +2,11 @@
 
 pub mod anchor;
 pub mod feed;
+pub mod mark;
 pub mod reader;
 pub mod reading;
 pub mod sharing;
+pub mod subscription;
 pub mod wakeup;
 pub mod watermark;
+pub mod window;

@@ -13,6 +13,7 @@ use crate::store::event::{COLUMNS, StoredEvent};
 use crate::store::filter::{Filter, Parameter};
 use crate::store::pool::{Bind, Pool, Pooled};
 use crate::store::read::anchor::Anchor;
+use crate::store::read::mark;
 use crate::store::read::watermark::{Holders, Watermark};
 use crate::store::row::{get, micros};
 use crate::store::table::{self, Table};
@@ -60,7 +61,7 @@ pub struct Settler {
 struct State {
     connection: Option<Pooled>,
     watermark: Watermark,
-    /// When the server was started that the watermark is about.
+    /// When the server was started that the watermark is about; `None` before the first step.
     server: Option<i64>,
 }
 
@@ -80,6 +81,8 @@ pub struct Settled {
     pub last: i64,
     /// The open transactions of writers.
     pub holders: Holders,
+    /// When the server was started.
+    pub server: i64,
 }
 
 /// A statement and its parameters.
@@ -197,15 +200,25 @@ impl Settler {
             state.server = None;
             self.pool.get().await?
         };
-        let (seen, rows) = self.look(&mut pooled, table, reads).await?;
+        let (seen, rows) = loop {
+            if state.server.is_none() {
+                // The mark is read before the rows, which are then complete up to it.
+                let (mark, server) = mark::read(&mut pooled, table).await?.unzip();
+                state.watermark.restart(mark.unwrap_or(0));
+                state.server = server;
+            }
+            let (seen, rows) = self.look(&mut pooled, table, reads).await?;
+            if state.server.is_none_or(|server| server == seen.server) {
+                break (seen, rows);
+            }
+            state.server = None;
+        };
+        state.server = Some(seen.server);
         state.connection = Some(pooled);
-        if state.server.replace(seen.server) != Some(seen.server) {
-            state.watermark.restart(0);
-        }
         let Seen { last, holders, server } = seen;
         let settled = state.watermark.observe(last, holders.clone());
         self.know(settled, server);
-        Ok((Settled { settled, last, holders }, rows))
+        Ok((Settled { settled, last, holders, server }, rows))
     }
 
     /// Read the last version and then the holders, from one and the same server, and after them two other statements.
@@ -388,7 +401,11 @@ pub async fn latest_version(pool: &Arc<Pool>, settler: &Settler, table: &Table, 
 
 /// The last event up to `until`.
 pub async fn latest_up_to(pool: &Arc<Pool>, table: &Table, until: i64) -> Result<Anchor> {
-    let sql = format!("SELECT version, id FROM {} WHERE version <= $1 ORDER BY version DESC LIMIT 1", table.name);
-    let mut connection = pool.get().await?;
+    let (sql, mut connection) = (sql_latest(table), pool.get().await?);
     Anchor::from_rows(&connection.query("read the latest version", &sql, &[(&until, Type::INT8)], false).await?)
+}
+
+/// The statement that reads version and id of the last event up to a version.
+pub fn sql_latest(table: &Table) -> String {
+    format!("SELECT version, id FROM {} WHERE version <= $1 ORDER BY version DESC LIMIT 1", table.name)
 }

@@ -55,7 +55,7 @@ impl Watermark {
         self.settled
     }
 
-    /// Start again at the version of an event that was read. Required after every lost connection, because the server
+    /// Start again at the version of an event before which nothing can be added any more: the settled mark. Required after every lost connection, because the server
     /// may have crashed. After a crash the sequence can assign versions again that were drawn but never committed, so
     /// versions that counted as settled for that reason are not settled any more. The versions of committed events are
     /// safe, because their commit also wrote the sequence's state.
@@ -116,6 +116,12 @@ mod tests {
         ReadLast,
         ReadHolders,
         ReadRows,
+        /// The reader keeps its position for the next reader.
+        Mark,
+        /// Another reader begins, which knows the mark and nothing else, or the server crashes. A crash loses what was drawn
+        /// last, up to so many versions, as far as nothing of it was committed.
+        Restart,
+        Crash(i64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -126,6 +132,9 @@ mod tests {
             2 => Just(Step::ReadLast),
             2 => Just(Step::ReadHolders),
             2 => Just(Step::ReadRows),
+            1 => Just(Step::Mark),
+            1 => Just(Step::Restart),
+            1 => (0..8_i64).prop_map(Step::Crash),
         ]
     }
 
@@ -137,7 +146,7 @@ mod tests {
             let mut generation = [0_u32; 4];
             let (mut last, mut visible) = (0_i64, BTreeSet::new());
             let (mut seen_last, mut settled) = (None, None);
-            let (mut position, mut seen) = (0_i64, BTreeSet::new());
+            let (mut position, mut mark, mut seen) = (0_i64, 0_i64, BTreeSet::new());
             let mut watermark = Watermark::default();
             for step in steps {
                 match step {
@@ -163,8 +172,24 @@ mod tests {
                     Step::ReadRows => {
                         if let Some(settled) = settled.take() {
                             seen.extend(visible.iter().filter(|&&version| version > position && version <= settled));
-                            position = position.max(settled);
+                            // Positions are versions of events.
+                            position = seen.last().copied().unwrap_or(position).max(position);
                         }
+                    }
+                    Step::Mark => mark = mark.max(position),
+                    Step::Restart => {
+                        watermark.restart(mark);
+                        (seen_last, settled) = (None, None);
+                        // What the one before has read beyond the mark comes again.
+                        seen.split_off(&(mark + 1));
+                        position = mark;
+                    }
+                    Step::Crash(lost) => {
+                        open.clear();
+                        last = visible.last().copied().unwrap_or(0).max(last - lost);
+                        generation = generation.map(|generation| generation + 1);
+                        watermark.restart(mark);
+                        (seen_last, settled) = (None, None);
                     }
                 }
             }

@@ -1,0 +1,377 @@
+//! Subscriptions: each requests the events after its own position, from the ring or from pages of the table.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+use tokio_postgres::types::Type;
+
+use crate::connect::backoff::Backoff;
+use crate::connect::runtime;
+use crate::error::{Error, Result};
+use crate::handover::completion::Completion;
+use crate::lock::Mutex;
+use crate::store::event::StoredEvent;
+use crate::store::filter::Filter;
+use crate::store::pool::Pool;
+use crate::store::read::anchor::Anchor;
+use crate::store::read::feed::{Feed, Progress, passes};
+use crate::store::read::reader::{self, Query};
+use crate::store::read::window::Window;
+
+/// The position at which a subscription begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// After this version.
+    After(i64),
+    /// After this event, which must still be there.
+    AfterEvent(Anchor),
+    /// With the events stored from now on.
+    End,
+}
+
+/// A subscription's request for the events after a position, to be answered as soon as there are any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Next {
+    /// All events up to this version have been received.
+    pub position: i64,
+    /// Maximum number of events.
+    pub limit: usize,
+    /// Also answer as soon as it is known that no matching event exists up to a higher position.
+    pub reports_progress: bool,
+    /// Answer after this time with the events known by then, even if there are none.
+    pub patience: Duration,
+}
+
+/// The answer to one request of a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The events, in increasing order of versions.
+    pub events: Vec<Arc<StoredEvent>>,
+    /// All matching events up to this version have been delivered.
+    pub position: i64,
+    /// Id of the event with this version, if the position is not the one that was asked from.
+    pub position_id: Option<Arc<str>>,
+    /// At this moment there are no more events to read.
+    pub is_caught_up: bool,
+    /// How often the listening session has been reopened.
+    pub reconnects: u64,
+}
+
+/// The parts of a store that its subscriptions need. The subscriptions end with the store; the feed may continue for
+/// others.
+pub struct Owner {
+    /// Connections for reading pages.
+    pool: Arc<Pool>,
+    subscriptions: AtomicUsize,
+    is_closed: watch::Sender<bool>,
+}
+
+impl Owner {
+    /// An owner for a store that reads pages through `pool`.
+    pub fn new(pool: Arc<Pool>) -> Arc<Self> {
+        Arc::new(Self { pool, subscriptions: AtomicUsize::new(0), is_closed: watch::Sender::new(false) })
+    }
+
+    /// Number of open subscriptions of the store.
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions.load(Ordering::Relaxed)
+    }
+
+    /// End the store's subscriptions.
+    pub fn close(&self) {
+        self.is_closed.send_replace(true);
+    }
+}
+
+/// A new subscription to a feed, which runs while there are any.
+pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
+    feed.enter()?;
+    owner.subscriptions.fetch_add(1, Ordering::Relaxed);
+    Ok(Arc::new(Subscription {
+        pid: std::process::id(),
+        feed: Arc::clone(feed),
+        owner: Arc::clone(owner),
+        filter,
+        window: Mutex::default(),
+        asking: Mutex::default(),
+        nudged: Notify::new(),
+        is_closed: AtomicBool::new(false),
+    }))
+}
+
+/// See [`subscribe`].
+pub struct Subscription {
+    /// The process that created the subscription. A forked child inherits it, but must not use it.
+    pid: u32,
+    feed: Arc<Feed>,
+    owner: Arc<Owner>,
+    filter: Filter,
+    window: Mutex<Window>,
+    /// The pending answer, which a new request replaces.
+    asking: Mutex<Option<AbortHandle>>,
+    nudged: Notify,
+    is_closed: AtomicBool,
+}
+
+impl Subscription {
+    /// Check a start, and determine its position.
+    pub fn begin(self: &Arc<Self>, start: Start, completion: Completion<Anchor>) -> Result<()> {
+        self.answer(completion, |this| async move { this.retried(|| this.find_start(start.clone()), || None).await })
+    }
+
+    /// Request the events after a position.
+    pub fn next(self: &Arc<Self>, next: Next, completion: Completion<Batch>) -> Result<()> {
+        let began = Instant::now();
+        self.answer(completion, move |this| async move {
+            let nothing = || this.batch(Vec::new(), next.position, None, false);
+            this.retried(|| this.take(next), || (began.elapsed() >= next.patience).then(nothing)).await
+        })
+    }
+
+    /// Answer a request in the background. It replaces the previous request.
+    fn answer<T, F>(self: &Arc<Self>, completion: Completion<T>, work: impl FnOnce(Arc<Self>) -> F) -> Result<()>
+    where
+        T: 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let mut asking = self.asking.lock();
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Error::Closed("subscription"));
+        }
+        let (mut closed, work) = (self.owner.is_closed.subscribe(), work(Arc::clone(self)));
+        let answering = runtime::handle()?.spawn(async move {
+            let result = tokio::select! {
+                biased;
+                _ = closed.wait_for(|&is_closed| is_closed) => Err(Error::StoreClosed),
+                result = work => result,
+            };
+            completion.finish(result);
+        });
+        if let Some(given_up) = asking.replace(answering.abort_handle()) {
+            given_up.abort();
+        }
+        Ok(())
+    }
+
+    /// Answer the pending request, or the next one, with the events known by now, even if there are none.
+    pub fn nudge(&self) {
+        self.nudged.notify_one();
+    }
+
+    /// End the subscription. The feed ends with its last subscription. In a forked child this does nothing, because the
+    /// subscription belongs to the parent.
+    pub fn close(&self) {
+        if self.pid != std::process::id() || self.is_closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(asking) = self.asking.lock().take() {
+            asking.abort(); // its completion reports "closed"
+        }
+        self.owner.subscriptions.fetch_sub(1, Ordering::Relaxed);
+        self.feed.leave();
+    }
+
+    /// Repeat an attempt while its errors are transient, until `instead` returns a value.
+    async fn retried<T, F>(&self, attempt: impl Fn() -> F, instead: impl Fn() -> Option<T>) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut backoff = Backoff::default();
+        loop {
+            // A failure of the keeper is final. A failure of this subscription may be cured by trying again, as the
+            // keeper does.
+            if let Some(error) = self.feed.progress.borrow().failure.clone() {
+                return Err(error);
+            }
+            match attempt().await {
+                // A statement that takes too long will do so again.
+                Err(error) if passes(&error) && !is_cancelled(&error) => match instead() {
+                    Some(answer) => return Ok(answer),
+                    None => sleep(backoff.next_delay()).await,
+                },
+                result => return result,
+            }
+        }
+    }
+
+    async fn find_start(&self, start: Start) -> Result<Anchor> {
+        let feed = &self.feed;
+        match start {
+            Start::End => {
+                let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
+                reader::latest_up_to(&self.owner.pool, &feed.table, settled).await
+            }
+            Start::After(version) => {
+                self.check_position(version).await?;
+                Ok(Anchor { version, ..Anchor::default() })
+            }
+            Start::AfterEvent(anchor) => {
+                // What changes after the keeper has begun, it notices itself.
+                let mut progress = feed.progress.subscribe();
+                let has_begun = |progress: &Progress| progress.position.is_some() || progress.failure.is_some();
+                progress.wait_for(has_begun).await.map_err(|_| Error::StoreClosed)?;
+                self.check_anchor(&anchor).await?;
+                Ok(anchor)
+            }
+        }
+    }
+
+    /// Check that the sequence has assigned a position. The keeper checks its own position; a subscription may be ahead
+    /// of it.
+    async fn check_position(&self, position: i64) -> Result<()> {
+        let last = self.feed.settler.step(&self.feed.table).await?.last;
+        if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
+    }
+
+    async fn check_anchor(&self, anchor: &Anchor) -> Result<()> {
+        let Feed { settler, table, .. } = &*self.feed;
+        let read: reader::Statement<'_> = (&settler.sql_anchor, &[(&anchor.version, Type::INT8)]);
+        let (settled, [rows, _]) = settler.step_and_read(table, [read, reader::NOTHING]).await?;
+        if anchor.is_in(&rows)? { Ok(()) } else { Err(anchor.rewound(table, &rows, settled.last)) }
+    }
+
+    async fn take(&self, next: Next) -> Result<Batch> {
+        let Next { position: begun, limit, reports_progress, patience } = next;
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut progress = self.feed.progress.subscribe();
+        let (mut position, mut id) = (begun, None);
+        loop {
+            let Progress { position: settled, failure } = progress.borrow_and_update().clone();
+            if let Some(error) = failure {
+                return Err(error);
+            }
+            if let Some(settled) = settled.as_ref().filter(|settled| settled.version > position) {
+                let batch = self.take_settled(position, settled, limit).await?;
+                if !batch.events.is_empty() || (reports_progress && batch.is_caught_up) {
+                    return Ok(batch);
+                }
+                (position, id) = (batch.position, batch.position_id);
+                if tokio::time::Instant::now() >= deadline || self.is_nudged().await {
+                    return Ok(self.batch(Vec::new(), position, id, false));
+                }
+                continue;
+            }
+            if settled.is_some() && reports_progress && position > begun {
+                return Ok(self.batch(Vec::new(), position, id, true));
+            }
+            tokio::select! {
+                changed = progress.changed() => changed.map_err(|_| Error::StoreClosed)?,
+                () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, id, settled.is_some())),
+                () = tokio::time::sleep_until(deadline) => {
+                    if settled.as_ref().is_some_and(|settled| settled.version < position) {
+                        self.check_position(position).await?;
+                    }
+                    return Ok(self.batch(Vec::new(), position, id, settled.is_some()));
+                }
+            }
+        }
+    }
+
+    /// Whether there was a nudge since the last one was answered.
+    async fn is_nudged(&self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.nudged.notified() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    fn batch(
+        &self,
+        events: Vec<Arc<StoredEvent>>,
+        position: i64,
+        position_id: Option<Arc<str>>,
+        is_caught_up: bool,
+    ) -> Batch {
+        let reconnects = self.feed.wakeup.sessions().saturating_sub(1);
+        Batch { events, position, position_id, is_caught_up, reconnects }
+    }
+
+    /// A batch that ends with its last event if it `is_full`, and otherwise at `end`, up to where was looked.
+    fn batch_up_to(&self, events: Vec<Arc<StoredEvent>>, end: &Anchor, settled: &Anchor, is_full: bool) -> Batch {
+        let end = match events.last().filter(|_| is_full) {
+            Some(event) => Anchor::of(event),
+            None => end.clone(),
+        };
+        let id = (!end.id.is_empty()).then_some(end.id);
+        self.batch(events, end.version, id, end.version >= settled.version)
+    }
+
+    /// The events after a position, up to a settled version, from the ring or from a page of the table.
+    async fn take_settled(&self, position: i64, settled: &Anchor, limit: usize) -> Result<Batch> {
+        if let Some((events, is_full)) = self.feed.ring_after(position, settled.version, limit, &self.filter) {
+            return Ok(self.batch_up_to(events, settled, settled, is_full));
+        }
+        loop {
+            let began = Instant::now();
+            match self.read_page(position, settled, limit).await {
+                Err(error) if is_cancelled(&error) => {
+                    self.feed.stats.lock().page_timeouts += 1;
+                    self.feed.timeouts.failed(&error);
+                    if self.filter.is_empty() || !self.window.lock().shrink() {
+                        return Err(error);
+                    }
+                }
+                batch => {
+                    self.window.lock().took(began.elapsed());
+                    return batch;
+                }
+            }
+        }
+    }
+
+    /// Read a page of the table. With a filter it covers a window of versions only, so that the work is bounded although
+    /// nothing may match.
+    async fn read_page(&self, position: i64, settled: &Anchor, limit: usize) -> Result<Batch> {
+        let Feed { settler, table, stats, .. } = &*self.feed;
+        stats.lock().pages += 1;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        // Without a filter, events that are not settled are removed here and not by the statement; see `reader::sql`.
+        let until = if self.filter.is_empty() { i64::MAX } else { self.window.lock().end(position, settled.version) };
+        let query = Query { since: position, until, limit, is_backwards: false, filter: self.filter.clone() };
+        let (sql, parameters) = reader::sql(table, &query);
+        let (binds, sql_latest) = (reader::binds(&parameters), reader::sql_latest(table));
+        let end = until.min(settled.version);
+        let [rows, at_anchor, at_end] = self
+            .owner
+            .pool
+            .get()
+            .await?
+            .pipeline(
+                "read events",
+                [
+                    (&sql, &binds),
+                    (&settler.sql_anchor, &[(&settled.version, Type::INT8)]),
+                    (&sql_latest, &[(&end, Type::INT8)]),
+                ],
+                false,
+            )
+            .await?;
+        if !settled.is_in(&at_anchor)? {
+            let last = settler.step(table).await?.last;
+            return Err(settled.rewound(table, &at_anchor, last));
+        }
+        let mut events = reader::events(&rows)?;
+        events.retain(|event| event.version <= settled.version);
+        let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
+        // The last event up to the end, if it is in this window. Otherwise the end is a gap, which is as final.
+        let last = Anchor::from_rows(&at_end)?;
+        let end = if last.version > position { last } else { Anchor { version: end, ..Anchor::default() } };
+        Ok(self.batch_up_to(events, &end, settled, is_full))
+    }
+}
+
+/// Whether the server cancelled a statement, because it took too long or because an administrator asked for it.
+fn is_cancelled(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. } if report.sqlstate == "57014")
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
