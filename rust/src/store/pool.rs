@@ -304,6 +304,12 @@ impl Pooled {
         self.patience = patience;
     }
 
+    /// How long a statement of so many bytes may remain unanswered, for a setting of PostgreSQL.
+    pub fn limit_text(&self, sent_bytes: usize) -> String {
+        let limit = self.connection.as_ref().map_or(Duration::ZERO, |connection| connection.open.limit_of(sent_bytes));
+        format!("{}ms", limit.as_millis().min(i32::MAX as u128))
+    }
+
     /// Give statements time to send so many bytes.
     pub fn set_sent_bytes(&mut self, sent_bytes: usize) {
         self.sent_bytes = sent_bytes;

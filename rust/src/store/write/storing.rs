@@ -23,6 +23,10 @@ const QUEUE_LIMIT: &str = "200ms";
 /// Sets how long the following statements of the transaction wait for a lock.
 const SET_LIMIT: &str = "SELECT pg_catalog.set_config('lock_timeout', $1, true)";
 
+/// Ends the session when the transaction is idle for so long: behind a link that swallows packets, the server does not
+/// notice that its client is gone, and would hold the locks for hours.
+const SET_IDLE_LIMIT: &str = "SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', $1, true)";
+
 /// A table and the statements for it.
 pub struct Layout {
     /// The table.
@@ -252,14 +256,17 @@ async fn take_locks(connection: &mut Pooled, sql: &Sql, calls: &[Call], taking: 
         of_calls.push(of_call);
     }
     let binds = locks.binds();
+    let idle_limit = connection.limit_text(size_bytes(calls));
+    let idle_limit: [Bind<'_>; 1] = [(&idle_limit, Type::TEXT)];
     connection.set_dirty(true);
     if taking == Taking::Queued {
         let limit: [Bind<'_>; 1] = [(&QUEUE_LIMIT, Type::TEXT)];
-        let requests = [(BEGIN, &[][..]), (SET_LIMIT, &limit), (&sql.lock, &binds)];
+        let requests = [(BEGIN, &[][..]), (SET_IDLE_LIMIT, &idle_limit), (SET_LIMIT, &limit), (&sql.lock, &binds)];
         connection.pipeline("lock aggregates", requests, false).await?;
         return Ok(HashSet::new());
     }
-    let [_, busy] = connection.pipeline("lock aggregates", [(BEGIN, &[][..]), (&sql.try_lock, &binds)], false).await?;
+    let requests = [(BEGIN, &[][..]), (SET_IDLE_LIMIT, &idle_limit), (&sql.try_lock, &binds)];
+    let [_, _, busy] = connection.pipeline("lock aggregates", requests, false).await?;
     let busy = numbers(&busy)?;
     let is_busy = |(_, of_call): &(usize, Vec<usize>)| of_call.iter().any(|index| busy.contains(index));
     Ok(of_calls.into_iter().enumerate().filter(is_busy).map(|(number, _)| number).collect())
@@ -287,7 +294,9 @@ pub async fn wait_for_locks(connection: &mut Pooled, sql: &Sql, events: &[NewEve
     let limit = format!("{}ms", limit.as_millis().clamp(1, i32::MAX as u128));
     let limit: [Bind<'_>; 1] = [(&limit, Type::TEXT)];
     connection.set_dirty(true);
-    let requests = [(BEGIN, &[][..]), (SET_LIMIT, &limit), (&sql.lock, &locks.binds())];
+    let idle_limit = connection.limit_text(events.iter().map(NewEvent::size_bytes).sum());
+    let idle_limit: [Bind<'_>; 1] = [(&idle_limit, Type::TEXT)];
+    let requests = [(BEGIN, &[][..]), (SET_IDLE_LIMIT, &idle_limit), (SET_LIMIT, &limit), (&sql.lock, &locks.binds())];
     connection.pipeline("lock aggregates", requests, false).await?;
     Ok(())
 }
