@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from socketio_postgres import _core
 from socketio_postgres.exceptions import (
     AggregateIdTooLongError,
+    AggregateLockedError,
     AttachmentMissingError,
     BufferFullError,
     ClosedError,
@@ -102,6 +103,7 @@ __all__ = [
     "NO_STREAM",
     "START",
     "AggregateIdTooLongError",
+    "AggregateLockedError",
     "AsyncCompetingSubscription",
     "AsyncDurableSubscription",
     "AsyncEmitter",

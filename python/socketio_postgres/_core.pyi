@@ -391,10 +391,19 @@ class EventStore:
 
     def open(self, inbox: Inbox, token: int) -> None: ...
     def layout(self) -> dict[str, Any] | None:
-        """What was found out about the table when it was opened."""
+        """What was found out about the table when it was last looked at."""
 
     def store(self, events: Iterable[Any], expected: dict[str, int], inbox: Inbox, token: int) -> None:
-        """Store events; ends with a list of `(version, created_at, is_duplicate)`."""
+        """Store events; ends with a list of `(version, created_at, is_duplicate)`, or with `BufferFullError`."""
+
+    def wait_for_room(self, inbox: Inbox, token: int) -> None:
+        """Ends once another call of `store` can be accepted."""
+
+    def look_again(self, inbox: Inbox, token: int) -> None:
+        """Read the layout of the table again."""
+
+    def version_of(self, event_id: str, inbox: Inbox, token: int) -> None:
+        """Ends with the version of the event with this id; 0 when there is none."""
 
     def checked(self, events: Iterable[Any]) -> list[tuple[str, str, str, str | None, str | None]]:
         """Id, aggregate id, type, data and metadata of events as they would be stored, once they were checked."""

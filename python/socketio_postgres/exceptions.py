@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "AggregateIdTooLongError",
+    "AggregateLockedError",
     "AttachmentMissingError",
     "BufferFullError",
     "ClosedError",
@@ -326,6 +327,25 @@ class AggregateIdTooLongError(EventStoreError, ValueError):
     aggregate_id: str = ""
     size_bytes: int = 0
     limit_bytes: int = 0
+
+
+class AggregateLockedError(EventStoreError):
+    """Another transaction held an aggregate, or an event id, for longer than `lock_wait`; nothing was stored.
+
+    Attributes:
+        aggregate_id: The aggregate.
+        pid: Server process of the session that held it at that moment; None for a prepared transaction, or when none
+            was found.
+        application_name: What that session calls itself, or None.
+        state: What it does, for example `idle in transaction`, or None.
+        seconds: For how long its transaction had been open, or None.
+    """
+
+    aggregate_id: str = ""
+    pid: int | None = None
+    application_name: str | None = None
+    state: str | None = None
+    seconds: float | None = None
 
 
 class SchemaMismatchError(EventStoreError):

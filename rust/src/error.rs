@@ -187,6 +187,22 @@ pub enum Error {
         /// The limit.
         limit_bytes: usize,
     },
+    /// Another transaction held the lock of an aggregate, or an id of the call, for too long; nothing was stored.
+    #[error("aggregate {aggregate_id:?} is locked: {}", locker(*waited, *pid, application_name.as_deref(), state.as_deref(), *open_for))]
+    AggregateLocked {
+        /// The aggregate.
+        aggregate_id: String,
+        /// How long the call has waited.
+        waited: Duration,
+        /// The server process of the session that holds the lock, as far as it was found.
+        pid: Option<i32>,
+        /// The application name of that session.
+        application_name: Option<String>,
+        /// The state of that session, for example `idle in transaction`.
+        state: Option<String>,
+        /// For how long its transaction has been open.
+        open_for: Option<Duration>,
+    },
     /// The table cannot be used as an event table.
     #[error("table {table} is not fit for events: {reason}")]
     SchemaMismatch {
@@ -236,6 +252,35 @@ fn rewound(table: &str, position: i64, last: i64, event_id: Option<&String>, fou
     let found = found_id.map_or_else(|| "no event".to_owned(), |id| format!("event {id:?}"));
     let wanted = event_id.map_or_else(String::new, |id| format!(" instead of {id:?}"));
     format!("table {table} has {found}{wanted} at position {position}: {cause}")
+}
+
+fn locker(
+    waited: Duration,
+    pid: Option<i32>,
+    application_name: Option<&str>,
+    state: Option<&str>,
+    open_for: Option<Duration>,
+) -> String {
+    let mut text = format!("waited for {:.1} s", waited.as_secs_f64());
+    if pid.is_none() && state.is_none() {
+        text.push_str("; who holds it, or stores an event with the same id, was not found");
+        return text;
+    }
+    // writing to a String cannot fail
+    match pid {
+        Some(pid) => drop(write!(text, "; it is held by session {pid}")),
+        None => text.push_str("; it is held by a prepared transaction"),
+    }
+    if let Some(name) = application_name.filter(|name| !name.is_empty()) {
+        let _ = write!(text, " ({name})");
+    }
+    if let Some(state) = state {
+        let _ = write!(text, ", {state}");
+    }
+    if let Some(open_for) = open_for {
+        let _ = write!(text, ", whose transaction has been open for {:.1} s", open_for.as_secs_f64());
+    }
+    text
 }
 
 fn last(version: i64) -> String {

@@ -113,8 +113,7 @@ async def test_all_who_waited_for_an_aggregate_succeed(store: AsyncEventStore, d
         await user.execute("SELECT 1")
         await store.store_in(user, Event("T", "hot"), expected=EXISTS)
         calls = [asyncio.create_task(writer.store(Event("T", "hot"), expected=EXISTS)) for writer in writers * 15]
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        await eventually(lambda: int(str(database.value(waiting))) > 10, "they wait")
+        await eventually(lambda: sum(writer.stats()["store_waiting"] for writer in writers) > 10, "they wait")
     assert len(await asyncio.gather(*calls)) == 60
     assert len(list(await store.load_by_aggregate("hot"))) == 62
     for writer in writers:
@@ -296,7 +295,7 @@ async def test_expectations_hold_whatever_isolation_is_the_default(database: Dat
         await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
         await store.store_in(connection, Event("T", "a", 2))
         late = asyncio.create_task(store.store(Event("T", "a", 3), expected=first.version))
-        await eventually(lambda: waits_for_a_lock(database), "the other one waits")
+        await eventually(lambda: store.stats()["store_waiting"] == 1, "the other one waits")
         await connection.commit()
         with pytest.raises(WrongExpectedVersionError):
             await late
@@ -369,7 +368,7 @@ async def test_closing_waits_for_a_call_that_waits_for_a_lock(our_store: AsyncEv
     async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
         await our_store.store_in(connection, Event("T", "a", 1), expected=NO_STREAM)
         late = asyncio.create_task(our_store.store(Event("T", "a", 2)))
-        await eventually(lambda: waits_for_a_lock(database), "it waits")
+        await eventually(lambda: our_store.stats()["store_waiting"] == 1, "it waits")
         closing = asyncio.create_task(our_store.close())
         done, _ = await asyncio.wait([closing, late], timeout=0.5)
         assert not done

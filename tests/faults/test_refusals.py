@@ -214,7 +214,7 @@ def _waits_for_a_lock(database: Database) -> bool:
 
 async def test_a_store_that_cannot_connect_in_time_has_sent_nothing(database: Database) -> None:
     with Proxy(database) as proxy:
-        async with AsyncEventStore(proxy.dsn) as store:
+        async with AsyncEventStore(proxy.dsn, answer_timeout=1) as store:
             await store.store(Event("T", "a", 0))
             trap = proxy.swallow_from(b"user\0", count=float("inf"))
             proxy.reset()

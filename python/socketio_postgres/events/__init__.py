@@ -40,6 +40,7 @@ from socketio_postgres.events.projection import Projection
 from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     AggregateIdTooLongError,
+    AggregateLockedError,
     CommitInDoubtError,
     DuplicateEventError,
     EventNotFoundError,
@@ -64,6 +65,7 @@ __all__ = [
     "NO_STREAM",
     "START",
     "AggregateIdTooLongError",
+    "AggregateLockedError",
     "AsyncCompetingSubscription",
     "AsyncDurableSubscription",
     "AsyncEventBatch",

@@ -33,6 +33,7 @@ from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
 from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
+    BufferFullError,
     EventNotFoundError,
     ForkedProcessError,
     IncompatibleVersionError,
@@ -110,7 +111,10 @@ class AsyncEventLog:
         await arun(core.open)
 
     def layout(self) -> TableLayout:
-        """What was found out about the table when it was opened; empty before."""
+        """What was found out about the table when it was last looked at; empty before it was opened.
+
+        It is looked at when it is opened, by `enable_guard` and its like, and after conflicts and refusals.
+        """
         return cast("TableLayout", self._core.layout() or {})
 
     # ------------------------------------------------------------------------------------------------- writing
@@ -135,7 +139,10 @@ class AsyncEventLog:
             AggregateIdTooLongError: More than 56 bytes, where go-sync-kit's trigger is.
             PayloadTooLargeError: go-sync-kit's trigger could not notify of it.
             EncodeError: Something that JSON or PostgreSQL cannot hold.
-            ConnectionLostError: `may_be_sent` says whether the commit is in doubt; it is after half a minute of asking.
+            AggregateLockedError: Another transaction held the aggregate, or the id, for longer than `lock_wait`.
+            BufferFullError: Too many calls wait, and `on_full` is `raise`.
+            ConnectionLostError: The server was away for longer than `answer_timeout`; `may_be_sent` says whether the
+                commit is in doubt.
             StoreClosedError: The store was closed.
         """
         events, checks = self._checked_call(event, expected)
@@ -184,7 +191,14 @@ class AsyncEventLog:
 
     async def _store(self, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
         core = self._opened_core()
-        positions = await arun(lambda inbox, token: core.store(events, checks, inbox, token))
+        while True:
+            try:
+                positions = await arun(lambda inbox, token: core.store(events, checks, inbox, token))
+                break
+            except BufferFullError:
+                if self.options.on_full == "raise":
+                    raise
+            await arun(core.wait_for_room)
         return [
             StoreResult(version, event.id, at, old) for event, (version, at, old) in zip(events, positions, strict=True)
         ]
@@ -243,8 +257,13 @@ class AsyncEventLog:
 
     async def _store_in(self, conn: Any, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
         await self.open()
-        rows = self._opened_core().checked(events)
-        return await store_in(conn, self.layout(), rows, checks)
+        core = self._opened_core()
+
+        async def look_again() -> None:
+            await arun(core.look_again)
+            core.checked(events)
+
+        return await store_in(conn, self.layout(), core.checked(events), checks, look_again)
 
     async def import_events(
         self,
@@ -399,11 +418,9 @@ class AsyncEventLog:
             EventNotFoundError: There is none.
         """
         core = self._opened_core()
-        sql = f"SELECT version::pg_catalog.text FROM {core.table('')} WHERE id = $1"
-        rows = await self._query(sql, event_id)
-        if not rows:
+        version: int = await arun(lambda inbox, token: core.version_of(event_id, inbox, token))
+        if version == 0:
             raise EventNotFoundError(f"there is no event with id {event_id!r}", event_id=event_id)
-        version = int(rows[0][0] or 0)
         events, _ = await self._load(version - 1, [], 1, False, version)
         return events[0]
 
@@ -530,9 +547,10 @@ class AsyncEventLog:
         return cast("EventStoreStats", self._core.stats() if self._pid == os.getpid() else {})
 
     async def close(self) -> None:
-        """Finish what is being stored, end the subscriptions, disconnect."""
-        if self._is_closed:
-            return
+        """Finish what is being stored or waits, end the subscriptions, disconnect; takes at most about ten seconds.
+
+        Calls that are not finished then fail. Whoever calls it meanwhile waits for the end, too.
+        """
         self._is_closed = True
         if self._is_open and self._pid == os.getpid():
             core = self._core

@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias, TypedDict
 
-from socketio_postgres._bus.options import ConnectOptions, Password, between
+from socketio_postgres._bus.options import MIB, ConnectOptions, Password, between
 from socketio_postgres.events.blocker import Stall
 
-__all__ = ["EventStoreKeywords", "EventStoreOptions", "OnStall"]
+__all__ = ["EventStoreKeywords", "EventStoreOptions", "OnStall", "OnStoreFull"]
 
 OnStall: TypeAlias = Literal["wait", "error"] | Callable[[Stall], object]
+
+OnStoreFull: TypeAlias = Literal["wait", "raise"]
 
 _DAY: Final = 86_400.0
 _TEN_YEARS: Final = 3650 * _DAY
@@ -45,6 +47,15 @@ class EventStoreOptions(ConnectOptions):
         batch_size: Most events in one statement, written or read. Default 1000.
         enable_prepared_stmts: Keep statements prepared on the server. Default True; turn it off behind a transaction
             pooler that cannot.
+        lock_wait: Seconds that storing waits for an aggregate, or an event id, that another transaction holds, before
+            `AggregateLockedError`. Default 30.
+        answer_timeout: Silence of the server after which a statement is cancelled and its connection given up; a large
+            statement has more time. Also the time that a call waits for a server that is away, and that the store tries
+            to find out whether a commit in doubt took place. Default 30.
+        buffer_count: Calls of `store` and `store_batch` that may wait to be committed. Default 10 000.
+        buffer_bytes: The same in bytes. Default 64 MiB.
+        on_full: What happens to a call when as many wait: `wait`, it waits until there is room; or `raise` a
+            `BufferFullError`. Default `wait`.
         stall_warning: Seconds after which an open transaction that holds readers up is logged, with its session, and
             `on_stall` applies; and again each time as many have passed. Default 5.
         on_stall: What else a subscription does then: `"wait"`, `"error"` (raise `StoreStalledError`), or a function
@@ -66,6 +77,11 @@ class EventStoreOptions(ConnectOptions):
     poll_interval: float = dataclasses.field(default=1.0, metadata=between(0.001, _DAY))
     batch_size: int = dataclasses.field(default=1000, metadata=between(1, 10_000))
     enable_prepared_stmts: bool = True
+    lock_wait: float = dataclasses.field(default=30.0, metadata=between(0.001, _DAY))
+    answer_timeout: float = dataclasses.field(default=30.0, metadata=between(0.001, _DAY))
+    buffer_count: int = dataclasses.field(default=10_000, metadata=between(1, 10_000_000))
+    buffer_bytes: int = dataclasses.field(default=64 * MIB, metadata=between(1, 64 * 1024 * MIB))
+    on_full: OnStoreFull = "wait"
     stall_warning: float = dataclasses.field(default=5.0, metadata=between(0.001, _DAY))
     on_stall: OnStall = "wait"
     logger: logging.Logger = dataclasses.field(default_factory=lambda: logging.getLogger("socketio_postgres"))
@@ -89,6 +105,11 @@ class EventStoreKeywords(TypedDict, total=False):
     poll_interval: float
     batch_size: int
     enable_prepared_stmts: bool
+    lock_wait: float
+    answer_timeout: float
+    buffer_count: int
+    buffer_bytes: int
+    on_full: OnStoreFull
     stall_warning: float
     on_stall: OnStall
     logger: logging.Logger

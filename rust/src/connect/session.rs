@@ -137,7 +137,8 @@ pub struct OpenConnection {
 }
 
 impl OpenConnection {
-    fn new(link: Link, answer_limit: Duration) -> Arc<Self> {
+    /// Drive a new link.
+    pub fn new(link: Link, answer_limit: Duration) -> Arc<Self> {
         let Link { client, connection, canceller, encoding, .. } = link;
         let is_narrow = encoding == Encoding::Narrow;
         let pulse = Arc::new(Pulse::default());
@@ -165,7 +166,8 @@ impl OpenConnection {
         self.is_narrow
     }
 
-    fn is_usable(&self) -> bool {
+    /// Whether statements may begin on this connection.
+    pub fn is_usable(&self) -> bool {
         !self.client.is_closed() && !self.is_left.load(Ordering::Relaxed)
     }
 
@@ -199,14 +201,12 @@ impl OpenConnection {
         if !self.is_usable() {
             return Err(Error::lost(context, "the connection was given up before anything was sent"));
         }
-        self.unless_silent(context, self.answer_limit + travel_time(sent_bytes), work).await.map_err(
-            |error| match error {
-                Error::ConnectionLost { context, reason, .. } => {
-                    Error::ConnectionLost { context, reason, may_be_sent: true }
-                }
-                other => other,
-            },
-        )
+        self.unless_silent(context, self.limit_of(sent_bytes), work).await.map_err(|error| match error {
+            Error::ConnectionLost { context, reason, .. } => {
+                Error::ConnectionLost { context, reason, may_be_sent: true }
+            }
+            other => other,
+        })
     }
 
     /// Run a statement and wait for its answer for at most `limit`. A missing answer does not count against the
@@ -235,17 +235,37 @@ impl OpenConnection {
         F: Future<Output = Result<T>>,
     {
         let mut under_way = UnderWay { connection: self, is_answered: false };
-        self.pulse.asked();
-        let mut work = pin!(work(&self.client));
-        let mut answer = self.pulse.unless_silent(limit, &mut work).await;
-        if answer.is_none() {
-            self.give_up();
-            let last_word = timeout(LAST_WORD, work).await.ok();
-            answer = last_word.map(|result| result.map_err(|error| cancelled(error, context, limit)));
-        }
-        let result = answer.unwrap_or_else(|| Err(silent(context, limit)));
+        let result = self.answer(context, limit, work).await;
         under_way.is_answered = !result.as_ref().is_err_and(Error::is_connection_lost);
         result
+    }
+
+    /// As [`OpenConnection::ask`], with a limit of its own. When the returned future is dropped, the statement goes on.
+    /// The owner of the connection then waits for its end, or calls [`OpenConnection::give_up`].
+    pub async fn answer<'a, T, F>(
+        self: &'a Arc<Self>,
+        context: &str,
+        limit: Duration,
+        work: impl FnOnce(&'a Client) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        self.pulse.asked();
+        let mut work = pin!(work(&self.client));
+        if let Some(answer) = self.pulse.unless_silent(limit, &mut work).await {
+            return answer;
+        }
+        self.give_up();
+        match timeout(LAST_WORD, work).await {
+            Ok(result) => result.map_err(|error| cancelled(error, context, limit)),
+            Err(_) => Err(silent(context, limit)),
+        }
+    }
+
+    /// How long a statement that is `sent_bytes` long may remain unanswered.
+    pub fn limit_of(&self, sent_bytes: usize) -> Duration {
+        self.answer_limit + travel_time(sent_bytes)
     }
 
     /// Retire the connection: running statements finish, and the next use of the session opens another connection.
@@ -254,7 +274,7 @@ impl OpenConnection {
     }
 
     /// Cancel the running statements and close the connection, in the background.
-    fn give_up(self: &Arc<Self>) {
+    pub fn give_up(self: &Arc<Self>) {
         self.leave();
         if self.is_given_up.swap(true, Ordering::Relaxed) {
             return;

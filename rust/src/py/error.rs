@@ -72,6 +72,14 @@ pub fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyA
             details.set_item("aggregate_id", aggregate_id)?;
             ("AggregateIdTooLongError", details)
         }
+        Error::AggregateLocked { aggregate_id, pid, application_name, state, open_for, .. } => {
+            let details = [("aggregate_id", aggregate_id)].into_py_dict(py)?;
+            details.set_item("pid", pid)?;
+            details.set_item("application_name", application_name)?;
+            details.set_item("state", state)?;
+            details.set_item("seconds", open_for.map(|open_for| open_for.as_secs_f64()))?;
+            ("AggregateLockedError", details)
+        }
         Error::SchemaMismatch { table, reason } => {
             ("SchemaMismatchError", [("table_name", table), ("reason", reason)].into_py_dict(py)?)
         }

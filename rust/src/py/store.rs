@@ -23,8 +23,9 @@ use crate::store::read::sharing::Wanted;
 use crate::store::read::subscription::{Batch, Next, Start, Subscription};
 use crate::store::read::wakeup;
 use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY};
+use crate::store::write::calls::{Bounds, Position, Request};
 use crate::store::write::import::Import;
-use crate::store::write::writer::{self, Position, Request};
+use crate::store::write::writer;
 use crate::table_name::TableName;
 
 /// The complete settings, checked and filled with defaults by `events/options.py`.
@@ -45,6 +46,10 @@ struct GivenSettings {
     batch_size: usize,
     enable_prepared_stmts: bool,
     poll_interval: f64,
+    lock_wait: f64,
+    answer_timeout: f64,
+    buffer_count: usize,
+    buffer_bytes: usize,
 }
 
 /// See `_core.pyi`.
@@ -145,6 +150,7 @@ impl PyEventStore {
         let (writing, listen_connector) = connectors(&settings.dsn, settings.listen_dsn.as_deref(), settings.password)?;
         let description = writing.conninfo().redacted();
         let table_name = TableName::parse(&settings.table_name)?;
+        let answer_limit = seconds("answer_timeout", settings.answer_timeout)?;
         let wanted = Wanted {
             connector: writing,
             listen_connector,
@@ -159,6 +165,7 @@ impl PyEventStore {
                 max_lifetime: seconds("conn_max_lifetime", settings.conn_max_lifetime)?,
                 max_idle_time: seconds("conn_max_idle_time", settings.conn_max_idle_time)?,
                 is_preparing: settings.enable_prepared_stmts,
+                answer_limit,
             },
             poll_interval: seconds("poll_interval", settings.poll_interval)?,
         };
@@ -166,7 +173,12 @@ impl PyEventStore {
             wanted: Arc::new(wanted),
             table_name: table_name.clone(),
             may_create: settings.create_table,
-            batch_size: settings.batch_size,
+            writing: writer::Settings {
+                batch_size: settings.batch_size,
+                lock_wait: seconds("lock_wait", settings.lock_wait)?,
+                away_limit: answer_limit,
+                bounds: Bounds { count: settings.buffer_count, bytes: settings.buffer_bytes },
+            },
         });
         Ok(Self { pid: std::process::id(), description, table_name, store, _lease: Lease::new() })
     }
@@ -186,7 +198,7 @@ impl PyEventStore {
 
     fn layout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         let Some(opened) = self.store.opened() else { return Ok(None) };
-        let (out, table) = (PyDict::new(py), &opened.table);
+        let (out, table) = (PyDict::new(py), opened.writer.table());
         out.set_item("table_name", &table.name)?;
         out.set_item("oid", table.oid)?;
         out.set_item("sequence", &table.sequence)?;
@@ -214,11 +226,25 @@ impl PyEventStore {
         Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) })?)
     }
 
+    fn wait_for_room(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        check_process(self.pid)?;
+        self.store.wait_for_room(inbox.completion(token));
+        Ok(())
+    }
+
+    fn look_again(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.run(inbox, token, |store| async move { store.look_again().await })
+    }
+
+    fn version_of(&self, event_id: String, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.run(inbox, token, |store| async move { store.version_of(event_id).await })
+    }
+
     /// The columns of events as they would be stored, checked for this table.
     fn checked(&self, events: &Bound<'_, PyAny>) -> PyResult<Vec<Row>> {
         let opened = self.store.opened().ok_or(Error::Closed("event store"))?;
         let events = event::new_events(events)?;
-        writer::check(&events, &opened.table)?;
+        writer::check(&events, &opened.writer.table())?;
         let row = |event: NewEvent| (event.id, event.aggregate_id, event.event_type, event.data, event.metadata);
         Ok(events.into_iter().map(row).collect())
     }

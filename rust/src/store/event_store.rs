@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 use tokio_postgres::types::Type;
 
 use crate::connect::runtime;
@@ -20,8 +20,12 @@ use crate::store::read::sharing::{self, Member, Shared, Wanted};
 use crate::store::read::subscription::{self, Owner, Subscription};
 use crate::store::row::get;
 use crate::store::table::{self, Part, Table};
-use crate::store::write::writer::{self, Request, Writer};
+use crate::store::write::calls::Request;
+use crate::store::write::writer::{self, Writer};
 use crate::table_name::TableName;
+
+/// How long closing waits for calls whose time is over to be told so.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// A store's settings, chosen by the Python layer.
 pub struct Settings {
@@ -31,8 +35,8 @@ pub struct Settings {
     pub table_name: TableName,
     /// Create the table when it is missing.
     pub may_create: bool,
-    /// Maximum number of events in one statement.
-    pub batch_size: usize,
+    /// How to store events.
+    pub writing: writer::Settings,
 }
 
 /// The parts of a store that exist once the table was found.
@@ -77,13 +81,21 @@ pub struct EventStore {
     pub pool: Arc<Pool>,
     opened: OnceCell<Opened>,
     is_closed: AtomicBool,
+    /// Held while the store is being closed; true afterwards.
+    closing: AsyncMutex<bool>,
 }
 
 impl EventStore {
     /// A store, which connects on first use.
     pub fn new(settings: Settings) -> Arc<Self> {
         let pool = Pool::new(Arc::clone(&settings.wanted.connector), settings.wanted.limits);
-        Arc::new(Self { settings, pool, opened: OnceCell::new(), is_closed: AtomicBool::new(false) })
+        Arc::new(Self {
+            settings,
+            pool,
+            opened: OnceCell::new(),
+            is_closed: AtomicBool::new(false),
+            closing: AsyncMutex::default(),
+        })
     }
 
     /// Open the store, if it is not open yet: find the table, or create it.
@@ -100,7 +112,7 @@ impl EventStore {
             let feed = &member.shared.feed;
             Ok(Opened {
                 told: Mutex::new(feed.reports().map(|outage| outage.news(u64::MAX).1)),
-                writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.batch_size),
+                writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.writing),
                 owner: Owner::new(Arc::clone(&self.pool)),
                 shared: Arc::clone(&member.shared),
                 member: Mutex::new(Some(member)),
@@ -129,7 +141,7 @@ impl EventStore {
     /// Store events atomically.
     pub fn store(self: &Arc<Self>, request: Request) -> Result<()> {
         if let Some(opened) = self.opened() {
-            return match writer::check(&request.events, &opened.table) {
+            return match writer::check(&request.events, &opened.writer.table()) {
                 Ok(()) if request.events.is_empty() => {
                     request.completion.finish(Ok(Vec::new()));
                     Ok(())
@@ -155,19 +167,32 @@ impl EventStore {
     /// All visible events that match a query; see [`reader::load`].
     pub async fn load(&self, query: Query, may_look: bool) -> Result<Page> {
         let opened = self.open().await?;
-        reader::load(&self.pool, &opened.shared.settler, &opened.table, &query, may_look).await
+        let (pool, settler, table, query) = (&self.pool, &opened.shared.settler, &opened.table, &query);
+        pool.retrying(|| reader::load(pool, settler, table, query, may_look)).await
+    }
+
+    /// The version of the event with an id; 0 when there is none.
+    pub async fn version_of(&self, id: String) -> Result<i64> {
+        let table = &self.open().await?.table.name;
+        let sql = format!("SELECT version FROM {table} WHERE id = $1");
+        let (pool, sql, id) = (&self.pool, &*sql, &id);
+        let look =
+            || async move { pool.get().await?.query("look for an event", sql, &[(id, Type::TEXT)], false).await };
+        pool.retrying(look).await?.first().map_or(Ok(0), |row| get(row, 0))
     }
 
     /// The version of the last event, or of the last settled one.
     pub async fn latest_version(&self, is_settled: bool) -> Result<i64> {
         let opened = self.open().await?;
-        reader::latest_version(&self.pool, &opened.shared.settler, &opened.table, is_settled).await
+        let (pool, settler, table) = (&self.pool, &opened.shared.settler, &opened.table);
+        pool.retrying(|| reader::latest_version(pool, settler, table, is_settled)).await
     }
 
     /// Read the settled version once: all versions up to the returned one are final.
     pub async fn settled_version(&self) -> Result<i64> {
         let opened = self.open().await?;
-        Ok(opened.shared.settler.step(&opened.table).await?.settled)
+        let (settler, table) = (&opened.shared.settler, &opened.table);
+        Ok(self.pool.retrying(|| settler.step(table)).await?.settled)
     }
 
     /// A subscription; the store must have been opened.
@@ -180,14 +205,31 @@ impl EventStore {
         }
     }
 
-    /// Apply the migrations of a part, if they are not applied yet.
+    /// Apply the migrations of a part, if they are not applied yet. The writer heeds them at once.
     pub async fn migrate(&self, part: Part) -> Result<()> {
         let mut connection = self.pool.get().await?;
         table::migrate(&mut connection, &self.settings.table_name, part).await?;
         if part == Part::Subscriptions {
             table::migrate(&mut connection, &self.settings.table_name, Part::Settled).await?;
         }
-        Ok(())
+        drop(connection);
+        match self.opened() {
+            Some(opened) => opened.writer.look_again().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Look at the table again; the writer heeds what has changed.
+    pub async fn look_again(&self) -> Result<()> {
+        self.open().await?.writer.look_again().await
+    }
+
+    /// Finish `waiter` once the writer can accept another call.
+    pub fn wait_for_room(&self, waiter: Completion) {
+        match self.opened() {
+            Some(opened) => opened.writer.wait_for_room(waiter),
+            None => waiter.finish(Ok(())),
+        }
     }
 
     /// Run a statement with text parameters and text results.
@@ -205,20 +247,23 @@ impl EventStore {
         self.open().await?.writer.import(&events).await
     }
 
-    /// Finish running operations within `limit`, end the subscriptions, and disconnect.
+    /// Finish running operations within `limit`, end the subscriptions, and disconnect. Concurrent calls wait for the end,
+    /// too.
     pub async fn close(&self, limit: Duration) -> Result<()> {
-        if self.is_closed.swap(true, Ordering::AcqRel) {
+        self.is_closed.store(true, Ordering::Release);
+        let mut is_done = self.closing.lock().await;
+        if std::mem::replace(&mut *is_done, true) {
             return Ok(());
         }
         if let Some(opened) = self.opened() {
             opened.owner.close();
-            opened.writer.close();
+            opened.writer.close(limit);
             let idle = async {
                 while !opened.writer.is_idle() {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
             };
-            let _ = tokio::time::timeout(limit, idle).await;
+            let _ = tokio::time::timeout(limit + LAST_WORD, idle).await;
             // The last store of a table ends the shared parts.
             let member = opened.member.lock().take();
             if let Some(member) = member {

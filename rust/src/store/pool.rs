@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
-use crate::connect::cancel::Canceller;
+use crate::connect::backoff::Backoff;
 use crate::connect::connection::Connector;
+use crate::connect::session::OpenConnection;
 use crate::error::{Error, Result};
 use crate::lock::Mutex;
 
@@ -42,6 +42,9 @@ pub struct Limits {
     pub max_idle_time: Duration,
     /// Whether statements are prepared on the server.
     pub is_preparing: bool,
+    /// Longest silence before the answer to a statement. Afterwards the statement is cancelled, and its connection given
+    /// up.
+    pub answer_limit: Duration,
 }
 
 /// Counters with the meaning of Go's `sql.DBStats`.
@@ -69,8 +72,7 @@ struct Idle {
 }
 
 struct Connection {
-    client: Client,
-    canceller: Canceller,
+    open: Arc<OpenConnection>,
     statements: HashMap<String, Statement>,
     born: Instant,
 }
@@ -100,6 +102,10 @@ pub struct Pooled {
     is_dirty: bool,
     /// A query is running. The next user of the connection would have to wait for its end.
     is_busy: bool,
+    /// Additional time for answers: statements may wait for locks.
+    patience: Duration,
+    /// Size of what the statements send, which takes time to travel.
+    sent_bytes: usize,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -139,24 +145,21 @@ impl Pool {
             state.stats.in_use += 1;
             loop {
                 match state.idle.pop() {
-                    Some(idle) if idle.connection.client.is_closed() => state.stats.open -= 1,
+                    Some(idle) if !idle.connection.open.is_usable() => state.stats.open -= 1,
                     other => break other,
                 }
             }
         };
         let (pool, permit) = (Arc::clone(self), Some(permit));
-        let mut pooled = Pooled { pool, connection: None, is_dirty: false, is_busy: false, permit };
+        let patience = Duration::ZERO;
+        let mut pooled =
+            Pooled { pool, connection: None, is_dirty: false, is_busy: false, patience, sent_bytes: 0, permit };
         if let Some(idle) = idle {
             pooled.connection = Some(idle.connection);
             return Ok(pooled);
         }
-        let link = self.connector.connect().await?;
-        // The driver ends with the connection. Its error is returned by the request in flight, or by the next one.
-        tokio::spawn(async move {
-            let _ = link.connection.await;
-        });
-        let (client, canceller) = (link.client, link.canceller);
-        let connection = Connection { client, canceller, statements: HashMap::new(), born: Instant::now() };
+        let open = OpenConnection::new(self.connector.connect().await?, self.limits.answer_limit);
+        let connection = Connection { open, statements: HashMap::new(), born: Instant::now() };
         pooled.connection = Some(connection);
         let mut state = self.state.lock();
         state.stats.open += 1;
@@ -201,6 +204,20 @@ impl Pool {
     pub fn limits(&self) -> Limits {
         self.limits
     }
+
+    /// Run `work`, which changes nothing, again for as long as the connection is lost and the server may come back: for
+    /// as long as the answer to a statement is waited for.
+    pub async fn retrying<T, F: Future<Output = Result<T>>>(&self, mut work: impl FnMut() -> F) -> Result<T> {
+        let (began, mut backoff) = (Instant::now(), Backoff::up_to(Duration::from_secs(1)));
+        loop {
+            let result = work().await;
+            let is_lost = result.as_ref().is_err_and(Error::is_connection_lost);
+            if !is_lost || began.elapsed() >= self.limits.answer_limit || self.is_closed.load(Ordering::Acquire) {
+                return result;
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
 }
 
 /// Close expired idle connections even when the pool is not used.
@@ -218,15 +235,19 @@ async fn watch(pool: Weak<Pool>, limits: Limits) {
 
 /// Keep a connection whose query was abandoned out of the pool until that query has ended.
 async fn settle(mut pooled: Pooled) {
-    let Ok(Connection { client, canceller, .. }) = pooled.connection() else { return };
+    let Some(open) = pooled.connection.as_ref().map(|connection| Arc::clone(&connection.open)) else { return };
     // Answers arrive in order, so the answer to an empty query follows that of the abandoned one.
-    let answered = timeout(SETTLE_LIMIT, client.simple_query("")).await;
-    if answered.is_err() {
+    let limit = SETTLE_LIMIT;
+    let answered = open.ask_aside("wait for a query", limit, async |client| {
+        client.batch_execute("").await.map_err(|error| Error::from_postgres("wait for a query", &error, false))
+    });
+    let is_answered = answered.await.is_ok();
+    if !is_answered {
         // A query that waits for a lock would go on waiting while the lock is held: the server does not check whether
         // its client is still connected.
-        canceller.cancel().await;
+        open.give_up();
     }
-    pooled.set_dirty(!answered.is_ok_and(|answer| answer.is_ok()));
+    pooled.set_dirty(!is_answered);
 }
 
 impl Drop for Pooled {
@@ -237,7 +258,8 @@ impl Drop for Pooled {
             && let Some(connection) = self.connection.take()
         {
             let (pool, connection, permit) = (Arc::clone(&self.pool), Some(connection), self.permit.take());
-            runtime.spawn(settle(Self { pool, connection, is_dirty: false, is_busy: false, permit }));
+            let (is_dirty, is_busy, patience, sent_bytes) = (false, false, Duration::ZERO, 0);
+            runtime.spawn(settle(Self { pool, connection, is_dirty, is_busy, patience, sent_bytes, permit }));
             return; // it is still in use
         }
         let mut state = self.pool.state.lock();
@@ -246,7 +268,7 @@ impl Drop for Pooled {
         let limits = self.pool.limits;
         let is_usable = !self.is_dirty
             && !self.is_busy
-            && !connection.client.is_closed()
+            && connection.open.is_usable()
             && !self.pool.is_closed.load(Ordering::Acquire);
         if !is_usable {
             state.stats.open -= 1;
@@ -274,19 +296,36 @@ impl Pooled {
 
     /// Whether the connection was lost.
     pub fn is_closed(&self) -> bool {
-        self.connection.as_ref().is_none_or(|connection| connection.client.is_closed())
+        self.connection.as_ref().is_none_or(|connection| !connection.open.is_usable())
     }
 
-    /// The driver's client.
-    pub fn client(&mut self) -> Result<&Client> {
-        Ok(&self.connection()?.client)
+    /// Give statements so much more time to answer, because they wait for locks.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
-    /// Open a transaction; dropping the connection before its end rolls it back.
-    pub async fn begin(&mut self) -> Result<()> {
-        self.query("begin", BEGIN, &[], false).await?;
-        self.is_dirty = true;
-        Ok(())
+    /// Give statements time to send so many bytes.
+    pub fn set_sent_bytes(&mut self, sent_bytes: usize) {
+        self.sent_bytes = sent_bytes;
+    }
+
+    /// Run `work`, which sends about `sent_bytes`, and wait for its answer for as long as bytes move on the connection.
+    /// After silence for the limit, or when the returned future is dropped, it is cancelled.
+    pub async fn ask<'a, T, F>(
+        &'a mut self,
+        context: &str,
+        sent_bytes: usize,
+        work: impl FnOnce(&'a Client) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let Self { connection, is_busy, patience, .. } = self;
+        let open = &connection.as_ref().ok_or(Error::Closed("connection"))?.open;
+        *is_busy = true;
+        let result = open.answer(context, open.limit_of(sent_bytes) + *patience, work).await;
+        *is_busy = false;
+        result
     }
 
     /// Commit the open transaction.
@@ -298,7 +337,7 @@ impl Pooled {
 
     /// Roll back the open transaction. If that fails, the connection is not used again.
     pub async fn roll_back(&mut self) {
-        self.is_dirty = self.query("roll back", "ROLLBACK", &[], false).await.is_err();
+        self.is_dirty = self.is_closed() || self.query("roll back", "ROLLBACK", &[], false).await.is_err();
     }
 
     /// Run one statement, which is prepared if the pool prepares statements. With `in_flight`, a lost connection means
@@ -332,29 +371,42 @@ impl Pooled {
         in_flight: bool,
     ) -> Result<[Vec<Row>; N]> {
         let is_preparing = self.pool.limits.is_preparing;
-        let is_open = self.is_dirty;
-        let connection = self.connection()?;
-        let mut statements = Vec::with_capacity(N);
-        for (sql, binds) in requests {
-            if is_preparing {
-                statements.push(connection.prepared(context, sql, binds).await?);
+        let (is_open, patience, sent_bytes) = (self.is_dirty, self.patience, self.sent_bytes);
+        let Connection { open, statements: known, .. } = self.connection()?;
+        let is_sent = AtomicBool::new(false);
+        let is_sent = &is_sent;
+        let limit = open.limit_of(sent_bytes) + patience;
+        let work = open.answer(context, limit, |client| async move {
+            let mut statements = Vec::with_capacity(N);
+            for (sql, binds) in requests {
+                if is_preparing {
+                    statements.push(prepared(client, known, context, sql, binds).await?);
+                }
             }
-        }
-        let mut results = send(&connection.client, &requests, &statements).await;
-        let is_stale = |result: &std::result::Result<_, _>| result.as_ref().is_err_and(is_stale);
-        if !is_open && is_preparing && results.iter().any(is_stale) {
-            // Everything runs again, because a statement relies on what the ones before it have read.
-            connection.statements.clear();
-            results = send(&connection.client, &requests, &[]).await;
-        }
-        let mut rows = Vec::with_capacity(N);
-        for result in results {
-            rows.push(result.map_err(|error| {
-                connection.statements.clear();
-                Error::from_postgres(context, &error, in_flight)
-            })?);
-        }
-        rows.try_into().map_err(|_| Error::Closed("connection"))
+            is_sent.store(true, Ordering::Relaxed);
+            let mut results = send(client, &requests, &statements).await;
+            let is_stale = |result: &std::result::Result<_, _>| result.as_ref().is_err_and(is_stale);
+            if !is_open && is_preparing && results.iter().any(is_stale) {
+                // Everything runs again, because a statement relies on what the ones before it have read.
+                known.clear();
+                results = send(client, &requests, &[]).await;
+            }
+            let mut rows = Vec::with_capacity(N);
+            for result in results {
+                rows.push(result.map_err(|error| {
+                    known.clear();
+                    Error::from_postgres(context, &error, in_flight)
+                })?);
+            }
+            rows.try_into().map_err(|_| Error::Closed("connection"))
+        });
+        work.await.map_err(|error| match error {
+            Error::ConnectionLost { context, reason, .. } => {
+                let may_be_sent = in_flight && is_sent.load(Ordering::Relaxed);
+                Error::ConnectionLost { context, reason, may_be_sent }
+            }
+            other => other,
+        })
     }
 }
 
@@ -393,20 +445,24 @@ async fn all(mut running: Vec<Running<'_>>) -> Vec<Answer> {
     results.into_iter().flatten().collect()
 }
 
-impl Connection {
-    async fn prepared(&mut self, context: &str, sql: &str, binds: &[Bind<'_>]) -> Result<Statement> {
-        if let Some(statement) = self.statements.get(sql) {
-            return Ok(statement.clone());
-        }
-        let types: Vec<Type> = binds.iter().map(|(_, kind)| kind.clone()).collect();
-        let prepared = self.client.prepare_typed(sql, &types).await;
-        let prepared = prepared.map_err(|error| Error::from_postgres(context, &error, false))?;
-        if self.statements.len() >= STATEMENTS {
-            self.statements.clear();
-        }
-        self.statements.insert(sql.to_owned(), prepared.clone());
-        Ok(prepared)
+async fn prepared(
+    client: &Client,
+    known: &mut HashMap<String, Statement>,
+    context: &str,
+    sql: &str,
+    binds: &[Bind<'_>],
+) -> Result<Statement> {
+    if let Some(statement) = known.get(sql) {
+        return Ok(statement.clone());
     }
+    let types: Vec<Type> = binds.iter().map(|(_, kind)| kind.clone()).collect();
+    let statement = client.prepare_typed(sql, &types).await;
+    let statement = statement.map_err(|error| Error::from_postgres(context, &error, false))?;
+    if known.len() >= STATEMENTS {
+        known.clear();
+    }
+    known.insert(sql.to_owned(), statement.clone());
+    Ok(statement)
 }
 
 /// Whether the prepared statement no longer exists (a pooler switched to another session) or no longer fits its table.

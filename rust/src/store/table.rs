@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -20,6 +21,8 @@ pub const LOCK_BUCKETS: i32 = 1024;
 pub const TURN_KEY: i32 = -1;
 /// go-sync-kit's channel for all events.
 pub const GO_CHANNEL: &str = "events_global";
+/// How long a migration waits for transactions that have written to the table, beyond the limit of other statements.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest suffix that a side table's name adds to the table's name.
 const SUFFIX_BYTES: usize = 20;
 
@@ -248,11 +251,13 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
     }
     let script = format!("BEGIN;\nSELECT pg_catalog.pg_advisory_xact_lock({MIGRATION_LOCK});\n{script}COMMIT;\n");
     connection.set_dirty(true);
-    let ran = connection.client()?.batch_execute(&script).await;
-    if let Err(error) = ran {
-        let error = Error::from_postgres(&context, &error, false);
-        let _ = connection.client()?.batch_execute("ROLLBACK").await;
-        connection.set_dirty(false);
+    connection.set_patience(PATIENCE);
+    let failed = |error| Error::from_postgres(&context, &error, false);
+    let (sql, failed) = (&script, &failed);
+    let ran =
+        connection.ask(&context, sql.len(), |client| async move { client.batch_execute(sql).await.map_err(failed) });
+    if let Err(error) = ran.await {
+        connection.roll_back().await;
         // go-sync-kit does not take this lock when it creates the table. If it has just done so, its table exists now.
         let is_there =
             matches!(&error, Error::Database { report, .. } if matches!(report.sqlstate.as_str(), "42P07" | "23505"));
@@ -333,7 +338,8 @@ const PROPERTIES: &str = "SELECT s.seqrelid, s.seqrelid::pg_catalog.regclass::pg
      FROM pg_catalog.pg_sequence s \
      WHERE s.seqrelid = pg_catalog.pg_get_serial_sequence($1, 'version')::pg_catalog.regclass";
 
-async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>> {
+/// The table's properties; `None` when there is no table of this name.
+pub async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Table>> {
     let quoted = name.quoted();
     let context = format!("look up table {quoted}");
     let mismatch = |reason: String| Error::SchemaMismatch { table: quoted.clone(), reason };

@@ -34,6 +34,7 @@ from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
 from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
+    BufferFullError,
     EventNotFoundError,
     ForkedProcessError,
     IncompatibleVersionError,
@@ -111,7 +112,10 @@ class EventLog:
         run(core.open)
 
     def layout(self) -> TableLayout:
-        """What was found out about the table when it was opened; empty before."""
+        """What was found out about the table when it was last looked at; empty before it was opened.
+
+        It is looked at when it is opened, by `enable_guard` and its like, and after conflicts and refusals.
+        """
         return cast("TableLayout", self._core.layout() or {})
 
     # ------------------------------------------------------------------------------------------------- writing
@@ -136,7 +140,10 @@ class EventLog:
             AggregateIdTooLongError: More than 56 bytes, where go-sync-kit's trigger is.
             PayloadTooLargeError: go-sync-kit's trigger could not notify of it.
             EncodeError: Something that JSON or PostgreSQL cannot hold.
-            ConnectionLostError: `may_be_sent` says whether the commit is in doubt; it is after half a minute of asking.
+            AggregateLockedError: Another transaction held the aggregate, or the id, for longer than `lock_wait`.
+            BufferFullError: Too many calls wait, and `on_full` is `raise`.
+            ConnectionLostError: The server was away for longer than `answer_timeout`; `may_be_sent` says whether the
+                commit is in doubt.
             StoreClosedError: The store was closed.
         """
         events, checks = self._checked_call(event, expected)
@@ -185,7 +192,14 @@ class EventLog:
 
     def _store(self, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
         core = self._opened_core()
-        positions = run(lambda inbox, token: core.store(events, checks, inbox, token))
+        while True:
+            try:
+                positions = run(lambda inbox, token: core.store(events, checks, inbox, token))
+                break
+            except BufferFullError:
+                if self.options.on_full == "raise":
+                    raise
+            run(core.wait_for_room)
         return [
             StoreResult(version, event.id, at, old) for event, (version, at, old) in zip(events, positions, strict=True)
         ]
@@ -242,8 +256,13 @@ class EventLog:
 
     def _store_in(self, conn: Any, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
         self.open()
-        rows = self._opened_core().checked(events)
-        return store_in(conn, self.layout(), rows, checks)
+        core = self._opened_core()
+
+        def look_again() -> None:
+            run(core.look_again)
+            core.checked(events)
+
+        return store_in(conn, self.layout(), core.checked(events), checks, look_again)
 
     def import_events(
         self,
@@ -398,11 +417,9 @@ class EventLog:
             EventNotFoundError: There is none.
         """
         core = self._opened_core()
-        sql = f"SELECT version::pg_catalog.text FROM {core.table('')} WHERE id = $1"
-        rows = self._query(sql, event_id)
-        if not rows:
+        version: int = run(lambda inbox, token: core.version_of(event_id, inbox, token))
+        if version == 0:
             raise EventNotFoundError(f"there is no event with id {event_id!r}", event_id=event_id)
-        version = int(rows[0][0] or 0)
         events, _ = self._load(version - 1, [], 1, False, version)
         return events[0]
 
@@ -527,9 +544,10 @@ class EventLog:
         return cast("EventStoreStats", self._core.stats() if self._pid == os.getpid() else {})
 
     def close(self) -> None:
-        """Finish what is being stored, end the subscriptions, disconnect."""
-        if self._is_closed:
-            return
+        """Finish what is being stored or waits, end the subscriptions, disconnect; takes at most about ten seconds.
+
+        Calls that are not finished then fail. Whoever calls it meanwhile waits for the end, too.
+        """
         self._is_closed = True
         if self._is_open and self._pid == os.getpid():
             core = self._core

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from socketio_postgres.events._sync.statements import rows_on
@@ -34,16 +34,28 @@ _GIVEN: Final = """pg_catalog.json_to_recordset(CAST(CAST(%s AS pg_catalog.text)
 
 _TURN: Final = "SELECT CAST(pg_catalog.pg_advisory_xact_lock({lock_class}, {turn_key}) AS pg_catalog.text)"
 
-# In the order of the keys, so that two writers never wait for one another in a circle.
+# In the order of the keys, so that two writers never wait for one another in a circle. Under the guard every lock is
+# exclusive: its trigger asks for that, and two writers with shared ones would wait for each other. What counts is
+# which triggers there are now, and not which there were when the store was opened.
 _LOCK: Final = f"""
 SELECT pg_catalog.set_config('{_MARK}', CAST(%s AS pg_catalog.text), true),
     pg_catalog.current_setting('transaction_isolation'),
     CAST(CAST(pg_catalog.to_regclass(CAST(%s AS pg_catalog.text)) AS pg_catalog.oid) AS bigint),
-    (SELECT pg_catalog.count(CAST(locked AS pg_catalog.text))
-        FROM (SELECT pg_catalog.{{function}}({{lock_class}}, key) AS locked
-            FROM (SELECT DISTINCT pg_catalog.hashtext(a) & {{lock_mask}} AS key
-                FROM pg_catalog.json_array_elements_text(CAST(CAST(%s AS pg_catalog.text) AS pg_catalog.json)) AS a
-                ORDER BY key) AS keys) AS locks)
+    (SELECT pg_catalog.count(CASE
+            WHEN is_guarded OR {{is_conditional}} THEN
+                CAST(pg_catalog.pg_advisory_xact_lock({{lock_class}}, key) AS pg_catalog.text)
+            ELSE CAST(pg_catalog.pg_advisory_xact_lock_shared({{lock_class}}, key) AS pg_catalog.text) END)
+        FROM (SELECT DISTINCT pg_catalog.hashtext(a) & {{lock_mask}} AS key
+            FROM pg_catalog.json_array_elements_text(CAST(CAST(%s AS pg_catalog.text) AS pg_catalog.json)) AS a
+            ORDER BY key) AS keys),
+    notifies_go, is_guarded, is_serial
+FROM (SELECT coalesce(pg_catalog.bool_or(p.proname = 'notify_event_inserted'), false) AS notifies_go,
+        coalesce(pg_catalog.bool_or(t.tgname = c.relname || '_guard'), false) AS is_guarded,
+        coalesce(pg_catalog.bool_or(t.tgname = c.relname || '_serial'), false) AS is_serial
+    FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+        JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+    WHERE t.tgrelid = {{oid}} AND t.tgenabled IN ('O', 'A')
+    OFFSET 0) AS now
 """
 
 _LOOK: Final = f"""
@@ -73,6 +85,7 @@ def store_in(
     layout: Mapping[str, Any],
     events: Sequence[tuple[str, str, str, str | None, str | None]],
     checks: Mapping[str, int],
+    look_again: Callable[[], None],
 ) -> list[StoreResult]:
     """Store events in the transaction that is open on a connection; see `EventStore.store_batch_in`.
 
@@ -81,14 +94,16 @@ def store_in(
         layout: What was found out about the table.
         events: Id, aggregate id, type, data and metadata of each.
         checks: What is expected of aggregates: a version, 0 for no events, -1 for any number of them.
+        look_again: Called when the table has other triggers than `layout` says. Raises when the events exceed a limit
+            of theirs; nothing is inserted then, and the transaction can go on.
     """
     table = str(layout["table_name"])
     mark = uuid.uuid4().hex
     aggregates = json.dumps(sorted({event[1] for event in events} | set(checks)))
     if layout["is_serial"]:
         rows_on(conn, _TURN.format(**layout), [])
-    function = "pg_advisory_xact_lock" if checks else "pg_advisory_xact_lock_shared"
-    ((_, isolation, oid, _),) = rows_on(conn, _LOCK.format(function=function, **layout), [mark, table, aggregates])
+    statement = _LOCK.format(is_conditional="true" if checks else "false", **layout)
+    ((_, isolation, oid, _, *now),) = rows_on(conn, statement, [mark, table, aggregates])
     if oid != layout["oid"]:
         raise SchemaMismatchError(
             f"table {table} is another one on this connection, or none: it leads to another database, or has another"
@@ -98,6 +113,8 @@ def store_in(
         )
     if checks and isolation not in {"read committed", "read uncommitted"}:
         raise _bad_conn(f"an expected version needs the isolation level READ COMMITTED, not {isolation.upper()}")
+    if now != [layout[key] for key in ("notifies_go", "is_guarded", "is_serial")]:
+        look_again()
     names = ("n", "id", "aggregate_id", "event_type", "data", "metadata")
     given: list[dict[str, Any]] = [dict(zip(names, (n, *event), strict=True)) for n, event in enumerate(events)]
     last = "pg_catalog.max(t.version)" if layout["has_aggregate_index"] else "pg_catalog.max(t.version + 0)"

@@ -134,11 +134,15 @@ pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
         "SELECT pg_catalog.pg_sequence_last_value({oid}); SELECT EXISTS ({own} AND pid = pg_catalog.pg_backend_pid())"
     );
     let mut connection = pool.get().await?;
-    let messages = match connection.client()?.simple_query(&sql).await {
-        Ok(messages) => messages,
+    let context = "look at the sequence's lock";
+    let sql = &*sql;
+    let looked = connection.ask(context, sql.len(), |client| async move {
+        client.simple_query(sql).await.map_err(|error| Error::from_postgres(context, &error, false))
+    });
+    let messages = match looked.await {
         // Without privileges on the sequence this check is impossible, and so is reading from a position.
-        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => return Ok(()),
-        Err(error) => return Err(Error::from_postgres("look at the sequence's lock", &error, false)),
+        Err(Error::Database { report, .. }) if report.sqlstate == "42501" => return Ok(()),
+        result => result?,
     };
     let answers = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row.get(0)),

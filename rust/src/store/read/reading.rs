@@ -96,6 +96,6 @@ async fn read_after(store: &EventStore, query: &Query, last: i64) -> Result<Vec<
     let query = if query.is_backwards { Query { until: last - 1, ..query } } else { Query { since: last, ..query } };
     let opened = store.open().await?;
     let (sql, parameters) = reader::sql(&opened.table, &query);
-    let mut connection = store.pool.get().await?;
-    connection.query("read events", &sql, &reader::binds(&parameters), false).await
+    let (sql, binds, pool) = (&*sql, &*reader::binds(&parameters), &store.pool);
+    pool.retrying(|| async move { pool.get().await?.query("read events", sql, binds, false).await }).await
 }

@@ -24,30 +24,34 @@ const JSONB: &[u8] = &[1];
 /// Send events to the table, in the open transaction. Returns the number of events.
 pub async fn copy(connection: &mut Pooled, table: &Table, events: &[NewEvent]) -> Result<i64> {
     let failed = |error: tokio_postgres::Error| Error::from_postgres("import events", &error, true);
-    let sql = format!("COPY {} (id, aggregate_id, event_type, data, metadata) FROM STDIN BINARY", table.name);
-    let mut sink = pin!(connection.client()?.copy_in::<_, Bytes>(&sql).await.map_err(failed)?);
-    let mut out = BytesMut::with_capacity(PIECE_BYTES);
-    out.put_slice(HEADER);
-    for event in events {
-        out.put_i16(5);
-        for text in [&event.id, &event.aggregate_id, &event.event_type] {
-            field(&mut out, &[], text)?;
-        }
-        for document in [&event.data, &event.metadata] {
-            match document {
-                Some(text) => field(&mut out, JSONB, text)?,
-                None => out.put_i32(NULL),
+    let sql = &format!("COPY {} (id, aggregate_id, event_type, data, metadata) FROM STDIN BINARY", table.name);
+    let size = events.iter().map(NewEvent::size_bytes).sum();
+    let work = connection.ask("import events", size, |client| async move {
+        let mut sink = pin!(client.copy_in::<_, Bytes>(sql).await.map_err(failed)?);
+        let mut out = BytesMut::with_capacity(PIECE_BYTES);
+        out.put_slice(HEADER);
+        for event in events {
+            out.put_i16(5);
+            for text in [&event.id, &event.aggregate_id, &event.event_type] {
+                field(&mut out, &[], text)?;
+            }
+            for document in [&event.data, &event.metadata] {
+                match document {
+                    Some(text) => field(&mut out, JSONB, text)?,
+                    None => out.put_i32(NULL),
+                }
+            }
+            if out.len() >= PIECE_BYTES {
+                sink.send(out.split().freeze()).await.map_err(failed)?;
+                out.reserve(PIECE_BYTES);
             }
         }
-        if out.len() >= PIECE_BYTES {
-            sink.send(out.split().freeze()).await.map_err(failed)?;
-            out.reserve(PIECE_BYTES);
-        }
-    }
-    out.put_i16(TRAILER);
-    sink.send(out.freeze()).await.map_err(failed)?;
-    let count = sink.finish().await.map_err(failed)?;
-    Ok(i64::try_from(count).unwrap_or(i64::MAX))
+        out.put_i16(TRAILER);
+        sink.send(out.freeze()).await.map_err(failed)?;
+        let count = sink.finish().await.map_err(failed)?;
+        Ok(i64::try_from(count).unwrap_or(i64::MAX))
+    });
+    work.await
 }
 
 fn field(out: &mut BytesMut, prefix: &[u8], text: &str) -> Result<()> {

@@ -13,124 +13,190 @@ use crate::store::event::NewEvent;
 use crate::store::pool::Bind;
 use crate::store::table::{LOCK_BUCKETS, TURN_KEY, Table};
 
+/// Longest wait for another transaction that is storing an event with the same id. The call then goes to the waiting
+/// room, where it hinders nobody.
+pub const ID_LIMIT: &str = "100ms";
+
+/// A transaction's setting that passes the calls that did not get their locks on to the statement that stores.
+const BUSY: &str = "socketio_postgres.busy";
+/// Longest wait for the turn of a serialized writer, in one statement. Nobody else can store meanwhile.
+const TURN_LIMIT: &str = "1s";
+
 /// The statements, built once per table.
 pub struct Sql {
     /// Waits for the locks of aggregates.
-    pub lock_shared: String,
-    /// As `lock_shared`, for aggregates with an expected version.
-    pub lock_exclusive: String,
-    /// Takes the locks of calls whose locks are free, and passes the other calls to `insert_expected`, which leaves
-    /// them out.
-    pub try_exclusive: String,
+    pub lock: String,
+    /// Takes the locks that are free, and returns the numbers of those that are not. Never waits for them.
+    pub try_lock: String,
+    /// Forgets which locks were not free.
+    pub forget_busy: String,
     /// One event of an unconditional call.
     pub insert_one: String,
     /// Several events of one unconditional call.
     pub insert_batch: String,
     /// Several unconditional calls.
     pub insert_any: String,
-    /// One call whose locks the transaction holds already.
-    pub insert_locked: String,
-    /// Several conditional calls.
-    pub insert_expected: String,
-    /// The last versions of aggregates.
-    pub actual: String,
-    /// Which ids are in use, and whether by an event with the same content.
-    pub known: String,
+    /// Calls of any kind, whose locks the transaction has tried to take. Returns why a call was left out.
+    pub store: String,
+    /// The session that holds the lock of an aggregate.
+    pub holder: String,
 }
 
 impl Sql {
     /// The statements for one table.
     pub fn new(table: &Table) -> Self {
-        let (name, mask) = (&table.name, LOCK_BUCKETS - 1);
+        let (name, mask, class) = (&table.name, LOCK_BUCKETS - 1, table.lock_class());
         // Without the composite index, PostgreSQL might scan the whole primary key backwards to find an aggregate's
         // maximum. Adding 0 prevents that plan.
         let last = if table.has_aggregate_index { "t.version" } else { "t.version + 0" };
-        let last =
-            format!("coalesce((SELECT pg_catalog.max({last}) FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0)");
-        // Each key is locked once, in the order of the keys, so that two writers never deadlock.
-        let keys = format!(
-            "SELECT DISTINCT pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest($1) AS a ORDER BY key"
-        );
         // Serialized writers take the turn's lock before the locks of aggregates; otherwise two writers could deadlock.
         // A separate subquery runs once, before the function that uses its value.
         let turn = if table.is_serial {
             format!(
-                " + (SELECT CASE WHEN pg_catalog.pg_advisory_xact_lock($2, {TURN_KEY})::pg_catalog.text = '' \
-                     THEN 0 END)"
+                " + (SELECT CASE WHEN pg_catalog.set_config('lock_timeout', '{TURN_LIMIT}', true) IS NOT NULL \
+                     AND pg_catalog.pg_advisory_xact_lock({class}, {TURN_KEY})::pg_catalog.text = '' THEN 0 END)"
             )
         } else {
             String::new()
         };
-        let lock = |function: &str| format!("SELECT pg_catalog.{function}($2, key{turn}) FROM ({keys}) AS k");
+        // The trigger of a guarded table asks for the exclusive lock. Two writers that hold the shared one would
+        // deadlock there.
+        let is_exclusive = if table.is_guarded { "true" } else { "pg_catalog.bool_or(x)" };
+        let shared = if table.is_guarded { "" } else { "_shared" };
+        // Each key is locked once, in the order of the keys, so that two writers never deadlock. It must not be locked
+        // twice: a shared lock that this transaction holds exclusively would be refused while others wait for it.
+        let locked = |function: &str| {
+            format!(
+                "locked AS MATERIALIZED (SELECT calls, CASE WHEN is_exclusive \
+                    THEN pg_catalog.{function}({class}, key{turn})::pg_catalog.text \
+                    ELSE pg_catalog.{function}_shared({class}, key{turn})::pg_catalog.text END AS answer \
+                 FROM (SELECT pg_catalog.hashtext(a) & {mask} AS key, {is_exclusive} AS is_exclusive, \
+                        pg_catalog.array_agg(call) AS calls \
+                       FROM unnest($1, $2, $3) AS l(a, x, call) GROUP BY 1 ORDER BY 1) AS keys)"
+            )
+        };
         let columns = "id, aggregate_id, event_type, data, metadata";
+        let values = "id, aggregate_id, event_type, data::pg_catalog.jsonb, metadata::pg_catalog.jsonb";
         let given = "unnest($1, $2, $3, $4, $5, $6) WITH ORDINALITY AS \
                      e(id, aggregate_id, event_type, data, metadata, call, n)";
         let busy = format!(
             "busy AS MATERIALIZED (SELECT DISTINCT call FROM (SELECT DISTINCT call, \
              pg_catalog.hashtext(aggregate_id) & {mask} AS key FROM unnest($2, $6) AS l(aggregate_id, call)) AS k \
-             WHERE NOT pg_catalog.pg_try_advisory_xact_lock_shared($7, key))"
+             WHERE NOT pg_catalog.pg_try_advisory_xact_lock{shared}({class}, key))"
         );
-        let known = format!(
-            "known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1, $6) AS e(id, call) \
-             WHERE EXISTS (SELECT FROM {name} t WHERE t.id = e.id))"
-        );
-        let insert = |left_out: &str| {
-            format!(
-                "INSERT INTO {name} ({columns}) SELECT id, aggregate_id, event_type, data::pg_catalog.jsonb, \
-                 metadata::pg_catalog.jsonb FROM {given} \
-                 WHERE call NOT IN (SELECT call FROM known) AND call NOT IN ({left_out}) ORDER BY n RETURNING id, version, created_at"
-            )
-        };
+        // An id that another transaction holds makes the insert wait for that transaction. The limit is set before the
+        // first row is inserted, and after the statement has locked the table, so it does not apply to that.
+        let patience =
+            |limit: &str| format!("(SELECT pg_catalog.set_config('lock_timeout', {limit}, true)) IS NOT NULL");
+        let once = format!("pg_catalog.set_config('lock_timeout', '{ID_LIMIT}', true) IS NOT NULL");
+        let is_patient = patience(&format!("'{ID_LIMIT}'"));
         Self {
-            lock_shared: lock("pg_advisory_xact_lock_shared"),
-            lock_exclusive: lock("pg_advisory_xact_lock"),
-            // A transaction-local setting passes the calls that did not get their locks to the next statement.
-            try_exclusive: format!(
-                "SELECT pg_catalog.set_config('socketio_postgres.busy', \
-                    coalesce(pg_catalog.string_agg(call::pg_catalog.text, ','), ''), true) \
-                 FROM (SELECT DISTINCT call, pg_catalog.hashtext(a) & {mask} AS key \
-                       FROM unnest($1, $3) AS l(a, call)) AS k \
-                 WHERE NOT pg_catalog.pg_try_advisory_xact_lock($2, key{turn})"
+            lock: format!("WITH {} SELECT pg_catalog.count(answer) FROM locked", locked("pg_advisory_xact_lock")),
+            try_lock: format!(
+                "WITH {} SELECT pg_catalog.set_config('{BUSY}', coalesce((SELECT pg_catalog.string_agg(DISTINCT \
+                    call::pg_catalog.text, ',') FROM locked, pg_catalog.unnest(calls) AS call WHERE answer = 'false'), ''), true)",
+                locked("pg_try_advisory_xact_lock")
             ),
+            forget_busy: format!("SELECT pg_catalog.set_config('{BUSY}', '', true)"),
             // The most common kind of call. The lock is taken in a condition, and a version is drawn only for rows that
             // meet the conditions.
             insert_one: format!(
                 "INSERT INTO {name} ({columns}) SELECT $1, $2, $3, $4::pg_catalog.jsonb, $5::pg_catalog.jsonb \
                  WHERE NOT EXISTS (SELECT FROM {name} t WHERE t.id = $1) \
-                 AND pg_catalog.pg_try_advisory_xact_lock_shared($6, pg_catalog.hashtext($2) & {mask}) \
-                 RETURNING version, created_at"
+                 AND pg_catalog.pg_try_advisory_xact_lock{shared}({class}, pg_catalog.hashtext($2) & {mask}) \
+                 AND {once} RETURNING version, created_at"
+            ),
+            // A single call need not check which ids are known: if one is, the statement fails, and the call is tried
+            // in the waiting room. Rows are returned in the order of insertion.
+            insert_batch: format!(
+                "WITH {busy} INSERT INTO {name} ({columns}) SELECT {values} FROM {given} \
+                 WHERE NOT EXISTS (SELECT FROM busy) AND {is_patient} ORDER BY n RETURNING version, created_at"
             ),
             // The locks are taken first, in a materialized query on which the rows depend; versions are drawn for the
             // rows.
-            insert_any: format!("WITH {busy}, {known} {}", insert("SELECT call FROM busy")),
-            insert_locked: format!("WITH {known} {}", insert("SELECT call FROM known")),
-            // A single call need not check which ids are known: if one is, the statement fails, and the call is tried
-            // alone. Rows are returned in the order of insertion.
-            insert_batch: format!(
-                "WITH {busy} INSERT INTO {name} ({columns}) \
-                 SELECT id, aggregate_id, event_type, data::pg_catalog.jsonb, metadata::pg_catalog.jsonb FROM {given} \
-                 WHERE NOT EXISTS (SELECT FROM busy) ORDER BY n RETURNING version, created_at"
+            insert_any: format!(
+                "WITH {busy}, known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1, $6) AS e(id, call) \
+                    WHERE EXISTS (SELECT FROM {name} t WHERE t.id = e.id)) \
+                 INSERT INTO {name} ({columns}) SELECT {values} FROM {given} \
+                 WHERE call NOT IN (SELECT call FROM known) AND call NOT IN (SELECT call FROM busy) AND {is_patient} \
+                 ORDER BY n RETURNING id, version, created_at"
             ),
-            insert_expected: format!(
-                "WITH failed AS MATERIALIZED (SELECT DISTINCT x.call \
-                 FROM (SELECT x.call, x.expected, {last} AS last \
-                       FROM unnest($7, $8, $9) AS x(call, aggregate_id, expected)) AS x \
-                 WHERE CASE WHEN x.expected = -1 THEN x.last = 0 ELSE x.last <> x.expected END), {known} {}",
-                insert(
-                    "SELECT call FROM failed UNION ALL SELECT busy::pg_catalog.int4 FROM \
-                     pg_catalog.regexp_split_to_table(pg_catalog.current_setting('socketio_postgres.busy'), ',') \
-                     AS busy WHERE busy <> ''"
-                )
-            ),
-            actual: format!("SELECT x.aggregate_id, {last} FROM pg_catalog.unnest($1) AS x(aggregate_id)"),
-            known: format!(
-                "SELECT e.n, t.version, t.created_at, t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
+            // One statement, so that everything is seen at one and the same moment.
+            store: format!(
+                "WITH known AS MATERIALIZED (SELECT e.n, e.call, t.version, t.created_at, \
+                    t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
                     AND coalesce(t.data, 'null') = coalesce(e.data::pg_catalog.jsonb, 'null') \
-                    AND coalesce(t.metadata, 'null') = coalesce(e.metadata::pg_catalog.jsonb, 'null') \
-                 FROM unnest($1, $2, $3, $4, $5) WITH ORDINALITY \
-                    AS e(id, aggregate_id, event_type, data, metadata, n) JOIN {name} t ON t.id = e.id"
+                    AND coalesce(t.metadata, 'null') = coalesce(e.metadata::pg_catalog.jsonb, 'null') AS is_same \
+                    FROM {given} JOIN {name} t ON t.id = e.id), \
+                 found AS MATERIALIZED (SELECT x.n, x.call, x.expected, \
+                    coalesce((SELECT pg_catalog.max({last}) FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0) \
+                        AS last \
+                    FROM unnest($7, $8, $9) WITH ORDINALITY AS x(call, aggregate_id, expected, n)), \
+                 refused AS MATERIALIZED (SELECT call FROM known WHERE NOT is_same \
+                    UNION ALL SELECT call FROM found \
+                    WHERE CASE WHEN expected = -1 THEN last = 0 ELSE last <> expected END \
+                    UNION ALL SELECT busy::pg_catalog.int4 FROM pg_catalog.regexp_split_to_table(\
+                        pg_catalog.current_setting('{BUSY}'), ',') AS busy WHERE busy <> ''), \
+                 stored AS (INSERT INTO {name} ({columns}) SELECT {values} FROM {given} \
+                    WHERE call NOT IN (SELECT call FROM refused) AND n NOT IN (SELECT n FROM known) AND {} \
+                    ORDER BY n RETURNING id, version, created_at) \
+                 SELECT NULL AS id, n, version, created_at, is_same FROM known \
+                 UNION ALL SELECT NULL, -n, last, NULL, NULL FROM found \
+                 UNION ALL SELECT id, 0, version, created_at, NULL FROM stored",
+                patience("$10")
+            ),
+            holder: format!(
+                "SELECT k.a, l.pid, s.application_name, coalesce(s.state, CASE WHEN l.pid IS NULL THEN 'prepared' END), \
+                    pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - s.xact_start) \
+                 FROM (SELECT a, pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest($1) AS a{}) AS k \
+                 JOIN pg_catalog.pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 \
+                    AND l.classid = {}::pg_catalog.oid \
+                    AND l.objid = (key::pg_catalog.int8 & 4294967295)::pg_catalog.oid \
+                    AND l.database = (SELECT oid FROM pg_catalog.pg_database \
+                        WHERE datname = pg_catalog.current_database()) \
+                 LEFT JOIN pg_catalog.pg_stat_activity s ON s.pid = l.pid \
+                 WHERE l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() \
+                 ORDER BY l.mode = 'ExclusiveLock' DESC, s.xact_start LIMIT 1",
+                if table.is_serial { format!(" UNION ALL SELECT $1[1], {TURN_KEY}") } else { String::new() },
+                table.oid
             ),
         }
+    }
+}
+
+/// The aggregates that calls lock, as columns.
+#[derive(Default)]
+pub struct Locks<'a> {
+    /// The aggregates.
+    pub aggregates: Vec<&'a str>,
+    /// Whether each lock must be exclusive.
+    is_exclusive: Vec<bool>,
+    /// The number under which each lock is reported as taken by others.
+    numbers: Vec<i32>,
+}
+
+impl<'a> Locks<'a> {
+    /// Add a lock.
+    pub fn add(&mut self, aggregate_id: &'a str, is_exclusive: bool, number: i32) {
+        self.aggregates.push(aggregate_id);
+        self.is_exclusive.push(is_exclusive);
+        self.numbers.push(number);
+    }
+
+    /// Whether the lock at `index` must be exclusive from now on.
+    pub fn raise(&mut self, index: usize, is_exclusive: bool) {
+        if let Some(slot) = self.is_exclusive.get_mut(index) {
+            *slot |= is_exclusive;
+        }
+    }
+
+    /// The parameters of the statements that take locks.
+    pub fn binds(&self) -> [Bind<'_>; 3] {
+        [
+            (&self.aggregates, Type::TEXT_ARRAY),
+            (&self.is_exclusive, Type::BOOL_ARRAY),
+            (&self.numbers, Type::INT4_ARRAY),
+        ]
     }
 }
 
@@ -138,13 +204,12 @@ impl Sql {
 #[derive(Default)]
 pub struct Columns<'a> {
     ids: Vec<&'a str>,
-    /// The aggregate of each event.
-    pub aggregates: Vec<&'a str>,
+    aggregates: Vec<&'a str>,
     types: Vec<&'a str>,
     data: Vec<Option<&'a str>>,
     metadata: Vec<Option<&'a str>>,
     /// The call that each event belongs to.
-    pub calls: Vec<i32>,
+    calls: Vec<i32>,
 }
 
 impl<'a> Columns<'a> {
@@ -172,6 +237,7 @@ impl<'a> Columns<'a> {
             (&self.types, Type::TEXT_ARRAY),
             (&self.data, Type::TEXT_ARRAY),
             (&self.metadata, Type::TEXT_ARRAY),
+            (&self.calls, Type::INT4_ARRAY),
         ]
     }
 }
@@ -185,6 +251,13 @@ pub struct Checks<'a> {
     pub aggregates: Vec<&'a str>,
     /// The expected last version: 0 for no events, -1 for any version.
     pub expected: Vec<i64>,
+}
+
+impl Checks<'_> {
+    /// The next parameters after those of [`Columns::binds`].
+    pub fn binds(&self) -> [Bind<'_>; 3] {
+        [(&self.calls, Type::INT4_ARRAY), (&self.aggregates, Type::TEXT_ARRAY), (&self.expected, Type::INT8_ARRAY)]
+    }
 }
 
 impl<'a> Checks<'a> {

@@ -1,0 +1,260 @@
+"""Calls whose lock or id is held elsewhere: they wait without a connection, in order, and hinder nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import psycopg
+import pytest
+
+from socketio_postgres import (
+    EXISTS,
+    NO_STREAM,
+    AggregateIdTooLongError,
+    AggregateLockedError,
+    AsyncEventStore,
+    BufferFullError,
+    Event,
+    PayloadTooLargeError,
+)
+from tests.fixtures.database import Database
+from tests.fixtures.waiting import eventually
+
+WAITERS = 1000
+LIMIT_S = 60
+
+
+async def test_waiters_cost_the_others_nothing(table: str, database: Database) -> None:
+    """A thousand of them, on two connections; and once the lock falls, all succeed."""
+    del table
+    async with (
+        AsyncEventStore(database.dsn, max_open_conns=2, lock_wait=300) as store,
+        await psycopg.AsyncConnection.connect(database.dsn) as user,
+    ):
+        first = await store.store(Event("T", "hot"))
+        await store.store_in(user, Event("T", "hot", "user's"), expected=first.version)
+        calls = [
+            asyncio.create_task(store.store(Event("T", "hot", number), expected=EXISTS)) for number in range(WAITERS)
+        ]
+        await eventually(lambda: store.stats()["store_alone"] > 0, "they wait")
+        for number in range(20):
+            await asyncio.wait_for(store.store(Event("T", f"free{number}"), expected=0), LIMIT_S)
+            assert len(await asyncio.wait_for(store.load_by_aggregate("hot"), LIMIT_S)) == 1
+        assert not any(call.done() for call in calls)
+        await user.commit()
+        await asyncio.wait_for(asyncio.gather(*calls), LIMIT_S)
+        events = await store.load_by_aggregate("hot")
+    assert [event.data for event in events] == [None, "user's", *range(WAITERS)], "first come, first served"
+
+
+@pytest.mark.parametrize("expected", [None, 0], ids=["unconditional", "conditional"])
+async def test_an_id_that_another_transaction_holds(table: str, database: Database, expected: int | None) -> None:
+    """Only the call with this id waits, and then gets the true reason."""
+    del table
+    given = {} if expected is None else {"expected": expected}
+    async with (
+        AsyncEventStore(database.dsn) as store,
+        await psycopg.AsyncConnection.connect(database.dsn) as user,
+    ):
+        await store.store_in(user, Event("T", "a", 1, id="e1"))
+        same = asyncio.create_task(store.store(Event("T", "a", 1, id="e1")))
+        taken = asyncio.create_task(store.store(Event("T", "b", 2, id="e1"), **given))
+        await eventually(lambda: store.stats()["store_alone"] > 0, "they have stepped aside")
+        for number in range(10):
+            await asyncio.wait_for(store.store(Event("T", "c", id=f"c{number}")), LIMIT_S)
+        merged = [store.store(Event("T", f"d{number}", id=f"d{number}"), **given) for number in range(100)]
+        await asyncio.wait_for(asyncio.gather(*merged), LIMIT_S)
+        assert not same.done()
+        assert not taken.done()
+        await user.commit()
+        assert (await asyncio.wait_for(same, LIMIT_S)).is_duplicate
+        with pytest.raises(Exception, match="taken by the event of version"):
+            await asyncio.wait_for(taken, LIMIT_S)
+
+
+async def test_whoever_waits_too_long_is_told_for_whom(store: AsyncEventStore, database: Database) -> None:
+    async with (
+        AsyncEventStore(database.dsn, lock_wait=0.5) as hasty,
+        await psycopg.AsyncConnection.connect(database.dsn, application_name="the holder") as user,
+    ):
+        await store.store_in(user, Event("T", "a", id="e1"), expected=NO_STREAM)
+        calls = [
+            hasty.store(Event("T", "a")),
+            hasty.store_batch([Event("T", "b"), Event("T", "a")], expected={"b": NO_STREAM}),
+            hasty.import_events([Event("T", "c"), Event("T", "a")]),
+            hasty.store(Event("T", "other", id="e1")),
+        ]
+        locked = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), LIMIT_S)
+        *named, by_id = locked
+        for error in named:
+            assert isinstance(error, AggregateLockedError)
+            assert (error.aggregate_id, error.pid) == ("a", user.info.backend_pid)
+            assert (error.application_name, error.state) == ("the holder", "idle in transaction")
+            assert error.seconds is not None
+            assert error.seconds >= 0.4
+            assert "the holder" in str(error)
+        assert isinstance(by_id, AggregateLockedError)
+        assert (by_id.aggregate_id, by_id.pid) == ("other", None), "its lock is free"
+        assert hasty.stats()["store_waiting"] == 0
+        await user.rollback()
+    assert len(await store.load()) == 0
+
+
+async def test_a_bounded_number_of_calls_waits(database: Database) -> None:
+    """The others wait outside, or are refused."""
+    async with (
+        AsyncEventStore(database.dsn, buffer_count=10, on_full="raise") as strict,
+        AsyncEventStore(database.dsn, buffer_count=10) as patient,
+        await psycopg.AsyncConnection.connect(database.dsn) as user,
+    ):
+        await strict.store_in(user, Event("T", "a"), expected=NO_STREAM)
+        calls = [asyncio.create_task(each.store(Event("T", "a"))) for _ in range(40) for each in (strict, patient)]
+        await eventually(lambda: patient.stats()["store_waiting"] == 10, "ten wait")
+        refused = [call for call in calls if call.done()]
+        assert len(refused) == 30
+        for call in refused:
+            with pytest.raises(BufferFullError):
+                await call
+        await user.commit()
+        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), LIMIT_S)
+        assert sum(not isinstance(result, BaseException) for result in results) == 50
+        assert len(await patient.load()) == 51
+
+
+AGGREGATES = [f"a{number}" for number in range(8)]
+
+
+async def store_one(store: AsyncEventStore) -> int:
+    """One event."""
+    await store.store(Event("T", AGGREGATES[0]))
+    return 1
+
+
+async def store_forwards(store: AsyncEventStore) -> int:
+    """An event of each aggregate."""
+    return len(await store.store_batch(Event("T", each) for each in AGGREGATES))
+
+
+async def store_backwards(store: AsyncEventStore) -> int:
+    """The same in the other order."""
+    return len(await store.store_batch(Event("T", each) for each in AGGREGATES[::-1]))
+
+
+async def import_all(store: AsyncEventStore) -> int:
+    """The same by COPY."""
+    return await store.import_events(Event("T", each) for each in AGGREGATES[::-1])
+
+
+async def repeat(kind: Callable[[AsyncEventStore], Awaitable[int]], store: AsyncEventStore, stop: asyncio.Event) -> int:
+    """Store events over and over; returns how many."""
+    count = 0
+    while not stop.is_set():
+        count += await kind(store)
+    return count
+
+
+async def store_in_transactions(store: AsyncEventStore, database: Database, stop: asyncio.Event) -> int:
+    """Store events in transactions of the user's; returns how many."""
+    count = 0
+    async with await psycopg.AsyncConnection.connect(database.dsn) as user:
+        while not stop.is_set():
+            count += len(await store.store_batch_in(user, [Event("T", each) for each in AGGREGATES]))
+            await user.commit()
+    return count
+
+
+@pytest.mark.parametrize("enabled", ["before", "meanwhile"])
+async def test_our_own_writers_do_not_deadlock_under_the_guard(table: str, database: Database, enabled: str) -> None:
+    """One event or many, in any order, imported or in the user's transaction."""
+    del table
+    async with AsyncEventStore(database.dsn) as one, AsyncEventStore(database.dsn) as two:
+        if enabled == "before":
+            await one.enable_guard()
+        await two.open()
+        stop = asyncio.Event()
+        kinds = [store_one, store_forwards, store_backwards, import_all]
+        work = [asyncio.create_task(repeat(kind, store, stop)) for store in (one, two) for kind in kinds]
+        if enabled == "meanwhile":
+            await one.enable_guard()
+            assert one.layout()["is_guarded"]
+        work += [asyncio.create_task(store_in_transactions(store, database, stop)) for store in (one, two)]
+        stored = one.stats()["stored"]
+        await eventually(lambda: one.stats()["stored"] > stored + 200 or any(task.done() for task in work), "they work")
+        stop.set()
+        counts = await asyncio.wait_for(asyncio.gather(*work), LIMIT_S)
+        assert all(counts)
+        assert database.value("SELECT count(*) FROM events") == sum(counts)
+
+
+async def test_what_is_enabled_elsewhere_is_heeded(our_store: AsyncEventStore, database: Database) -> None:
+    """Limits of go-sync-kit's trigger, in particular: typed, and without spoiling the user's transaction."""
+    await our_store.open()
+    async with AsyncEventStore(database.dsn) as other:
+        await other.enable_guard()
+        await other.enable_go_notifications()
+        assert other.layout()["is_guarded"]
+        assert other.layout()["notifies_go"]
+    long = [Event("T", "a" * 57), Event("T" * 7900, "b")]
+    async with await psycopg.AsyncConnection.connect(database.dsn) as user:
+        with pytest.raises(AggregateIdTooLongError):
+            await our_store.store_in(user, long[0])
+        with pytest.raises(PayloadTooLargeError):
+            await our_store.store_in(user, long[1])
+        await our_store.store_in(user, Event("T", "a" * 56))
+    assert our_store.layout()["is_guarded"]
+    for together in (False, True):
+        # As it was when the store was opened.
+        async with AsyncEventStore(database.dsn, table_name="others") as store:
+            await store.open()
+            async with AsyncEventStore(database.dsn, table_name="others") as other:
+                await other.enable_go_notifications()
+            if together:
+                calls = [store.store(event) for event in [*long, Event("T", "short")]]
+                results = await asyncio.gather(*calls, return_exceptions=True)
+                assert [type(result).__name__ for result in results[:2]] == [
+                    "AggregateIdTooLongError",
+                    "PayloadTooLargeError",
+                ]
+                assert not isinstance(results[2], BaseException)
+            else:
+                with pytest.raises(AggregateIdTooLongError):
+                    await store.store(long[0])
+                with pytest.raises(PayloadTooLargeError):
+                    await store.import_events(long[1:])
+            assert store.layout()["notifies_go"]
+        with database.connect() as admin:
+            admin.execute("DROP TABLE others, others_migrations; DROP FUNCTION others_wake")
+    assert len(await our_store.load()) == 1
+
+
+async def test_a_mixed_load_is_merged(table: str, database: Database) -> None:
+    """Calls that expect something among calls that do not, and several of one aggregate."""
+    del table
+    async with AsyncEventStore(database.dsn) as store:
+        await store.store(Event("T", "hot"))
+        before = store.stats()["store_groups"]
+        with database.connect() as blocker:
+            blocker.execute("BEGIN")
+            blocker.execute("LOCK TABLE events IN SHARE MODE")
+            first = asyncio.create_task(store.store(Event("T", "first")))
+            blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            await eventually(lambda: database.value(blocked) == 1, "the first call waits for the table")
+            calls = []
+            for number in range(300):
+                kind = number % 3
+                aggregate = "hot" if number % 30 == 0 else f"a{number}"
+                calls.append(
+                    store.store(Event("T", aggregate, number), expected=EXISTS if aggregate == "hot" else 0)
+                    if kind == 0
+                    else store.store(Event("T", aggregate, number))
+                )
+            waiting = [asyncio.create_task(call) for call in calls]
+            await eventually(lambda: store.stats()["store_waiting"] == len(calls), "all wait")
+            blocker.execute("ROLLBACK")
+        await asyncio.gather(first, *waiting)
+        assert store.stats()["store_groups"] - before <= 1 + 10, (
+            "one more for each call that expects something of `hot`"
+        )
+        hot = [event.data for event in await store.load_by_aggregate("hot")]
+    assert hot == [None, *range(0, 300, 30)], "in the order of the calls"
