@@ -54,31 +54,32 @@ PROSE: Final[dict[str, list[tuple[str, str]]]] = {
             "any thread may call this, and one at a time waits for one.",
         ),
         (
-            "a function or a coroutine function. What",
-            "a function or a coroutine function. It runs in a thread of its own. What",
+            "a function or a coroutine function. Exceptions",
+            "a function or a coroutine function. It runs in a thread of its own. Exceptions",
         ),
         ("as `error_handler`.", "in a thread of its own, as `error_handler`."),
     ],
     "_cluster/async_emitter.py": [
         ("emit to the cluster from any asyncio program", "emit to the cluster from any process or thread"),
         (
-            """every call is awaited until it is committed.
+            """Each call returns when its message is committed.
 
-            Calls of one task are delivered in order. Many tasks may share one emitter: what they emit while a commit is
-            under way goes out together in the next one. Usable from several event loops in turn.""",
-            """`emit` buffers, `flush` waits for the commit.
+            Events of one task arrive in the order of its calls. Many tasks may share one emitter: messages that wait
+            while a commit is in flight are committed together. An emitter may be used from several event loops, one
+            after the other.""",
+            """`emit` returns once the message is in a bounded buffer.
 
-    `emit` returns as soon as the message stands in the bounded buffer, and blocks while that is full. Messages are
-    committed in call order, many to a transaction. Leaving the `with` block, and the end of the process, flush;
-    `os._exit` and signals that kill do not.
+    `emit` blocks while the buffer is full. Messages are committed in the order of the calls, many to a transaction;
+    `flush` waits for the commit. The end of the `with` block and the normal end of the process flush; `os._exit` and
+    signals that kill do not.
 
-    Thread-safe. Works in a forked child, with a connection of its own.""",
+    Thread-safe. A forked child has a connection of its own.""",
         ),
         (
             "everything emitted before, by any task, is committed or failed.",
             "everything emitted before, by any thread, is committed.",
         ),
-        ("Commit what is buffered and disconnect.", "Commit what is buffered and disconnect; raises as `flush` does."),
+        ("Commit the buffer and disconnect.", "Commit the buffer and disconnect; raises as `flush` does."),
     ],
     "_cluster/async_manager.py": [
         (
@@ -87,10 +88,10 @@ PROSE: Final[dict[str, list[tuple[str, str]]]] = {
         ),
         ("started before the first use inside a running event loop", "started before the first use"),
         (
-            """It serves on the event loop that its clients connect on, or that called `start`; before that, on the
-            first that uses it. Other loops may call it, too, also in other threads: the serving loop carries that out.
-            A loop that ends takes only its own along: the next one that uses the manager begins anew, as a new server
-            of the cluster.""",
+            """The manager serves on the event loop on which its clients connect, or which called `start`; before that,
+            on the first event loop that uses it. Calls from other event loops, also of other threads, run on the
+            serving loop. When the serving loop ends, the next event loop that uses the manager makes it a new server of
+            the cluster.""",
             "",
         ),
         ("May be a coroutine function.", "May be a coroutine function; it runs in a thread of its own."),
@@ -107,7 +108,10 @@ PROSE: Final[dict[str, list[tuple[str, str]]]] = {
     ],
     "events/async_event_store.py": [
         ("Any number of tasks may", "Any number of threads may"),
-        ("; may be a coroutine function. What", "; no coroutine function. It runs in a thread of its own. What"),
+        (
+            "; may be a coroutine function. Exceptions",
+            "; no coroutine function. It runs in a thread of its own. Exceptions",
+        ),
     ],
     "events/async_subscription.py": [
         ("One task at a time iterates.", "One thread at a time iterates."),

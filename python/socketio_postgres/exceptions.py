@@ -95,17 +95,17 @@ class ForkedProcessError(SocketIOPostgresError):
 
 
 class ProtocolError(SocketIOPostgresError):
-    """Something cannot be, or is not, a message of the cluster."""
+    """Base of errors about messages of the cluster."""
 
 
 class EncodeError(ProtocolError, TypeError, ValueError):
-    """A value cannot travel to the cluster; nothing was sent.
+    """A value cannot be encoded. Nothing was sent.
 
     It is a `TypeError` and a `ValueError`, because `json.dumps` raises one or the other for the same mistakes.
 
     Attributes:
-        path: Where in the arguments, for example `args[0]["user"]["born"]`.
-        reason: Why, and what to send instead.
+        path: The place of the value in the arguments, for example `args[0]["user"]["born"]`.
+        reason: What is wrong with the value, and what to send instead.
     """
 
     path: str = ""
@@ -113,12 +113,12 @@ class EncodeError(ProtocolError, TypeError, ValueError):
 
 
 class DecodeError(ProtocolError, ValueError):
-    """Bytes from the network are no message of the cluster; they were counted and skipped.
+    """A payload from the network is not a message of the cluster. It was counted and skipped.
 
     Attributes:
-        channel: Channel they came from; empty when decoded by hand.
-        size_bytes: Their size.
-        reason: What is wrong with them.
+        channel: The channel that it came from; empty if `codec.decode` was called.
+        size_bytes: Its size.
+        reason: What is wrong with it.
     """
 
     channel: str = ""
@@ -127,14 +127,14 @@ class DecodeError(ProtocolError, ValueError):
 
 
 class SignatureError(DecodeError):
-    """A message was not signed with our `signing_key`; it was counted and skipped.
+    """A message was not signed with this object's `signing_key`. It was counted and skipped.
 
-    Its sender has no key, as Node.js and Go servers, or another one, or is forged.
+    Its sender has no key (Node.js and Go servers cannot sign) or another key, or the message is forged.
     """
 
 
 class PayloadTooLargeError(ProtocolError, ValueError):
-    """A message, a payload or a channel name exceeds its limit; nothing was sent.
+    """A message, a payload or a channel name is too large. Nothing was sent.
 
     Attributes:
         size_bytes: Its size.
@@ -146,11 +146,11 @@ class PayloadTooLargeError(ProtocolError, ValueError):
 
 
 class AttachmentMissingError(ProtocolError):
-    """A notification announced an attachment whose row is gone; its message is lost.
+    """A notification announced an attachment whose row is deleted. The message is lost.
 
     Attributes:
         attachment_id: Id of the row.
-        channel: Channel it was announced on.
+        channel: Channel of the notification.
     """
 
     attachment_id: str = ""
@@ -158,10 +158,10 @@ class AttachmentMissingError(ProtocolError):
 
 
 class DatabaseError(SocketIOPostgresError):
-    """PostgreSQL refused.
+    """PostgreSQL refused a connection or a statement.
 
     Attributes:
-        sqlstate: Five-character SQLSTATE, for example `42501`; compare this.
+        sqlstate: Five-character SQLSTATE, for example `42501`. Compare this, not the text.
         severity: `ERROR`, `FATAL` or `PANIC`.
         detail: The server's `DETAIL`, or None.
         hint: The server's `HINT`, or None.
@@ -176,19 +176,19 @@ class DatabaseError(SocketIOPostgresError):
 
 
 class ConnectionLostError(DatabaseError, ConnectionError):
-    """No connection could be made, or it broke.
+    """No connection could be made, or a connection was lost.
 
     Attributes:
-        may_be_sent: True when a commit was in flight: it may or may not have happened.
+        may_be_sent: Whether a commit was in flight, so that its outcome is unknown.
     """
 
     may_be_sent: bool = False
 
 
 class CommitInDoubtError(ConnectionLostError):
-    """The connection was lost, or fell silent, while a commit was under way: nobody can say whether it happened.
+    """The connection was lost, or fell silent, during a commit, so that the outcome of the commit is unknown.
 
-    Emit again only what may arrive twice. Receivers of this package report a gap when it did not happen.
+    Emit the event again only if it may arrive twice. If it was not committed, receivers of this package report a gap.
 
     Attributes:
         may_be_sent: True.
@@ -198,10 +198,10 @@ class CommitInDoubtError(ConnectionLostError):
 
 
 class BufferFullError(SocketIOPostgresError):
-    """More messages than `buffer_count`, or `buffer_bytes`, wait to be committed; this one was not sent.
+    """The buffer is full: `buffer_count` or `buffer_bytes` is reached. The message was not sent.
 
     Attributes:
-        count: Messages waiting.
+        count: Number of messages in the buffer.
         bytes: Their size.
     """
 
@@ -210,7 +210,7 @@ class BufferFullError(SocketIOPostgresError):
 
 
 class SelfTestError(SocketIOPostgresError):
-    """The connections are open, and yet this server would not hear the others.
+    """The connections are open, but this server would not receive messages of other servers.
 
     Attributes:
         likely_cause: `transaction_pooling` (a pooler lends the connection to others after each transaction; LISTEN
@@ -226,7 +226,7 @@ class OperationTimeoutError(SocketIOPostgresError, TimeoutError):
 
 
 class NotAServerError(SocketIOPostgresError, RuntimeError):
-    """Only a server of the cluster can do this, and the manager is none: answers would not reach it. Nothing was sent.
+    """Only a server of the cluster can do this, because answers would not reach this manager. Nothing was sent.
 
     A `RuntimeError`, as python-socketio's own managers raise for a callback.
     """
@@ -236,10 +236,10 @@ class RequestTimeoutError(SocketIOPostgresError, TimeoutError):
     """Not every server, or not every client, answered a request in time.
 
     Attributes:
-        missing_servers: Server ids that owe an answer; an empty one stands for this server's own clients, and one like
+        missing_servers: Ids of the servers that did not answer. An empty id stands for clients of this server, and
             `advisory lock 123` for a server whose id is not known yet.
-        responses: The answers that did come; of `fetch_sockets` the sockets as dicts with `id`, `handshake`, `rooms`
-            and `data`, so that the exception can be pickled.
+        responses: The answers that arrived. For `fetch_sockets` they are dicts with `id`, `handshake`, `rooms` and
+            `data`, so that the exception can be pickled.
     """
 
     missing_servers: list[str] = []  # noqa: RUF012  (replaced by each instance)
@@ -247,7 +247,7 @@ class RequestTimeoutError(SocketIOPostgresError, TimeoutError):
 
 
 class EventStoreError(SocketIOPostgresError):
-    """Base of what only an event store raises."""
+    """Base of the event store's own errors."""
 
 
 class StoreClosedError(EventStoreError, ClosedError):
@@ -255,21 +255,21 @@ class StoreClosedError(EventStoreError, ClosedError):
 
 
 class InvalidConnectionError(EventStoreError):
-    """LISTEN does not work over this connection: it needs a direct one. `ErrInvalidConnection` in Go."""
+    """LISTEN does not work over this connection; it needs a direct connection. `ErrInvalidConnection` in Go."""
 
 
 class EventNotFoundError(EventStoreError, LookupError):
     """There is no such event. `ErrEventNotFound` in Go.
 
     Attributes:
-        event_id: The id that was asked for.
+        event_id: The requested id.
     """
 
     event_id: str = ""
 
 
 class IncompatibleVersionError(EventStoreError, ValueError):
-    """A value is no version of an event. `ErrIncompatibleVersion` in Go.
+    """A value is not a version of an event. `ErrIncompatibleVersion` in Go.
 
     Attributes:
         value: The value.
@@ -279,7 +279,7 @@ class IncompatibleVersionError(EventStoreError, ValueError):
 
 
 class FilterError(EventStoreError, ValueError):
-    """A filter does not exist, or does not take this value; nothing was attempted.
+    """A filter does not exist, or does not accept this value. Nothing was attempted.
 
     Attributes:
         key: The filter's key.
@@ -289,12 +289,12 @@ class FilterError(EventStoreError, ValueError):
 
 
 class WrongExpectedVersionError(EventStoreError):
-    """An aggregate is not as the writer expected; nothing was stored.
+    """An aggregate is not at the expected version. Nothing was stored.
 
     Attributes:
         aggregate_id: The aggregate.
-        expected: The version expected; 0: no events, -1: at least one.
-        actual: The version of its last event; 0: it has none.
+        expected: The expected version; 0 means no events, -1 at least one event.
+        actual: The version of its last event; 0 means that it has no events.
     """
 
     aggregate_id: str = ""
@@ -303,11 +303,11 @@ class WrongExpectedVersionError(EventStoreError):
 
 
 class DuplicateEventError(EventStoreError):
-    """An event's id is taken by another event; nothing was stored.
+    """Another event has the same id. Nothing was stored.
 
     Attributes:
         event_id: The id.
-        version: Version of the event that has it; 0: another event of the same call.
+        version: Version of the other event; 0 if it belongs to the same call.
     """
 
     event_id: str = ""
@@ -315,7 +315,7 @@ class DuplicateEventError(EventStoreError):
 
 
 class AggregateIdTooLongError(EventStoreError, ValueError):
-    """An aggregate id is too long for the channel that go-sync-kit's trigger makes of it; nothing was stored.
+    """An aggregate id is too long for the channel name that go-sync-kit's trigger forms. Nothing was stored.
 
     Attributes:
         aggregate_id: The id.
@@ -329,7 +329,7 @@ class AggregateIdTooLongError(EventStoreError, ValueError):
 
 
 class SchemaMismatchError(EventStoreError):
-    """The table is missing, or is not one that events can be kept in.
+    """The table is missing, or cannot be used as an event table.
 
     Attributes:
         table_name: The table, quoted.
@@ -341,9 +341,9 @@ class SchemaMismatchError(EventStoreError):
 
 
 class LocksNotVisibleError(EventStoreError):
-    """The server does not show the locks that the order of events is told from, so reading could miss events.
+    """The server does not show the locks of writers, on which the order of events rests. Readers could miss events.
 
-    PostgreSQL does; a server of another make may not. `enable_serial_order` lets a table do without.
+    PostgreSQL shows them; a compatible server may not. With `enable_serial_order` a table does not need them.
 
     Attributes:
         table_name: The table, quoted.
@@ -355,12 +355,12 @@ class LocksNotVisibleError(EventStoreError):
 
 
 class StoreStalledError(EventStoreError):
-    """A transaction that has stored events stays open, and readers wait for it; raised with `on_stall="error"` only.
+    """A transaction that has stored events stays open, so that readers wait. Raised only with `on_stall="error"`.
 
     Attributes:
-        position: Version up to which readers got.
-        seconds: For how long they have been waiting.
-        blockers: Whom they wait for, as `AsyncEventStore.blockers` names them.
+        position: The version up to which readers have read.
+        seconds: How long they have been waiting.
+        blockers: The open transactions, as returned by `AsyncEventStore.blockers`.
     """
 
     position: int = 0
@@ -388,7 +388,7 @@ class StoreRewoundError(EventStoreError):
 
 
 class SubscriptionFencedError(EventStoreError):
-    """Another process owns the durable subscription now; nothing was changed.
+    """The durable subscription, or this partition of it, has another owner, or was deleted. Nothing was changed.
 
     Attributes:
         name: The subscription.

@@ -1,4 +1,4 @@
-"""What a readiness check asks: is this process connected to the others?"""
+"""For readiness checks: is this process connected to the cluster?"""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ def problems(
     max_buffer_count: int = 5000,
     max_inbox_age: float = 30.0,
 ) -> list[str]:
-    """What keeps a manager, an emitter or a client from its work now, in words; empty when nothing does.
+    """The current problems of a manager, an emitter or a client, in words. Empty if there are none.
 
-    An object that was not used yet has no problems. Nor is it one when `echo_age` grows: a silent server hears nothing
-    of itself, and an echo that is overdue makes the listener connect anew.
+    An object that has not been used has no problems. A growing `echo_age` is not a problem: a server that publishes
+    nothing receives no echo, and if an echo is overdue, the listener reconnects.
 
     Args:
-        stats: What its `stats()` returned.
-        max_probe_age: Seconds that the listening session may be without an answer. It is asked, and replaced when it
-            does not answer, within `heartbeat_timeout`; give more than that. Default 30.
-        max_buffer_count: Messages that may wait to be committed. Default 5000, half of the option `buffer_count`.
-        max_inbox_age: Seconds that received messages may wait without this process taking any: its event loop, or the
-            background thread, is blocked or gone. Ask from another thread, or process, to see that. Default 30.
+        stats: The result of the object's `stats()`.
+        max_probe_age: Maximum time in seconds since the last answer of the listening session. A session that does not
+            answer is replaced within `heartbeat_timeout`, so use a higher value. Default 30.
+        max_buffer_count: Maximum number of messages that wait for their commit. Default 5000, half of the default of
+            `buffer_count`.
+        max_inbox_age: Maximum time in seconds that received messages wait while this process takes none, because its
+            event loop or its background thread is blocked. Call this function from another thread, or pass the numbers
+            to another process, to notice that. Default 30.
     """
     found = []
     deaf, mute = (_outage(stats, whose) for whose in ("listener", "publisher"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from typing_extensions import assert_type
@@ -11,6 +12,7 @@ from socketio_postgres import (
     START,
     AsyncDurableSubscription,
     AsyncEmitter,
+    AsyncEventBatch,
     AsyncEventStore,
     AsyncPostgresClient,
     AsyncPostgresManager,
@@ -26,8 +28,10 @@ from socketio_postgres import (
     MessageType,
     Notification,
     Outage,
+    Park,
     PostgresClient,
     PostgresManager,
+    Projection,
     RequestTimeoutError,
     StoredEvent,
     StoreResult,
@@ -136,6 +140,15 @@ async def handle(event: StoredEvent[Order]) -> None:
     assert_type(event.data["total"], int)
 
 
+class Totals(Projection):
+    name = "totals"
+    types = ("OrderPlaced",)
+
+    async def handle(self, conn: object, events: Sequence[StoredEvent[Order]]) -> None:
+        assert conn is not None
+        assert_type(events[0].data["total"], int)
+
+
 async def storing(store: AsyncEventStore, blocking: EventStore) -> None:
     order: Order = {"total": 5}
     assert_type(Event("OrderPlaced", "order-1", order), Event[Order])
@@ -152,6 +165,11 @@ async def storing(store: AsyncEventStore, blocking: EventStore) -> None:
         assert_type(one, AsyncDurableSubscription)
         assert_type(shared.partitions, list[int])
         await one.run(handle)
+        async for batch in one.batches(max_count=10):
+            assert_type(batch, AsyncEventBatch)
+            assert_type(batch[0], StoredEvent)
+            await batch.ack()
+        await store.run(Totals(), connect=lambda: None, on_error=Park(after=5), partitions=8)
     with blocking.durable("one") as durable:
         assert_type(durable, DurableSubscription)
         durable.run(total)

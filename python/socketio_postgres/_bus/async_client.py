@@ -29,12 +29,12 @@ log: Final = logging.getLogger("socketio_postgres")
 
 
 class AsyncPostgresClient:
-    """Listen on channels, send notifications, keep attachments.
+    """LISTEN and NOTIFY, and the attachment table.
 
-    The listening connection is opened again for ever; after a gap `on_gap` is called, and channels are listened to
-    as before. Notifications arrive in commit order; of several tasks that wait for one, each gets another. One that is
-    not UTF-8, which only a database with the encoding SQL_ASCII lets through, is skipped and told to `error_handler` as
-    a `DecodeError`. Nothing connects before the first call.
+    A lost listening connection is opened again, without a limit on attempts. The client then listens to the same
+    channels, and calls `on_gap`. Notifications arrive in commit order; of several tasks that wait for one, each gets
+    another. A notification that is not UTF-8, which only a database with the encoding SQL_ASCII accepts, is skipped and
+    reported to `error_handler` as a `DecodeError`. The client connects with its first call.
 
         async with AsyncPostgresClient(dsn) as client:
             await client.listen("jobs")
@@ -44,11 +44,11 @@ class AsyncPostgresClient:
 
     Args:
         dsn: Connection string or URL as libpq reads it.
-        error_handler: Called with every background failure (an exception), after it was logged; a function or a
-            coroutine function. What it raises is logged.
-        on_gap: Called with a `GapInfo` when notifications are missing: once the client listens again after its
-            connection was lost, and when they came faster than they were taken and `receive_buffer_bytes` were full.
-            A function or a coroutine function, as `error_handler`.
+        error_handler: Called with every background failure (an exception) after it is logged; a function or a
+            coroutine function. Exceptions that it raises are logged.
+        on_gap: Called with a `GapInfo` when notifications are lost: once the client listens again after its connection
+            was lost, and when `receive_buffer_bytes` of notifications wait. A function or a coroutine function, as
+            `error_handler`.
         options: As in `BusOptions`.
 
     Raises:
@@ -72,26 +72,24 @@ class AsyncPostgresClient:
         """Connect now instead of with the first call.
 
         Raises:
-            ConnectionLostError: The server cannot be reached.
-            DatabaseError: It refuses: password, database, or it is a standby.
+            ConnectionLostError: PostgreSQL cannot be reached.
+            DatabaseError: PostgreSQL refuses: a wrong password or database, or a standby.
         """
         core = self._bus.core
         await self._bus.call(lambda inbox, token: core.start_publisher(False, inbox, token))
 
     async def listen(self, channel: str) -> None:
-        """Listen to a channel; returns once LISTEN is active.
+        """Listen to a channel. Returns once LISTEN is active.
 
-        During an outage that is when it is over: once this client has connected, what is lost or refused is tried again
-        for ever.
+        During an outage the call waits until the connection is open again.
 
         Raises:
-            DatabaseError: The first connection is refused: password, database, or rights.
-            OptionsError: The name is empty or holds a NUL.
-            PayloadTooLargeError: It is longer than 63 bytes, which LISTEN would cut silently.
-            DatabaseError: PostgreSQL refuses: password, database, or it is a standby; or the encoding of the database
-                lacks a character of the name (`sqlstate` 22P05).
-            OperationTimeoutError: It is not active after 30 seconds. The channel stays wanted, and will be listened to
-                once PostgreSQL can be reached; `unlisten` takes it back.
+            OptionsError: The name is empty or contains a NUL.
+            PayloadTooLargeError: The name has more than 63 bytes, which LISTEN would truncate silently.
+            DatabaseError: PostgreSQL refuses the first connection: a wrong password or database, or a standby. Or the
+                encoding of the database lacks a character of the name (`sqlstate` 22P05).
+            OperationTimeoutError: LISTEN is not active after 30 seconds. The client still listens to the channel once
+                PostgreSQL can be reached; `unlisten` undoes that.
         """
         core = self._bus.core
         await self._bus.call(lambda inbox, token: core.listen(channel, inbox, token), LISTEN_LIMIT)
@@ -102,16 +100,17 @@ class AsyncPostgresClient:
         await self._bus.call(lambda inbox, token: core.unlisten(channel, inbox, token))
 
     async def notify(self, channel: str, payload: str = "") -> None:
-        """Send a notification; returns once it is committed.
+        """Send a notification. Returns once it is committed.
 
-        Equal notifications sent at once all arrive: those that PostgreSQL would fold are committed separately.
+        Equal notifications that are sent at the same time all arrive: they are committed in separate transactions,
+        because PostgreSQL merges equal notifications of one transaction.
 
         Raises:
-            PayloadTooLargeError: More than 7999 bytes, or a channel name of more than 63.
-            EncodeError: The payload holds a NUL, which PostgreSQL cannot store.
+            PayloadTooLargeError: The payload has more than 7999 bytes, or the channel name more than 63.
+            EncodeError: The payload contains a NUL, which PostgreSQL cannot store.
             DatabaseError: PostgreSQL refuses, for example because the encoding of the database lacks a character of the
-                payload or of the channel's name (`sqlstate` 22P05).
-            ConnectionLostError: The connection broke; `may_be_sent` says whether the commit is in doubt.
+                payload or of the channel name (`sqlstate` 22P05).
+            ConnectionLostError: The connection was lost. `may_be_sent` says whether the commit is in doubt.
         """
         await self._bus.notify(channel, payload)
 
@@ -119,11 +118,11 @@ class AsyncPostgresClient:
         """The next notification.
 
         Args:
-            timeout: Seconds to wait at most; None waits for ever.
+            timeout: Maximum number of seconds to wait. Default: no limit.
 
         Raises:
-            OperationTimeoutError: None came in time.
-            ClosedError: The client was closed, and all that had arrived before were handed out.
+            OperationTimeoutError: No notification arrived in time.
+            ClosedError: The client was closed, and all notifications that had arrived were returned.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         has_waited = False
@@ -144,7 +143,7 @@ class AsyncPostgresClient:
                 has_waited = True
 
     def _take(self, inbox: _core.Inbox) -> list[tuple[int, int, Any]]:
-        """At most one item. One that Ctrl-C finds on its way here is kept for the next call."""
+        """At most one item. An item that Ctrl-C interrupts on its way here is kept for the next call."""
         taken = self._taken or inbox.drain(1, self._taken)
         return [taken.pop(0)] if taken else []
 
@@ -170,41 +169,41 @@ class AsyncPostgresClient:
         """Create the attachment table if it is missing.
 
         Raises:
-            DatabaseError: It is missing and may not be created, or has another layout; the hint holds the DDL.
+            DatabaseError: The table is missing and may not be created, or has other columns. The hint contains the DDL.
         """
         await self._bus.call(self._bus.core.ensure_table)
 
     async def insert_attachment(self, body: bytes) -> int:
-        """Store a body; returns its id.
+        """Store a body, and return its id.
 
         Raises:
-            CommitInDoubtError: The connection broke, or fell silent, while it was being stored.
+            CommitInDoubtError: The connection was lost, or fell silent, during the commit.
         """
         core = self._bus.core
         attachment_id: int = await self._bus.call(lambda inbox, token: core.insert_attachment(body, inbox, token))
         return attachment_id
 
     async def get_attachment(self, attachment_id: int) -> bytes | None:
-        """The body stored under an id, or None."""
+        """The body with an id, or None."""
         core = self._bus.core
         body: bytes | None = await self._bus.call(lambda inbox, token: core.get_attachment(attachment_id, inbox, token))
         return body
 
     async def cleanup_attachments(self, age: float = 30.0) -> int:
-        """Delete bodies older than `age` seconds; returns how many.
+        """Delete bodies older than `age` seconds, and return their number.
 
-        Zero also when another session is deleting at this moment.
+        The number is also 0 while another session is deleting.
         """
         core = self._bus.core
         deleted: int = await self._bus.call(lambda inbox, token: core.expire_attachments(age, inbox, token))
         return deleted
 
     def stats(self) -> BusStats:
-        """Counters since the first use in this process, and how things are now; empty before it."""
+        """Counters since the first use in this process, and the current state. Empty before the first use."""
         return cast("BusStats", self._bus.stats())
 
     async def close(self) -> None:
-        """Disconnect. An iteration ends once it has handed out what had arrived before."""
+        """Disconnect. An iteration still yields the notifications that had arrived, and then ends."""
         await self._bus.close(CLOSE_LIMIT)
 
     async def __aenter__(self) -> Self:

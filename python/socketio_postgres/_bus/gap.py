@@ -20,21 +20,22 @@ EXPLANATIONS: Final[dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class GapInfo:
-    """Messages that will not come.
+    """Messages that are lost for this process.
 
-    Servers and emitters of this package number their messages, so what they sent is accounted for one by one. Those of
-    Node.js and Go carry no numbers: what is lost of theirs is only covered by "reconnect".
+    Servers and emitters of this package number their messages, so each lost message is known. Messages of Node.js and
+    Go servers have no numbers; only `reconnect` covers those.
 
     Attributes:
-        reason: `hole`: numbers of one sender were skipped. `reconnect`: the listening session was lost and is active
-            again; LISTEN comes first, so what the application reads now is not older than what it hears from now on.
-            The holes that the outage made follow one by one, with each sender's next message. `overflow`: the process
-            did not keep up, and `receive_buffer_bytes` were full. `attachment`: the body of a message was gone,
-            unreadable or larger than `max_payload`.
-        namespace: Namespace they were sent in; None for all.
-        sender: Server id of their sender, or `emitter/` and the emitter's own id; None for anybody.
-        missing: How many; None when nobody can know.
-        since: When the last one before them came, in seconds as `time.time()` has it: resync from here.
+        reason: `hole`: numbers of one sender are missing. `reconnect`: the listening session was lost and is active
+            again. LISTEN is active before this is reported, so data that the application reads now is not older than
+            the next message. Holes from the outage follow, with the next message of each sender. `overflow`: the
+            process did not keep up, and `receive_buffer_bytes` of messages were waiting. `attachment`: the body of a
+            message was deleted, unreadable or larger than `max_payload`.
+        namespace: Namespace of the messages; None for all namespaces.
+        sender: Server id of the sender, or `emitter/` and the emitter's own id; None for all senders.
+        missing: Number of messages; None if it is unknown.
+        since: When the last message before the gap arrived, in seconds as returned by `time.time()`. Catch up from
+            here.
     """
 
     reason: Reason

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Password: TypeAlias = Callable[[], str | Awaitable[str]]
-"""Returns the password for one connection; asked at every connect, on a thread of its own."""
+"""Returns the password for one connection. Called for every connection, in a separate thread."""
 
 OnFull: TypeAlias = Literal["wait", "raise", "drop"]
 """What happens to a message for which the buffer has no room."""
@@ -36,11 +36,11 @@ OnFull: TypeAlias = Literal["wait", "raise", "drop"]
 MIB: Final = 1024 * 1024
 
 KEY_BYTES: Final = 16
-"""Shortest signing key: whoever records one signed message can try keys as fast as a processor hashes."""
+"""Minimum length of a signing key: with one recorded message, keys can be tried as fast as a processor hashes."""
 
 
 SECRET: Final = {"is_secret": True}
-"""Declares that no text shows a value of the field."""
+"""Declares that values of the field never appear in texts."""
 
 
 def between(least: float, most: float) -> dict[str, float]:
@@ -64,14 +64,14 @@ class Options:
             value, hint, limits = getattr(self, field.name), hints[field.name], field.metadata
             is_number = isinstance(value, (int, float)) and "least" in limits
             if not _takes(hint, value) or (is_number and not limits["least"] <= value <= limits["most"]):
-                # Of what may be a secret the message names the type only.
+                # For a value that may be a secret, the message names only its type.
                 shown = type(value).__name__ if "is_secret" in limits else value
                 raise bad_option(field.name, shown, limits.get("reason") or f"must be {_expected(hint, limits)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConnectOptions(Options):
-    """What whoever connects needs to know; as in the classes derived from this."""
+    """How to connect. See the classes derived from this one."""
 
     dsn: str = dataclasses.field(default="", repr=False, metadata=SECRET)
     listen_dsn: str | None = dataclasses.field(default=None, repr=False, metadata=SECRET)
@@ -99,33 +99,35 @@ class ConnectOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class BusOptions(ConnectOptions):
-    """What any participant of the cluster needs to know. Durations are seconds.
+    """Options of managers, emitters and clients. Durations are in seconds.
 
     Attributes:
-        dsn: Connection string or URL as libpq reads it, for publishing and attachments; may lead through a
-            transaction pooler. Empty: the `PG*` environment variables alone.
-        listen_dsn: Where to LISTEN, when `dsn` leads through a pooler. Default: `dsn`.
-        password: Callable that returns the password, for tokens that expire. A coroutine function runs on the event
-            loop that uses the object; on one of its own where there is none, or it is blocked. Default: the DSN's.
-        channel: Channel prefix, `channelPrefix` in Node. Default `socket.io`.
-        table_name: Attachment table, `tableName` in Node: `table` or `schema.table`, folded to lower case unless
+        dsn: Connection string or URL as in libpq, for publishing and attachments. It may lead through a transaction
+            pooler. Empty: only the `PG*` environment variables apply.
+        listen_dsn: Connection string for LISTEN, if `dsn` leads through a pooler. Default: `dsn`.
+        password: Function that returns the password, for tokens that expire. A coroutine function runs on the event
+            loop that uses the object, or on a separate one if there is none, or if it is blocked. Default: the
+            password in the DSN.
+        channel: Channel prefix, `channelPrefix` in Node.js. Default `socket.io`.
+        table_name: Attachment table, `tableName` in Node.js: `table` or `schema.table`, folded to lower case unless
             quoted. Default `socket_io_attachments`.
-        create_table: Create it when it is missing. Default True.
-        payload_threshold: Bytes of JSON from which on a message becomes an attachment, `payloadThreshold` in Node.
-            Default 8000, which is also the most PostgreSQL allows.
-        max_payload: Largest message accepted, in bytes; a larger one raises `PayloadTooLargeError`. Default 16 MiB.
-        buffer_count: Messages that may wait to be committed. Default 10 000.
-        buffer_bytes: The same in bytes. Default 64 MiB.
-        buffer_age: Seconds a message waits for a connection that was lost, or is refused after it has worked, before it
-            fails. Default 30.
-        on_full: What happens to an emit when as many wait: `wait`, it takes its place in the order and returns once
-            there is room again (cancelling it does not take it back); `raise` a `BufferFullError`; or `drop` the
-            message, which counts as failed: the next flush raises, `error_handler` hears of the first in a row, and
-            receivers see a gap. Default `wait`.
-        receive_buffer_bytes: Bytes of messages that may wait for this process; further ones are dropped, and a gap
-            says so. Reading from PostgreSQL never waits, because that would hold up the whole database. Default 64 MiB.
-        signing_key: Secret of 16 bytes or more, shared by all servers and emitters of the cluster: what is not signed
-            with it is dropped. Node.js and Go servers cannot sign. Default: nothing is signed.
+        create_table: Create the attachment table if it is missing. Default True.
+        payload_threshold: Size of the JSON in bytes from which a message becomes an attachment, `payloadThreshold` in
+            Node.js. Default 8000, which is also the maximum, because of PostgreSQL's limit.
+        max_payload: Maximum size of a message in bytes; a larger one raises `PayloadTooLargeError`. Default 16 MiB.
+        buffer_count: Maximum number of messages that wait for their commit. Default 10 000.
+        buffer_bytes: Their maximum size in bytes. Default 64 MiB.
+        buffer_age: How long a message waits during an outage before it fails: while the connection is lost, or is
+            refused after an earlier one was accepted. Default 30.
+        on_full: What an emit does when the buffer is full. `wait`: its message takes its place in the order, and the
+            call returns once there is room (cancelling the call does not withdraw the message). `raise`: raise
+            `BufferFullError`. `drop`: drop the message, which counts as failed: the next flush raises, `error_handler`
+            receives the first of several, and receivers see a gap. Default `wait`.
+        receive_buffer_bytes: Maximum size in bytes of received messages that wait for Python. Further messages are
+            dropped and reported as a gap. Reading from PostgreSQL never pauses, because that would block the
+            notification queue of the whole server. Default 64 MiB.
+        signing_key: Secret of 16 bytes or more, the same on all servers and emitters of the cluster. Messages that are
+            not signed with it are dropped. Node.js and Go servers cannot sign. Default: messages are not signed.
     """
 
     channel: str = "socket.io"
@@ -175,12 +177,13 @@ class BusKeywords(ManagerKeywords, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class HeartbeatOptions(Options):
-    """Liveness of servers, in seconds, with the Node adapter's defaults.
+    """Intervals of a server in seconds, with the defaults of the Node.js adapter.
 
     Attributes:
-        heartbeat_interval: Silence after which a server says that it is alive, `heartbeatInterval`. Default 5.
+        heartbeat_interval: Silence after which a server sends a heartbeat, `heartbeatInterval`. Default 5.
         heartbeat_timeout: Silence after which a server is no longer counted, `heartbeatTimeout`. Default 10.
-        cleanup_interval: Age at which attachments are deleted, and how often, `cleanupInterval`. Default 30.
+        cleanup_interval: Age at which attachments are deleted, and the interval between deletions, `cleanupInterval`.
+            Default 30.
     """
 
     heartbeat_interval: float = dataclasses.field(default=5.0, metadata=between(0.01, 86_400.0))
@@ -200,12 +203,12 @@ class HeartbeatOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class BusSettings(BusOptions):
-    """What the core receives: the options, and who this process is.
+    """What the core receives: the options, and the identity of this process.
 
     Attributes:
-        uid: Server id to publish under.
-        is_raw: Hand over notifications as they are instead of cluster messages.
-        probe_interval: Seconds after which the listening session is probed, and seconds it has to answer.
+        uid: Server id under which messages are published.
+        is_raw: Hand over notifications as they are, instead of cluster messages.
+        probe_interval: Interval in seconds at which the listening session is probed, and its time to answer.
     """
 
     uid: str = ""

@@ -130,6 +130,47 @@ def call(function: Callable[[T], object], argument: T) -> None:
         raise TypeError("the handler returned a coroutine, which only the Async classes await")
 
 
+async def afinished(value: object) -> None:
+    """Await what a user's function has returned, if that can be awaited."""
+    if isinstance(value, Awaitable):
+        await value
+
+
+def finished(value: object) -> None:
+    """Blocking form of `afinished`.
+
+    Raises:
+        TypeError: The function returned a coroutine.
+    """
+    call(lambda _: value, None)
+
+
+@contextlib.asynccontextmanager
+async def aopened(connection: Any) -> AsyncIterator[Any]:
+    """A connection, or what becomes one when it is awaited or entered; left or closed at the end."""
+    if isinstance(connection, Awaitable) and not hasattr(connection, "__aenter__"):
+        connection = await connection
+    if hasattr(connection, "__aenter__"):
+        async with connection as entered:
+            yield entered
+        return
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextlib.contextmanager
+def opened(connection: Any) -> Iterator[Any]:
+    """Blocking form of `aopened`."""
+    if hasattr(connection, "__enter__"):
+        with connection as entered:
+            yield entered
+        return
+    with contextlib.closing(connection):
+        yield connection
+
+
 async def achunks_of(items: Iterable[T] | AsyncIterable[T], size: int) -> AsyncIterator[list[T]]:
     """Lists of at most `size` items, taken from any iterable as they are needed."""
     if isinstance(items, AsyncIterable):

@@ -1,4 +1,4 @@
-"""What `stats()` of managers, emitters and clients returns; docs/operations.md says what each key means."""
+"""The results of `stats()` of managers, emitters and clients. docs/operations.md describes each key."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["BusStats", "ManagerStats", "Outage"]
 
 
 class Outage(TypedDict):
-    """Why there is no connection, as of the last attempt.
+    """The reason of an outage, according to the last attempt to connect.
 
     Attributes:
         kind: Name of the exception.
-        sqlstate: The server's code; None when the failure is not the server's.
+        sqlstate: The server's SQLSTATE; None if the failure is not the server's.
         text: The exception's text, without secrets.
-        since: When it began, in seconds as `time.time()` has them.
+        since: When the outage began, in seconds as returned by `time.time()`.
     """
 
     kind: str
@@ -24,9 +24,9 @@ class Outage(TypedDict):
 
 
 class BusStats(TypedDict, total=False):
-    """Counters of an emitter or a client since its first use in this process, and how things are now.
+    """Counters of an emitter or a client since its first use in this process, and its current state.
 
-    All keys are there from the first use on, and none before it. Durations are seconds.
+    From the first use on, all keys are present; before it, none. Durations are in seconds.
     """
 
     state: Literal["idle", "connecting", "listening", "closed"]

@@ -25,10 +25,10 @@ CHUNK: Final = 256
 
 
 class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
-    """Emit to the clients of all servers of the cluster; every call is awaited until it is committed.
+    """Emit to the clients of all servers of the cluster. Each call returns when its message is committed.
 
-    Calls of one task are delivered in order. Many tasks may share one emitter: what they emit while a commit is under
-    way goes out together in the next one. Usable from several event loops in turn.
+    Events of one task arrive in the order of its calls. Many tasks may share one emitter: messages that wait while a
+    commit is in flight are committed together. An emitter may be used from several event loops, one after the other.
 
     Args:
         dsn: Connection string or URL as libpq reads it.
@@ -55,8 +55,8 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         """Connect now instead of with the first emit.
 
         Raises:
-            ConnectionLostError: The server cannot be reached.
-            DatabaseError: It refuses: password, database, or it is a standby.
+            ConnectionLostError: PostgreSQL cannot be reached.
+            DatabaseError: PostgreSQL refuses: a wrong password or database, or a standby.
         """
         core = self._bus.core
         await self._bus.call(lambda inbox, token: core.start_publisher(False, inbox, token))
@@ -65,12 +65,12 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         """Wait until everything emitted before, by any task, is committed or failed.
 
         Args:
-            timeout: Seconds to wait at most; None waits as long as `buffer_age` allows.
+            timeout: Maximum number of seconds to wait. Default: as long as `buffer_age` allows.
 
         Raises:
-            SocketIOPostgresError: The first failure since the last flush; its `failed_count` says how many messages
-                failed. `ConnectionLostError.may_be_sent` marks a commit whose outcome is unknown.
-            OperationTimeoutError: Not all was committed in time; it still may be.
+            SocketIOPostgresError: The first failure since the last flush. Its `failed_count` is the number of messages
+                that failed. A `CommitInDoubtError` means that the outcome is unknown.
+            OperationTimeoutError: Some messages were not committed in time. They may still be.
         """
         try:
             await self._bus.flush(timeout)
@@ -78,11 +78,11 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
             self._bus.take_failures()  # told by the exception just now
 
     def stats(self) -> BusStats:
-        """Counters since the first use in this process, and how things are now; empty before it."""
+        """Counters since the first use in this process, and the current state. Empty before the first use."""
         return cast("BusStats", self._bus.stats())
 
     async def close(self) -> None:
-        """Commit what is buffered and disconnect."""
+        """Commit the buffer and disconnect."""
         if IS_ASYNC:
             await self._bus.close(CLOSE_LIMIT)
         elif not self._bus.is_closed:

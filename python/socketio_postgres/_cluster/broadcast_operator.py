@@ -25,14 +25,14 @@ REMEMBERED: Final = 256
 
 
 class Target(NamedTuple):
-    """Which sockets are meant, and how to treat them. A tuple, because every `io.to(room)` makes one.
+    """Which sockets a call is for, and its flags. A tuple, because every `io.to(room)` creates one.
 
     Attributes:
         nsp: Namespace.
-        rooms: Sockets in any of these; None means all, an empty tuple nobody.
-        except_rooms: But not those in any of these.
-        is_volatile: Clients that are not ready may miss it.
-        compression: Whether transports should compress; None leaves it to them.
+        rooms: Sockets in any of these rooms. None means all sockets, an empty tuple none.
+        except_rooms: Without the sockets in any of these rooms.
+        is_volatile: Clients that are not ready to receive may miss the event.
+        compression: Whether transports should compress. None: as the server is configured.
         is_local: Only sockets of this process.
         timeout: Seconds to wait for answers.
     """
@@ -46,7 +46,7 @@ class Target(NamedTuple):
     timeout: float = 5.0
 
     def message(self, kind: MessageType, **fields: Any) -> Message:
-        """A message to these sockets. Not for an empty tuple of rooms: on the wire that would mean everybody."""
+        """A message to these sockets. `rooms` must not be an empty tuple, which would mean everybody on the wire."""
         return Message(
             kind,
             self.nsp,
@@ -72,23 +72,23 @@ def checked_event(event: object) -> str:
 
 
 def checked_call(event: object) -> Sequence[Any]:
-    """The name of an event and its arguments; a bare name would otherwise be taken for a sequence of letters."""
+    """The name of an event and its arguments. A bare name is refused: it would be a sequence of letters."""
     if not isinstance(event, (list, tuple)) or not event:
         raise bad("events", event, "each one is a tuple or list of an event's name and its arguments")
     return event
 
 
 def checked_timeout(seconds: Any) -> float:
-    """A time-out in seconds; Socket.IO's own are in milliseconds."""
+    """A timeout in seconds. Socket.IO's own timeouts are in milliseconds."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= DAY:
         raise bad("timeout", seconds, "a time-out is a number of seconds, above 0 and at most a day")
     return float(seconds)
 
 
 class Chain(Generic[Op]):
-    """Choosing sockets. Immutable: every call returns a new object.
+    """Selects sockets. Immutable: every call returns a new object.
 
-    Without `to` all sockets of the namespace are meant; `to([])` means none.
+    Without `to`, a chain selects all sockets of the namespace; `to([])` selects none.
     """
 
     _target: Target
@@ -100,7 +100,7 @@ class Chain(Generic[Op]):
         return self._with(self._target._replace(**changes))
 
     def to(self, room: Rooms) -> Op:
-        """Target the sockets in a room, or in any of several; repeated calls add rooms."""
+        """Select the sockets in a room, or in any of several rooms. Repeated calls add rooms."""
         return self._changed(rooms=_union(self._target.rooms or (), room_names(room)))
 
     def in_(self, room: Rooms) -> Op:
@@ -108,7 +108,7 @@ class Chain(Generic[Op]):
         return self.to(room)
 
     def except_(self, room: Rooms) -> Op:
-        """Leave out the sockets in a room, or in any of several. A sid is a room of its own."""
+        """Leave out the sockets in a room, or in any of several rooms. A sid is a room, too."""
         return self._changed(except_rooms=_union(self._target.except_rooms, room_names(room)))
 
     @property
@@ -117,12 +117,12 @@ class Chain(Generic[Op]):
         return self._changed(is_volatile=True)
 
     def compress(self, compress: bool) -> Op:
-        """Ask servers whose transport can compress to do so or not. Default: as the server is configured."""
+        """Whether servers should compress the event, if their transport can. Default: as the server is configured."""
         return self._changed(compression=bool(compress))
 
 
 class SocketActions(Generic[R]):
-    """What can be done to sockets besides emitting to them."""
+    """Actions on sockets other than emitting."""
 
     _target: Target
 
@@ -143,14 +143,14 @@ class SocketActions(Generic[R]):
         """Disconnect the sockets from the namespace.
 
         Args:
-            close: Close the underlying connection, and so all its namespaces, too.
+            close: Close the underlying connection, which ends all its namespaces. Default False.
         """
         message = self._target.message(MessageType.DISCONNECT_SOCKETS, close=bool(close))
         return self._send(message, self._target)
 
 
 class EmitActions(SocketActions[R]):
-    """Everything that can be done to sockets without waiting for answers."""
+    """Actions on sockets that do not wait for answers."""
 
     _template: Message | None = None
 
@@ -159,26 +159,26 @@ class EmitActions(SocketActions[R]):
 
         Args:
             event: Name of the event.
-            args: Any number of arguments: None, bool, int, float, str, bytes-like, and lists, tuples and dicts
-                of these. From 8000 bytes of JSON on, or with bytes inside, it travels as an attachment. A tuple is
-                one argument, a list to clients: `emit("e", (1, 2))` calls `e([1, 2])`. To `emit` of a server or a
-                manager it is several arguments, as python-socketio has it.
+            args: Any number of arguments: None, bool, int, float, str, bytes-like, and lists, tuples and dicts of
+                these. A message that contains bytes, or has 8000 bytes of JSON or more, travels as an attachment. A
+                tuple is one argument, which arrives as a list: `emit("e", (1, 2))` calls `e([1, 2])`. In `emit` of a
+                server or a manager, a tuple is several arguments, as in python-socketio.
 
         Raises:
-            EncodeError: An argument cannot travel; the path says which.
-            OptionsError: The event is no string, empty or reserved.
-            PayloadTooLargeError: Larger than `max_payload`, or the channel name exceeds 63 bytes.
+            EncodeError: An argument cannot be encoded. The exception's `path` locates it.
+            OptionsError: The event is not a string, is empty, or is reserved.
+            PayloadTooLargeError: The message is larger than `max_payload`, or the channel name has over 63 bytes.
         """
         return self._send(self._broadcast((event, *args)), self._target)
 
     def emit_many(self, events: Iterable[Sequence[Any]]) -> R:
-        """Emit many events to the same clients, in order, for less than as many calls of `emit`.
+        """Emit many events to the same clients, in order. This is faster than many calls of `emit`.
 
             io.to("prices").emit_many([("price", "EUR", 1.08), ("price", "JPY", 0.0066)])
 
         Args:
-            events: Each one the name of an event and its arguments. A generator is read piece by piece. When one
-                cannot be sent, those after it are not, and up to 255 before it may not be, either.
+            events: For each event, a tuple or list of its name and arguments. A generator is read in chunks. If an
+                event cannot be sent, the events after it are not sent, and up to 255 before it may not be sent either.
 
         Raises:
             As `emit`.
@@ -187,7 +187,7 @@ class EmitActions(SocketActions[R]):
 
     def _broadcast(self, packet: Sequence[Any]) -> Message:
         checked_event(packet[0])
-        # Whoever emits to the same sockets again and again spares what is the same each time.
+        # Most of the message is the same each time that an event goes to the same sockets.
         if self._template is None:
             self._template = self._target.message(MessageType.BROADCAST, packet=[])
         return self._template.with_packet(packet)
@@ -227,7 +227,7 @@ class BroadcastOperator(Chain["BroadcastOperator[R]"], Sent[R]):
 
 
 class Namespace(Chain[BroadcastOperator[R]], Sent[R]):
-    """All sockets of one namespace, on all servers; the start of a chain."""
+    """All sockets of one namespace, on all servers. The start of a chain."""
 
     def __init__(self, sender: Sender[R], nsp: str = "/") -> None:
         self._sender = sender
@@ -235,10 +235,10 @@ class Namespace(Chain[BroadcastOperator[R]], Sent[R]):
         self._chosen: dict[str, BroadcastOperator[R]] = {}
 
     def to(self, room: Rooms) -> BroadcastOperator[R]:
-        """Target the sockets in a room, or in any of several; repeated calls add rooms."""
+        """Select the sockets in a room, or in any of several rooms. Repeated calls add rooms."""
         if type(room) is not str:
             return super().to(room)
-        # `io.to(room).emit(...)` again and again would otherwise choose, and make the template, each time.
+        # Otherwise each `io.to(room).emit(...)` would create the operator and its template again.
         chosen = self._chosen.get(room)
         if chosen is None:
             if len(self._chosen) >= REMEMBERED:
@@ -250,7 +250,7 @@ class Namespace(Chain[BroadcastOperator[R]], Sent[R]):
         return BroadcastOperator(self._sender, target)
 
     def of(self, nsp: str) -> Namespace[R]:
-        """Another namespace; a missing leading slash is added, as in Socket.IO."""
+        """Another namespace. A missing leading slash is added, as in Socket.IO."""
         return Namespace(self._sender, checked_namespace(nsp, "nsp"))
 
     def server_side_emit(self, event: str, *args: Any) -> R:

@@ -36,6 +36,7 @@ from socketio_postgres.events.event import (
 from socketio_postgres.events.failure_policy import Park, ParkedEvent, Skip, Stop
 from socketio_postgres.events.filter import Filter
 from socketio_postgres.events.options import EventStoreOptions
+from socketio_postgres.events.projection import Projection
 from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     AggregateIdTooLongError,
@@ -94,6 +95,7 @@ __all__ = [
     "Park",
     "ParkedEvent",
     "PartitionState",
+    "Projection",
     "Reconnected",
     "SchemaMismatchError",
     "Skip",

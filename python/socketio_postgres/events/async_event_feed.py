@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from socketio_postgres import _core
@@ -13,6 +13,7 @@ from socketio_postgres._bus.primitives import arun
 from socketio_postgres._typing import Unpack
 from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.events.async_event_log import AsyncEventLog
+from socketio_postgres.events.async_projector import AsyncProjector
 from socketio_postgres.events.async_subscription import PATIENCE, AsyncSubscription
 from socketio_postgres.events.async_wait_for_version import wait_for_version
 from socketio_postgres.events.blocker import Stall
@@ -25,8 +26,10 @@ from socketio_postgres.events.event import (
     StoreResult,
     check_version,
 )
+from socketio_postgres.events.failure_policy import FailurePolicy
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords
+from socketio_postgres.events.projection import HandleFunction, Projection, named, projection_of
 from socketio_postgres.exceptions import (
     OptionsError,
     SchemaMismatchError,
@@ -186,6 +189,60 @@ class AsyncEventFeed(AsyncEventLog):
         }
         return AsyncDurableSubscription(name, **arguments)
 
+    async def run(
+        self,
+        projection: Projection,
+        *,
+        connect: Any,
+        on_error: FailurePolicy | None = None,
+        partitions: int = 1,
+        lease: float = 30.0,
+        max_count: int = 500,
+        max_wait: float = 0.2,
+    ) -> None:
+        """Keep a projection up to date, for ever: each event is applied exactly once, in order of its aggregate.
+
+        A batch of events is one transaction on a connection of yours, which also moves the position. What conflicts
+        with another transaction (40001, 40P01), or loses its connection, is tried again. When `handle` raises, its
+        events are tried one by one; `on_error` decides about the one that fails. Run it in any number of processes:
+        with `partitions` they share the work; without it, one works and the others stand by.
+
+        Args:
+            projection: An object of a subclass of `Projection`, or what `projection(name)` made of a function.
+            connect: A pool of psycopg or asyncpg, an engine of SQLAlchemy, or a function that returns a connection of
+                one of them to the same database.
+            on_error: `Stop`, `Skip` or `Park`. Default `Stop()`: raise.
+            partitions: As in `durable`.
+            lease: As in `durable`.
+            max_count: Most events in a transaction. Default 500.
+            max_wait: Most seconds that a transaction waits for further events once it has one. Default 0.2.
+
+        Raises:
+            OptionsError: An argument is wrong.
+            Exception: What `handle` raised, with `Stop`.
+            SubscriptionFencedError: The subscription was deleted.
+        """
+        checked = projection_of(projection)
+        durable = self.durable(
+            checked.name,
+            checked.filters,
+            types=checked.types,
+            start=checked.start,
+            partitions=partitions,
+            lease=lease,
+        )
+        projector = AsyncProjector(durable, checked, connect, on_error or FailurePolicy(), self._report)
+        await projector.run(max_count, max_wait)
+
+    @staticmethod
+    def projection(name: str) -> Callable[[HandleFunction], Projection]:
+        """Decorate a function with two arguments, a connection and events, to be a projection for `run`.
+
+        Args:
+            name: Name of its durable subscription.
+        """
+        return named(name)
+
     async def wait_for(
         self, version: StoreResult | int, *, durable: str | None = None, timeout: float | None = None
     ) -> None:
@@ -240,6 +297,9 @@ class AsyncEventFeed(AsyncEventLog):
             "SELECT pg_catalog.json_build_object('name', name, 'position', pg_catalog.min(position),"
             " 'owner', pg_catalog.string_agg(DISTINCT owner, ', '), 'is_paused', pg_catalog.bool_or(is_paused),"
             " 'is_owned', pg_catalog.bool_and(coalesce(lease_until > pg_catalog.clock_timestamp(), false)),"
+            " 'lag_seconds', greatest(coalesce((SELECT extract(epoch FROM pg_catalog.clock_timestamp() - e.created_at)"
+            f" FROM {self._core.table('')} e WHERE e.version > pg_catalog.min(s.position)"
+            " ORDER BY e.version LIMIT 1), 0), 0),"
             f" 'lag', greatest({latest} - pg_catalog.min(position), 0),"
             f" 'parked', (SELECT pg_catalog.count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name),"
             " 'partitions', pg_catalog.json_agg(pg_catalog.json_build_object('partition', partition,"

@@ -42,27 +42,27 @@ class AsyncEventStore(AsyncEventFeed):
     # --------------------------------------------------------------------------- callbacks, as go-sync-kit has them
 
     async def subscribe_to_all(self, handler: Handler) -> AsyncCallbackSubscription:
-        """Call `handler` with each event stored from now on; `SubscribeToAll` in Go.
+        """Call `handler` with each event that is stored from now on. `SubscribeToAll` in Go.
 
         Args:
-            handler: Receives a `NotificationPayload`; may be a coroutine function.
-                What it raises is logged and given to `error_handler`, and the next event follows.
+            handler: Receives a `NotificationPayload`; may be a coroutine function. Exceptions that it raises are logged
+                and passed to `error_handler`; then the next event follows.
         """
         return await self._call_back(handler, "events_global", [])
 
     async def subscribe_to_stream(self, aggregate_id: str, handler: Handler) -> AsyncCallbackSubscription:
-        """Call `handler` with each event of an aggregate stored from now on; `SubscribeToStream` in Go."""
+        """Call `handler` with each event of an aggregate that is stored from now on. `SubscribeToStream` in Go."""
         return await self._call_back(handler, f"stream_{aggregate_id}", [Filter("aggregate_id", aggregate_id)])
 
     async def subscribe_to_event_type(self, event_type: str, handler: Handler) -> AsyncCallbackSubscription:
-        """Call `handler` with each event of a type stored from now on; `SubscribeToEventType` in Go."""
+        """Call `handler` with each event of a type that is stored from now on. `SubscribeToEventType` in Go."""
         return await self._call_back(handler, "events_global", [Filter("type", event_type)])
 
     async def _call_back(self, handler: Handler, channel: str, filters: list[Filter]) -> AsyncCallbackSubscription:
         AsyncHook.check("handler", handler)
         subscription = self.subscribe(END, filters)
         await subscription.__aenter__()
-        # Those of a loop that was closed without being ended are still here.
+        # Callbacks of an event loop that was closed without ending them are still in the list.
         self._callbacks = [each for each in self._callbacks if each.is_active]
         callback = AsyncCallbackSubscription(subscription, handler, channel, self._report, self._forget_callback)
         self._callbacks.append(callback)
@@ -73,11 +73,11 @@ class AsyncEventStore(AsyncEventFeed):
             self._callbacks.remove(callback)
 
     async def unsubscribe_from_stream(self, aggregate_id: str) -> None:
-        """End every callback of an aggregate; `UnsubscribeFromStream` in Go."""
+        """End all callbacks of an aggregate. `UnsubscribeFromStream` in Go."""
         await self._cancel_channel(f"stream_{aggregate_id}")
 
     async def unsubscribe_from_all(self) -> None:
-        """End every callback for all events, and for event types; `UnsubscribeFromAll` in Go."""
+        """End all callbacks for all events and for event types. `UnsubscribeFromAll` in Go."""
         await self._cancel_channel("events_global")
 
     async def _cancel_channel(self, channel: str) -> None:
@@ -85,16 +85,16 @@ class AsyncEventStore(AsyncEventFeed):
             await callback.cancel()
 
     def active_subscriptions(self) -> list[str]:
-        """Channels that callbacks are there for; `GetActiveSubscriptions` in Go."""
+        """Channels of the callbacks. `GetActiveSubscriptions` in Go."""
         return sorted({callback.channel for callback in self._callbacks if callback.is_active})
 
     @property
     def is_listener_connected(self) -> bool:
-        """Whether the listening connection is up; it is only while there are subscriptions."""
+        """Whether the listening connection is open. Without subscriptions there is none."""
         return bool(self._core.stats()["is_listening"])
 
     async def close(self) -> None:
-        """Finish what is being stored, end the subscriptions, disconnect."""
+        """Finish the running calls, end the subscriptions, and disconnect."""
         for callback in list(self._callbacks):
             await callback.cancel()
         await super().close()

@@ -18,7 +18,7 @@ from socketio_postgres.events.drivers import (
     texts,
 )
 
-__all__ = ["has_transaction", "rows_on", "run_on"]
+__all__ = ["has_transaction", "rows_on", "run_on", "transaction_on"]
 
 _MARK: Final = "socketio_postgres.transaction"
 
@@ -39,6 +39,18 @@ async def has_transaction(connection: Any) -> bool:
     await rows_on(connection, f"SELECT pg_catalog.set_config('{_MARK}', %s, true)", [mark])
     ((found,),) = await rows_on(connection, f"SELECT pg_catalog.current_setting('{_MARK}', true)", [])
     return bool(found == mark)
+
+
+def transaction_on(connection: Any) -> Any:
+    """A context manager for a transaction on a connection: committed at its end, rolled back by an exception.
+
+    Raises:
+        OptionsError: It is no connection of psycopg, asyncpg or SQLAlchemy.
+    """
+    library = library_of(connection)
+    if library == "asyncpg" and not IS_ASYNC:
+        refuse_asyncpg()
+    return connection.begin() if library == "sqlalchemy" else connection.transaction()
 
 
 async def run_on(connection: Any, sql: str, values: list[Any]) -> int:

@@ -13,6 +13,7 @@ from socketio_postgres.exceptions import OptionsError
 
 __all__ = [
     "asyncpg_has_transaction",
+    "is_passing",
     "library_of",
     "numbered",
     "percent",
@@ -60,6 +61,27 @@ def psycopg_cursor(connection: Any) -> Any:
 
     # A cursor will do as well: then its connection is meant.
     return getattr(connection, "connection", connection).cursor(row_factory=tuple_row)
+
+
+_PASSING = ("08", "40", "53", "57P")
+"""Classes of SQLSTATEs of a transaction that another one, or an outage, has ended."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same transaction may succeed later: a conflict with another one, or a lost connection."""
+    if isinstance(error, OSError):  # ours is a ConnectionError, too
+        return True
+    error = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's error, and its adapter once more
+    if type(error).__module__.startswith("sqlalchemy"):
+        error = error.__cause__ or error
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate:
+        return str(sqlstate).startswith(_PASSING)
+    kind = type(error)
+    return kind.__module__.startswith(("psycopg", "asyncpg")) and kind.__name__ in {
+        "OperationalError",
+        "InterfaceError",
+    }
 
 
 def psycopg_has_transaction(connection: Any) -> bool:

@@ -36,6 +36,7 @@ class DurableState:
         is_owned: Whether the leases of all its partitions are valid.
         is_paused: Whether nobody may have it.
         lag: Versions between its position and the end of the table; gaps and what the filter leaves out included.
+        lag_seconds: Age of the oldest event after its position, matching or not; 0 when there is none.
         parked: Events set aside.
         partitions: Each of its partitions; one, if it is not divided.
     """
@@ -46,6 +47,7 @@ class DurableState:
     is_owned: bool
     is_paused: bool
     lag: int
+    lag_seconds: float
     parked: int
     partitions: tuple[PartitionState, ...]
 

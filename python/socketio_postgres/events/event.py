@@ -47,12 +47,13 @@ class Event(Generic[Data_co]):
 
     Attributes:
         event_type: Its type, such as `OrderPlaced`.
-        aggregate_id: The aggregate, or stream, that it belongs to. At most 56 bytes where go-sync-kit's trigger is.
-        data: Anything JSON can hold; None becomes SQL `NULL`.
+        aggregate_id: The aggregate, or stream, that it belongs to. On a table with go-sync-kit's trigger it has at most
+            56 bytes.
+        data: Any JSON value; None becomes SQL `NULL`.
         metadata: A dict, or None.
-        id: Unique in the table. Storing the same id and content again is no error and stores nothing; so keep the
-            event, and with it the id, for another attempt. Default: a UUID that begins with the time (version 7),
-            which PostgreSQL's index takes faster than a random one.
+        id: Unique in the table. Storing an event with the same id and content again stores nothing and is not an error.
+            Keep the event, and therefore its id, for another attempt. Default: a UUID of version 7, which begins with
+            the time, so that PostgreSQL inserts it into an index faster than a random one.
     """
 
     event_type: str
@@ -63,7 +64,7 @@ class Event(Generic[Data_co]):
 
 
 class Expected(enum.Enum):
-    """What a writer expects of an aggregate, other than a certain version."""
+    """The expected state of an aggregate, other than a certain version."""
 
     ANY = "any"
     NO_STREAM = "no stream"
@@ -71,7 +72,7 @@ class Expected(enum.Enum):
 
 
 ANY: Final = Expected.ANY
-"""Nothing is expected."""
+"""The aggregate may be in any state."""
 NO_STREAM: Final = Expected.NO_STREAM
 """The aggregate has no events yet."""
 EXISTS: Final = Expected.EXISTS
@@ -91,7 +92,7 @@ class StartPosition(enum.Enum):
 START: Final = StartPosition.START
 """With the first event."""
 END: Final = StartPosition.END
-"""With what is stored from now on."""
+"""With the events that are stored from now on."""
 
 AfterVersion: TypeAlias = StartPosition | int
 """`START`, `END`, or the version after which to begin."""
@@ -104,8 +105,8 @@ class StoreResult:
     Attributes:
         version: Its position among all events of the table.
         id: Its id.
-        created_at: When, by the server's clock at the start of the transaction.
-        is_duplicate: An earlier call had stored it, and this one has stored nothing.
+        created_at: When its transaction began, by the server's clock.
+        is_duplicate: Whether an earlier call had stored the event, so that this call stored nothing.
     """
 
     version: int
@@ -115,12 +116,13 @@ class StoreResult:
 
 
 class Page(Sequence[StoredEvent]):
-    """Events, as a sequence, and from where it is safe to go on.
+    """A sequence of events, and the position from which it is safe to continue.
 
     Attributes:
-        events: In the order asked for.
-        safe_since: The version to pass as `since` next time. Up to it nothing can be missing; beyond it a transaction
-            that is still open may add events, even between those seen here. Never further than the last event.
+        events: The events, in the requested order.
+        safe_since: The version to pass as `since` next time. No event up to this version can be missing. Beyond it, a
+            transaction that is still open may add events, even between those of this page. It is never higher than the
+            version of the last event.
     """
 
     def __init__(self, events: list[StoredEvent], safe_since: int) -> None:
@@ -146,10 +148,10 @@ class Page(Sequence[StoredEvent]):
 
 @dataclasses.dataclass(frozen=True)
 class CaughtUp:
-    """A subscription has given out everything there is.
+    """A subscription has delivered all events that exist.
 
     Attributes:
-        position: Version up to which that holds.
+        position: The version up to which it has.
     """
 
     position: int
@@ -157,7 +159,7 @@ class CaughtUp:
 
 @dataclasses.dataclass(frozen=True)
 class FellBehind:
-    """Events come faster than they are taken; the subscription reads pages until it has caught up.
+    """Events arrive faster than they are processed. The subscription reads pages until it has caught up.
 
     Attributes:
         position: Version up to which all was given out.

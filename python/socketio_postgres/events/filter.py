@@ -31,7 +31,7 @@ _KEYS: Final = (*_TEXTS, "tenant", "metadata", "data")
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """One condition on events. Several filters must all hold; several values of one are alternatives.
+    """A condition on events. An event must match all filters, and any of the values of one filter.
 
         Filter("type", "OrderPlaced")
         Filter("type", ["OrderPlaced", "OrderPaid"])
@@ -40,14 +40,14 @@ class Filter:
         Filter("aggregate_prefix", "order-")          # also: "stream_prefix"
         Filter("tenant", "t1")                        # metadata["tenant"] == "t1"
         Filter("metadata", {"tenant": "t1", "n": 1})  # each key has this value
-        Filter("data", {"items": [{"sku": "A"}]})     # contained, as PostgreSQL's jsonb @> has it
+        Filter("data", {"items": [{"sku": "A"}]})     # contained, as with PostgreSQL's jsonb @>
 
     Args:
         key: Which condition.
         value: A string, several strings, or JSON, as above.
 
     Raises:
-        FilterError: No such condition, or a value that does not fit it.
+        FilterError: The condition does not exist, or the value does not fit it.
     """
 
     key: str

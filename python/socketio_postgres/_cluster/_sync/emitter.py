@@ -25,13 +25,13 @@ CHUNK: Final = 256
 
 
 class Emitter(Namespace[None]):
-    """Emit to the clients of all servers of the cluster; `emit` buffers, `flush` waits for the commit.
+    """Emit to the clients of all servers of the cluster. `emit` returns once the message is in a bounded buffer.
 
-    `emit` returns as soon as the message stands in the bounded buffer, and blocks while that is full. Messages are
-    committed in call order, many to a transaction. Leaving the `with` block, and the end of the process, flush;
-    `os._exit` and signals that kill do not.
+    `emit` blocks while the buffer is full. Messages are committed in the order of the calls, many to a transaction;
+    `flush` waits for the commit. The end of the `with` block and the normal end of the process flush; `os._exit` and
+    signals that kill do not.
 
-    Thread-safe. Works in a forked child, with a connection of its own.
+    Thread-safe. A forked child has a connection of its own.
 
     Args:
         dsn: Connection string or URL as libpq reads it.
@@ -58,8 +58,8 @@ class Emitter(Namespace[None]):
         """Connect now instead of with the first emit.
 
         Raises:
-            ConnectionLostError: The server cannot be reached.
-            DatabaseError: It refuses: password, database, or it is a standby.
+            ConnectionLostError: PostgreSQL cannot be reached.
+            DatabaseError: PostgreSQL refuses: a wrong password or database, or a standby.
         """
         core = self._bus.core
         self._bus.call_blocking(lambda inbox, token: core.start_publisher(False, inbox, token))
@@ -68,12 +68,12 @@ class Emitter(Namespace[None]):
         """Wait until everything emitted before, by any thread, is committed.
 
         Args:
-            timeout: Seconds to wait at most; None waits as long as `buffer_age` allows.
+            timeout: Maximum number of seconds to wait. Default: as long as `buffer_age` allows.
 
         Raises:
-            SocketIOPostgresError: The first failure since the last flush; its `failed_count` says how many messages
-                failed. `ConnectionLostError.may_be_sent` marks a commit whose outcome is unknown.
-            OperationTimeoutError: Not all was committed in time; it still may be.
+            SocketIOPostgresError: The first failure since the last flush. Its `failed_count` is the number of messages
+                that failed. A `CommitInDoubtError` means that the outcome is unknown.
+            OperationTimeoutError: Some messages were not committed in time. They may still be.
         """
         try:
             self._bus.flush_blocking(timeout)
@@ -81,11 +81,11 @@ class Emitter(Namespace[None]):
             self._bus.take_failures()  # told by the exception just now
 
     def stats(self) -> BusStats:
-        """Counters since the first use in this process, and how things are now; empty before it."""
+        """Counters since the first use in this process, and the current state. Empty before the first use."""
         return cast("BusStats", self._bus.stats())
 
     def close(self) -> None:
-        """Commit what is buffered and disconnect; raises as `flush` does."""
+        """Commit the buffer and disconnect; raises as `flush` does."""
         if not self._bus.is_closed:
             try:
                 self._bus.flush_blocking(CLOSE_LIMIT)

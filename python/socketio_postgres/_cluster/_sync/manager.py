@@ -38,33 +38,35 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: ignore[misc]  # python-socketio is not typed
-    """Makes a `socketio.Server` one of the servers of a cluster: Python, Node.js and Go.
+    """The client manager of a `socketio.Server` in a cluster of Python, Node.js and Go servers.
 
         mgr = PostgresManager("postgresql://app@localhost/app")
         sio = socketio.Server(client_manager=mgr, async_mode="threading")
 
-    `emit` and the room methods do what those of python-socketio's other managers do. They return once the message
-    stands in a bounded, ordered buffer; `flush` waits for the commit. Messages of one process arrive everywhere in
-    call order. Beyond that it offers the chain of Socket.IO: `mgr.to("room").fetch_sockets()` and so on. Nothing is
-    started before the first use.
+    `emit` and the room methods work as in python-socketio's other managers. They return once the message is in a
+    bounded, ordered buffer; `flush` waits for the commit. Messages of one process arrive everywhere in the order of the
+    calls. The manager also offers Socket.IO's chain, for example `mgr.to("room").fetch_sockets()`. Nothing is started
+    before the first use.
 
     Args:
         dsn: Connection string or URL as libpq reads it.
         channel: Channel prefix; the same on all servers of a cluster. Node's `channelPrefix`.
-        write_only: Only emit; usable without a server, and not counted as one. What needs answers raises
-            `NotAServerError`.
+        write_only: Only emit. The manager can be used without a server, and other servers do not count it. Methods that
+            need answers raise `NotAServerError`.
         logger: Logger for this manager's messages. Default: the logger `socketio_postgres`.
-        json: Module with `dumps` and `loads`, used without a server; otherwise the server's json is used.
-        heartbeat_interval: Seconds of silence after which peers hear that this server lives.
-        heartbeat_timeout: Seconds of silence after which a peer is no longer counted.
-        cleanup_interval: Seconds after which attachments are deleted.
-        share_session: Let other servers see the user session of a client as the `data` of a fetched socket.
-        error_handler: Called with every background failure (an exception), after it was logged. What it raises is
-            logged, too. May be a coroutine function; it runs in a thread of its own.
-        on_gap: Called with a `GapInfo` when messages will not come. It runs once this server listens again, so what it
-            reads is not older than what comes next. May be a coroutine function; it runs in a thread of its own.
-        guard_empty_rooms: Let `sio.emit(..., to=[])` of the server be for nobody, and not, as python-socketio has it,
-            for everybody.
+        json: Module with `dumps` and `loads`, for a manager without a server. With a server, the server's module is
+            used.
+        heartbeat_interval: Seconds of silence after which this server sends a heartbeat. Default 5.
+        heartbeat_timeout: Seconds of silence after which another server is no longer counted. Default 10.
+        cleanup_interval: Age in seconds at which attachments are deleted. Default 30.
+        share_session: Show a client's user session to other servers, as the `data` of a fetched socket. Default False.
+        error_handler: Called with every background failure (an exception) after it is logged. Exceptions that it raises
+            are logged, too. May be a coroutine function; it runs in a thread of its own.
+        on_gap: Called with a `GapInfo` when messages are lost. It is called once this server listens again, so data
+            that it reads is not older than the next message. May be a coroutine function; it runs in a thread of its
+            own.
+        guard_empty_rooms: Make `sio.emit(..., to=[])` of the server reach nobody. Without this, python-socketio sends
+            it to everybody. Default True.
         options: As in `BusOptions`.
 
     Raises:
@@ -113,14 +115,15 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
     def start(self) -> None:
         """Join the cluster now instead of with the first client.
 
-        Returns once this server listens, can publish, and has heard itself. Who else is there it may know a moment
-        later; a request that is made at once waits for them.
+        Returns once this server listens, can publish, and has received its own message. It may learn of other servers a
+        moment later; a request that is sent at once waits for their first messages.
 
         Raises:
-            ConnectionLostError: The server cannot be reached.
-            DatabaseError: It refuses: password, database, a standby, or no right to the attachment table.
-            SelfTestError: What it publishes does not come back: a transaction pooler, or different databases behind
-                `dsn` and `listen_dsn`.
+            ConnectionLostError: PostgreSQL cannot be reached.
+            DatabaseError: PostgreSQL refuses: a wrong password or database, a standby, or a missing right on the
+                attachment table.
+            SelfTestError: The message did not come back: a transaction pooler, or `dsn` and `listen_dsn` lead to
+                different databases.
         """
         self._node.start()
 
@@ -128,17 +131,17 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         """Wait until everything emitted before is committed.
 
         Args:
-            timeout: Seconds to wait at most; None waits as long as `buffer_age` allows.
+            timeout: Maximum number of seconds to wait. Default: as long as `buffer_age` allows.
 
         Raises:
-            SocketIOPostgresError: The first failure since the last flush; its `failed_count` says how many messages
-                failed. `ConnectionLostError.may_be_sent` marks a commit whose outcome is unknown.
-            OperationTimeoutError: Not all was committed in time; it still may be.
+            SocketIOPostgresError: The first failure since the last flush. Its `failed_count` is the number of messages
+                that failed. A `CommitInDoubtError` means that the outcome is unknown.
+            OperationTimeoutError: Some messages were not committed in time. They may still be.
         """
         self._node.flush(timeout)
 
     def close(self) -> None:
-        """Leave the cluster: commit what is buffered, say goodbye, disconnect. Clients are not touched."""
+        """Leave the cluster: commit the buffer, tell the other servers, and disconnect. Clients stay connected."""
         self._node.close()
 
     def __enter__(self) -> Self:
@@ -151,7 +154,7 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         self.close()
 
     def set_server(self, server: Any) -> None:
-        """As in `BaseManager`; from now on the server's json module is used, and its `emit` knows empty lists."""
+        """As in `BaseManager`. From now on the server's json module is used, and its `emit` accepts empty lists."""
         super().set_server(server)
         self.json = server.packet_class.json
         self._node.use_threads_of(server)
@@ -169,13 +172,13 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
     # -------------------------------------------------------------------------------------------- clients
 
     def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
-        """As in `Manager`, but a client is told that it is connected only once LISTEN is active."""
+        """As in `Manager`, but the client is connected only once LISTEN is active."""
         node = self._node
         sid: str | None = node.serve(node.sockets.pre_connect, eio_sid, namespace, node.may_connect)
         return sid
 
     def connect(self, sid: str, namespace: str) -> str | None:
-        """As in `Manager`. A client that hung up while its connect handler ran, is disconnected right away."""
+        """As in `Manager`. A client that disconnected while its connect handler ran is removed at once."""
         node = self._node
         connected: str | None = node.serve(
             node.sockets.connect, sid, namespace, node.may_connect, node.receiver.disconnect_raised
@@ -183,7 +186,7 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         return connected
 
     def can_disconnect(self, sid: str, namespace: str | None) -> bool:
-        """True when the client is connected here; otherwise its own server is asked to disconnect it."""
+        """Whether the client is connected to this server. If not, its own server is asked to disconnect it."""
         sid = checked_sid(sid)
         meant = chosen_namespace(namespace)
         if self._node.sockets.is_here(sid, meant) and meant == (namespace or "/"):
@@ -202,10 +205,10 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
             self._node.disconnect(sid, namespace)
 
     def get_participants(self, namespace: str, room: Any) -> Iterable[tuple[str, str]]:
-        """As in `BaseManager`, by any room's name: 42 and `"42"` are one, and an empty list of rooms is nobody.
+        """As in `BaseManager`. Rooms 42 and `"42"` are the same, and an empty list of rooms has no participants.
 
         Raises:
-            OptionsError: It is no room.
+            OptionsError: `room` is not a room.
         """
         return self._node.sockets.participants(namespace, room)
 
@@ -224,28 +227,29 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
     ) -> None:
         """Emit to a client, a room, several rooms, or all clients of a namespace, on all servers.
 
-        As in `Manager.emit`, and: `room` and `skip_sid` also take tuples and sets, and an empty collection of
-        rooms means nobody; a room in `skip_sid` leaves out all its clients. Local clients are served at once; other
-        servers get the message in call order. The first acknowledgement, of whichever server, fires the callback; from
-        other servers within an hour.
+        As `Manager.emit`, with these additions: `to`, `room` and `skip_sid` also take tuples and sets; an empty
+        collection of rooms means nobody; a room in `skip_sid` leaves out all its clients. Clients of this server
+        receive the event at once. Other servers receive the message in the order of the calls. The first
+        acknowledgement calls the callback; those of other servers count for an hour.
 
         Args:
             event: Name of the event.
-            data: One argument. A tuple is several, None is none: `emit("e", (1, 2))` calls `e(1, 2)`. In a chain,
-                `mgr.to("room").emit("e", 1, 2)` does that, and a tuple there is one argument, a list.
-            namespace: Namespace; None is the default one.
-            room: As `to`, which goes first.
-            skip_sid: Sids and rooms left out.
+            data: One argument. A tuple means several arguments, and None means no argument: `emit("e", (1, 2))` calls
+                `e(1, 2)`. A chain takes any number of arguments, `mgr.to("room").emit("e", 1, 2)`, and a tuple among
+                them is one argument, a list.
+            namespace: Namespace. Default `/`.
+            room: As `to`, which takes precedence.
+            skip_sid: Sids and rooms to leave out.
             callback: Called with the arguments of the first acknowledgement.
-            to: A sid, a room, or a list, tuple or set of them; None is everybody.
-            kwargs: `ignore_queue=True` emits to the clients of this server alone.
+            to: A sid, a room, or a list, tuple or set of them. Default: everybody.
+            kwargs: With `ignore_queue=True` only clients of this server receive the event.
 
         Raises:
-            OptionsError: A room, a sid or the namespace is none (`docs/rooms.md`); nothing was emitted.
-            EncodeError: `data` cannot travel; nothing was emitted.
-            PayloadTooLargeError: It is larger than `max_payload`, or the namespace's name is too long.
-            NotAServerError: A callback without a server.
-            ValueError: A callback without a room.
+            OptionsError: A room, a sid or the namespace is invalid (`docs/rooms.md`). Nothing was emitted.
+            EncodeError: `data` cannot be encoded. Nothing was emitted.
+            PayloadTooLargeError: The message is larger than `max_payload`, or the namespace's name is too long.
+            NotAServerError: A callback was passed, but there is no server.
+            ValueError: A callback was passed without a room.
         """
         self._node.emit(
             event,
@@ -263,16 +267,16 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         """Add a client to a room, wherever it is connected.
 
         Raises:
-            OptionsError: The sid, the namespace or the room is none.
-            ValueError: The room is named by the sid of another client.
+            OptionsError: The sid, the namespace or the room is invalid.
+            ValueError: The room has the name of another client's sid.
         """
         self._node.enter_room(checked_sid(sid), chosen_namespace(namespace), room_name(room), room, eio_sid)
 
     def leave_room(self, sid: str, namespace: str | None, room: Any) -> None:
-        """Remove a client from a room, wherever it is connected. It never leaves the one named by its own sid.
+        """Remove a client from a room, wherever it is connected. A client never leaves the room named by its own sid.
 
         Raises:
-            OptionsError: The sid, the namespace or the room is none.
+            OptionsError: The sid, the namespace or the room is invalid.
         """
         self._node.leave_room(checked_sid(sid), chosen_namespace(namespace), room_name(room))
 
@@ -280,16 +284,16 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         """Remove all clients of all servers from a room.
 
         Raises:
-            OptionsError: The room or the namespace is none.
-            ValueError: The room is named by the sid of a client of this server.
+            OptionsError: The room or the namespace is invalid.
+            ValueError: The room has the name of the sid of a client of this server.
         """
         self._node.close_room(room_name(room), chosen_namespace(namespace))
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
-        """As in `BaseManager`, with the check of python-socketio 5.17 whatever its version.
+        """As in `BaseManager`, with the check of python-socketio 5.17 in every version.
 
         Raises:
-            ValueError: The room is named by the sid of another client, whose messages would be heard there.
+            ValueError: The room has the name of another client's sid, whose messages the client would receive.
         """
         self._node.sockets.add(sid, namespace, room, eio_sid)
 
@@ -308,34 +312,34 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
     def on_server_side(self, event: str, handler: F | None = None, *, namespace: str = "/") -> Callable[[F], F] | F:
         """Handle an event that another server, or an emitter, sends to the servers themselves.
 
-        Use it as a decorator or call it with the handler. The handler gets the event's arguments and runs as a task
-        of its own, so it may itself wait for other servers. What it returns is the answer, when one is expected. When
-        there is no handler, or it raises, the answer is empty, so that nobody waits for us in vain; nor does anybody
-        when what it returns cannot travel, which is reported here.
+        Use it as a decorator, or call it with the handler. The handler receives the event's arguments and runs as a
+        separate task, so it may itself wait for other servers. Its result is the answer, if the sender expects one. If
+        there is no handler, or it raises, or its result cannot be encoded, the answer is empty, so that the sender does
+        not wait until its timeout; the failure is reported on this server.
 
-        The namespace is served from then on, with or without clients; from the start of this server on, if it has not
-        started yet. May be called from any thread.
+        From then on, or from its start on, this server serves the namespace, with or without clients. May be called
+        from any thread.
 
         Args:
             event: Name of the event.
             handler: Function or coroutine function.
-            namespace: Namespace it is sent in; a missing leading slash is added.
+            namespace: Namespace of the event. A missing leading slash is added.
 
         Raises:
-            NotAServerError: This manager is `write_only` and hears nothing.
-            PayloadTooLargeError: The name of the namespace is too long for a channel.
-            OptionsError: It is no string.
+            NotAServerError: This manager is `write_only` and receives nothing.
+            PayloadTooLargeError: The namespace's name is too long for a channel.
+            OptionsError: The namespace is not a string.
         """
         return self._node.receiver.on_server_side(event, handler, namespace)
 
     def server_count(self, namespace: str = "/") -> int:
-        """Servers that serve a namespace, this one included, as far as this one knows. Node's `serverCount()`.
+        """Number of servers that this server knows to serve a namespace, itself included. Node's `serverCount()`.
 
         Raises:
-            NotAServerError: This manager has no server, or is `write_only`: it knows nobody and is not counted.
+            NotAServerError: This manager has no server, or is `write_only`, and therefore knows no other servers.
         """
         return self._node.server_count(namespace)
 
     def stats(self) -> ManagerStats:
-        """Counters since the first use, and `peers`: the server ids known in each namespace."""
+        """Counters since the first use, the current state, and `peers`, the known server ids of each namespace."""
         return self._node.stats()

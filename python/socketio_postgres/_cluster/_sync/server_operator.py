@@ -1,5 +1,5 @@
 # Generated from async_server_operator.py by scripts/async_to_sync.py; edit that file.
-"""The chain of a server: what an emitter's chain does, and waiting for answers."""
+"""The chain of a server: that of an emitter, and requests that wait for answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Done: TypeAlias = None
 
 
 class ServerChain(Chain["ServerOperator"], SocketActions[Done]):
-    """What every chain of a server offers, the manager itself included."""
+    """The methods of every chain of a server, and of the manager itself."""
 
     _node: Node[Any]
 
@@ -38,25 +38,25 @@ class ServerChain(Chain["ServerOperator"], SocketActions[Done]):
 
     @property
     def local(self) -> ServerOperator:
-        """Only the sockets of this process; nothing is published."""
+        """Only the sockets of this process. Nothing is published."""
         return self._changed(is_local=True)
 
     def timeout(self, seconds: float) -> ServerOperator:
-        """Wait so many seconds for answers. Default 5. Socket.IO's own `timeout` takes milliseconds."""
+        """How many seconds to wait for answers. Default 5. Socket.IO's own `timeout` takes milliseconds."""
         return self._changed(timeout=checked_timeout(seconds))
 
     def fetch_sockets(self, *, partial: bool = False) -> list[RemoteSocket]:
         """The matching sockets of all servers.
 
-        Within a second after this server has joined the namespace it also waits for servers that it knows by their
-        locks alone; for those of Node.js and Go, which hold none, within a quarter of a second.
+        In the first second after this server has joined the namespace, the call also waits for Python servers whose
+        first message has not arrived yet; in the first quarter of a second also for servers of Node.js and Go.
 
         Args:
-            partial: When a server does not answer in time, return the sockets of the others.
+            partial: If a server does not answer in time, return the sockets of the others. Default False.
 
         Raises:
-            NotAServerError: This manager is `write_only` or has no server: answers would not reach it.
-            RequestTimeoutError: A server did not answer in time; it carries the sockets of the others.
+            NotAServerError: This manager is `write_only` or has no server, so answers would not reach it.
+            RequestTimeoutError: A server did not answer in time. The exception carries the sockets of the others.
         """
         found = self._node.requests.fetch_sockets(self._target, partial=partial)
         return [RemoteSocket.make(self._node, self._target.nsp, each) for each in found]
@@ -66,17 +66,17 @@ class ServerChain(Chain["ServerOperator"], SocketActions[Done]):
 
         Args:
             event: Name of the event.
-            args: As in `emit` of a chain: a tuple is one of them, a list to clients.
-            partial: When clients do not answer in time, return the answers of the others.
+            args: Any number of arguments. A tuple is one argument, which arrives as a list.
+            partial: If clients do not answer in time, return the answers of the others. Default False.
 
         Returns:
-            One entry for each client, in no particular order: None, a value, or a tuple of several values. Clients
-            of Node.js and Go servers give one value at most, that is all their servers pass on.
+            One entry for each client, in no particular order: None, a value, or a tuple of several values. For clients
+            of Node.js and Go servers it is at most one value, because their servers pass on the first one only.
 
         Raises:
             NotAServerError: As in `fetch_sockets`.
-            RequestTimeoutError: A client or server did not answer in time; it carries the answers of the others. A
-                server that has fallen silent counts as missing, one that has left does not.
+            RequestTimeoutError: A client or server did not answer in time. The exception carries the answers of the
+                others. A server that fell silent counts as missing; a server that left the cluster does not.
             EncodeError, OptionsError, PayloadTooLargeError: As in `emit`.
         """
         packet = [checked_event(event), *args]
@@ -102,7 +102,7 @@ class ServerSideActions:
     _target: Target
 
     def of(self, nsp: str) -> ServerNamespace:
-        """Another namespace; a missing leading slash is added, as in Socket.IO."""
+        """Another namespace. A missing leading slash is added, as in Socket.IO."""
         return ServerNamespace(self._node, Target(checked_namespace(nsp, "nsp")))
 
     def server_side_emit(self, event: str, *args: Any) -> None:
@@ -121,15 +121,15 @@ class ServerSideActions:
         Args:
             event: Name of the event.
             args: As in `emit`.
-            timeout: Seconds to wait.
-            partial: When a server does not answer in time, return the answers of the others.
+            timeout: Maximum number of seconds to wait. Default 5.
+            partial: If a server does not answer in time, return the answers of the others. Default False.
 
         Returns:
-            One value for each other server; None where it has nothing to say, or nothing that can travel.
+            One value for each other server; None if its handler returned None or a value that cannot be encoded.
 
         Raises:
             NotAServerError: As in `fetch_sockets`.
-            RequestTimeoutError: A server did not answer in time; it carries the answers of the others.
+            RequestTimeoutError: A server did not answer in time. The exception carries the answers of the others.
         """
         packet = [checked_event(event), *args]
         target = self._target._replace(timeout=checked_timeout(timeout))
@@ -137,19 +137,19 @@ class ServerSideActions:
 
 
 class ServerNamespace(ServerSideActions, ServerOperator):
-    """All sockets of one namespace, on all servers; the start of a chain."""
+    """All sockets of one namespace, on all servers. The start of a chain."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteSocket:
-    """A socket of any server of the cluster, as it was when it was fetched.
+    """A socket of any server of the cluster, in its state when it was fetched.
 
     Attributes:
         id: Its sid.
         nsp: Its namespace.
         handshake: `headers`, `query`, `address`, `issued` and so on, as in Socket.IO.
-        rooms: Rooms it was in, the one named by its sid included.
-        data: What its server shares about it: `socket.data` in Node.js, the session in Python if `share_session`.
+        rooms: Rooms that it was in, including the room named by its sid.
+        data: `socket.data` in Node.js; in Python the user session, if its server has `share_session`.
     """
 
     id: str
@@ -173,7 +173,7 @@ class RemoteSocket:
 
     @property
     def namespace(self) -> str:
-        """Its namespace, by python-socketio's word for it."""
+        """Its namespace, under python-socketio's name."""
         return self.nsp
 
     @property
@@ -188,7 +188,7 @@ class RemoteSocket:
         """Emit to this socket and return its acknowledgement.
 
         Raises:
-            RequestTimeoutError: It did not come in time, or the socket is gone.
+            RequestTimeoutError: The acknowledgement did not arrive in time, or the socket is gone.
         """
         responses = self._operator.timeout(timeout).emit_with_ack(event, *args)
         if not responses:
@@ -196,13 +196,13 @@ class RemoteSocket:
         return responses[0]
 
     def join(self, rooms: Any) -> None:
-        """Make it join one room or several."""
+        """Make this socket join one room or several."""
         self._operator.sockets_join(rooms)
 
     def leave(self, rooms: Any) -> None:
-        """Make it leave one room or several."""
+        """Make this socket leave one room or several."""
         self._operator.sockets_leave(rooms)
 
     def disconnect(self, close: bool = False) -> None:
-        """Disconnect it."""
+        """Disconnect this socket from its namespace; with `close`, close its connection."""
         self._operator.disconnect_sockets(close)

@@ -254,6 +254,7 @@ class DurableSubscription:
     def _claim(self, most: int) -> None:
         for ours, expected, found in self._positions.claim(most, self._own):
             if expected is not None and expected != found:
+                self._positions.write([ours], {}, releases=True)
                 raise StoreRewoundError(
                     f"the durable subscription {self.name!r} is at version {ours.written}, the event {expected!r}; now"
                     f" the table has {'no event' if found is None else f'the event {found!r}'} there: it was set back,"
@@ -609,6 +610,54 @@ class DurableSubscription:
         if self._given is not None and self._given.version <= events[-1].version:
             self._given = None
 
+    # -------------------------------------------------------------------------------------------- projections
+
+    def fence_in(self, conn: Any, events: list[StoredEvent]) -> list[StoredEvent]:
+        """Lock the positions of events in a transaction; returns the events that it has not been moved past.
+
+        Raises:
+            SubscriptionFencedError: A partition belongs to somebody else.
+            SchemaMismatchError: The connection leads to another table.
+        """
+        own = {ours.number: ours for ours in map(self._partition_with, events)}
+        positions = self._positions.fence_in(conn, own.values())
+        for number, ours in own.items():
+            if number not in positions:
+                self._refuse(conn, ours, events[-1])
+                raise self._fenced(number)
+        return [each for each in events if each.version > positions[partition_of(each.aggregate_id, self._count)]]
+
+    def move_in(self, conn: Any, events: list[StoredEvent]) -> None:
+        """Move positions past events in the transaction that has locked them."""
+        last = {partition_of(event.aggregate_id, self._count): event for event in events}
+        self._positions.move_in(conn, [(self._own[number], event) for number, event in last.items()])
+
+    def has_committed(self, events: list[StoredEvent]) -> None:
+        """Note that a transaction that moved positions past events was committed."""
+        for event in events:
+            ours = self._own.get(partition_of(event.aggregate_id, self._count))
+            if ours is not None and event.version > ours.written:
+                ours.written, ours.pending, ours.unclean = event.version, None, 0
+        self._take(events[-1])
+
+    def is_to_be_handled_alone(self, event: StoredEvent, policy: FailurePolicy) -> bool:
+        """Whether an event may have to be set aside, or may end the process."""
+        if isinstance(policy, Park) and policy.whole_aggregate and event.aggregate_id in self._held_aggregates():
+            return True
+        ours = self._own.get(partition_of(event.aggregate_id, self._count))
+        return ours is not None and ours.unclean >= SUSPICIOUS
+
+    def set_aside(self, event: StoredEvent, error: BaseException, attempts: int) -> None:
+        """Park an event, and hold what follows of its aggregate."""
+        self.park(event, error, attempts=attempts)
+        self._hold(event)
+
+    def come_back(self) -> None:
+        """Read again from the positions in the database."""
+        self._given = None
+        self._through(self._write)
+        self._begin_anew()
+
     # ---------------------------------------------------------------------------------------------- failures
 
     def run(self, handler: EventHandler, on_error: FailurePolicy | None = None) -> None:
@@ -631,24 +680,23 @@ class DurableSubscription:
         policy = on_error or FailurePolicy()
         for event in self:
             try:
-                if not isinstance(policy, Park) or self._is_fit(event, policy):
+                if not isinstance(policy, Park) or self.is_fit(event, policy):
                     self._handle(event, handler, policy)
             except SubscriptionFencedError as error:
                 # The partition is somebody else's, and so is the event. What is left goes on.
                 self._report(error, f"{self.name}: event {event.version} is left to another consumer")
                 self._given = None
 
-    def _is_fit(self, event: StoredEvent, policy: Park) -> bool:
+    def is_fit(self, event: StoredEvent, policy: Park) -> bool:
         """Whether an event is to be handled: otherwise it was set aside."""
         if policy.whole_aggregate:
-            if self._held is None:
-                self._held = {parked.aggregate_id for parked in self._positions.parked()}
-            if event.aggregate_id in self._held:
+            held = self._held_aggregates()
+            if event.aggregate_id in held:
                 # They may have been replayed meanwhile, by whomever.
                 if self._positions.is_held(event.aggregate_id):
                     self.park(event, None, attempts=0)
                     return False
-                self._held.discard(event.aggregate_id)
+                held.discard(event.aggregate_id)
         ours = self._partition_with(event)
         if ours.unclean < SUSPICIOUS:
             return True
@@ -688,6 +736,11 @@ class DurableSubscription:
                 if ours is not None:
                     ours.unclean = 0
             return
+
+    def _held_aggregates(self) -> set[str]:
+        if self._held is None:
+            self._held = {parked.aggregate_id for parked in self._positions.parked()}
+        return self._held
 
     def _hold(self, event: StoredEvent) -> None:
         if self._held is not None:

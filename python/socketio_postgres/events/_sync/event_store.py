@@ -43,27 +43,27 @@ class EventStore(EventFeed):
     # --------------------------------------------------------------------------- callbacks, as go-sync-kit has them
 
     def subscribe_to_all(self, handler: Handler) -> CallbackSubscription:
-        """Call `handler` with each event stored from now on; `SubscribeToAll` in Go.
+        """Call `handler` with each event that is stored from now on. `SubscribeToAll` in Go.
 
         Args:
-            handler: Receives a `NotificationPayload`; no coroutine function. It runs in a thread of its own. What it
-                raises is logged and given to `error_handler`, and the next event follows.
+            handler: Receives a `NotificationPayload`; no coroutine function. It runs in a thread of its own. Exceptions
+                that it raises are logged and passed to `error_handler`; then the next event follows.
         """
         return self._call_back(handler, "events_global", [])
 
     def subscribe_to_stream(self, aggregate_id: str, handler: Handler) -> CallbackSubscription:
-        """Call `handler` with each event of an aggregate stored from now on; `SubscribeToStream` in Go."""
+        """Call `handler` with each event of an aggregate that is stored from now on. `SubscribeToStream` in Go."""
         return self._call_back(handler, f"stream_{aggregate_id}", [Filter("aggregate_id", aggregate_id)])
 
     def subscribe_to_event_type(self, event_type: str, handler: Handler) -> CallbackSubscription:
-        """Call `handler` with each event of a type stored from now on; `SubscribeToEventType` in Go."""
+        """Call `handler` with each event of a type that is stored from now on. `SubscribeToEventType` in Go."""
         return self._call_back(handler, "events_global", [Filter("type", event_type)])
 
     def _call_back(self, handler: Handler, channel: str, filters: list[Filter]) -> CallbackSubscription:
         Hook.check("handler", handler)
         subscription = self.subscribe(END, filters)
         subscription.__enter__()
-        # Those of a loop that was closed without being ended are still here.
+        # Callbacks of an event loop that was closed without ending them are still in the list.
         self._callbacks = [each for each in self._callbacks if each.is_active]
         callback = CallbackSubscription(subscription, handler, channel, self._report, self._forget_callback)
         self._callbacks.append(callback)
@@ -74,11 +74,11 @@ class EventStore(EventFeed):
             self._callbacks.remove(callback)
 
     def unsubscribe_from_stream(self, aggregate_id: str) -> None:
-        """End every callback of an aggregate; `UnsubscribeFromStream` in Go."""
+        """End all callbacks of an aggregate. `UnsubscribeFromStream` in Go."""
         self._cancel_channel(f"stream_{aggregate_id}")
 
     def unsubscribe_from_all(self) -> None:
-        """End every callback for all events, and for event types; `UnsubscribeFromAll` in Go."""
+        """End all callbacks for all events and for event types. `UnsubscribeFromAll` in Go."""
         self._cancel_channel("events_global")
 
     def _cancel_channel(self, channel: str) -> None:
@@ -86,16 +86,16 @@ class EventStore(EventFeed):
             callback.cancel()
 
     def active_subscriptions(self) -> list[str]:
-        """Channels that callbacks are there for; `GetActiveSubscriptions` in Go."""
+        """Channels of the callbacks. `GetActiveSubscriptions` in Go."""
         return sorted({callback.channel for callback in self._callbacks if callback.is_active})
 
     @property
     def is_listener_connected(self) -> bool:
-        """Whether the listening connection is up; it is only while there are subscriptions."""
+        """Whether the listening connection is open. Without subscriptions there is none."""
         return bool(self._core.stats()["is_listening"])
 
     def close(self) -> None:
-        """Finish what is being stored, end the subscriptions, disconnect."""
+        """Finish the running calls, end the subscriptions, and disconnect."""
         for callback in list(self._callbacks):
             callback.cancel()
         super().close()

@@ -242,6 +242,30 @@ class Positions:
             )
         return moved
 
+    def fence_in(self, conn: Any, own: Iterable[Partition]) -> dict[int, int]:
+        """Lock positions in the user's transaction; returns those of partitions that still belong to this consumer."""
+        found: dict[int, int] = {}
+        for ours in own:
+            rows = rows_on(
+                conn,
+                f"SELECT position FROM {self.table} WHERE name = %s AND partition = %s AND epoch = %s"
+                " AND CAST(tableoid AS bigint) = %s FOR UPDATE",
+                [self._name, ours.number, ours.epoch, self._oid],
+            )
+            if rows:
+                found[ours.number] = int(rows[0][0])
+        return found
+
+    def move_in(self, conn: Any, changes: list[tuple[Partition, StoredEvent]]) -> None:
+        """Move positions that the user's transaction has locked."""
+        for ours, event in changes:
+            run_on(
+                conn,
+                f"UPDATE {self.table} SET position = %s, position_id = %s, attempts = 0, unclean = 0,"
+                " updated_at = pg_catalog.now() WHERE name = %s AND partition = %s AND epoch = %s",
+                [event.version, event.id, self._name, ours.number, ours.epoch],
+            )
+
     def is_on(self, conn: Any) -> bool:
         """Whether the user's connection leads to the same table: another schema or database may have one so named."""
         sql = "SELECT CAST(CAST(pg_catalog.to_regclass(CAST(%s AS pg_catalog.text)) AS pg_catalog.oid) AS bigint)"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final
 
+from socketio_postgres._bus.primitives import IS_ASYNC
 from socketio_postgres.events.drivers import (
     asyncpg_has_transaction,
     library_of,
@@ -17,7 +18,7 @@ from socketio_postgres.events.drivers import (
     texts,
 )
 
-__all__ = ["has_transaction", "rows_on", "run_on"]
+__all__ = ["has_transaction", "rows_on", "run_on", "transaction_on"]
 
 _MARK: Final = "socketio_postgres.transaction"
 
@@ -38,6 +39,18 @@ def has_transaction(connection: Any) -> bool:
     rows_on(connection, f"SELECT pg_catalog.set_config('{_MARK}', %s, true)", [mark])
     ((found,),) = rows_on(connection, f"SELECT pg_catalog.current_setting('{_MARK}', true)", [])
     return bool(found == mark)
+
+
+def transaction_on(connection: Any) -> Any:
+    """A context manager for a transaction on a connection: committed at its end, rolled back by an exception.
+
+    Raises:
+        OptionsError: It is no connection of psycopg or SQLAlchemy.
+    """
+    library = library_of(connection)
+    if library == "asyncpg" and not IS_ASYNC:
+        refuse_asyncpg()
+    return connection.begin() if library == "sqlalchemy" else connection.transaction()
 
 
 def run_on(connection: Any, sql: str, values: list[Any]) -> int:

@@ -1,0 +1,123 @@
+"""`AsyncProjector`: runs a projection, one transaction a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from socketio_postgres._bus.primitives import afinished, aopened, asleep
+from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
+from socketio_postgres.events.async_statements import transaction_on
+from socketio_postgres.events.drivers import is_passing
+from socketio_postgres.events.event import StoredEvent
+from socketio_postgres.events.failure_policy import FailurePolicy, Park, Skip
+from socketio_postgres.events.projection import Projection
+from socketio_postgres.exceptions import OptionsError, SubscriptionFencedError
+
+__all__ = ["AsyncProjector"]
+
+RETRY_FIRST: Final = 0.05
+RETRY_LAST: Final = 5.0
+"""Shortest and longest pause before a transaction is tried again that another one, or an outage, has ended."""
+
+
+class AsyncProjector:
+    """Hands batches of a durable subscription to a projection, and decides about failures."""
+
+    def __init__(
+        self,
+        durable: AsyncDurableSubscription,
+        projection: Projection,
+        connect: Any,
+        policy: FailurePolicy,
+        report: Callable[[Exception, str], None],
+    ) -> None:
+        self._durable = durable
+        self._projection = projection
+        self._connect = connect
+        self._policy = policy
+        self._report = report
+
+    async def run(self, max_count: int, max_wait: float) -> None:
+        """Run for ever."""
+        async with self._durable as durable:
+            async for batch in durable.batches(max_count, max_wait):
+                try:
+                    await self._handle_all(list(batch))
+                except SubscriptionFencedError as error:
+                    # Partitions, and their events with them, are somebody else's. The others come again.
+                    self._report(error, f"{self._projection.name}: events are left to another consumer")
+                    await durable.come_back()
+
+    async def _handle_all(self, events: list[StoredEvent]) -> None:
+        """Handle a batch; events that are to be set aside, or that are suspicious, one by one, in their place."""
+        together: list[StoredEvent] = []
+        for event in events:
+            if not await self._durable.is_to_be_handled_alone(event, self._policy):
+                together.append(event)
+                continue
+            if together:
+                await self._handle(together)
+                together = []
+            await self._handle_each([event])
+        if together:
+            await self._handle(together)
+
+    async def _handle(self, events: list[StoredEvent]) -> None:
+        attempts, delay = 0, RETRY_FIRST
+        while True:
+            try:
+                await self._apply(events)
+            except SubscriptionFencedError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the user's, and those of three libraries
+                if is_passing(error):
+                    self._report(error, f"{self._projection.name}: trying again")
+                    await asleep(delay)
+                    delay = min(delay * 2, RETRY_LAST)
+                    continue
+                if len(events) > 1:
+                    await self._handle_each(events)
+                    return
+                attempts += 1
+                if attempts < self._policy.after:
+                    await asleep(self._policy.pause(attempts))
+                    continue
+                await self._decide(events[0], error, attempts)
+            return
+
+    async def _handle_each(self, events: list[StoredEvent]) -> None:
+        for event in events:
+            if not isinstance(self._policy, Park) or await self._durable.is_fit(event, self._policy):
+                await self._handle([event])
+
+    async def _decide(self, event: StoredEvent, error: Exception, attempts: int) -> None:
+        """Do what the policy says about an event that has failed for good."""
+        if isinstance(self._policy, Park):
+            await self._durable.set_aside(event, error, attempts)
+        elif isinstance(self._policy, Skip):
+            await self._durable.ack(event)
+        else:
+            raise error
+        self._report(error, f"{self._projection.name}: event {event.version} failed {attempts} times")
+
+    async def _apply(self, events: list[StoredEvent]) -> None:
+        """Apply events and move the position, in one transaction."""
+        async with aopened(self._connected()) as conn, transaction_on(conn):
+            fresh = await self._durable.fence_in(conn, events)
+            if fresh:
+                await afinished(self._projection.handle(conn, fresh))
+                await self._durable.move_in(conn, fresh)
+        self._durable.has_committed(events)
+
+    def _connected(self) -> Any:
+        """A connection, or what becomes one."""
+        for name in ("connection", "acquire", "connect"):  # pools of psycopg and asyncpg, engines of SQLAlchemy
+            method = getattr(self._connect, name, None)
+            if method is not None:
+                return method()
+        if callable(self._connect):
+            return self._connect()
+        reason = "must be a pool, an engine, or a function that returns a connection"
+        shown = type(self._connect).__name__
+        raise OptionsError(f"invalid connect: {reason} (got {shown})", option="connect", value=shown, reason=reason)

@@ -1,0 +1,80 @@
+"""`Projection`: what is made of events, in the same transaction that moves the position."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+from socketio_postgres.events.event import START, AfterVersion, StoredEvent
+from socketio_postgres.events.filter import Filter
+from socketio_postgres.exceptions import OptionsError
+
+__all__ = ["HandleFunction", "Projection", "named", "projection_of"]
+
+HandleFunction: TypeAlias = Callable[[Any, Sequence[StoredEvent]], Awaitable[None] | None]
+"""Receives a connection and events, as `Projection.handle`."""
+
+
+class Projection:
+    """A table, or anything else in the same database, that is kept up to date from events: each exactly once.
+
+        class Totals(Projection):
+            name = "totals"
+
+            async def handle(self, conn, events):
+                for event in events:
+                    await conn.execute("UPDATE …")
+
+    `AsyncEventStore.run` calls `handle`; `EventStore.run` calls a `handle` that is no coroutine function.
+
+    Attributes:
+        name: Name of its durable subscription.
+        types: Only events of these types. Default: all.
+        filters: Conditions, all of which must hold. Default: none.
+        start: Where to begin when the name is new: `START`, `END` or a version. Default `START`.
+    """
+
+    name: str = ""
+    types: ClassVar[Iterable[str] | str | None] = None
+    filters: ClassVar[Iterable[Filter]] = ()
+    start: ClassVar[AfterVersion] = START
+
+    def handle(self, conn: Any, events: Sequence[StoredEvent]) -> Awaitable[None] | None:
+        """Apply events. Must not commit or roll back.
+
+        Args:
+            conn: A connection from `connect`, with an open transaction, which also moves the position.
+            events: At least one, in order. Each comes once, unless its transaction was rolled back.
+
+        Raises:
+            Exception: Nothing of these events is applied. They are tried again one by one, so that the others are not
+                held up; `on_error` decides about the one that fails.
+        """
+        raise NotImplementedError
+
+
+class _OfFunction(Projection):
+    def __init__(self, name: str, function: HandleFunction) -> None:
+        self.name = name
+        self._function = function
+
+    def handle(self, conn: Any, events: Sequence[StoredEvent]) -> Awaitable[None] | None:
+        return self._function(conn, events)
+
+
+def projection_of(projection: object) -> Projection:
+    """Check a projection.
+
+    Raises:
+        OptionsError: It is none, or has no name.
+    """
+    if isinstance(projection, Projection) and projection.name:
+        return projection
+    reason = "must be an object of a subclass of Projection with a name, or what @store.projection(name) made"
+    shown = type(projection).__name__
+    raise OptionsError(f"invalid projection: {reason} (got {shown})", option="projection", value=shown, reason=reason)
+
+
+def named(name: str) -> Callable[[HandleFunction], Projection]:
+    """Make a projection of a function."""
+    return lambda function: _OfFunction(name, function)
