@@ -408,8 +408,8 @@ class EventStore:
     def checked(self, events: Iterable[Any]) -> list[tuple[str, str, str, str | None, str | None]]:
         """Id, aggregate id, type, data and metadata of events as they would be stored, once they were checked."""
 
-    def importing(self) -> Import:
-        """To store very many events by COPY."""
+    def importing(self, skips_existing: bool) -> Import:
+        """To store very many events by COPY; those that are there are an error, or are left out."""
 
     def read(
         self, since: int, page_size: int, is_backwards: bool, conditions: list[tuple[str, str, list[str]]]

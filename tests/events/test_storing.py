@@ -194,6 +194,20 @@ async def test_import(store: AsyncEventStore, database: Database) -> None:
     assert database.value("SELECT count(*) FROM events") == 2500
 
 
+async def test_an_import_that_is_run_again(store: AsyncEventStore, database: Database) -> None:
+    events = [Event("T", f"a{i}", {"n": i}, metadata=None if i % 2 else {"m": i}, id=f"e{i}") for i in range(2500)]
+    await store.store_batch(events[5:8])
+    with pytest.raises(DatabaseError):
+        await store.import_events(events, chunk_size=1000)
+    assert await store.import_events(events, chunk_size=1000, skip_existing=True) == 2497
+    assert await store.import_events(events, chunk_size=1000, skip_existing=True) == 0
+    assert [event.data["n"] async for event in store.read()] == [5, 6, 7, *range(5), *range(8, 2500)]
+    with pytest.raises(DuplicateEventError) as taken:
+        await store.import_events([Event("T", "new"), Event("T", "other", id="e5")], skip_existing=True)
+    assert (taken.value.event_id, taken.value.version) == ("e5", (await store.get("e5")).version)
+    assert database.value("SELECT count(*) FROM events") == 2500
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"aggregate_id": ""}, EncodeError, "aggregate_id"),
     ({"event_type": ""}, EncodeError, "event_type"),

@@ -249,9 +249,9 @@ impl PyEventStore {
         Ok(events.into_iter().map(row).collect())
     }
 
-    fn importing(&self) -> PyResult<PyImport> {
+    fn importing(&self, skips_existing: bool) -> PyResult<PyImport> {
         check_process(self.pid)?;
-        Ok(PyImport { pid: self.pid, import: Arc::new(Import::new(Arc::clone(&self.store))) })
+        Ok(PyImport { pid: self.pid, import: Arc::new(Import::new(Arc::clone(&self.store), skips_existing)) })
     }
 
     fn read(

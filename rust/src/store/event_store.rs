@@ -214,8 +214,8 @@ impl EventStore {
         }
         drop(connection);
         match self.opened() {
-            Some(opened) => opened.writer.look_again().await,
-            None => Ok(()),
+            Some(opened) if part != Part::Subscriptions => opened.writer.look_again().await,
+            _ => Ok(()),
         }
     }
 
@@ -242,9 +242,9 @@ impl EventStore {
         rows.iter().map(row).collect()
     }
 
-    /// Store many events by binary `COPY`, in one transaction. Returns the number of events.
-    pub async fn copy(&self, events: Vec<NewEvent>) -> Result<i64> {
-        self.open().await?.writer.import(&events).await
+    /// Store many events by binary `COPY`, in one transaction; see [`Writer::import`].
+    pub async fn import(&self, events: Vec<NewEvent>, skips_existing: bool) -> Result<i64> {
+        self.open().await?.writer.import(&events, skips_existing).await
     }
 
     /// Finish running operations within `limit`, end the subscriptions, and disconnect. Concurrent calls wait for the end,

@@ -269,25 +269,31 @@ class EventLog:
         events: Iterable[Event],
         *,
         chunk_size: int = 10_000,
+        skip_existing: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> int:
         """Store very many events by COPY, in memory for two chunks: one is made while the other is stored.
 
         Each chunk is a transaction of its own, so an error leaves the earlier ones stored. There are no expected
-        versions, and an id that exists is an error.
+        versions. An id that exists is an error, unless the import skips what exists: then it can be run again after
+        an error, and is by itself after a commit in doubt.
 
         Args:
             events: Any iterable.
             chunk_size: Events in one transaction.
+            skip_existing: Leave out events that are stored already, with the same id and content. They go through a
+                temporary table, which takes about twice the time.
             progress: Called with the number stored so far, after each chunk.
 
         Returns:
-            How many were stored.
+            How many were stored. With `skip_existing`, those of a chunk whose commit was in doubt may be missing.
 
         Raises:
-            DatabaseError: An id exists; `sqlstate` is 23505.
+            DatabaseError: An id exists; `sqlstate` is 23505. Not with `skip_existing`.
+            DuplicateEventError: With `skip_existing`: an id is taken by another event.
+            AggregateLockedError: Another transaction held an aggregate, or an id, for longer than `lock_wait`.
         """
-        importing = self._opened_core().importing()
+        importing = self._opened_core().importing(skip_existing)
         total = 0
 
         def add(chunk: list[Event]) -> None:

@@ -8,7 +8,6 @@ use futures_util::SinkExt as _;
 use crate::error::{Error, Result};
 use crate::store::event::NewEvent;
 use crate::store::pool::Pooled;
-use crate::store::table::Table;
 
 /// Size of one piece. The driver's own writer sends 4 KiB at a time, and the server then wakes up for every few events.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -21,10 +20,10 @@ const NULL: i32 = -1;
 /// The version byte with which a binary `jsonb` begins; the text follows.
 const JSONB: &[u8] = &[1];
 
-/// Send events to the table, in the open transaction. Returns the number of events.
-pub async fn copy(connection: &mut Pooled, table: &Table, events: &[NewEvent]) -> Result<i64> {
+/// Send events to a table with the columns of an event table, in the open transaction. Returns the number of events.
+pub async fn copy(connection: &mut Pooled, table: &str, events: &[NewEvent]) -> Result<i64> {
     let failed = |error: tokio_postgres::Error| Error::from_postgres("import events", &error, true);
-    let sql = &format!("COPY {} (id, aggregate_id, event_type, data, metadata) FROM STDIN BINARY", table.name);
+    let sql = &format!("COPY {table} (id, aggregate_id, event_type, data, metadata) FROM STDIN BINARY");
     let size = events.iter().map(NewEvent::size_bytes).sum();
     let work = connection.ask("import events", size, |client| async move {
         let mut sink = pin!(client.copy_in::<_, Bytes>(sql).await.map_err(failed)?);

@@ -14,14 +14,16 @@ use crate::store::event_store::EventStore;
 /// See the module documentation. Calls must not overlap.
 pub struct Import {
     store: Arc<EventStore>,
+    /// Whether events that are there already are left out.
+    skips_existing: bool,
     /// The chunk that is being stored.
     chunk: Mutex<Option<JoinHandle<Result<i64>>>>,
 }
 
 impl Import {
     /// An import; it does nothing before the first chunk.
-    pub fn new(store: Arc<EventStore>) -> Self {
-        Self { store, chunk: Mutex::default() }
+    pub fn new(store: Arc<EventStore>, skips_existing: bool) -> Self {
+        Self { store, skips_existing, chunk: Mutex::default() }
     }
 
     /// Wait until the previous chunk is stored, report its number of events, and begin to store this chunk. Without
@@ -30,12 +32,12 @@ impl Import {
         let mut chunk = self.chunk.lock();
         let before = chunk.take();
         let (told, failed) = tokio::sync::oneshot::channel::<bool>();
-        let store = Arc::clone(&self.store);
+        let (store, skips_existing) = (Arc::clone(&self.store), self.skips_existing);
         let handle = runtime::handle()?;
         if !events.is_empty() {
             *chunk = Some(handle.spawn(async move {
                 match failed.await {
-                    Ok(false) => store.copy(events).await,
+                    Ok(false) => store.import(events, skips_existing).await,
                     _ => Ok(0),
                 }
             }));

@@ -40,7 +40,18 @@ pub struct Sql {
     pub store: String,
     /// The session that holds the lock of an aggregate.
     pub holder: String,
+    /// An event of [`STAGE`] whose id another event has.
+    pub stage_conflict: String,
+    /// Stores the events of [`STAGE`] that are not known.
+    pub insert_staged: String,
 }
+
+/// A temporary table for the events of one chunk of an import, which is gone after the transaction.
+pub const STAGE: &str = "pg_temp.socketio_postgres_import";
+/// Creates it.
+pub const CREATE_STAGE: &str = "CREATE TEMPORARY TABLE socketio_postgres_import (id pg_catalog.text, \
+    aggregate_id pg_catalog.text, event_type pg_catalog.text, data pg_catalog.jsonb, metadata pg_catalog.jsonb) \
+    ON COMMIT DROP";
 
 impl Sql {
     /// The statements for one table.
@@ -73,6 +84,13 @@ impl Sql {
                  FROM (SELECT pg_catalog.hashtext(a) & {mask} AS key, {is_exclusive} AS is_exclusive, \
                         pg_catalog.array_agg(call) AS calls \
                        FROM unnest($1, $2, $3) AS l(a, x, call) GROUP BY 1 ORDER BY 1) AS keys)"
+            )
+        };
+        let same = |data: &str, metadata: &str| {
+            format!(
+                "t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
+                 AND coalesce(t.data, 'null') = coalesce({data}, 'null') \
+                 AND coalesce(t.metadata, 'null') = coalesce({metadata}, 'null')"
             )
         };
         let columns = "id, aggregate_id, event_type, data, metadata";
@@ -123,10 +141,7 @@ impl Sql {
             ),
             // One statement, so that everything is seen at one and the same moment.
             store: format!(
-                "WITH known AS MATERIALIZED (SELECT e.n, e.call, t.version, t.created_at, \
-                    t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
-                    AND coalesce(t.data, 'null') = coalesce(e.data::pg_catalog.jsonb, 'null') \
-                    AND coalesce(t.metadata, 'null') = coalesce(e.metadata::pg_catalog.jsonb, 'null') AS is_same \
+                "WITH known AS MATERIALIZED (SELECT e.n, e.call, t.version, t.created_at, {} AS is_same \
                     FROM {given} JOIN {name} t ON t.id = e.id), \
                  found AS MATERIALIZED (SELECT x.n, x.call, x.expected, \
                     coalesce((SELECT pg_catalog.max({last}) FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0) \
@@ -143,6 +158,7 @@ impl Sql {
                  SELECT NULL AS id, n, version, created_at, is_same FROM known \
                  UNION ALL SELECT NULL, -n, last, NULL, NULL FROM found \
                  UNION ALL SELECT id, 0, version, created_at, NULL FROM stored",
+                same("e.data::pg_catalog.jsonb", "e.metadata::pg_catalog.jsonb"),
                 patience("$10")
             ),
             holder: format!(
@@ -159,6 +175,16 @@ impl Sql {
                  ORDER BY l.mode = 'ExclusiveLock' DESC, s.xact_start LIMIT 1",
                 if table.is_serial { format!(" UNION ALL SELECT $1[1], {TURN_KEY}") } else { String::new() },
                 table.oid
+            ),
+            stage_conflict: format!(
+                "SELECT t.id, t.version FROM {STAGE} e JOIN {name} t ON t.id = e.id WHERE NOT ({}) LIMIT 1",
+                same("e.data", "e.metadata")
+            ),
+            // In the order in which they came.
+            insert_staged: format!(
+                "WITH stored AS (INSERT INTO {name} ({columns}) SELECT {columns} FROM {STAGE} e \
+                    WHERE NOT EXISTS (SELECT FROM {name} t WHERE t.id = e.id) ORDER BY e.ctid RETURNING 1) \
+                 SELECT pg_catalog.count(*) FROM stored"
             ),
         }
     }

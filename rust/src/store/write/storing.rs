@@ -13,7 +13,8 @@ use crate::store::pool::{BEGIN, Bind, Pool, Pooled};
 use crate::store::row::{get, micros};
 use crate::store::table::Table;
 use crate::store::write::calls::{Call, Position, size_bytes, split_off};
-use crate::store::write::statements::{Checks, Columns, ID_LIMIT, Locks, Sql};
+use crate::store::write::copy::copy;
+use crate::store::write::statements::{CREATE_STAGE, Checks, Columns, ID_LIMIT, Locks, STAGE, Sql};
 
 /// Longest wait in the waiting room for another transaction that is storing an event with the same id.
 const ID_LIMIT_IN_ROOM: &str = "20ms";
@@ -289,6 +290,19 @@ pub async fn wait_for_locks(connection: &mut Pooled, sql: &Sql, events: &[NewEve
     let requests = [(BEGIN, &[][..]), (SET_LIMIT, &limit), (&sql.lock, &locks.binds())];
     connection.pipeline("lock aggregates", requests, false).await?;
     Ok(())
+}
+
+/// Store those of the events that are not there, in the open transaction. They travel through a temporary table. Returns
+/// the number of events stored.
+pub async fn import_missing(connection: &mut Pooled, sql: &Sql, events: &[NewEvent]) -> Result<i64> {
+    connection.query("import events", CREATE_STAGE, &[], false).await?;
+    copy(connection, STAGE, events).await?;
+    let requests = [(&*sql.stage_conflict, &[][..]), (&sql.insert_staged, &[])];
+    let [taken, stored] = connection.pipeline("import events", requests, false).await?;
+    if let Some(row) = taken.first() {
+        return Err(Error::DuplicateEvent { id: get(row, 0)?, version: get(row, 1)? });
+    }
+    stored.first().map_or(Ok(0), |row| get(row, 0))
 }
 
 /// The error of a call that waited too long for a lock: with the session that holds it now, if one can be found.

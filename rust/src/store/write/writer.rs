@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::connect::backoff::Backoff;
 use crate::connect::runtime;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
@@ -99,21 +100,35 @@ impl Writer {
         self.calls.lock().wait(waiter);
     }
 
-    /// Store events by `COPY`, in one transaction, under the same locks as other calls. Returns the number of events.
-    pub async fn import(&self, events: &[NewEvent]) -> Result<i64> {
-        let (began, mut conflicts) = (Instant::now(), 0);
+    /// Store events by `COPY`, in one transaction, under the same locks as other calls. Events that are there already are
+    /// an error, or left out if `skips_existing`; then a commit in doubt is tried again. Returns the number of events
+    /// stored.
+    pub async fn import(&self, events: &[NewEvent], skips_existing: bool) -> Result<i64> {
+        let (mut began, mut away, mut conflicts) = (Instant::now(), None, 0);
+        let mut backoff = Backoff::up_to(LAST_PAUSE_AWAY);
         loop {
             let layout = self.layout();
             check(events, &layout.table)?;
-            match self.import_in(&layout, events).await {
+            match self.import_in(&layout, events, skips_existing).await {
                 Err(error) if is_lock_timeout(&error) => {
                     let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
                     return Err(storing::locked(&self.pool, &layout.sql, &aggregates, began.elapsed()).await);
                 }
-                // Nothing of it is there, and perhaps the guard is, which was not.
-                Err(error) if is_deadlock(&error) && conflicts < ATTEMPTS => {
+                // Nothing of it is there. After a deadlock the guard may be, which was not; and an event with the same
+                // id, which was not, either.
+                Err(error)
+                    if is_conflict(&error) && (skips_existing || is_deadlock(&error)) && conflicts < ATTEMPTS =>
+                {
                     conflicts += 1;
                     self.look_again_after_conflict().await;
+                }
+                Err(error) if error.is_connection_lost() && (skips_existing || !is_in_doubt(&error)) => {
+                    let since = away.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.settings.away_limit || self.calls.lock().closes_at.is_some() {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(backoff.next_delay()).await;
+                    began = Instant::now();
                 }
                 Err(error) => return Err(self.why_refused(events, error).await),
                 result => return result,
@@ -121,11 +136,16 @@ impl Writer {
         }
     }
 
-    async fn import_in(&self, layout: &Layout, events: &[NewEvent]) -> Result<i64> {
+    async fn import_in(&self, layout: &Layout, events: &[NewEvent], skips_existing: bool) -> Result<i64> {
         let mut connection = self.pool.get().await?;
         connection.set_patience(self.settings.lock_wait);
         storing::wait_for_locks(&mut connection, &layout.sql, events, self.settings.lock_wait).await?;
-        let count = copy(&mut connection, &layout.table, events).await?;
+        let count = if skips_existing {
+            storing::import_missing(&mut connection, &layout.sql, events).await?
+        } else {
+            copy(&mut connection, &layout.table.name, events).await?
+        };
+        connection.set_patience(Duration::ZERO);
         connection.commit().await?;
         Ok(count)
     }
