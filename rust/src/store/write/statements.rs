@@ -161,21 +161,7 @@ impl Sql {
                 same("e.data::pg_catalog.jsonb", "e.metadata::pg_catalog.jsonb"),
                 patience("$10")
             ),
-            holder: format!(
-                "SELECT k.a, l.pid, s.application_name, coalesce(s.state, CASE WHEN l.pid IS NULL THEN 'prepared' END), \
-                    pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - s.xact_start) \
-                 FROM (SELECT a, pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest($1) AS a{}) AS k \
-                 JOIN pg_catalog.pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 \
-                    AND l.classid = {}::pg_catalog.oid \
-                    AND l.objid = (key::pg_catalog.int8 & 4294967295)::pg_catalog.oid \
-                    AND l.database = (SELECT oid FROM pg_catalog.pg_database \
-                        WHERE datname = pg_catalog.current_database()) \
-                 LEFT JOIN pg_catalog.pg_stat_activity s ON s.pid = l.pid \
-                 WHERE l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() \
-                 ORDER BY l.mode = 'ExclusiveLock' DESC, s.xact_start LIMIT 1",
-                if table.is_serial { format!(" UNION ALL SELECT $1[1], {TURN_KEY}") } else { String::new() },
-                table.oid
-            ),
+            holder: holder(table),
             stage_conflict: format!(
                 "SELECT t.id, t.version FROM {STAGE} e JOIN {name} t ON t.id = e.id WHERE NOT ({}) LIMIT 1",
                 same("e.data", "e.metadata")
@@ -188,6 +174,26 @@ impl Sql {
             ),
         }
     }
+}
+
+/// The statement that finds the session which holds the lock of an aggregate.
+fn holder(table: &Table) -> String {
+    let mask = LOCK_BUCKETS - 1;
+    format!(
+        "SELECT k.a, l.pid, s.application_name, coalesce(s.state, CASE WHEN l.pid IS NULL THEN 'prepared' END), \
+            pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - s.xact_start) \
+         FROM (SELECT a, pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest($1) AS a{}) AS k \
+         JOIN pg_catalog.pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 \
+            AND l.classid = {}::pg_catalog.oid \
+            AND l.objid = (key::pg_catalog.int8 & 4294967295)::pg_catalog.oid \
+            AND l.database = (SELECT oid FROM pg_catalog.pg_database \
+                WHERE datname = pg_catalog.current_database()) \
+         LEFT JOIN pg_catalog.pg_stat_activity s ON s.pid = l.pid \
+         WHERE l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() \
+         ORDER BY l.mode = 'ExclusiveLock' DESC, s.xact_start LIMIT 1",
+        if table.is_serial { format!(" UNION ALL SELECT $1[1], {TURN_KEY}") } else { String::new() },
+        table.oid
+    )
 }
 
 /// The aggregates that calls lock, as columns.

@@ -104,7 +104,7 @@ impl Writer {
     /// an error, or left out if `skips_existing`; then a commit in doubt is tried again. Returns the number of events
     /// stored.
     pub async fn import(&self, events: &[NewEvent], skips_existing: bool) -> Result<i64> {
-        let (mut began, mut away, mut conflicts) = (Instant::now(), None, 0);
+        let (mut began, mut away, mut is_doubtful, mut conflicts) = (Instant::now(), None, false, 0);
         let mut backoff = Backoff::up_to(LAST_PAUSE_AWAY);
         loop {
             let layout = self.layout();
@@ -124,12 +124,14 @@ impl Writer {
                 }
                 Err(error) if error.is_connection_lost() && (skips_existing || !is_in_doubt(&error)) => {
                     let since = away.get_or_insert_with(Instant::now);
+                    is_doubtful |= is_in_doubt(&error);
                     if since.elapsed() >= self.settings.away_limit || self.calls.lock().closes_at.is_some() {
-                        return Err(error);
+                        return Err(if is_doubtful { in_doubt(error) } else { error });
                     }
                     tokio::time::sleep(backoff.next_delay()).await;
                     began = Instant::now();
                 }
+                Err(error) if is_in_doubt(&error) => return Err(in_doubt(error)),
                 Err(error) => return Err(self.why_refused(events, error).await),
                 result => return result,
             }
