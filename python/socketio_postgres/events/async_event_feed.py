@@ -45,7 +45,7 @@ PARTITIONS_MAX: Final = 1024
 
 
 class AsyncEventFeed(AsyncEventLog):
-    """Subscribing: the part of an `AsyncEventStore` that hears of new events."""
+    """Subscriptions: the part of an `AsyncEventStore` that delivers new events."""
 
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         super().__init__(dsn, **options)
@@ -402,7 +402,7 @@ class AsyncEventFeed(AsyncEventLog):
             return
         self.options.logger.warning("%s", stall)
         if self.options.on_stall == "error":
-            self._warned_at = 0.0  # every subscription is told
+            self._warned_at = 0.0  # every subscription raises it
             raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
         self._on_stall(stall)
 
