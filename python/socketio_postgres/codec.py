@@ -45,7 +45,7 @@ def decode(data: str | bytes, *, nsp: str = "/") -> Message | AttachmentHeader:
     """Decode the payload of a notification (text) or the body of an attachment (bytes).
 
     Args:
-        data: What was received.
+        data: The received payload or body.
         nsp: Namespace of the channel it came from; stands in where the sender names none.
 
     Raises:

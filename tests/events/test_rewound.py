@@ -380,3 +380,27 @@ async def test_a_guard_that_is_disabled_is_told(database: Database) -> None:
             assert event.id == "after"
     assert [type(error) for error in told] == [SchemaMismatchError]
     assert "events_guard" in str(told[0])
+
+
+async def test_a_table_of_an_older_release(database: Database) -> None:
+    """It has no settled mark, and its triggers are not `ENABLE ALWAYS` until they are asked for again."""
+    async with AsyncEventStore(database.dsn) as store:
+        await store.enable_guard()
+        await store.enable_serial_order()
+        await store.store(Event("T", "a", id="e1"))
+    names = ("guard", "serial")
+    with database.connect() as admin:
+        admin.execute("DROP TABLE events_settled")
+        admin.execute("DELETE FROM events_migrations WHERE name NOT IN ('events', 'guard', 'serial')")
+        for name in names:
+            admin.execute(f"ALTER TABLE events ENABLE TRIGGER events_{name}".encode())
+    async with AsyncEventStore(database.dsn) as store, store.subscribe() as live:
+        assert store.layout()["is_serial"]
+        assert (await live.next(NEXT_S)).id == "e1"
+        await store.store(Event("T", "a", id="e2"))
+        assert (await live.next(NEXT_S)).id == "e2"
+        await store.enable_guard()
+        await store.enable_serial_order()
+        await store.durable_subscriptions()
+    assert database.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'events_%%' AND tgenabled = 'A'") == 2
+    assert database.value("SELECT to_regclass('events_settled') IS NOT NULL")

@@ -54,7 +54,7 @@ class Bus:
         uid: Server id, or a function that makes one for each process.
         is_raw: Receive notifications as they are.
         probe_interval: Seconds after which the listening session is probed; twice that until a deaf one is noticed.
-        before_exit: Called when the process ends without `close`; what it publishes is still sent.
+        before_exit: Called when the process ends without `close`. Messages that it publishes are still sent.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Bus:
         self._is_closed = False
         self._ends_with_process = False
         self.blocking = BlockingCalls()
-        # A DSN or table name that cannot work is told here, at the call that gave it.
+        # An invalid DSN or table name raises here, at the call that passes it.
         self.description = self._make_core(self._new_inbox()).description
 
     def _new_inbox(self) -> _core.Inbox:
@@ -139,7 +139,7 @@ class Bus:
         return opened[1] if opened is not None and self.is_closed else self.inbox
 
     def begin_anew(self) -> None:
-        """Forget the core, and that it was closed; what it has buffered is still sent, then it disconnects."""
+        """Forget the core, and that it was closed. The old core still sends its buffer, and then disconnects."""
         with _lock:
             opened, self._open_core, self._is_closed = self._open_core, None, False
             if opened is not None:
@@ -158,7 +158,7 @@ class Bus:
             self._password.used_on(loop)
 
     async def wait_for_room(self) -> None:
-        """Wait until the buffer has room, as whoever found none when they appended is to do before they go on."""
+        """Wait until the buffer has room. Callers whose message found no room wait before they continue."""
         await self.call(self.core.when_space)
 
     def publish(self, message: Message) -> asyncio.Future[None]:
@@ -220,7 +220,7 @@ class Bus:
             await asyncio.wait_for(readable(inbox, again=again), timeout)
 
     async def close(self, limit: float) -> None:
-        """Commit what is buffered, within `limit` seconds, and disconnect."""
+        """Commit the buffer within `limit` seconds, and disconnect."""
         core = self._begin_close()
         if core is not None:
             # Two parts report their end, the listener and the publisher, in this order or the other.
@@ -249,7 +249,7 @@ class Bus:
         self._log_failures()
 
     def _log_failures(self) -> None:
-        """Nobody else waits for the end of what was published before."""
+        """Log failures of messages that no caller waits for."""
         for failure in self.take_failures():
             log.error("emitting through %s: %s", self.description, failure)
 
@@ -307,7 +307,7 @@ class Bus:
             return self.core.publish(message)
 
     def __del__(self) -> None:
-        # The core goes on until what it has buffered is committed, or too old, and disconnects.
+        # The core continues until its buffer is committed, or too old, and then disconnects.
         opened = getattr(self, "_open_core", None)
         if opened is None or self._pid != os.getpid() or self._is_closed or self._ends_with_process:
             return
@@ -333,7 +333,7 @@ class Bus:
         return [value for _, kind, value in opened[1].drain(1000) if kind == _core.FAILURE]
 
     def flush_at_exit(self, deadline: float) -> None:
-        """Commit what is left, until a time of the monotonic clock, if this process has opened the core."""
+        """Commit the buffer, until a time of the monotonic clock, if this process has opened the core."""
         if not self.stats():
             return
         self._ends_with_process = True
@@ -352,7 +352,7 @@ class Bus:
 
 
 def _raise_failures(core: _core.Bus) -> None:
-    # Asked only by who has waited to the end: a flush that was given up must not take the news with it.
+    # Called only after a complete wait: a cancelled flush must not consume the failure.
     failure = core.take_unreported()
     if failure is not None:
         raise failure
@@ -366,7 +366,7 @@ def _exit_deadline(pid: int) -> float:  # noqa: ARG001  (once in each process, h
 @functools.cache
 def _flush_when_a_child_ends(pid: int) -> None:  # noqa: ARG001  (once in each process)
     """Children of `multiprocessing`, and Celery's, end without calling what `atexit` knows."""
-    multiprocessing = sys.modules.get("multiprocessing.util")  # whoever starts such children has loaded it
+    multiprocessing = sys.modules.get("multiprocessing.util")  # a process that starts such children has loaded it
     if multiprocessing is not None:
         multiprocessing.Finalize(None, _flush_at_exit, exitpriority=0)
     celery = sys.modules.get("celery.signals")

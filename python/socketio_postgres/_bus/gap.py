@@ -1,4 +1,4 @@
-"""`GapInfo`: what the application is told when messages will not come."""
+"""`GapInfo`: which messages are lost, for the application."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def resolve(awaitable: Awaitable[T]) -> T:
     def run() -> tuple[Any, BaseException | None]:
         try:
             return asyncio.run(wait()), None
-        except BaseException as error:  # noqa: BLE001  (for whoever waits; gevent would print it, too)
+        except BaseException as error:  # noqa: BLE001  (the waiting caller gets it; gevent would also print it)
             return None, error
 
     if _has_gevent_hub():

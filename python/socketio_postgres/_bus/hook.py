@@ -1,4 +1,4 @@
-"""`AsyncHook` and `Hook`: a function of the application's that is told what happens in the background.
+"""`AsyncHook` and `Hook`: a function of the application that is called with background events.
 
 There is one way for all of them, `error_handler`, `on_gap` and `on_stall`, of managers, emitters, clients and event
 stores: what the function raises is logged, and whoever tells it goes on at once, however long it takes.
@@ -21,7 +21,7 @@ from socketio_postgres._bus.options import bad_option
 __all__ = ["AsyncHook", "Hook"]
 
 WAITING_MAX: Final = 1000
-"""Calls under way, or waiting for their turn; what is told beyond that stands in the log alone."""
+"""Maximum number of calls that run or wait. Further ones are only logged."""
 
 Function = Callable[[Any], object]
 
@@ -43,9 +43,9 @@ class AsyncHook:
 
     Args:
         name: The option that it was given as.
-        function: The function, or None for nobody.
-        logger: Hears what it raises.
-        failed: Is told what it raises, too.
+        function: The function, or None.
+        logger: Logs the exceptions that it raises.
+        failed: Receives these exceptions, too.
 
     Raises:
         OptionsError: It is no function.
@@ -68,7 +68,7 @@ class AsyncHook:
 
     @staticmethod
     def check(name: str, function: object) -> None:
-        """Refuse what is no function.
+        """Refuse a value that is not a function.
 
         Raises:
             OptionsError: It cannot be called.
@@ -85,7 +85,7 @@ class AsyncHook:
         except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
             _report(self._log, self._name, error, self._failed)
             return
-        except asyncio.CancelledError:  # of a future that it looked at: it is not whoever tells it who is cancelled
+        except asyncio.CancelledError:  # of a future that it awaited; the caller of the hook is not cancelled
             self._log.error("%s raised a CancelledError", self._name)
             return
         if inspect.isawaitable(result):
@@ -125,9 +125,9 @@ class Hook:
 
     Args:
         name: The option that it was given as.
-        function: The function, or None for nobody.
-        logger: Hears what it raises.
-        failed: Is told what it raises, too.
+        function: The function, or None.
+        logger: Logs the exceptions that it raises.
+        failed: Receives these exceptions, too.
         start: Runs a function in the background. Default: in a thread.
 
     Raises:
@@ -153,7 +153,7 @@ class Hook:
 
     @staticmethod
     def check(name: str, function: object) -> None:
-        """Refuse what is no function, or has to be awaited: a handler of blocking classes, which is no hook.
+        """Refuse a value that is not a function, or is a coroutine function: a handler of a blocking class.
 
         Raises:
             OptionsError: It cannot be called, or is a coroutine function.

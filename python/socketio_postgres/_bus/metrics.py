@@ -28,7 +28,7 @@ class Metric:
     Attributes:
         key: The key; the metric's name is made of it.
         kind: A counter only grows, as long as the process lives; a gauge is how it is now.
-        unit: In the notation of OpenTelemetry (UCUM): `By`, `s`, `1` for a part of one, or `{what is counted}`.
+        unit: In the notation of OpenTelemetry (UCUM): `By`, `s`, `1` for a fraction, or `{item}` for counts.
         description: One line.
     """
 
@@ -106,7 +106,7 @@ METRICS: Final = _CLUSTER + _EVENT_STORE
 
 
 def samples(metric: Metric, stats: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[dict[str, str], float]]:
-    """The present values of a metric, each with its labels; none of what is not known yet.
+    """The current values of a metric, each with its labels. Unknown values are left out.
 
     Args:
         metric: Which.

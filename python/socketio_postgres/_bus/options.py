@@ -216,7 +216,7 @@ class BusSettings(BusOptions):
     probe_interval: float = 5.0
 
     def __post_init__(self) -> None:
-        """What it is made of has been checked."""
+        """The options have been checked already."""
 
     @classmethod
     def make(cls, options: BusOptions, *, uid: str, is_raw: bool, probe_interval: float) -> BusSettings:

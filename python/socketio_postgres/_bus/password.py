@@ -48,9 +48,9 @@ class PasswordCall:
 
 
 class AsyncPasswordCall(PasswordCall):
-    """The same for what is used on event loops: a coroutine is run on the last one of them, if that can be.
+    """The same for objects that are used on event loops: a coroutine runs on the last one that used it, if possible.
 
-    There it may use what belongs to the loop: a client session, a pool, a cache with a lock.
+    There it may use objects that belong to the loop: a client session, a pool, a cache with a lock.
     """
 
     def used(self) -> None:
@@ -65,7 +65,7 @@ class AsyncPasswordCall(PasswordCall):
 
 def _resolve_on(loop: asyncio.AbstractEventLoop, password: Awaitable[str]) -> str:
     """Run it there; if the loop is blocked or ends before it begins, in a private one after all."""
-    claims = itertools.count()  # whoever draws 0 runs it
+    claims = itertools.count()  # the thread that draws 0 runs it
     answer: futures.Future[str] = futures.Future()
 
     async def ask() -> None:

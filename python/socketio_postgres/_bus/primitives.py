@@ -33,7 +33,7 @@ __all__ = [
 T = TypeVar("T")
 
 IS_ASYNC: bool = True
-"""True in what is written by hand. A generated twin has only what an `if` with it does otherwise."""
+"""True in hand-written code. In a generated twin, only the other branch of an `if` with it remains."""
 
 END_INTERVAL: Final = 0.01
 """Seconds between two looks whether a thread has ended, where greenlets must go on meanwhile."""
@@ -91,7 +91,7 @@ class AsyncBackground:
 
 
 class Background:
-    """Work that goes on beside its caller, in a thread; it ends by itself when what it waits for is closed."""
+    """Work beside its caller, in a thread. It ends by itself when the object that it waits for is closed."""
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
         self._thread = threading.Thread(target=work, name=name, daemon=True)
@@ -122,7 +122,7 @@ def call(function: Callable[[T], object], argument: T) -> None:
     """Call a user's function.
 
     Raises:
-        TypeError: It returned a coroutine: nobody awaits it here, and what it was to do would be lost.
+        TypeError: It returned a coroutine, which would never run here.
     """
     result = function(argument)
     if isinstance(result, Coroutine):

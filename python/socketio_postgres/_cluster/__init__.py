@@ -1,1 +1,1 @@
-"""Servers that are one cluster: who is there, what they ask each other, the clients here, and who emits to them."""
+"""The cluster: other servers, requests between servers, the clients of this process, and emitters."""

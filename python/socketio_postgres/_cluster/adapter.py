@@ -94,13 +94,13 @@ class Complete:
 
 @dataclasses.dataclass(eq=False)
 class Request:
-    """A question to all servers, and what came back so far.
+    """A request to all servers, and the answers so far.
 
     Attributes:
         id: Its `requestId` on the wire.
         missing: Servers that owe their answer: the list of sockets, the value, or the number of clients reached.
         is_of_clients: Clients are to acknowledge it. They may well do so after their server was silent for a while.
-        is_open: Servers that nobody knows of may still answer our announcement, and so become missing.
+        is_open: Unknown servers may still answer our announcement, and then become missing.
         unknown: Locks of servers that are known by nothing else yet.
         responses: Answers in the order of their arrival; of a fetch the sockets of all servers.
         owed: Of a broadcast: acknowledgements still due, by server.
@@ -246,7 +246,7 @@ class ClusterAdapter:
         return min([self._next_heartbeat(), *(peer.seen + self._timeout for peer in self._peers.values())])
 
     def wake(self, slept: float, now: float) -> list[Effect]:
-        """We did not run for so long: peers were not silent, what they said is still unread.
+        """This process did not run for a while. Peers were not silent; their messages are still unread.
 
         If it was long, they may have dropped us, and our silence would not bring us back.
         """
@@ -363,7 +363,7 @@ class ClusterAdapter:
 
     def _receive_answer(self, message: Message) -> list[Effect]:
         if message.uid == OURSELVES:
-            return []  # nobody's
+            return []  # unknown request
         request = self._requests.get(message.request_id or "")
         if request is None:
             # Too late, another server's, or for a callback, which is not kept here.

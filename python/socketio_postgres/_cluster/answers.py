@@ -79,7 +79,7 @@ class Answers:
     def _answer(self, tell: Callable[[Exception], None], *answers: Callable[[], Message]) -> None:
         """Publish the first of several answers, each poorer than the one before, that can travel.
 
-        Otherwise whoever asked would wait for us in vain. Why the others cannot is told here.
+        Otherwise the asking server would wait in vain. The reasons of failures are reported here.
         """
         for make in answers:
             try:
@@ -121,7 +121,7 @@ class Answers:
             try:
                 return answer(self._shared_session)
             except EncodeError:
-                return answer(self._sendable_session)  # which tells what it leaves out
+                return answer(self._sendable_session)  # which reports the values that it leaves out
 
         def tell(error: Exception) -> None:
             self._reports.failure_once(f"an answer with the sockets of {request.nsp}", error)
@@ -171,7 +171,7 @@ class Answers:
         return shared
 
     def _sendable_session(self, session: Any, namespace: str) -> dict[str, Any]:
-        """What of a user session can travel; what cannot is told."""
+        """The values of a user session that can be encoded. Others are reported."""
         sendable: dict[str, Any] = {}
         for key, value in self._own_session(session, namespace).items():
             try:

@@ -189,14 +189,14 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncPubSub
 
     async def can_disconnect(self, sid: str, namespace: str | None) -> bool:
         """Whether the client is connected to this server. If not, its own server is asked to disconnect it."""
-        if not self._node.runner.is_at_home():  # the server would go on here with what belongs to the loop that serves
+        if not self._node.runner.is_at_home():  # otherwise the server would use objects of the serving loop here
             await self.disconnect(sid, namespace)
             return False
         sid = checked_sid(sid)
         meant = chosen_namespace(namespace)
         if self._node.sockets.is_here(sid, meant) and meant == (namespace or "/"):
             return bool(await AsyncManager.can_disconnect(self, sid, meant))
-        # The server would go on with the name as it was given, under which it finds nobody.
+        # The server would use the name as it was passed, and not find the client.
         await self._node.disconnect(sid, meant)
         return False
 

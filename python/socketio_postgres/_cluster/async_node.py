@@ -51,7 +51,7 @@ CLOSE_LIMIT: Final = 5.0
 """Seconds that closing waits for buffered messages."""
 
 CALLBACK_LIFETIME: Final = 3600.0
-"""Seconds after which the callback of an emit to other servers' clients is forgotten. Whoever answers may be a person.
+"""Seconds after which the callback of an emit to other servers' clients is forgotten. A person may have to answer.
 That of an emit to a client of this server is kept until that client leaves, as python-socketio does it."""
 
 Handler: TypeAlias = Callable[..., Any]
@@ -64,9 +64,9 @@ class AsyncNode(Generic[S]):
 
     Args:
         options: Options of its bus.
-        heartbeat: How often peers hear of it.
+        heartbeat: The intervals of heartbeats.
         sockets: The clients of this process.
-        write_only: Only emit, and be counted by nobody.
+        write_only: Only emit. Other servers do not count this node.
         logger: Hears what fails.
         share_session: Let other servers see user sessions.
         error_handler: Told what fails in the background.
@@ -124,7 +124,7 @@ class AsyncNode(Generic[S]):
         self.runner.reset()
 
     def check_process(self) -> None:
-        """In a forked child begin anew: threads, tasks and connections stayed with the parent."""
+        """Start over in a forked child, because threads, tasks and connections belong to the parent."""
         if self._pid != os.getpid():
             self.runner.forked()
             self._prepare()
@@ -244,7 +244,7 @@ class AsyncNode(Generic[S]):
         self.peers.leave()
 
     def _before_exit(self) -> None:
-        """The process ends, and nobody has called `close`."""
+        """The process ends without a call of `close`."""
         self.runner.at_exit()
         self._leave()
 
@@ -260,7 +260,7 @@ class AsyncNode(Generic[S]):
         """Namespaces that clients may connect to, as far as they are known beforehand, or that have handlers."""
         namespaces: set[Any] = {"/", *self.receiver.handled_namespaces, *self.sockets.namespaces()}
         namespaces.discard("*")
-        # What is no namespace is not the timers' mistake to fail for, but that of who registered a handler there.
+        # An invalid namespace is the mistake of the code that registered a handler, so the timers must not fail.
         return sorted({checked_namespace(each) for each in namespaces if isinstance(each, str) and each})
 
     async def join(self, namespace: str) -> None:
@@ -301,23 +301,23 @@ class AsyncNode(Generic[S]):
         except PayloadTooLargeError as error:
             self.reports.failure(error)
             return False
-        # It may have hung up meanwhile, and nobody would take it from its rooms again.
+        # The client may have disconnected meanwhile, and would stay in its rooms.
         return not self.sockets.has_hung_up(connection)
 
     @starts_serving
     async def serve(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call what is to be done where clients connect."""
+        """Call a function where clients connect."""
         return await function(*args)
 
     @on_serving_loop
     async def carry_out(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call what is to be done where clients are connected."""
+        """Call a function where clients are connected."""
         return await function(*args)
 
     # ----------------------------------------------------------------------------------------------- timers
 
     def tick(self, now: float) -> float:
-        """Do what is due; returns when to do so again."""
+        """Do the work that is due; returns when to do so again."""
         self.expire_callbacks(now)
         latest = self.peers.tick(now)
         self.peers.leave_unused(
@@ -331,7 +331,7 @@ class AsyncNode(Generic[S]):
         return self.peers.next_tick(latest)
 
     def expire_callbacks(self, now: float) -> None:
-        """Forget callbacks that nobody answered in time."""
+        """Forget callbacks that received no answer in time."""
         self.callbacks.expire(now)
         forgotten = self.callbacks.take_forgotten()
         if forgotten:
@@ -370,7 +370,7 @@ class AsyncNode(Generic[S]):
         """Append to the buffer, in call order; False when the caller is to wait for room once it is done here."""
         self.check_process()
         if not self._is_started and not self.write_only and self.sockets.has_server:
-            # Peers count whoever publishes as a server, so from the first message on we must listen, too.
+            # Peers count every publisher as a server, so this node must listen from its first message on.
             self.runner.start()
         self.peers.note_sent(message)
         if not self._is_started or self.write_only:
@@ -462,7 +462,7 @@ class AsyncNode(Generic[S]):
             self.require_server("a callback")
             if rooms is None:
                 raise ValueError("Cannot use callback without a room set.")
-            # The private room of one client of this process; nobody else can be in it.
+            # The private room of one client of this process, which is its only member.
             is_local = len(rooms) == 1 and self.sockets.is_connected(rooms[0], namespace)
             await self.try_to_join(namespace)
             request, callback = self._callback_request(namespace, callback, is_local=is_local)
@@ -548,7 +548,7 @@ class AsyncNode(Generic[S]):
         await self.publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[name], rooms=[name]))
 
     def is_own_room(self, sid: str, name: str, namespace: str) -> bool:
-        """Whether a client is asked to leave the room named by its sid: nobody could reach it any more."""
+        """Whether a client is asked to leave the room named by its sid, after which it could not be reached."""
         if sid != name:
             return False
         self._log.warning("client %s of %s does not leave the room of its own", sid, namespace)

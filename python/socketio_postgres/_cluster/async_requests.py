@@ -45,7 +45,7 @@ class AsyncRequests:
 
     @on_serving_loop
     async def emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
-        """Emit to the matching clients of all servers; what they acknowledge with."""
+        """Emit to the matching clients of all servers, and return their acknowledgements."""
         self._node.require_server("emit_with_ack")
         if target.rooms == ():
             return []
@@ -58,7 +58,9 @@ class AsyncRequests:
             # First: with the other servers' answers alone the request would seem complete.
             self._node.peers.run(adapter, adapter.expect_local, request, len(sids))
             if not target.is_local:
-                await self._node.publish(message)  # also when nobody is known: it is an event first of all
+                await self._node.publish(
+                    message
+                )  # even without known servers, because it is an event in the first place
             if sids:
 
                 def acknowledged(*args: Any) -> None:
@@ -100,7 +102,7 @@ class AsyncRequests:
         return request
 
     def complete(self, request: Request) -> None:
-        """A request has all its answers: wake who waits for it."""
+        """A request has all its answers: wake its caller."""
         event = self._waiting.get(request.id)
         if event is not None:
             event.set()

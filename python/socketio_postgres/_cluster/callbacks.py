@@ -58,7 +58,7 @@ class Callbacks:
                 self.forgotten += 1
 
     def take(self, request_id: str) -> Callable[..., Any] | None:
-        """The callback of a request, for the first who asks; None for everybody after."""
+        """The callback of a request, at the first call; None at later ones."""
         with self._lock:
             waiting = self._waiting.pop(request_id, None)
             if waiting is None:
@@ -69,7 +69,7 @@ class Callbacks:
             return waiting.callback
 
     def expire(self, now: float) -> None:
-        """Forget those that nobody answered in time."""
+        """Forget callbacks that received no answer in time."""
         with self._lock:
             while self._waiting:
                 oldest = next(iter(self._waiting))

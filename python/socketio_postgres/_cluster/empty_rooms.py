@@ -1,4 +1,4 @@
-"""What an empty list of rooms means to `sio.emit`: nobody, as everywhere else, and not everybody.
+"""An empty list of rooms means nobody in `sio.emit`, too; python-socketio itself sends to everybody.
 
 python-socketio's server makes `to or room` of its arguments before it asks the manager. So `sio.emit(..., to=[])`, for
 the clients of nobody, came to us as an emit to everybody, and what was private went to all.
@@ -24,7 +24,7 @@ TO: Final = 2
 
 
 def guard(server: Any) -> None:
-    """Let a server's `emit` hand a false `to` over as what it is: nobody, the room 0, or an error.
+    """Make a server's `emit` treat a false `to` correctly: nobody, the room 0, or an error.
 
     `send`, and the `emit` and `send` of class-based namespaces, go through it. `call` refuses a false `to` by itself.
     Any other argument passes as it is, to whatever `emit` the server's class has.

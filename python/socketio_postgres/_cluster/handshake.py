@@ -65,7 +65,7 @@ def _text(value: Any) -> str:
 
 
 def _address(environ: Mapping[str, Any]) -> str:
-    # python-engineio's ASGI and aiohttp drivers write 127.0.0.1 into REMOTE_ADDR, whoever connected.
+    # python-engineio's ASGI and aiohttp drivers write 127.0.0.1 into REMOTE_ADDR for every client.
     scope = environ.get("asgi.scope")
     if scope is not None and scope.get("client"):
         return str(scope["client"][0])

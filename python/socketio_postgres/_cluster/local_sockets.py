@@ -14,12 +14,12 @@ __all__ = ["AsyncLocalSockets", "LocalSockets", "SocketDetails", "Sockets"]
 
 
 class SocketDetails(NamedTuple):
-    """What other servers may learn of a socket.
+    """The details of a socket for other servers.
 
     Attributes:
         handshake: As in `handshake.handshake`.
         rooms: Names of the rooms it is in, the one named by its sid included.
-        session: Its user session; None when there is none.
+        session: Its user session, or None.
         admin: What the Admin UI is shown; None when it is not used.
     """
 
@@ -98,7 +98,7 @@ class Sockets(Protocol):
         """
 
     def details(self, sid: str, namespace: str, failed: Callable[[Exception], None]) -> SocketDetails:
-        """What a socket is like; `failed` is told what cannot be found out.
+        """The details of a socket. `failed` receives the exceptions of details that are unknown.
 
         Raises:
             KeyError: It is gone.

@@ -1,4 +1,4 @@
-"""Who else serves which namespaces, and what that takes: joining and leaving, heartbeats, and what is sent to them."""
+"""The other servers of each namespace: joining and leaving, heartbeats, and the messages to them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TICK_INTERVAL: Final = 1.0
 """Seconds between two ticks at most: a namespace, or a peer that expects heartbeats, may join meanwhile."""
 
 UNLISTEN_TOKEN: Final = 0
-"""Under which nobody waits."""
+"""The id of operations that no caller waits for."""
 
 
 class Peers:
@@ -39,7 +39,7 @@ class Peers:
 
     Args:
         bus: Where messages go.
-        heartbeat: How often peers hear of us, and how long we count on them.
+        heartbeat: The intervals of heartbeats, and after which silence a peer is no longer counted.
         reports: Hears what fails.
         uid: Gives our server id.
         loads: Decodes JSON of the answers.
@@ -77,7 +77,7 @@ class Peers:
     # ----------------------------------------------------------------------------------------- namespaces
 
     def is_serving(self, namespace: str) -> bool:
-        """Whether this server is one of the cluster's in a namespace, and hears what is sent there."""
+        """Whether this server has joined a namespace, and receives its messages."""
         return namespace in self.adapters
 
     def use(self, namespace: str) -> bool:
@@ -116,7 +116,7 @@ class Peers:
         served: Callable[[], Iterable[str]],
         forget_join: Callable[[str], None],
     ) -> None:
-        """Leave namespaces that are not served and that nobody has used for a while: clients name what they like.
+        """Leave namespaces that are not served and were not used for a while, because clients may name any namespace.
 
         As Socket.IO's `cleanupEmptyChildNamespaces`, which is always on here: without it a client could make this
         server, and all its peers, listen to ever more channels.
@@ -126,7 +126,7 @@ class Peers:
             is_used: Whether somebody waits for something in a namespace.
             has_clients: Whether a namespace has clients here.
             served: The namespaces that are served with or without clients.
-            forget_join: Told each namespace that is left: whoever needs it again has to ask for LISTEN again.
+            forget_join: Called with each namespace that is left, so that its next use sends LISTEN again.
         """
         kept: Iterable[str] | None = None
         for namespace, adapter in list(self.adapters.items()):
@@ -162,7 +162,7 @@ class Peers:
         self.publish_soon(*self._step_all(ClusterAdapter.see_locks, held, time.monotonic()))
 
     def see(self, namespace: str, uid: str) -> None:
-        """A server sent what concerns nobody here, so only that it lives reached us."""
+        """A server sent a message for no client here, which shows only that the server is alive."""
         adapter = self.adapters.get(namespace)
         if adapter is not None:
             self.run(adapter, adapter.see, uid, time.monotonic())
@@ -188,7 +188,7 @@ class Peers:
     # ----------------------------------------------------------------------------------------- steps
 
     def run(self, adapter: ClusterAdapter, step: Callable[..., list[Effect]], *args: Any) -> list[Message]:
-        """Take a step of an adapter and do what it asks for; returns the messages to be applied here."""
+        """Take a step of an adapter and perform its effects; returns the messages to be applied here."""
         to_send, to_apply = self._step(adapter, step, *args)
         self.publish_soon(*to_send)
         return to_apply
@@ -243,7 +243,7 @@ class Peers:
             self._sent_elsewhere += 1
 
     def publish_soon(self, *messages: Message) -> None:
-        """Append messages that nobody waits for, to one transaction; what a full buffer refuses is given up."""
+        """Append messages without waiting, to one transaction. Messages that a full buffer refuses are dropped."""
         if not messages:
             return
         try:
@@ -252,7 +252,7 @@ class Peers:
             self._reports.failure(error)
 
     def publish(self, *messages: Message) -> None:
-        """The same; raises what cannot be sent."""
+        """The same, but raises why a message cannot be sent."""
         for message in messages:
             self.note_sent(message)
         accepted = self._bus.core.publish_many(list(messages))

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def explained(what: str, error: Exception) -> Exception:
-    """An error of the core that also says what it is about."""
+    """An error of the core, with its subject."""
     return type(error)(f"{what} cannot travel: {error}", **vars(error))
 
 
@@ -109,7 +109,7 @@ class Reports:
         self.log.warning("namespace %s is not connected to other servers yet: %s", namespace, why)
 
     def guarded(self, what: str, function: Callable[..., T], *args: Any) -> T | None:
-        """Call what must not end the loop it is called from; what it raises is told, and the answer is None."""
+        """Call a function that must not end the calling loop. An exception is reported, and the result is None."""
         try:
             return function(*args)
         except (ClosedError, ForkedProcessError):

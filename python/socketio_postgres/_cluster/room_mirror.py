@@ -1,4 +1,4 @@
-"""The core's copy of which rooms have clients here: it drops what is for nobody before Python is woken."""
+"""The core's copy of the rooms that have clients here. It drops other messages before they reach Python."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def room_names(rooms: object, option: str = "room") -> tuple[str, ...]:
 
 
 def chosen_rooms(to: object, room: object) -> tuple[str, ...] | None:
-    """The names of the rooms that an emit is for: `to`, or else `room`. None is everybody, an empty tuple nobody.
+    """The names of the rooms of an emit: `to`, or else `room`. None means everybody, an empty tuple nobody.
 
     Raises:
         OptionsError: One of them is no room.
@@ -110,7 +110,7 @@ def chosen_rooms(to: object, room: object) -> tuple[str, ...] | None:
 
 
 def skipped_names(skip_sid: object) -> tuple[str, ...]:
-    """The names of those that an emit leaves out. A None among them stands for nobody.
+    """The names of the rooms that an emit leaves out. None among them is ignored.
 
     Raises:
         OptionsError: One of them is neither a sid nor a room.

@@ -65,7 +65,7 @@ class AsyncEvent:
 
     async def wait(self, seconds: float) -> None:
         """Wait for it, so many seconds at most."""
-        # Not `wait_for`, which would cancel what others are still to set.
+        # Not `wait_for`, which would cancel a future that others will set.
         await asyncio.wait([self._future], timeout=seconds)
 
 
@@ -94,7 +94,7 @@ class AsyncRunner:
         self._background: set[asyncio.Task[Any]] = set()
 
     def forked(self) -> None:
-        """In a child: nobody holds the lock."""
+        """In a forked child, where no thread holds the lock."""
         # Loops of several threads may want to be the one that serves.
         self._lock = threading.RLock()
 
@@ -135,7 +135,7 @@ class AsyncRunner:
             return None
 
     def is_at_home(self) -> bool:
-        """Whether the running loop is to carry out what is called."""
+        """Whether calls run on the running loop."""
         loop = asyncio.get_running_loop()
         return loop is self.loop or self.settle(loop, serves=False) is None
 
@@ -181,7 +181,7 @@ class AsyncRunner:
             return  # another loop took over before it began
         node = self._node
         try:
-            self.open()  # first: what is registered while this looks at the handlers is joined by `join_soon`
+            self.open()  # first, so that `join_soon` joins namespaces that are registered meanwhile
             joins = [self.join(namespace) for namespace in node.served_namespaces()]
             for error in await asyncio.gather(*joins, return_exceptions=True):
                 if isinstance(error, PayloadTooLargeError):
@@ -219,7 +219,7 @@ class AsyncRunner:
                     await node.receiver.receive(value)
                 else:
                     node.receiver.take_item(kind, value)
-                fast = FastPath(node.sockets, node.peers)  # what it knew may no longer be so
+                fast = FastPath(node.sockets, node.peers)  # its state may be outdated
 
     async def _tick(self) -> None:
         node = self._node
@@ -262,7 +262,7 @@ class AsyncRunner:
             loop.call_soon_threadsafe(self._join_unless_closed, namespace)
 
     def forget_join(self, namespace: str) -> None:
-        """Whoever needs a namespace again has to ask for LISTEN again, which they do here anyway."""
+        """The next use of a namespace must send LISTEN again, which it does here anyway."""
 
     def _join_unless_closed(self, namespace: str) -> None:
         if not self._node.is_closed and not self._node.peers.use(namespace):
@@ -277,7 +277,7 @@ class AsyncRunner:
             def end(task: asyncio.Task[None]) -> None:
                 self._joining.pop(namespace, None)
                 if not task.cancelled():
-                    task.exception()  # which whoever waits is told; nobody may wait
+                    task.exception()  # the waiting tasks get it; there may be none
 
             task.add_done_callback(end)
         return self._joining[namespace]
@@ -322,7 +322,7 @@ class AsyncRunner:
 class Runner:
     """Runs a node in a background thread or greenlet.
 
-    That one thread reads the inbox, drives the timers and joins namespaces; whoever needs the outcome waits for an
+    That one thread reads the inbox, drives the timers and joins namespaces. A thread that needs the result waits for an
     event of the server's own kind.
 
     Attributes:
@@ -456,7 +456,7 @@ class Runner:
             self._ask(namespace)
 
     def forget_join(self, namespace: str) -> None:
-        """Whoever needs a namespace again has to ask for LISTEN again."""
+        """The next use of a namespace must send LISTEN again."""
         self._joined.pop(namespace, None)
         self._join_deadlines.pop(namespace, None)
 
@@ -493,7 +493,7 @@ class Runner:
         (pause if self._server is None else self._server.sleep)(seconds)
 
     def until_begun(self, is_begun: Callable[[], bool]) -> None:
-        """Wait until what was just spawned has begun."""
+        """Wait until the new greenlet or thread has begun."""
         deadline = time.monotonic() + DISCONNECT_LIMIT
         while not is_begun() and time.monotonic() < deadline:
             self.sleep(0.001)

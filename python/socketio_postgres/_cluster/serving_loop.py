@@ -22,14 +22,14 @@ HAND_OVER_LIMIT: Final = 10.0
 """Seconds that the call of another loop waits for its turn on the one that serves, which may be blocked."""
 
 LOOK_INTERVAL: Final = 0.5
-"""Seconds after which whoever waits for another loop looks whether that one has ended."""
+"""Interval in seconds at which a caller checks whether the loop that it waits for has ended."""
 
 
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 def on_serving_loop(method: F) -> F:
-    """Let the serving loop carry out what is called on any other. For methods of `AsyncNode`."""
+    """Run calls from other event loops on the serving loop. For methods of `AsyncNode`."""
     return _carried_out(method, serves=False)
 
 
@@ -72,22 +72,22 @@ class _HandedOver:
     def __init__(self, call: Callable[[], Coroutine[Any, Any, Any]], home: asyncio.AbstractEventLoop) -> None:
         self._call = call
         self._home = home
-        self._claims = itertools.count()  # whoever draws 0 decides whether it is carried out
+        self._claims = itertools.count()  # the side that draws 0 decides whether the call runs
         self._value: Any = None
 
     async def _begin(self) -> Any:
-        # Otherwise nobody waits for it any more.
+        # Otherwise the caller no longer waits for it.
         return await self._call() if self._is_first() else None
 
     def _is_first(self) -> bool:
         return next(self._claims) == 0
 
     def result(self) -> Any:
-        """What it returned."""
+        """Its result."""
         return self._value
 
     async def is_carried_out(self) -> bool:
-        """Wait for its end; False when its loop ended before it began. Raises what it raises.
+        """Wait for its end, and raise its exception. False if its loop ended before it began.
 
         Raises:
             OperationTimeoutError: The loop did not get to it. It was not begun.

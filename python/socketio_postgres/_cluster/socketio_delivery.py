@@ -60,7 +60,7 @@ SENDERS: Final = [
 """Likewise for `event_maker`."""
 
 ClientPackets: TypeAlias = tuple[str, Sequence[EnginePacket]]
-"""An Engine.IO connection, and what it is to be sent."""
+"""An Engine.IO connection, and the packets for it."""
 
 FEW: Final = 16
 """Clients that are served within a batch of messages without a turn for others; a batch takes milliseconds then."""
@@ -94,7 +94,7 @@ def event_packets(server: Any, message: Message) -> list[EnginePacket] | None:
 def event_maker(server: Any, message: Message) -> Callable[[int], EnginePacket] | None:
     """Makes the packet of an event that a client is to acknowledge under an id; None when python-socketio has to.
 
-    What comes before and after the id is the same for all clients.
+    The parts before and after the id are the same for all clients.
     """
     text = message.packet_json
     is_plain = IS_KNOWN and has_stock_packets(server) and text is not None and text.startswith('["')
@@ -172,7 +172,7 @@ async def queue_for(server: Any, clients: Sequence[ClientPackets]) -> None:
         for packet in packets:
             queue.put_nowait(packet)
     if unwell:
-        # Not waited for: what they are in for may end in the application's disconnect handler.
+        # Not awaited, because it may end in the application's disconnect handler.
         task = asyncio.create_task(_send_to(server, unwell))
         _background.add(task)  # the loop alone would not keep it
         task.add_done_callback(_background.discard)

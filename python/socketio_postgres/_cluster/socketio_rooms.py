@@ -74,7 +74,7 @@ class SocketioRooms:
         """As in `Sockets`."""
         self._changed = changed
 
-    # -------------------------------------------------------------------------------------------- who is where
+    # -------------------------------------------------------------------------------------------- who is in which room
 
     def has_clients(self, namespace: str | None = None) -> bool:
         """As in `Sockets`."""
@@ -92,7 +92,7 @@ class SocketioRooms:
         return bool(self.local_rooms(namespace, [name]))
 
     def participants(self, namespace: str, room: Any) -> Iterable[tuple[str, str]]:
-        """As `BaseManager.get_participants`, by any room's name: 42 and `"42"` are one, an empty list is nobody.
+        """As `BaseManager.get_participants`, by the name of a room: 42 and `"42"` are one, and an empty list is nobody.
 
         Raises:
             OptionsError: It is no room.
@@ -283,7 +283,7 @@ class SocketioRooms:
                         self._gone_since[namespace, sid] = gone_at
                     else:
                         manager.basic_disconnect(sid, namespace)
-                        _discard(pending, namespace, sid)  # it does not, when nobody is left in the namespace
+                        _discard(pending, namespace, sid)  # python-socketio does not if the namespace is empty
                         if eio_sid is not None:
                             connections.append(eio_sid)
         return connections

@@ -85,7 +85,7 @@ async def _private(clients: Clients) -> None:
 
 
 async def _not_received(clients: Clients, message_id: str, outsiders: list[ChatClient]) -> None:
-    """Send a later message to everybody: what has not arrived before it never will, because order is kept."""
+    """Send a last message to everybody. Messages that did not arrive before it are lost, because order is kept."""
     later_id = await clients.north.say(text="for everybody")
     for outsider in outsiders:
         await outsider.message(later_id)

@@ -27,7 +27,7 @@ class ChatClient:
 
     Args:
         url: Address of a chat server.
-        name: Shown with what it says.
+        name: Shown with its messages.
         on_packet: Called with each packet as it arrives.
     """
 

@@ -61,7 +61,7 @@ rm -rf -- "$1"
 
 
 def free_port() -> int:
-    """Pick a TCP port nobody listens on at 127.0.0.1.
+    """Choose a free TCP port at 127.0.0.1.
 
     It lies below the range from which systems take the ports of outgoing connections: there, a client that
     keeps trying to reach a stopped server can end up connected to itself, and the server cannot get its port
@@ -90,7 +90,7 @@ class EmbeddedPostgres:
         port: TCP port; a free one when absent. It stays the same over `restart`.
         data_dir: Cluster to use and keep: created when missing or empty. A temporary one, removed by `close`,
             when absent. When run by root it must be owned by the unprivileged account that runs the server.
-        temp_dir: Folder for what is temporary: cluster, log and socket. The system's temporary directory when absent.
+        temp_dir: Folder for temporary files: cluster, log and socket. Default: the system's temporary directory.
 
     Raises:
         EmbeddedPostgresError: No usable binaries.

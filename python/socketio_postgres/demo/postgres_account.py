@@ -1,4 +1,4 @@
-"""The account that runs a PostgreSQL when we are root, and what it can reach."""
+"""The account that runs PostgreSQL if this process is root, and the folders that it can read."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ async def _process(dsn: str, name: str, module: str, *arguments: str) -> AsyncIt
     except asyncio.TimeoutError:
         raise DemoError(f"{name} was not ready within {_START_TIMEOUT:g} s") from None
     finally:
-        process.stdin.close()  # what it waits for to end
+        process.stdin.close()  # which ends the process
         try:
             await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
         except asyncio.TimeoutError:
@@ -125,7 +125,7 @@ async def _process(dsn: str, name: str, module: str, *arguments: str) -> AsyncIt
 
 
 async def _show(urls: dict[str, str], interrupted: asyncio.Event) -> None:
-    """Keep a client on each server that prints what it receives; each says hello once."""
+    """Keep a client on each server that prints the events that it receives; each says hello once."""
     from socketio_postgres.demo.client import ChatClient  # noqa: PLC0415 -- as in _run
 
     def printer(name: str) -> Callable[[str, dict[str, Any]], None]:

@@ -90,7 +90,7 @@ class AsyncDurableSubscription:
     it. Leaving the loop does not acknowledge the event at hand. With `ack_in` the position commits together with your
     own changes, so that they happen exactly once.
 
-    While the database is away, the loop waits. What was not acknowledged comes again.
+    While the database is unavailable, the loop waits. Events that were not acknowledged are delivered again.
 
     Made by `AsyncEventStore.durable`.
     """
@@ -271,7 +271,7 @@ class AsyncDurableSubscription:
             self._given = None
 
     async def _hand_over(self, numbers: list[int]) -> None:
-        """Give partitions back, with their positions; what was given out of them is acknowledged by now."""
+        """Give partitions back, with their positions. Their events are acknowledged by now."""
         await self._positions.write([self._own[number] for number in numbers], self._ids, releases=True)
         self._drop(numbers)
 
@@ -290,7 +290,7 @@ class AsyncDurableSubscription:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave: write what is acknowledged, and let go of the leases.
+        """Leave: write acknowledged positions, and release the leases.
 
         What a transaction of the user's has locked stays as it is; its lease runs out.
         """
@@ -398,7 +398,7 @@ class AsyncDurableSubscription:
             is_complete = True
         finally:
             if events and not is_complete:
-                self._begin_anew()  # nobody was given them
+                self._begin_anew()  # they were not delivered
         # Partitions may have been lost meanwhile, or have come back to an earlier position.
         return [each for each in events if self._is_to_come(each)]
 
@@ -479,7 +479,7 @@ class AsyncDurableSubscription:
             self._unwritten += each.acknowledge(version)
 
     async def _write(self) -> None:
-        """Write what is acknowledged. A row that is locked is written the next time."""
+        """Write acknowledged positions. A row that is locked is written the next time."""
         written = await self._positions.write(list(self._own.values()), self._ids)
         self._unwritten, self._written_at = 0, time.monotonic()
         is_back = False
@@ -660,7 +660,7 @@ class AsyncDurableSubscription:
     # ---------------------------------------------------------------------------------------------- failures
 
     async def run(self, handler: EventHandler, on_error: FailurePolicy | None = None) -> None:
-        """Call `handler` with each event, for ever; acknowledge what it returns from.
+        """Call `handler` with each event, for ever. When it returns, the event is acknowledged.
 
         With `Park`, an event that ends the process itself is set aside, too: once owners have ended twice without
         progress, each event is counted before it is handled, and one that was begun more often than `after` is parked.
@@ -681,7 +681,7 @@ class AsyncDurableSubscription:
                 if not isinstance(policy, Park) or await self.is_fit(event, policy):
                     await self._handle(event, handler, policy)
             except SubscriptionFencedError as error:
-                # The partition is somebody else's, and so is the event. What is left goes on.
+                # Another consumer owns the partition, and handles the event. This one continues with the others.
                 self._report(error, f"{self.name}: event {event.version} is left to another consumer")
                 self._given = None
 
@@ -727,7 +727,7 @@ class AsyncDurableSubscription:
                 elif isinstance(policy, Skip):
                     self._take(event)
                 else:
-                    self._given = None  # not acknowledged: it comes again
+                    self._given = None  # not acknowledged: it is delivered again
                     self._begin_anew()
                     raise
                 self._report(error, f"{self.name}: event {event.version} failed {attempts} times")

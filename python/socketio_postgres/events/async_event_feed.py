@@ -45,7 +45,7 @@ PARTITIONS_MAX: Final = 1024
 
 
 class AsyncEventFeed(AsyncEventLog):
-    """Subscribing: the part of an `AsyncEventStore` that hears of new events."""
+    """Subscriptions: the part of an `AsyncEventStore` that delivers new events."""
 
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         super().__init__(dsn, **options)
@@ -64,24 +64,24 @@ class AsyncEventFeed(AsyncEventLog):
         types: Iterable[str] | str | None = None,
         prefetch: int = 500,
     ) -> AsyncSubscription:
-        """All events after a position, then each new one as it is committed, for ever and without a gap.
+        """All events after a position, and then each new event as it is committed, without a gap.
 
-        All subscriptions of a process share one listening connection and one reader, also those of several stores with
-        the same connection string and table.
+        All subscriptions of a process share one listening connection and one reader, even across stores that have the
+        same connection string and table.
 
-        A lost connection, and one that is refused, is tried again for ever, or as often as `max_reconnect_attempts`
-        says; until then nothing comes, and nothing is missed. Why is logged and told to `error_handler`, each reason
-        once, and shown by `stats()`.
+        When the connection is lost or refused, the subscription tries again, without a limit or as often as
+        `max_reconnect_attempts` says. Until then no events arrive, and none is missed afterwards. Each reason is logged
+        and passed to `error_handler` once; `stats()` shows it.
 
         Args:
             after: `START`, `END` (what is stored from the first step on), a version, or the last event that was
                 handled, which must still be there.
             filters: Conditions, all of which must hold.
             types: Shorthand for `Filter("type", …)`.
-            prefetch: Most events fetched ahead.
+            prefetch: Maximum number of events to fetch in advance. Default 500.
 
         Returns:
-            An asynchronous iterator; also a context manager, which begins at once and closes it.
+            An asynchronous iterator. It is also a context manager, which begins at once and closes the iterator.
 
         Raises:
             FilterError: A filter is wrong.
@@ -132,25 +132,26 @@ class AsyncEventFeed(AsyncEventLog):
     ) -> AsyncDurableSubscription:
         """A subscription whose position is kept in the database, under a name.
 
-        One consumer at a time has it; others with the same name wait until it ends or its lease runs out. With
-        `partitions`, so many consumers can share it: each aggregate is one consumer's at a time.
+        One consumer owns it at a time. Other consumers with the same name wait until that one ends, or its lease
+        expires. With `partitions`, several consumers share it; each aggregate belongs to one of them at a time.
 
         Args:
-            name: Under which it is kept.
-            filters: Conditions, all of which must hold; the same each time.
+            name: Name of the subscription.
+            filters: Conditions, all of which must hold. They must be the same each time.
             types: Shorthand for `Filter("type", …)`.
-            start: Where to begin when the name is new: `START`, `END` or a version.
-            partitions: Into how many parts aggregates are divided, by a hash of their ids: 1 to 1024, the same each
-                time. A few times as many as there will be consumers lets them share evenly. Default 1: not divided.
+            start: Where to begin if the name is new: `START`, `END` or a version. Default `START`.
+            partitions: Number of parts into which aggregates are divided, by a hash of their ids: 1 to 1024. It must be
+                the same each time. A few times the number of consumers lets them share evenly. Default 1: not divided.
             lease: Seconds without a sign of life after which another consumer takes over. It is renewed while an event
                 is handled, however long that takes. Default 30.
-            checkpoint_interval: Seconds after which what was acknowledged by the loop is written, at most a third of
-                the lease. After a crash so much comes again; 0 writes after each event. Default 1.
-            prefetch: Most events fetched ahead.
-            reset: Go on with other filters than before, from the same position.
+            checkpoint_interval: Interval in seconds at which positions are written, at most a third of the lease. After
+                a crash, events of this interval are delivered again. With 0, the position is written after each event.
+                Default 1.
+            prefetch: Maximum number of events to fetch in advance. Default 100.
+            reset: Continue with other filters than before, from the same position. Default False.
 
         Returns:
-            To be entered with a with statement.
+            A subscription, to be entered with a `with` statement.
 
         Raises:
             FilterError: A filter is wrong.
@@ -246,18 +247,19 @@ class AsyncEventFeed(AsyncEventLog):
     async def wait_for(
         self, version: StoreResult | int, *, durable: str | None = None, timeout: float | None = None
     ) -> None:
-        """Wait until readers are so far: then you find what you have just written in what they make of it.
+        """Wait until subscriptions have processed events up to `version`, so that projections include your last event.
 
         Args:
-            version: A version, or what `store` returned.
-            durable: Name of a durable subscription, wherever it runs: wait until its position in the database is so
-                far. That is when it acknowledges, or within its `checkpoint_interval`. Default: wait until nothing can
-                come before this version any more, so that `load` and `subscribe` can go on after it. A
-                subscription of this process has a `wait_for` of its own.
-            timeout: Seconds to wait at most; None waits for ever, also for a version that nobody has stored yet.
+            version: A version, or the result of `store`.
+            durable: Name of a durable subscription of any process. The call waits until its position in the database
+                has reached the version, which is when it acknowledges, or within its `checkpoint_interval`. Default:
+                the call waits until no event can be added before the version, so that `load` and `subscribe` can
+                continue after it. Each subscription of this process has its own `wait_for`.
+            timeout: Maximum number of seconds to wait. Default: no limit, even for a version that is not stored yet.
 
         Raises:
-            OperationTimeoutError: They are not so far. `blockers` names transactions that are in the way.
+            OperationTimeoutError: The version was not reached in time. `blockers` names transactions that hold readers
+                up.
             OptionsError: There is no durable subscription of this name.
         """
         wanted = check_version(version.version if isinstance(version, StoreResult) else version)
@@ -291,7 +293,7 @@ class AsyncEventFeed(AsyncEventLog):
         return await self._query(sql, *texts, timeout=timeout)
 
     async def durable_subscriptions(self) -> list[DurableState]:
-        """All durable subscriptions of the table, and how far behind each is."""
+        """All durable subscriptions of the table, with their positions and lags."""
         latest = await self.latest_version(settled=False)
         rows = await self._query_durable(
             "SELECT pg_catalog.json_build_object('name', name, 'position', pg_catalog.min(position),"
@@ -311,7 +313,7 @@ class AsyncEventFeed(AsyncEventLog):
         return [DurableState.of(row[0] or "{}") for row in rows]
 
     async def rewind_durable(self, name: str, position: int) -> None:
-        """Let a durable subscription go on after another version; whoever has it is fenced off."""
+        """Let a durable subscription continue after another version. Its owner continues there, too."""
         check_version(position, "position")
         await self._change_durable(
             name,
@@ -320,7 +322,7 @@ class AsyncEventFeed(AsyncEventLog):
         )
 
     async def pause_durable(self, name: str) -> None:
-        """Let nobody have a durable subscription until it is resumed; whoever has it is fenced off."""
+        """Stop a durable subscription until `resume_durable`. Its owner loses it."""
         await self._change_durable(name, "is_paused = true, epoch = epoch + 1, owner = NULL, lease_until = NULL")
 
     async def resume_durable(self, name: str) -> None:
@@ -336,11 +338,11 @@ class AsyncEventFeed(AsyncEventLog):
     async def repartition_durable(self, name: str, partitions: int) -> None:
         """Divide a durable subscription into another number of partitions.
 
-        Nobody may have it (stop the consumers, or pause it), and all partitions must be at the same position, as they
-        are once everything is handled; `rewind_durable` sets them all to one position.
+        No consumer may own it, so stop the consumers or pause it. All partitions must be at the same position, as they
+        are once all events are processed; `rewind_durable` sets them all to one position.
 
         Raises:
-            OptionsError: There is none of this name, somebody has it, or the positions differ.
+            OptionsError: The subscription does not exist, a consumer owns it, or the positions differ.
         """
         _check_partitions(partitions)
         table = self._core.table("_subscriptions")
@@ -364,7 +366,7 @@ class AsyncEventFeed(AsyncEventLog):
             raise OptionsError(f"invalid name: {name!r}: {reason}", option="name", value=repr(name), reason=reason)
 
     async def delete_durable(self, name: str) -> None:
-        """Forget a durable subscription, and what it parked; whoever has it is fenced off."""
+        """Delete a durable subscription and its parked events, in one transaction. Its owner loses it."""
         parked, consumers, table = (self._core.table(suffix) for suffix in ("_parked", "_consumers", "_subscriptions"))
         await self._query_durable(
             f"WITH parked AS (DELETE FROM {parked} WHERE name = $1),"
@@ -374,7 +376,7 @@ class AsyncEventFeed(AsyncEventLog):
         )
 
     async def _look_around(self) -> None:
-        """Nothing came for a while: tell why, if there is a reason."""
+        """Report why no events have arrived for a while, if there is a reason."""
         self._tell_outages()
         await self._look_for_stall()
 
@@ -389,7 +391,7 @@ class AsyncEventFeed(AsyncEventLog):
             self._error_handler(failure)
 
     async def _look_for_stall(self) -> None:
-        """Log who holds readers up, once in a while, and do what `on_stall` says."""
+        """Log which transactions hold readers up, at intervals, and act on `on_stall`."""
         limit, now, stats = self.options.stall_warning, time.monotonic(), self._core.stats()
         seconds = stats["gap_seconds"]
         if seconds is None or seconds < limit or now - self._warned_at < limit:
@@ -400,7 +402,7 @@ class AsyncEventFeed(AsyncEventLog):
             return
         self.options.logger.warning("%s", stall)
         if self.options.on_stall == "error":
-            self._warned_at = 0.0  # every subscription is told
+            self._warned_at = 0.0  # every subscription raises it
             raise StoreStalledError(str(stall), position=stall.position, seconds=stall.seconds, blockers=stall.blockers)
         self._on_stall(stall)
 

@@ -55,7 +55,7 @@ class AsyncEventLog:
 
     def __init__(self, dsn: str = "", **options: Unpack[EventStoreKeywords]) -> None:
         self.options = EventStoreOptions.of(dsn, options)
-        # What cannot work is told here, at the call that gave it.
+        # An invalid DSN or table name raises here, at the call that passes it.
         self._error_handler = AsyncHook("error_handler", self.options.error_handler, self.options.logger)
         self._password = None if self.options.password is None else AsyncPasswordCall(self.options.password)
         self._core = self._new_core()
@@ -91,7 +91,7 @@ class AsyncEventLog:
 
     @property
     def description(self) -> str:
-        """What it connects to, without secrets."""
+        """The server that it connects to, without secrets."""
         return self._core.description
 
     async def open(self) -> None:
@@ -103,7 +103,7 @@ class AsyncEventLog:
         Raises:
             SchemaMismatchError: The table is missing and may not be created, or is not fit for events. If its sequence
                 is behind its rows, as after a restore of the rows alone, the text has the statement that mends it.
-            LocksNotVisibleError: The server does not show who is writing; see `enable_serial_order`.
+            LocksNotVisibleError: The server does not show the locks of writers; see `enable_serial_order`.
             ConnectionLostError: The server cannot be reached.
             DatabaseError: It refuses.
         """
@@ -111,7 +111,7 @@ class AsyncEventLog:
         await arun(core.open)
 
     def layout(self) -> TableLayout:
-        """What was found out about the table when it was last looked at; empty before it was opened.
+        """The properties of the table when it was last read. Empty before the store is open.
 
         It is looked at when it is opened, by `enable_guard` and its like, and after conflicts and refusals.
         """
@@ -173,7 +173,7 @@ class AsyncEventLog:
 
         Args:
             events: What to store.
-            expected: What must be true of aggregates before, by aggregate id; those not named may be as they like.
+            expected: Expected versions by aggregate id. Other aggregates may be at any version.
 
         Returns:
             Where each event was stored, in the order given.
@@ -236,7 +236,7 @@ class AsyncEventLog:
             conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
                 transaction open.
             events: What to store.
-            expected: What must be true of aggregates before, as in `store_batch`; needs READ COMMITTED.
+            expected: Expected versions, as in `store_batch`. They need READ COMMITTED.
 
         Returns:
             Where each event will be once you commit.
@@ -284,7 +284,7 @@ class AsyncEventLog:
             chunk_size: Events in one transaction.
             skip_existing: Leave out events that are stored already, with the same id and content. They go through a
                 temporary table, which takes about twice the time.
-            progress: Called with the number stored so far, after each chunk.
+            progress: Called with the number of events stored so far, after each chunk.
 
         Returns:
             How many were stored. With `skip_existing`, those of a chunk whose commit was in doubt may be missing.
@@ -308,7 +308,7 @@ class AsyncEventLog:
             async for chunk in achunks_of(events, chunk_size):
                 await add(chunk)
         finally:
-            await add([])  # what is under way ends before an error of the source is told
+            await add([])  # the running chunk ends before an error of the source is raised
         return total
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -431,7 +431,7 @@ class AsyncEventLog:
         return events[0]
 
     async def latest_version(self, *, settled: bool = True, timeout: float | None = None) -> int:
-        """The version of the last event; 0 when there is none.
+        """The version of the last event, or 0.
 
         Args:
             settled: Wait until all versions given out by now are final: safe to continue from. That takes as long as
@@ -468,7 +468,7 @@ class AsyncEventLog:
     # -------------------------------------------------------------------------------------------- maintenance
 
     async def blockers(self) -> list[Blocker]:
-        """Sessions that have drawn a version and not ended their transaction: whoever reads waits for them."""
+        """Sessions whose open transaction has stored events, so that readers wait for them."""
         await self.open()
         rows = await self._query(BLOCKERS_SQL, str(self.layout()["sequence"]))
         return [Blocker.of(row[0] or "{}") for row in rows]
@@ -476,8 +476,8 @@ class AsyncEventLog:
     async def end_blocker(self, blocker: Blocker) -> bool:
         """End the transaction that `blockers` has named: terminate its session, or roll the prepared one back.
 
-        What it would have committed is lost to it, as with any broken connection, and readers go on. There is no
-        way to let readers pass it while it is open: its events would be missed by whoever has passed.
+        Its changes are rolled back, as with any lost connection, and readers continue. Readers cannot skip it while it
+        is open, because they would miss its events.
 
         Returns:
             Whether it was still there.
@@ -519,7 +519,7 @@ class AsyncEventLog:
         await arun(lambda inbox, token: core.migrate("serial", inbox, token))
 
     async def enable_go_notifications(self) -> None:
-        """Notify Go processes of what is stored in a table that we have made.
+        """Notify Go processes of events in a table that this package created.
 
         go-sync-kit adds its trigger itself when it starts; this is for processes that may not. From then on two
         notifications go out for each event, and its limits apply: aggregate ids of at most 56 bytes. A store that is

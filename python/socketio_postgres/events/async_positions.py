@@ -46,7 +46,7 @@ class AsyncPositions:
     # ------------------------------------------------------------------------------------------ the subscription
 
     async def made_with(self) -> tuple[int, str] | None:
-        """Number of partitions and filter that the subscription was made with; None when there is none."""
+        """Number of partitions and filter that the subscription was made with, or None."""
         rows = await self._query(
             "SELECT partitions::pg_catalog.text, filter, tableoid::pg_catalog.oid::pg_catalog.text"
             f" FROM {self.table} WHERE name = $1 ORDER BY partition LIMIT 1",
@@ -109,7 +109,7 @@ class AsyncPositions:
         return owned, {int(partition): int(epoch or 0) for _, partition, epoch in rows if partition is not None}
 
     async def claim(self, most: int, own: Iterable[int]) -> list[tuple[Partition, str | None, str | None]]:
-        """Take partitions that nobody owns; returns each, the id at its position, and the id that the table has there.
+        """Take free partitions. Returns each, the event id at its position, and the id that the table has there.
 
         Of an owner that has not let go it is counted how often that happened, until the position moves on.
         """
@@ -136,7 +136,7 @@ class AsyncPositions:
         return claimed
 
     async def renew(self, own: Iterable[Partition], timeout: float) -> None:
-        """Extend the leases, and the claims on parked events. What is locked, or was lost, is left as it is."""
+        """Extend the leases, and the claims on parked events. Rows that are locked or lost stay unchanged."""
         await self._query(
             f"WITH claims AS (UPDATE {self._parked} SET claimed_until = {_until('$3')} WHERE name = $1"
             f" AND version IN (SELECT version FROM {self._parked} WHERE name = $1 AND claimed_by = $4"
@@ -155,7 +155,7 @@ class AsyncPositions:
     async def write(
         self, own: Iterable[Partition], ids: dict[int, str], *, releases: bool = False, timeout: float | None = None
     ) -> dict[int, int]:
-        """Write what is acknowledged, and extend or end the leases; returns the position of each that was written.
+        """Write acknowledged positions, and extend or end the leases. Returns the position of each written row.
 
         Those that are missing in the result are locked, or belong to somebody else.
         """
@@ -179,7 +179,7 @@ class AsyncPositions:
         return {int(partition or 0): int(position or 0) for partition, position in rows}
 
     async def begin(self, ours: Partition, version: int, event_id: str | None) -> int:
-        """Note that the next event is being handled, and what was acknowledged before; returns how often it was begun.
+        """Note that the next event is being handled, and the position before it. Returns how often it was begun.
 
         Zero when the partition belongs to somebody else, or is locked.
         """

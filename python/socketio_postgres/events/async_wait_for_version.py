@@ -1,4 +1,4 @@
-"""Waiting for a number that nobody announces: a position in the database, or of a loop of the user's."""
+"""Waiting for a position that is not announced: in the database, or of a loop of the application."""
 
 from __future__ import annotations
 

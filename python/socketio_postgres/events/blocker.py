@@ -1,4 +1,4 @@
-"""`Blocker`: a session that readers wait for; `Stall`: that they do."""
+"""`Blocker`: a transaction that holds readers up. `Stall`: readers wait for one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["BLOCKERS_SQL", "Blocker", "Stall"]
 
 @dataclasses.dataclass(frozen=True)
 class Blocker:
-    """A session whose open transaction may still commit a version that others wait for.
+    """A session whose open transaction may still commit a version for which readers wait.
 
     Attributes:
         pid: Its server process; None for a prepared transaction, which has no session.
-        application_name: What it calls itself.
+        application_name: Its `application_name`.
         user: Its role.
-        state: What it does, for example `idle in transaction`.
-        transaction_start: Since when its transaction is open.
-        query: Its last statement; hidden from roles that may not see it.
+        state: Its state, for example `idle in transaction`.
+        transaction_start: When its transaction began.
+        query: Its last statement, if this role may see it.
         prepared: Name of the prepared transaction, or None.
     """
 
@@ -52,9 +52,9 @@ class Stall:
     """Readers wait for a transaction that has stored events and stays open.
 
     Attributes:
-        position: Version up to which they got.
-        seconds: For how long they have been waiting.
-        blockers: Whom they wait for, the oldest transaction first; others may have begun since. Empty if it is over.
+        position: The version up to which readers have read.
+        seconds: How long they have been waiting.
+        blockers: The open transactions, the oldest first. Others may have begun since. Empty if the wait is over.
     """
 
     position: int

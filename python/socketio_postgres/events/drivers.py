@@ -45,7 +45,7 @@ def library_of(connection: object) -> str:
 
 
 def percent(sql: str) -> str:
-    """The statement as psycopg takes it: what is no parameter has its `%` doubled."""
+    """The statement for psycopg: `%` is doubled except in parameters."""
     return "%s".join(part.replace("%", "%%") for part in sql.split("%s"))
 
 

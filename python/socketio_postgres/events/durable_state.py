@@ -1,4 +1,4 @@
-"""`DurableState`: how far a durable subscription is."""
+"""`DurableState`: the position, owner and lag of a durable subscription."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["DurableState", "PartitionState"]
 
 @dataclasses.dataclass(frozen=True)
 class PartitionState:
-    """A partition of a durable subscription as it is in the database.
+    """The state of a partition of a durable subscription in the database.
 
     Attributes:
         partition: Its number, from 0.
         position: Version up to which its events are acknowledged.
-        owner: Who has it, or had it last.
+        owner: Its owner, or the last one; None once the owner has let go.
         is_owned: Whether the owner's lease is valid.
     """
 
@@ -27,18 +27,19 @@ class PartitionState:
 
 @dataclasses.dataclass(frozen=True)
 class DurableState:
-    """A durable subscription as it is in the database.
+    """The state of a durable subscription in the database.
 
     Attributes:
         name: Its name.
-        position: Version up to which events are acknowledged; of several partitions the lowest.
-        owner: Who has it, or had it last: host, process id and a random part; several are separated by commas.
+        position: Version up to which events are acknowledged; with several partitions, the lowest.
+        owner: Its owners, separated by commas: host, process id and a random part of each. None once they have let go.
         is_owned: Whether the leases of all its partitions are valid.
-        is_paused: Whether nobody may have it.
-        lag: Versions between its position and the end of the table; gaps and what the filter leaves out included.
+        is_paused: Whether it is paused, so that no consumer may own it.
+        lag: Number of versions between its position and the end of the table, including gaps and events that do not
+            match its filters.
         lag_seconds: Age of the oldest event after its position, matching or not; 0 when there is none.
-        parked: Events set aside.
-        partitions: Each of its partitions; one, if it is not divided.
+        parked: Number of parked events.
+        partitions: Its partitions; one, if it is not divided.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What is stored, what is expected of an aggregate before, and where reading begins."""
+"""Events, expected versions, and positions to begin reading from."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Event(Generic[Data_co]):
 
     event_type: str
     aggregate_id: str
-    data: Data_co = None  # type: ignore[assignment]  # whoever gives none has said so
+    data: Data_co = None  # type: ignore[assignment]  # None was passed, or nothing
     metadata: Mapping[str, Any] | None = None
     id: str = dataclasses.field(default_factory=new_event_id)
 
@@ -162,7 +162,7 @@ class FellBehind:
     """Events arrive faster than they are processed. The subscription reads pages until it has caught up.
 
     Attributes:
-        position: Version up to which all was given out.
+        position: Version up to which all events were delivered.
     """
 
     position: int
@@ -173,7 +173,7 @@ class Checkpoint:
     """Nothing matched up to here: a position to remember although there was no event.
 
     Attributes:
-        position: Version up to which all was given out.
+        position: Version up to which all events were delivered.
     """
 
     position: int
@@ -184,7 +184,7 @@ class Reconnected:
     """The listening connection was lost and is back; nothing was missed.
 
     Attributes:
-        position: Version up to which all was given out.
+        position: Version up to which all events were delivered.
     """
 
     position: int

@@ -38,7 +38,7 @@ class FailurePolicy:
 
 
 class Stop(FailurePolicy):
-    """Raise the error; the event is not acknowledged and comes again. The default."""
+    """Raise the error. The event is not acknowledged, and is delivered again. The default."""
 
 
 class Skip(FailurePolicy):

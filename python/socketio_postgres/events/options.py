@@ -29,10 +29,10 @@ class EventStoreOptions(ConnectOptions):
             pooler. Empty: the `PG*` environment variables alone.
         listen_dsn: Where to LISTEN, when `dsn` leads through a pooler. Default: `dsn`.
         password: Callable that returns the password, for tokens that expire. A coroutine function runs on the event
-            loop that uses the object; on one of its own where there is none, or it is blocked. Default: the DSN's.
+            loop that uses the object, or on a separate one if there is none, or if it is blocked. Default: the DSN's.
         table_name: `table` or `schema.table`, folded to lower case unless quoted. Default `events`.
         create_table: Create it when it is missing. Default True.
-        max_open_conns: Most connections for writing and reading; whoever needs another waits. Default 25.
+        max_open_conns: Maximum number of connections for writing and reading. Further calls wait. Default 25.
         max_idle_conns: Most of them kept while idle. Default 10.
         conn_max_lifetime: Age at which a connection is replaced. Default 3600.
         conn_max_idle_time: Idle time after which a connection is closed. Default 900.

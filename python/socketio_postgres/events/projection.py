@@ -1,4 +1,4 @@
-"""`Projection`: what is made of events, in the same transaction that moves the position."""
+"""`Projection`: a table or the like that is kept up to date from events, in the transaction that moves its position."""
 
 from __future__ import annotations
 

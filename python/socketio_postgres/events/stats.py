@@ -48,7 +48,7 @@ class EventStoreStats(TypedDict, total=False):
 
 
 class TableLayout(TypedDict, total=False):
-    """What was found out about the event table when it was opened; all keys are there then, and none before.
+    """The properties of the event table. Once the store is open all keys are present, and before it none.
 
     Attributes:
         table_name: The table, with its schema, quoted.

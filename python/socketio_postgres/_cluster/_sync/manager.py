@@ -191,7 +191,7 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         meant = chosen_namespace(namespace)
         if self._node.sockets.is_here(sid, meant) and meant == (namespace or "/"):
             return bool(Manager.can_disconnect(self, sid, meant))
-        # The server would go on with the name as it was given, under which it finds nobody.
+        # The server would use the name as it was passed, and not find the client.
         self._node.disconnect(sid, meant)
         return False
 

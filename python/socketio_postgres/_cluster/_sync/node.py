@@ -49,7 +49,7 @@ CLOSE_LIMIT: Final = 5.0
 """Seconds that closing waits for buffered messages."""
 
 CALLBACK_LIFETIME: Final = 3600.0
-"""Seconds after which the callback of an emit to other servers' clients is forgotten. Whoever answers may be a person.
+"""Seconds after which the callback of an emit to other servers' clients is forgotten. A person may have to answer.
 That of an emit to a client of this server is kept until that client leaves, as python-socketio does it."""
 
 Handler: TypeAlias = Callable[..., Any]
@@ -62,9 +62,9 @@ class Node(Generic[S]):
 
     Args:
         options: Options of its bus.
-        heartbeat: How often peers hear of it.
+        heartbeat: The intervals of heartbeats.
         sockets: The clients of this process.
-        write_only: Only emit, and be counted by nobody.
+        write_only: Only emit. Other servers do not count this node.
         logger: Hears what fails.
         share_session: Let other servers see user sessions.
         error_handler: Told what fails in the background.
@@ -122,7 +122,7 @@ class Node(Generic[S]):
         self.runner.reset()
 
     def check_process(self) -> None:
-        """In a forked child begin anew: threads, tasks and connections stayed with the parent."""
+        """Start over in a forked child, because threads, tasks and connections belong to the parent."""
         if self._pid != os.getpid():
             self.runner.forked()
             self._prepare()
@@ -239,7 +239,7 @@ class Node(Generic[S]):
         self.peers.leave()
 
     def _before_exit(self) -> None:
-        """The process ends, and nobody has called `close`."""
+        """The process ends without a call of `close`."""
         self.runner.at_exit()
         self._leave()
 
@@ -255,7 +255,7 @@ class Node(Generic[S]):
         """Namespaces that clients may connect to, as far as they are known beforehand, or that have handlers."""
         namespaces: set[Any] = {"/", *self.receiver.handled_namespaces, *self.sockets.namespaces()}
         namespaces.discard("*")
-        # What is no namespace is not the timers' mistake to fail for, but that of who registered a handler there.
+        # An invalid namespace is the mistake of the code that registered a handler, so the timers must not fail.
         return sorted({checked_namespace(each) for each in namespaces if isinstance(each, str) and each})
 
     def join(self, namespace: str) -> None:
@@ -296,21 +296,21 @@ class Node(Generic[S]):
         except PayloadTooLargeError as error:
             self.reports.failure(error)
             return False
-        # It may have hung up meanwhile, and nobody would take it from its rooms again.
+        # The client may have disconnected meanwhile, and would stay in its rooms.
         return not self.sockets.has_hung_up(connection)
 
     def serve(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call what is to be done where clients connect."""
+        """Call a function where clients connect."""
         return function(*args)
 
     def carry_out(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call what is to be done where clients are connected."""
+        """Call a function where clients are connected."""
         return function(*args)
 
     # ----------------------------------------------------------------------------------------------- timers
 
     def tick(self, now: float) -> float:
-        """Do what is due; returns when to do so again."""
+        """Do the work that is due; returns when to do so again."""
         self.expire_callbacks(now)
         latest = self.peers.tick(now)
         self.peers.leave_unused(
@@ -324,7 +324,7 @@ class Node(Generic[S]):
         return self.peers.next_tick(latest)
 
     def expire_callbacks(self, now: float) -> None:
-        """Forget callbacks that nobody answered in time."""
+        """Forget callbacks that received no answer in time."""
         self.callbacks.expire(now)
         forgotten = self.callbacks.take_forgotten()
         if forgotten:
@@ -363,7 +363,7 @@ class Node(Generic[S]):
         """Append to the buffer, in call order; False when the caller is to wait for room once it is done here."""
         self.check_process()
         if not self._is_started and not self.write_only and self.sockets.has_server:
-            # Peers count whoever publishes as a server, so from the first message on we must listen, too.
+            # Peers count every publisher as a server, so this node must listen from its first message on.
             self.runner.start()
         self.peers.note_sent(message)
         if not self._is_started or self.write_only:
@@ -440,7 +440,7 @@ class Node(Generic[S]):
             self.require_server("a callback")
             if rooms is None:
                 raise ValueError("Cannot use callback without a room set.")
-            # The private room of one client of this process; nobody else can be in it.
+            # The private room of one client of this process, which is its only member.
             is_local = len(rooms) == 1 and self.sockets.is_connected(rooms[0], namespace)
             self.try_to_join(namespace)
             request, callback = self._callback_request(namespace, callback, is_local=is_local)
@@ -515,7 +515,7 @@ class Node(Generic[S]):
         self.publish(Message(MessageType.SOCKETS_LEAVE, namespace, to=[name], rooms=[name]))
 
     def is_own_room(self, sid: str, name: str, namespace: str) -> bool:
-        """Whether a client is asked to leave the room named by its sid: nobody could reach it any more."""
+        """Whether a client is asked to leave the room named by its sid, after which it could not be reached."""
         if sid != name:
             return False
         self._log.warning("client %s of %s does not leave the room of its own", sid, namespace)

@@ -128,7 +128,7 @@ class Receiver:
             self._node.runner.spawn(
                 self._node.sockets.disconnect, sid, message.nsp, message.close, self.disconnect_raised
             )
-        # What follows must not reach them any more, but nobody waits for the application's handlers.
+        # Later messages must not reach them, but the disconnect handlers of the application need not have ended.
         self._node.runner.until_begun(
             lambda: not any(self._node.sockets.is_connected(sid, message.nsp) for sid in sids)
         )
@@ -164,7 +164,7 @@ class Receiver:
         except Exception as error:  # noqa: BLE001  (a user's handler may raise anything)
             self._node.reports.bad_message(message, error)
         except BaseException:
-            # What it waited for was cancelled, or a Timeout of gevent's. Or this server ends, and says that itself.
+            # Its own await was cancelled, or gevent raised a Timeout. Or this server ends, which it says itself.
             if not self._node.is_closed:
                 self._node.answers.of_handler(message, None)
             raise

@@ -43,7 +43,7 @@ class Requests:
             self._end_request(adapter, request)
 
     def emit_with_ack(self, target: Target, packet: list[Any], *, partial: bool) -> list[Any]:
-        """Emit to the matching clients of all servers; what they acknowledge with."""
+        """Emit to the matching clients of all servers, and return their acknowledgements."""
         self._node.require_server("emit_with_ack")
         if target.rooms == ():
             return []
@@ -56,7 +56,7 @@ class Requests:
             # First: with the other servers' answers alone the request would seem complete.
             self._node.peers.run(adapter, adapter.expect_local, request, len(sids))
             if not target.is_local:
-                self._node.publish(message)  # also when nobody is known: it is an event first of all
+                self._node.publish(message)  # even without known servers, because it is an event in the first place
             if sids:
 
                 def acknowledged(*args: Any) -> None:
@@ -97,7 +97,7 @@ class Requests:
         return request
 
     def complete(self, request: Request) -> None:
-        """A request has all its answers: wake who waits for it."""
+        """A request has all its answers: wake its caller."""
         event = self._waiting.get(request.id)
         if event is not None:
             event.set()

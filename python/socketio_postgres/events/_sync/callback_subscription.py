@@ -54,10 +54,10 @@ class CallbackSubscription:
                     self._report(error, f"the handler of {self.channel} failed for event {event.id!r}")
         except ClosedError:
             return
-        except Exception as error:  # noqa: BLE001 - nobody else would hear of it
+        except Exception as error:  # noqa: BLE001 - it would be lost otherwise
             self._report(error, f"the subscription to {self.channel} ended")
         finally:
-            self._end()  # however that came, and be it that the event loop ends
+            self._end()  # in any case, even if the event loop ends
 
     def _end(self) -> None:
         if not self._is_cancelled:

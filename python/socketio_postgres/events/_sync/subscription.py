@@ -75,7 +75,7 @@ class Subscription:
 
     @property
     def position(self) -> int | None:
-        """Version up to which everything was given out; None before the end of the table was looked up for `END`."""
+        """Version up to which all events were delivered; None until `END` was looked up."""
         return self._position
 
     @property
@@ -88,21 +88,21 @@ class Subscription:
 
     @property
     def handled(self) -> int | None:
-        """Version up to which the subscriber is done: what it was given, it has come back from; None at first."""
+        """Version up to which the subscriber has processed events; None at first."""
         return self._handled
 
     def wait_for(self, version: StoreResult | int, timeout: float | None = None) -> None:
-        """Wait until the subscriber is done with everything up to a version: what it makes of events shows it by then.
+        """Wait until the subscriber has processed all events up to a version.
 
-        For another thread than the one that iterates. What does not match the filter needs no handling.
+        For another thread than the one that iterates. Events that do not match the filter need no processing.
 
         Args:
-            version: A version, or what `store` returned.
-            timeout: Seconds to wait at most; None waits for ever.
+            version: A version, or the result of `store`.
+            timeout: Maximum number of seconds to wait. Default: no limit.
 
         Raises:
-            OperationTimeoutError: It is not so far.
-            ClosedError: The subscription was closed meanwhile.
+            OperationTimeoutError: The version was not reached in time.
+            ClosedError: The subscription was closed.
         """
         wanted = check_version(version.version if isinstance(version, StoreResult) else version)
 
@@ -117,7 +117,7 @@ class Subscription:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether everything there was at the last look has been given out."""
+        """Whether all events that existed at the last look have been delivered."""
         return self._is_caught_up and not self._items
 
     @property
@@ -138,10 +138,10 @@ class Subscription:
         """The next event.
 
         Args:
-            timeout: Seconds to wait at most; None waits for ever.
+            timeout: Maximum number of seconds to wait. Default: no limit.
 
         Raises:
-            OperationTimeoutError: None came in time.
+            OperationTimeoutError: No event arrived in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -151,10 +151,10 @@ class Subscription:
                 return item
 
     def next_or_idle(self, patience: float | None = None) -> StoredEvent | None:
-        """The next event, or None when there was none for a while; `position` may have moved all the same.
+        """The next event, or None if there was none for a while. `position` may have moved nevertheless.
 
         Args:
-            patience: Seconds that the while lasts at most. Default: that of the subscription.
+            patience: Maximum number of seconds to wait. Default: that of the subscription.
         """
         self._handled = self._position
         if not self._items:
@@ -168,7 +168,7 @@ class Subscription:
         return None
 
     def items(self) -> Iterator[StoredEvent | ControlItem]:
-        """Events, and between them what happens: `CaughtUp`, `FellBehind`, `Checkpoint`, `Reconnected`."""
+        """Events, and between them `CaughtUp`, `FellBehind`, `Checkpoint` and `Reconnected`."""
         while not self._is_closed:
             try:
                 item = self._next_item(reports_progress=True, timeout=None)
@@ -235,7 +235,7 @@ class Subscription:
             self._on_idle()
 
     def close(self) -> None:
-        """End it. An iteration that waits ends, too."""
+        """End the subscription. An iteration that waits ends, too."""
         self._is_closed = True
         self._items.clear()
         if self._core is not None:

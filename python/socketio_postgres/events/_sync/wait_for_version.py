@@ -1,5 +1,5 @@
 # Generated from async_wait_for_version.py by scripts/async_to_sync.py; edit that file.
-"""Waiting for a number that nobody announces: a position in the database, or of a loop of the user's."""
+"""Waiting for a position that is not announced: in the database, or of a loop of the application."""
 
 from __future__ import annotations
 
