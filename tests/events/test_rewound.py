@@ -302,7 +302,7 @@ async def test_a_sequence_behind_the_table_is_refused(store: AsyncEventStore, da
         )
     with pytest.raises(SchemaMismatchError, match="behind version 5") as caught:
         await AsyncEventStore(database.dsn).open()
-    statement = caught.value.reason[caught.value.reason.index("SELECT setval") :]
+    statement = caught.value.reason[caught.value.reason.index("SELECT pg_catalog.setval") :]
     with database.connect() as admin:
         admin.execute(statement.encode())
     async with AsyncEventStore(database.dsn) as mended:

@@ -122,7 +122,7 @@ impl Table {
         let Self { sequence, name, .. } = self;
         self.mismatch(format!(
             "its sequence {sequence} is at {last}, behind version {version}, so new events would get versions that readers \
-             have passed; before anything is stored, run SELECT setval({}, (SELECT max(version) FROM {name}))",
+             have passed; before anything is stored, run SELECT pg_catalog.setval({}, (SELECT pg_catalog.max(version) FROM {name}))",
             quote_literal(sequence)
         ))
     }
