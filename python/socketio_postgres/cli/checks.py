@@ -16,7 +16,6 @@ from socketio_postgres.exceptions import (
     ConnectionLostError,
     DatabaseError,
     EventStoreError,
-    SchemaMismatchError,
     SelfTestError,
     SocketIOPostgresError,
 )
@@ -79,6 +78,16 @@ _TABLE: Final = """SELECT pg_catalog.json_build_object('exists', c.relation IS N
     'create', pg_catalog.has_schema_privilege(
         coalesce(pg_catalog.current_schema(), 'public'), 'CREATE'))::pg_catalog.text
     FROM (SELECT pg_catalog.to_regclass({table})::pg_catalog.oid AS relation) AS c"""
+
+
+_OF_EVENTS: Final = ("version", "id", "aggregate_id", "event_type", "data", "metadata")
+"""Columns by which an event table is told from another table of its name."""
+
+_EVENT_COLUMNS: Final = (
+    "SELECT CASE WHEN pg_catalog.to_regclass({table}) IS NOT NULL THEN (SELECT pg_catalog.count(*)::pg_catalog.text"
+    " FROM pg_catalog.pg_attribute WHERE attrelid = pg_catalog.to_regclass({table}) AND NOT attisdropped"
+    f" AND attname IN {_OF_EVENTS}) END"
+)
 
 
 def _literal(text: str) -> str:
@@ -221,21 +230,18 @@ async def event_store(
 ) -> AsyncIterator[Finding]:
     """Whether the event table is in order, and who holds its readers up."""
     about, name = "event store", table_name or "events"
-    ((oid,),) = await session.rows(f"SELECT pg_catalog.to_regclass({_literal(name)})::pg_catalog.oid::pg_catalog.text")
-    if oid is None:
+    ((columns,),) = await session.rows(_EVENT_COLUMNS.format(table=_literal(name)))
+    if columns is None:
         if table_name is not None:
             yield note(about, f"table {name} does not exist yet; the first store creates it")
+        return
+    if table_name is None and int(columns) < len(_OF_EVENTS):
+        yield note(about, f"there is a table {name}, but it is no event table", "Ignore this without a store.")
         return
     store = AsyncEventStore(dsn, listen_dsn=listen_dsn, table_name=name, create_table=False)
     try:
         try:
             await store.open()
-        except SchemaMismatchError as error:
-            if table_name is None:
-                yield note(about, f"there is a table {name}, but it is no event table", "Ignore this without a store.")
-            else:
-                yield fault(about, str(error), "Mend what the message names, or give another --events-table.")
-            return
         except (EventStoreError, DatabaseError, ConnectionLostError) as error:
             yield fault(about, str(error), "Mend what the message names.")
             return
