@@ -57,6 +57,29 @@ async def test_a_function_is_told_and_may_end_it(
         assert not await strict.end_blocker(stall.blockers[0]), "it is gone, and nobody else is meant"
 
 
+async def test_a_callback_that_ends_by_it_is_told_and_no_longer_listed(
+    store: AsyncEventStore, database: Database
+) -> None:
+    """Also when the function that is told raises."""
+    told: list[Exception] = []
+
+    def tell(error: Exception) -> None:
+        told.append(error)
+        raise RuntimeError("the handler's own mistake")
+
+    async with AsyncEventStore(database.dsn, stall_warning=0.1, on_stall="error", error_handler=tell) as strict:
+        callback = await strict.subscribe_to_all(lambda _: None)
+        assert strict.active_subscriptions() == ["events_global"]
+        with database.connect() as writer:
+            writer.execute("BEGIN")
+            writer.execute(INSERT)
+            await store.store(Event("T", "a", "waits"))
+            await eventually(lambda: not callback.is_active, "it has ended")
+            writer.execute("COMMIT")
+        assert strict.active_subscriptions() == []
+        await eventually(lambda: any(isinstance(error, StoreStalledError) for error in told), "it is told")
+
+
 async def test_an_error_instead(store: AsyncEventStore, database: Database) -> None:
     async with AsyncEventStore(database.dsn, stall_warning=0.1, on_stall="error") as strict:
         lives = [strict.subscribe(), strict.subscribe()]
