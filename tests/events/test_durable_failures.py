@@ -196,6 +196,25 @@ async def test_a_consumer_survives_outages(database: Database, partitions: int) 
             assert firsts == sorted(firsts)
 
 
+async def test_parking_survives_outages(database: Database) -> None:
+    """A failure policy writes to the database, too: its sessions are ended while it does."""
+    async with AsyncEventStore(database.dsn) as store, AsyncEventStore(database.dsn) as writer:
+        await fill(writer, 600)
+        async with store.durable("d", lease=5.0) as durable:
+            consuming = asyncio.create_task(durable.run(refuse, Park(whole_aggregate=False)))
+            while durable.position < 600 and not consuming.done():
+                with database.connect() as admin:
+                    admin.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                        " AND pid <> pg_backend_pid() AND query ~ 'events_(subscriptions|parked)'"
+                    )
+                await asyncio.sleep(0.01)
+            assert not consuming.done(), consuming
+            consuming.cancel()
+            await asyncio.gather(consuming, return_exceptions=True)
+            assert [each.version for each in await durable.parked()] == list(range(1, 601))
+
+
 # ----------------------------------------------------------------------------------------------------- parked ones
 
 

@@ -119,6 +119,7 @@ class AsyncDurableSubscription:
                 reason="must be a string that is not empty",
             )
         self.name = name
+        self._query = query
         self._subscribe = subscribe
         self._get = get
         self._start = start
@@ -131,7 +132,7 @@ class AsyncDurableSubscription:
         self._report = report
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._owner = owner
-        self._positions = AsyncPositions(name, owner, lease, query, tables)
+        self._positions = AsyncPositions(name, owner, lease, self._ask, tables)
         self._own: dict[int, Partition] = {}
         self._live: AsyncSubscription | None = None
         self._given: StoredEvent | None = None
@@ -186,7 +187,7 @@ class AsyncDurableSubscription:
             await self._balance()
             while not self._own and self._count == 1:
                 await asleep(self._balance_seconds)
-                await self._through(self._balance)
+                await self._balance()
         except BaseException:
             self._is_entered = False
             await self._renewing.stop()
@@ -415,7 +416,7 @@ class AsyncDurableSubscription:
 
         With `has_more`, the caller has events that it has not handed out yet.
         """
-        await self._through(self._look_after)
+        await self._look_after()
         if self._live is None:
             await asleep(min(self._balance_seconds / 2, self._balance_seconds if patience is None else patience))
             return None
@@ -442,14 +443,14 @@ class AsyncDurableSubscription:
             if self._count > 1 or not self._own or is_time:
                 await self._balance()
 
-    async def _through(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Take a step, and wait while the database is away."""
+    async def _ask(self, sql: str, *texts: str | None, timeout: float | None = None) -> list[list[str | None]]:
+        """Run a statement, and wait while the database is away, unless there is a limit or the block is being left."""
         delay = RETRY_FIRST
         while True:
             try:
-                await step()
+                rows = await self._query(sql, *texts, timeout=timeout)
             except SocketIOPostgresError as error:
-                if not _is_outage(error):
+                if timeout is not None or not self._is_entered or not _is_outage(error):
                     raise
                 if not self._is_away:
                     self._is_away = True
@@ -458,7 +459,7 @@ class AsyncDurableSubscription:
                 delay = min(delay * 2, RETRY_LAST)
             else:
                 self._is_away = False
-                return
+                return rows
 
     def _acknowledge_given(self) -> None:
         if self._given is not None:
@@ -526,7 +527,7 @@ class AsyncDurableSubscription:
         self._take(event)
         deadline = time.monotonic() + min(self._lease, CLOSE_LIMIT)
         while True:
-            await self._through(self._write)
+            await self._write()
             if self._own.get(ours.number) is not ours:
                 raise self._fenced(ours.number, await self._positions.look(ours.number))
             # A transaction with an `ack_in` has the row locked: it is written once that has ended.
@@ -654,7 +655,7 @@ class AsyncDurableSubscription:
     async def come_back(self) -> None:
         """Read again from the positions in the database."""
         self._given = None
-        await self._through(self._write)
+        await self._write()
         self._begin_anew()
 
     # ---------------------------------------------------------------------------------------------- failures

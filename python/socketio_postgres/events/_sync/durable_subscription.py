@@ -120,6 +120,7 @@ class DurableSubscription:
                 reason="must be a string that is not empty",
             )
         self.name = name
+        self._query = query
         self._subscribe = subscribe
         self._get = get
         self._start = start
@@ -132,7 +133,7 @@ class DurableSubscription:
         self._report = report
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._owner = owner
-        self._positions = Positions(name, owner, lease, query, tables)
+        self._positions = Positions(name, owner, lease, self._ask, tables)
         self._own: dict[int, Partition] = {}
         self._live: Subscription | None = None
         self._given: StoredEvent | None = None
@@ -187,7 +188,7 @@ class DurableSubscription:
             self._balance()
             while not self._own and self._count == 1:
                 sleep(self._balance_seconds)
-                self._through(self._balance)
+                self._balance()
         except BaseException:
             self._is_entered = False
             self._renewing.stop()
@@ -416,7 +417,7 @@ class DurableSubscription:
 
         With `has_more`, the caller has events that it has not handed out yet.
         """
-        self._through(self._look_after)
+        self._look_after()
         if self._live is None:
             sleep(min(self._balance_seconds / 2, self._balance_seconds if patience is None else patience))
             return None
@@ -443,14 +444,14 @@ class DurableSubscription:
             if self._count > 1 or not self._own or is_time:
                 self._balance()
 
-    def _through(self, step: Callable[[], None]) -> None:
-        """Take a step, and wait while the database is away."""
+    def _ask(self, sql: str, *texts: str | None, timeout: float | None = None) -> list[list[str | None]]:
+        """Run a statement, and wait while the database is away, unless there is a limit or the block is being left."""
         delay = RETRY_FIRST
         while True:
             try:
-                step()
+                rows = self._query(sql, *texts, timeout=timeout)
             except SocketIOPostgresError as error:
-                if not _is_outage(error):
+                if timeout is not None or not self._is_entered or not _is_outage(error):
                     raise
                 if not self._is_away:
                     self._is_away = True
@@ -459,7 +460,7 @@ class DurableSubscription:
                 delay = min(delay * 2, RETRY_LAST)
             else:
                 self._is_away = False
-                return
+                return rows
 
     def _acknowledge_given(self) -> None:
         if self._given is not None:
@@ -527,7 +528,7 @@ class DurableSubscription:
         self._take(event)
         deadline = time.monotonic() + min(self._lease, CLOSE_LIMIT)
         while True:
-            self._through(self._write)
+            self._write()
             if self._own.get(ours.number) is not ours:
                 raise self._fenced(ours.number, self._positions.look(ours.number))
             # A transaction with an `ack_in` has the row locked: it is written once that has ended.
@@ -655,7 +656,7 @@ class DurableSubscription:
     def come_back(self) -> None:
         """Read again from the positions in the database."""
         self._given = None
-        self._through(self._write)
+        self._write()
         self._begin_anew()
 
     # ---------------------------------------------------------------------------------------------- failures
