@@ -10,7 +10,7 @@ from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres.cli.finding import Finding, fault, note, ok, warning
-from socketio_postgres.cli.session import Session
+from socketio_postgres.cli.session import Session, literal
 from socketio_postgres.events import AsyncEventStore
 from socketio_postgres.exceptions import (
     ConnectionLostError,
@@ -88,10 +88,6 @@ _EVENT_COLUMNS: Final = (
     " FROM pg_catalog.pg_attribute WHERE attrelid = pg_catalog.to_regclass({table}) AND NOT attisdropped"
     f" AND attname IN {_OF_EVENTS}) END"
 )
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _refused(about: str, error: SocketIOPostgresError) -> Finding:
@@ -198,7 +194,7 @@ async def cluster(
 
 async def _attachments(bus: Bus, table_name: str, session: Session) -> Finding:
     about = "attachments"
-    ((text,),) = await session.rows(_TABLE.format(table=_literal(table_name)))
+    ((text,),) = await session.rows(_TABLE.format(table=literal(table_name)))
     table: dict[str, Any] = json.loads(text or "{}")
     if not table["exists"]:
         if table["create"]:
@@ -230,7 +226,7 @@ async def event_store(
 ) -> AsyncIterator[Finding]:
     """Whether the event table is in order, and who holds its readers up."""
     about, name = "event store", table_name or "events"
-    ((columns,),) = await session.rows(_EVENT_COLUMNS.format(table=_literal(name)))
+    ((columns,),) = await session.rows(_EVENT_COLUMNS.format(table=literal(name)))
     if columns is None:
         if table_name is not None:
             yield note(about, f"table {name} does not exist yet; the first store creates it")
@@ -288,6 +284,6 @@ async def _sequence(table: str, sequence: str, session: Session) -> list[Finding
             "sequence",
             f"{sequence} is at {last}, behind the table's last version {highest}:"
             " new events would be refused or missed",
-            f"SELECT pg_catalog.setval({_literal(sequence)}, {highest});",
+            f"SELECT pg_catalog.setval({literal(sequence)}, {highest});",
         )
     ]

@@ -11,7 +11,7 @@ import click
 
 from socketio_postgres.cli import checks
 from socketio_postgres.cli.finding import Finding, Level
-from socketio_postgres.cli.options import as_json, bus_keywords, bus_options
+from socketio_postgres.cli.options import as_json, bus_keywords, bus_options, namespaces_of
 from socketio_postgres.cli.output import lines, to_json
 from socketio_postgres.cli.session import Session
 
@@ -37,8 +37,7 @@ def doctor(namespaces: tuple[str, ...], events_table: str | None, *, as_json: bo
     attachment table and its rights, and the event store. Changes nothing. The exit status is 1 when something does not
     work.
     """
-    names = [name if name.startswith("/") else f"/{name}" for name in namespaces or ("/",)]
-    return asyncio.run(_doctor(dsn, bus_keywords(**options), names, events_table, is_json=as_json))
+    return asyncio.run(_doctor(dsn, bus_keywords(**options), namespaces_of(namespaces), events_table, is_json=as_json))
 
 
 async def _doctor(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["as_json", "bus_keywords", "bus_options", "dsn_option", "listen_dsn_option"]
+__all__ = ["as_json", "bus_keywords", "bus_options", "dsn_option", "listen_dsn_option", "namespaces_of"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,6 +32,11 @@ def bus_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def namespaces_of(names: Iterable[str]) -> list[str]:
+    """The namespaces that an option names, each with its leading slash; without any, the default one."""
+    return [name if name.startswith("/") else f"/{name}" for name in names] or ["/"]
 
 
 def bus_keywords(listen_dsn: str | None, channel: str, table_name: str, signing_key_file: str | None) -> dict[str, Any]:

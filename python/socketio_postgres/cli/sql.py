@@ -6,6 +6,7 @@ import click
 
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.options import BusOptions
+from socketio_postgres.cli.session import literal
 
 __all__ = ["sql"]
 
@@ -23,13 +24,9 @@ def sql(table_name: str, role: str | None) -> None:
     if role is None:
         return
     core, name = bus.core, role.replace('"', '""')
-    text = {"table": _literal(core.table_name), "role": _literal(role)}
+    text = {"table": literal(core.table_name), "role": literal(role)}
     click.echo(
         f'GRANT SELECT, INSERT, DELETE ON {core.table_name} TO "{name}";\n'
         "DO $$ BEGIN\n    EXECUTE pg_catalog.format('GRANT USAGE ON SEQUENCE %s TO %I',\n"
         "        pg_catalog.pg_get_serial_sequence({table}, 'id'), {role});\nEND $$;".format(**text)
     )
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

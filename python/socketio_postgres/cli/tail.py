@@ -11,7 +11,7 @@ import click
 
 from socketio_postgres import _core
 from socketio_postgres._bus.messages import MessageType
-from socketio_postgres.cli.options import as_json, bus_keywords, bus_options
+from socketio_postgres.cli.options import as_json, bus_keywords, bus_options, namespaces_of
 from socketio_postgres.cli.output import errors, lines, to_json
 from socketio_postgres.client import AsyncPostgresClient, GapInfo, Notification
 from socketio_postgres.codec import AttachmentHeader, Message, decode
@@ -63,12 +63,8 @@ def tail(
     does not check signatures.
     """
     wanted = Wanted(frozenset(rooms), frozenset(TYPES[name] for name in types))
-    channels = {_core.channel_name(options["channel"], nsp): nsp for nsp in map(_checked, namespaces or ("/",))}
+    channels = {_core.channel_name(options["channel"], nsp): nsp for nsp in namespaces_of(namespaces)}
     asyncio.run(_tail(dsn, bus_keywords(**options), channels, wanted, count, is_raw=raw, is_json=as_json))
-
-
-def _checked(namespace: str) -> str:
-    return namespace if namespace.startswith("/") else f"/{namespace}"
 
 
 async def _tail(
