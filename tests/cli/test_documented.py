@@ -21,7 +21,7 @@ from tests.fixtures.waiting import TIMEOUT_S
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "command-line.md"
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ENDLESS = "socketio-postgres tail"
+ENDLESS = ("socketio-postgres tail", "socketio-postgres top")
 
 
 def test_all_commands(database: Database, tmp_path: Path) -> None:
