@@ -389,6 +389,13 @@ class EventStore:
     def table(self, suffix: str) -> str:
         """The table's name with something appended to it, quoted."""
 
+    def ddl(self, parts: list[str]) -> str:
+        """The script that creates parts of the schema, each unless it is there: those of `migrate`, and `settled`.
+
+        Raises:
+            OptionsError: The table's name is too long for side tables to be named after it.
+        """
+
     def open(self, inbox: Inbox, token: int) -> None: ...
     def layout(self) -> dict[str, Any] | None:
         """What was found out about the table when it was last looked at."""
