@@ -350,6 +350,10 @@ class StoredEvent(Generic[Data_co]):
         """`stream_` and the aggregate id: go-sync-kit's channel."""
 
     @property
+    def size_bytes(self) -> int:
+        """About the memory that it takes before `data` and `metadata` are decoded."""
+
+    @property
     def data(self) -> Data_co:
         """The data, decoded; None for `NULL` and for JSON `null`. Do not change it."""
 
@@ -431,10 +435,14 @@ class EventStore:
         is_backwards: bool,
         conditions: list[tuple[str, str, list[str]]],
         may_look: bool,
+        max_bytes: int | None,
         inbox: Inbox,
         token: int,
     ) -> None:
-        """Read events; ends with `(events, safe_since)`. Locks of writers are read if `may_look` and needed."""
+        """Read events; ends with `(events, safe_since)`. Locks of writers are read if `may_look` and needed.
+
+        With `max_bytes`, the page ends before an event that would exceed it, unless that is its first one.
+        """
 
     def latest_version(self, is_settled: bool, inbox: Inbox, token: int) -> None: ...
     def settled_version(self, inbox: Inbox, token: int) -> None:
