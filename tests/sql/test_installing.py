@@ -186,7 +186,8 @@ async def test_the_printed_migration_is_the_same(database: Database, capsys: pyt
     with Emitter(database.dsn) as io:
         io.install_sql()
     found = catalog(database)
-    for arguments in (["--functions"], ["--remove"], ["--remove"], ["--functions"], ["--functions"]):
+    removed = ["--functions", "--remove"]
+    for arguments in (["--functions"], removed, removed, [], ["--functions"], ["--functions"]):
         assert main(["sql", *arguments]) == 0
         with database.connect() as connection, connection.transaction():
             connection.execute(capsys.readouterr().out)
@@ -207,9 +208,15 @@ def test_printing_keeps_the_key(database: Database, capsys: pytest.CaptureFixtur
 
 
 def test_the_command_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--functions", "--schema", "a b"], ["--remove", "--schema", "a b"], ["--channel", "x" * 70]):
-        assert main(["sql", *arguments]) == 1
+    for arguments, status in (
+        (["--schema", "a b"], 1),
+        (["--schema", "a b", "--remove"], 1),
+        (["--channel", "x" * 70], 1),
+        (["--store"], 2),
+    ):
+        assert main(["sql", "--functions", *arguments]) == status
         assert capsys.readouterr().out == ""
+    assert main(["sql", "--remove"]) == 2
 
 
 VERSIONS = {int(path.stem): path.read_text() for path in OLD_VERSIONS.glob("*.sql")}

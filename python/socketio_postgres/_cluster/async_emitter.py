@@ -127,7 +127,11 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
                 await self._bus.close(0.0)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(

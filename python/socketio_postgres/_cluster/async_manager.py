@@ -148,7 +148,11 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncPubSub
         await self._node.close()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(

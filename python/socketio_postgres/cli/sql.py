@@ -2,63 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import click
 
+from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster.sql_script import PUBLIC_FUNCTIONS, SCHEMA, install_script, remove_script
 from socketio_postgres.cli.session import literal
+from socketio_postgres.events.options import EventStoreOptions
 
 __all__ = ["sql"]
 
+ACCESS = ("all", "read", "write")
+
+_ATTACHMENTS = {"all": "SELECT, INSERT, DELETE", "read": "SELECT", "write": "INSERT"}
+"""Rights on the attachment table: of servers, of clients that only read, and of emitters."""
+
+_EXTRAS = {"guard": "guard", "serial-order": "serial", "go-notifications": "go_notify"}
+"""Parts of the store's schema that are made only when they are asked for."""
+
 
 @click.command()
-@click.option("--table-name", default="socket_io_attachments", show_default=True, help="Attachment table.")
-@click.option("--functions", is_flag=True, help="Also print the SQL functions, such as socketio.emit.")
-@click.option("--remove", is_flag=True, help="Print what removes the SQL functions instead.")
+@click.option("--store", is_flag=True, help="Print the event store's tables instead of the attachment table.")
+@click.option("--functions", is_flag=True, help="Print the SQL functions, such as socketio.emit, instead.")
+@click.option("--remove", is_flag=True, help="With --functions, print what removes them.")
 @click.option("--schema", default=SCHEMA, show_default=True, help="Schema of the SQL functions.")
-@click.option("--channel", default="socket.io", show_default=True, help="Prefix of the channels.")
-@click.option("--payload-threshold", default=8000, show_default=True, help="As the option of that name.")
+@click.option("--channel", default="socket.io", show_default=True, help="Prefix of the channels, of the SQL functions.")
+@click.option("--table-name", help="Default: socket_io_attachments, and with --store events.")
+@click.option(
+    "--with",
+    "extras",
+    multiple=True,
+    type=click.Choice(list(_EXTRAS)),
+    help="With --store, what `enable_guard` and its like add; may be repeated.",
+)
 @click.option("--role", metavar="ROLE", help="Also print what this role needs to be granted.")
+@click.option(
+    "--access",
+    type=click.Choice(ACCESS),
+    default="all",
+    show_default=True,
+    help="What ROLE is to do: a role that only emits, or only stores events, needs `write`.",
+)
 def sql(
-    table_name: str,
-    *,
-    functions: bool,
-    remove: bool,
+    table_name: str | None,
+    role: str | None,
+    extras: tuple[str, ...],
+    access: str,
     schema: str,
     channel: str,
-    payload_threshold: int,
-    role: str | None,
+    *,
+    store: bool,
+    functions: bool,
+    remove: bool,
 ) -> None:
-    """Print the statements that create the attachment table and, if wanted, the SQL functions, for your migrations.
+    """Print the statements that create the tables, or the SQL functions, for your migrations.
 
-    With them, and `create_table=False`, the servers' role needs no right to create anything. Run them in one
-    transaction, as `psql -1` does.
+    With them, and `create_table=False`, the servers' role needs no right to create anything.
     """
-    options = BusOptions.of("", {"table_name": table_name, "channel": channel, "payload_threshold": payload_threshold})
+    if extras and not store:
+        raise click.UsageError("--with needs --store")
+    if functions and store:
+        raise click.UsageError("--functions and --store print different things; call it twice")
+    if remove and not functions:
+        raise click.UsageError("--remove needs --functions")
     if remove:
         click.echo(remove_script(schema), nl=False)
-        return
-    core = Bus(options, uid=str).core
-    statements = [core.table_ddl]
-    if functions:
-        statements += ["\n", install_script(options, core.table_name, schema)]
+    elif functions:
+        _of_functions(table_name or "socket_io_attachments", role, schema, channel)
+    elif store:
+        _of_store(table_name or "events", role, extras, access)
+    else:
+        _of_attachments(table_name or "socket_io_attachments", role, access)
+
+
+def _of_attachments(table_name: str, role: str | None, access: str) -> None:
+    core = Bus(BusOptions.of("", {"table_name": table_name}), uid=str).core
+    click.echo(core.table_ddl, nl=False)
     if role is not None:
-        statements += _grants(core.table_name, role, schema if functions else None)
-    click.echo("".join(statements), nl=False)
+        _grant(_ATTACHMENTS[access], core.table_name, role)
+        if access != "read":
+            _grant_sequence("USAGE", core.table_name, "id", role)
 
 
-def _grants(table: str, role: str, schema: str | None) -> Iterator[str]:
-    """What a role is granted: on the attachment table and, if there is a schema, on the functions in it."""
-    name = role.replace('"', '""')
-    yield (
-        f'GRANT SELECT, INSERT, DELETE ON {table} TO "{name}";\n'
-        "DO $$ BEGIN\n    EXECUTE pg_catalog.format('GRANT USAGE ON SEQUENCE %s TO %I',\n"
-        f"        pg_catalog.pg_get_serial_sequence({literal(table)}, 'id'), {literal(role)});\nEND $$;\n"
-    )
-    if schema is not None:
-        yield f'GRANT USAGE ON SCHEMA "{schema}" TO "{name}";\n'
+def _of_functions(table_name: str, role: str | None, schema: str, channel: str) -> None:
+    bus = Bus(BusOptions.of("", {"table_name": table_name, "channel": channel}), uid=str)
+    click.echo(install_script(bus.options, bus.core.table_name, schema), nl=False)
+    if role is not None:
+        click.echo(f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};")
         for function in PUBLIC_FUNCTIONS:
-            yield f'GRANT EXECUTE ON FUNCTION "{schema}".{function} TO "{name}";\n'
+            click.echo(f"GRANT EXECUTE ON FUNCTION {_quoted(schema)}.{function} TO {_quoted(role)};")
+
+
+def _of_store(table_name: str, role: str | None, extras: tuple[str, ...], access: str) -> None:
+    core = _core.EventStore(EventStoreOptions.of("", {"table_name": table_name}))
+    parts = ["events", "settled", "subscriptions", *(_EXTRAS[name] for name in extras)]
+    click.echo(core.ddl(parts), nl=False)
+    if role is None:
+        return
+    _grant("SELECT" if access == "read" else "SELECT, INSERT", core.table(""), role)
+    # Readers ask for the sequence's last value, and see its lock without any right.
+    _grant_sequence("SELECT" if access == "read" else "SELECT, USAGE", core.table(""), "version", role)
+    _grant("SELECT", core.table("_migrations"), role)
+    if access != "write":
+        _grant("SELECT, INSERT, UPDATE", core.table("_settled"), role)
+        for suffix in ("_subscriptions", "_consumers", "_parked"):
+            _grant("SELECT, INSERT, UPDATE, DELETE", core.table(suffix), role)
+
+
+def _grant(rights: str, table: str, role: str) -> None:
+    click.echo(f"GRANT {rights} ON {table} TO {_quoted(role)};")
+
+
+def _grant_sequence(rights: str, table: str, column: str, role: str) -> None:
+    # The sequence of a table that is there already may have another name.
+    click.echo(
+        f"DO $$ BEGIN\n    EXECUTE pg_catalog.format('GRANT {rights} ON SEQUENCE %s TO %I',\n"
+        f"        pg_catalog.pg_get_serial_sequence({literal(table)}, {literal(column)}), {literal(role)});\nEND $$;"
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -128,7 +128,11 @@ class Emitter(Namespace[None]):
                 self._bus.close_blocking(0.0)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -146,7 +146,11 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         self._node.close()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
