@@ -27,7 +27,7 @@ from tests.fixtures.database import Database
 
 FOLDER = Path(sql_script.__file__).parent / "sql"
 OLD_VERSIONS = Path(__file__).parent / "versions"
-DIGESTS = {1: "574209a2372ab51f"}
+DIGESTS = {1: "772ac5465395b7dd"}
 """Of `functions.sql` in each version."""
 
 CATALOG = """
