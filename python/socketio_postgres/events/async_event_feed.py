@@ -172,8 +172,8 @@ class AsyncEventFeed(AsyncEventLog):
             events, _ = await self._load(version - 1, [], 1, False, version)
             return events[0] if events else None
 
-        def subscribe(position: int, patience: float, more: list[Any]) -> AsyncSubscription:
-            return self._subscription(conditions + more, position, prefetch, patience)
+        def subscribe(position: int, event_id: str | None, patience: float, more: list[Any]) -> AsyncSubscription:
+            return self._subscription(conditions + more, position, prefetch, patience, event_id)
 
         arguments: dict[str, Any] = {
             "query": self._query_durable,
@@ -319,7 +319,9 @@ class AsyncEventFeed(AsyncEventLog):
         check_version(position, "position")
         await self._change_durable(
             name,
-            "position = $2::bigint, position_id = NULL, epoch = epoch + 1, owner = NULL, lease_until = NULL",
+            "position = $2::bigint, position_id = (SELECT e.id FROM"
+            f" {self._core.table('')} e WHERE e.version = $2::bigint), attempts = 0, unclean = 0,"
+            " epoch = epoch + 1, owner = NULL, lease_until = NULL",
             str(position),
         )
 
@@ -333,7 +335,12 @@ class AsyncEventFeed(AsyncEventLog):
 
     async def _change_durable(self, name: str, change: str, *texts: str) -> None:
         table = self._core.table("_subscriptions")
-        sql = f"UPDATE {table} SET {change}, updated_at = pg_catalog.now() WHERE name = $1 RETURNING name"
+        # In the order in which others lock them.
+        sql = (
+            f"WITH held AS MATERIALIZED (SELECT partition FROM {table} WHERE name = $1 ORDER BY partition FOR UPDATE)"
+            f" UPDATE {table} SET {change}, updated_at = pg_catalog.now() WHERE name = $1"
+            " AND partition IN (SELECT partition FROM held) RETURNING name"
+        )
         if not await self._query_durable(sql, name, *texts):
             raise _no_durable(name)
 
@@ -348,15 +355,18 @@ class AsyncEventFeed(AsyncEventLog):
         """
         _check_partitions(partitions)
         table = self._core.table("_subscriptions")
+        # What counts is what the rows are once they are locked: a transaction with an `ack_in` may have had them.
         changed = await self._query_durable(
-            f"WITH old AS (DELETE FROM {table} WHERE name = $1 AND NOT EXISTS (SELECT FROM {table} o WHERE o.name = $1"
-            " AND (o.lease_until > pg_catalog.clock_timestamp()"
-            f" OR o.position <> (SELECT pg_catalog.min(position) FROM {table} m WHERE m.name = $1))) RETURNING *)"
-            f" INSERT INTO {table} (name, partition, partitions, position, epoch, filter, is_paused)"
-            " SELECT $1, number, $2::int, position, epoch + 1, filter, is_paused"
-            " FROM (SELECT pg_catalog.max(position) AS position, pg_catalog.max(epoch) AS epoch,"
-            " pg_catalog.max(filter) AS filter,"
-            " pg_catalog.bool_or(is_paused) AS is_paused FROM old HAVING pg_catalog.count(*) > 0) AS old,"
+            f"WITH held AS MATERIALIZED (SELECT * FROM {table} WHERE name = $1 ORDER BY partition FOR UPDATE),"
+            " fit AS MATERIALIZED (SELECT pg_catalog.min(position) AS position,"
+            " pg_catalog.max(position_id) AS position_id, pg_catalog.max(epoch) AS epoch,"
+            " pg_catalog.max(filter) AS filter, pg_catalog.bool_or(is_paused) AS is_paused FROM held"
+            " HAVING pg_catalog.min(position) = pg_catalog.max(position) AND NOT"
+            " pg_catalog.bool_or(coalesce(lease_until > pg_catalog.clock_timestamp(), false))),"
+            f" old AS (DELETE FROM {table} WHERE name = $1 AND EXISTS (SELECT FROM fit) RETURNING partition)"
+            f" INSERT INTO {table} (name, partition, partitions, position, position_id, epoch, filter, is_paused)"
+            " SELECT $1, number, $2::int, position, position_id, epoch + 1, filter, is_paused"
+            " FROM fit, (SELECT pg_catalog.count(*) FROM old) AS gone,"
             " pg_catalog.generate_series(0, $2::int - 1) AS number RETURNING name",
             name,
             str(partitions),
