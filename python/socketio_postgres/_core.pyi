@@ -12,6 +12,8 @@ __version__: str
 IS_DEBUG_BUILD: bool
 """True when built without optimisation; then it is several times slower."""
 
+PLACE_SQL: str
+"""An SQL expression, a text, that tells servers and databases apart."""
 NOTIFY_LIMIT_BYTES: int
 """Longest payload of a notification: 7999."""
 CHANNEL_LIMIT_BYTES: int
@@ -223,6 +225,32 @@ class Session:
     def close(self, inbox: Inbox, token: int) -> None: ...
 
 @final
+class Framer:
+    """Writes messages for transactions of somebody else. Needs no connection."""
+
+    def __new__(
+        cls,
+        *,
+        channel: str,
+        table_name: str,
+        payload_threshold: int,
+        max_payload: int,
+        signing_key: bytes | None,
+    ) -> Framer: ...
+    @property
+    def table_name(self) -> str:
+        """The attachment table, quoted."""
+
+    def frame(self, message: Message) -> tuple[str, str, str | None]:
+        """Channel, notification, and the attachment in base64 if there is one; all are ASCII.
+
+        With an attachment, its id and `"}` must be appended to the notification. Two frames of equal messages differ.
+
+        Raises:
+            EncodeError, PayloadTooLargeError: The message cannot be sent.
+        """
+
+@final
 class Bus:
     """Publisher, listener and attachment table of one database. Nothing connects before the first operation.
 
@@ -262,6 +290,12 @@ class Bus:
     def publish_many(self, messages: list[Message]) -> int:
         """Append messages to one transaction; returns how many the buffer had room for."""
 
+    def find_place(self, needs_table: bool, inbox: Inbox, token: int) -> None:
+        """Ask where the publisher's connection leads; the result is the value of `PLACE_SQL` there.
+
+        It is a tuple with the full name of the attachment table, None unless it is needed.
+        """
+
     def notify(self, channel: str, payload: str, inbox: Inbox, token: int) -> None:
         """Append a notification of the caller's own; its commit is reported to the inbox.
 
@@ -297,6 +331,9 @@ class Bus:
     def insert_attachment(self, body: bytes, inbox: Inbox, token: int) -> None: ...
     def get_attachment(self, attachment_id: int, inbox: Inbox, token: int) -> None: ...
     def expire_attachments(self, age_seconds: float, inbox: Inbox, token: int) -> None: ...
+    def migrate(self, sql: str, inbox: Inbox, token: int) -> None:
+        """Run statements without parameters in one transaction, while no other process does so."""
+
     def close_listener(self, inbox: Inbox, token: int) -> None: ...
     def close_publisher(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...
     def release(self) -> None:
@@ -392,6 +429,13 @@ class EventStore:
 
     def table(self, suffix: str) -> str:
         """The table's name with something appended to it, quoted."""
+
+    def ddl(self, parts: list[str]) -> str:
+        """The script that creates parts of the schema, each unless it is there: those of `migrate`, and `settled`.
+
+        Raises:
+            OptionsError: The table's name is too long for side tables to be named after it.
+        """
 
     def open(self, inbox: Inbox, token: int) -> None: ...
     def layout(self) -> dict[str, Any] | None:

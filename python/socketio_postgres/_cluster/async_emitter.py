@@ -12,7 +12,10 @@ from socketio_postgres._bus.messages import EMITTER_UID, Message
 from socketio_postgres._bus.options import BusKeywords, BusOptions
 from socketio_postgres._bus.primitives import IS_ASYNC
 from socketio_postgres._bus.stats import BusStats
+from socketio_postgres._cluster.async_in_transaction import AsyncTransactions, Place
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
+from socketio_postgres._cluster.framer import LONGEST, Framer
+from socketio_postgres._cluster.sql_script import SCHEMA, install_script, key_script, remove_script
 from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["AsyncEmitter"]
@@ -40,6 +43,7 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
+        self._transactions = AsyncTransactions(Framer(self._bus.options), self._find_place)
         super().__init__(self)
 
     async def _publish(self, message: Message, target: Target) -> None:
@@ -50,6 +54,38 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         if target.rooms != ():
             while chunk := list(itertools.islice(messages, CHUNK)):
                 await self._bus.publish_many(chunk)
+
+    @property
+    def _framer(self) -> Framer:
+        return self._transactions.framer
+
+    async def _find_place(self, needs_table: bool) -> Place:
+        core = self._bus.core
+        place: Place = await self._bus.call(lambda inbox, token: core.find_place(needs_table, inbox, token))
+        return place
+
+    def in_transaction(self, conn: Any, *, longest: float = LONGEST) -> Namespace[Coroutine[Any, Any, None]]:
+        """The start of a chain whose messages are sent on a connection of yours, in the transaction that is open there.
+
+            async with conn.transaction():
+                await conn.execute("UPDATE orders SET paid = true WHERE id = %s", (7,))
+                await io.in_transaction(conn).to("order-7").emit("paid", {"id": 7})
+
+        Clients of all servers, also of this one, receive what was emitted if and only if the transaction commits, in
+        the order of the calls and of the commits. What a rollback to a savepoint undoes is not sent. There is no order
+        between these messages and others of this object. See `docs/emit-with-your-data.md`.
+
+        Args:
+            conn: An asyncio connection of psycopg or asyncpg, an `AsyncConnection` or `AsyncSession` of SQLAlchemy. It
+                must lead to the database of this object's DSN.
+            longest: Seconds that the transaction may stay open after it has emitted something large or binary. The
+                row that holds it lives that much longer. Default 60.
+
+        Raises:
+            OptionsError: `conn` is no such connection, or a pool. The methods of the chain raise it, too, before
+                anything is sent: no transaction is open, or the connection leads to another database.
+        """
+        return self._transactions.on(conn, longest)
 
     async def start(self) -> None:
         """Connect now instead of with the first emit.
@@ -77,6 +113,40 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         finally:
             self._bus.take_failures()  # told by the exception just now
 
+    async def install_sql(self, schema: str = SCHEMA) -> None:
+        """Install the SQL functions, or bring older ones to this version: `SELECT socketio.emit('event', '[1]')`.
+
+        Creates the schema, and the attachment table if it is missing. What the functions send has the channel prefix,
+        the attachment table, the payload threshold and the signing key of this emitter. The role owns the functions
+        afterwards, and others may execute them once they are granted to do so (`docs/emit-from-sql.md`). May be called
+        again, also by several processes at once.
+
+        Args:
+            schema: Name of letters, digits and `_`. Default `socketio`.
+
+        Raises:
+            OptionsError: The schema is no such name.
+            DatabaseError: PostgreSQL refuses: the role may not create a schema, or a newer version is installed
+                (`sqlstate` 55000). Nothing has changed.
+        """
+        core, options = self._bus.core, self._bus.options
+        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        await self._bus.call(core.ensure_table)
+        await self._bus.call(lambda inbox, token: core.migrate(script, inbox, token))
+
+    async def uninstall_sql(self, schema: str = SCHEMA) -> None:
+        """Remove the SQL functions and their schema. Nothing happens if they are not installed.
+
+        Args:
+            schema: As in `install_sql`.
+
+        Raises:
+            DatabaseError: A trigger uses one of the functions, or the schema holds something else (`sqlstate` 2BP01).
+                Nothing has changed.
+        """
+        core, script = self._bus.core, remove_script(schema)
+        await self._bus.call(lambda inbox, token: core.migrate(script, inbox, token))
+
     def stats(self) -> BusStats:
         """Counters since the first use in this process, and the current state. Empty before the first use."""
         return cast("BusStats", self._bus.stats())
@@ -92,7 +162,11 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
                 await self._bus.close(0.0)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(

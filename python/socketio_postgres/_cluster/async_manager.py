@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as stdlib_json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
@@ -17,8 +17,9 @@ from socketio_postgres._bus.stats import ManagerStats
 from socketio_postgres._cluster.async_node import AsyncNode
 from socketio_postgres._cluster.async_server_operator import AsyncServerChain, AsyncServerSideActions
 from socketio_postgres._cluster.async_socketio_sockets import AsyncSocketioSockets
-from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._cluster.empty_rooms import guard
+from socketio_postgres._cluster.framer import LONGEST
 from socketio_postgres._cluster.rooms import (
     bad,
     checked_sid,
@@ -27,6 +28,7 @@ from socketio_postgres._cluster.rooms import (
     room_name,
     skipped_names,
 )
+from socketio_postgres._cluster.sql_script import SCHEMA
 from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["AsyncPostgresManager"]
@@ -147,7 +149,11 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncPubSub
         await self._node.close()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -266,6 +272,31 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncPubSub
             is_for_others=not kwargs.get("ignore_queue"),
         )
 
+    def in_transaction(self, conn: Any, *, longest: float = LONGEST) -> Namespace[Coroutine[Any, Any, None]]:
+        """The start of a chain whose messages are sent on a connection of yours, in the transaction that is open there.
+
+            async with conn.transaction():
+                await conn.execute("UPDATE orders SET paid = true WHERE id = %s", (7,))
+                await mgr.in_transaction(conn).to("order-7").emit("paid", {"id": 7})
+
+        Clients of all servers, also of this one, receive what was emitted if and only if the transaction commits, in
+        the order of the calls and of the commits. What a rollback to a savepoint undoes is not sent. There is no order
+        between these messages and others of this manager. The chain is that of an emitter: `emit` takes any number of
+        arguments, a `server_side_emit` reaches this server, too, and nothing waits for answers. See
+        `docs/emit-with-your-data.md`.
+
+        Args:
+            conn: An asyncio connection of psycopg or asyncpg, an `AsyncConnection` or `AsyncSession` of SQLAlchemy. It
+                must lead to the database of this object's DSN.
+            longest: Seconds that the transaction may stay open after it has emitted something large or binary. The
+                row that holds it lives that much longer. Default 60.
+
+        Raises:
+            OptionsError: `conn` is no such connection, or a pool. The methods of the chain raise it, too, before
+                anything is sent: no transaction is open, or the connection leads to another database.
+        """
+        return self._node.transactions.on(conn, longest)
+
     # -------------------------------------------------------------------------------------------- rooms
 
     async def enter_room(self, sid: str, namespace: str | None, room: Any, eio_sid: str | None = None) -> None:
@@ -336,6 +367,36 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncPubSub
             OptionsError: The namespace is not a string.
         """
         return self._node.receiver.on_server_side(event, handler, namespace)
+
+    async def install_sql(self, schema: str = SCHEMA) -> None:
+        """Install the SQL functions, or bring older ones to this version: `SELECT socketio.emit('event', '[1]')`.
+
+        Creates the schema, and the attachment table if it is missing. What the functions send has the channel prefix,
+        the attachment table, the payload threshold and the signing key of this manager. The role owns the functions
+        afterwards, and others may execute them once they are granted to do so (`docs/emit-from-sql.md`). May be called
+        again, also by several processes at once.
+
+        Args:
+            schema: Name of letters, digits and `_`. Default `socketio`.
+
+        Raises:
+            OptionsError: The schema is no such name.
+            DatabaseError: PostgreSQL refuses: the role may not create a schema, or a newer version is installed
+                (`sqlstate` 55000). Nothing has changed.
+        """
+        await self._node.install_sql(schema)
+
+    async def uninstall_sql(self, schema: str = SCHEMA) -> None:
+        """Remove the SQL functions and their schema. Nothing happens if they are not installed.
+
+        Args:
+            schema: As in `install_sql`.
+
+        Raises:
+            DatabaseError: A trigger uses one of the functions, or the schema holds something else (`sqlstate` 2BP01).
+                Nothing has changed.
+        """
+        await self._node.uninstall_sql(schema)
 
     def server_count(self, namespace: str = "/") -> int:
         """Number of servers that this server knows to serve a namespace, itself included. Node's `serverCount()`.

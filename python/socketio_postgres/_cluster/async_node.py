@@ -24,10 +24,12 @@ from socketio_postgres._bus.primitives import IS_ASYNC
 from socketio_postgres._bus.stats import ManagerStats
 from socketio_postgres._cluster import payload
 from socketio_postgres._cluster.answers import Answers
+from socketio_postgres._cluster.async_in_transaction import AsyncTransactions, Place
 from socketio_postgres._cluster.async_receiver import AsyncReceiver
 from socketio_postgres._cluster.async_requests import AsyncRequests
 from socketio_postgres._cluster.broadcast_operator import Target
 from socketio_postgres._cluster.callbacks import Callbacks
+from socketio_postgres._cluster.framer import Framer
 from socketio_postgres._cluster.local_sockets import AsyncLocalSockets
 from socketio_postgres._cluster.peers import Peers
 from socketio_postgres._cluster.reports import Reports
@@ -35,6 +37,7 @@ from socketio_postgres._cluster.room_mirror import RoomMirror
 from socketio_postgres._cluster.rooms import bad, checked_namespace, chosen_namespace
 from socketio_postgres._cluster.runner import AsyncRunner
 from socketio_postgres._cluster.serving_loop import on_serving_loop, starts_serving
+from socketio_postgres._cluster.sql_script import install_script, key_script, remove_script
 from socketio_postgres.exceptions import (
     ClosedError,
     NotAServerError,
@@ -103,6 +106,7 @@ class AsyncNode(Generic[S]):
             before_exit=self._before_exit,
         )
         self.receiver = AsyncReceiver(self)
+        self.transactions = AsyncTransactions(Framer(options), self._find_place)
         self._prepare()
 
     # -------------------------------------------------------------------------------------- processes, loops
@@ -224,6 +228,20 @@ class AsyncNode(Generic[S]):
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until everything published before is committed."""
         await self._bus.flush(timeout)
+
+    @on_serving_loop
+    async def install_sql(self, schema: str) -> None:
+        """Install the SQL functions, with the settings of this server."""
+        core, options = self._bus.core, self._bus.options
+        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        await self._bus.call(core.ensure_table)
+        await self._bus.call(lambda inbox, token: core.migrate(script, inbox, token))
+
+    @on_serving_loop
+    async def uninstall_sql(self, schema: str) -> None:
+        """Remove them."""
+        core, script = self._bus.core, remove_script(schema)
+        await self._bus.call(lambda inbox, token: core.migrate(script, inbox, token))
 
     @on_serving_loop
     async def close(self) -> None:
@@ -512,6 +530,12 @@ class AsyncNode(Generic[S]):
         await self.receiver.apply(message)
         if not has_room:
             await self.wait_for_room()
+
+    @on_serving_loop
+    async def _find_place(self, needs_table: bool) -> Place:
+        core = self._bus.core
+        place: Place = await self._bus.call(lambda inbox, token: core.find_place(needs_table, inbox, token))
+        return place
 
     # ----------------------------------------------------------------------------------- clients, by their sid
 

@@ -608,7 +608,11 @@ class AsyncEventLog:
             await arun(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
 
     async def __aenter__(self) -> Self:
-        await self.open()
+        try:
+            await self.open()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(

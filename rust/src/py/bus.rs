@@ -18,6 +18,7 @@ use crate::handover::completion::Completion;
 use crate::handover::inbox::Inbox;
 use crate::handover::item::{Receiver as _, Recipient};
 use crate::lock::Mutex;
+use crate::publish::place::Place;
 use crate::publish::publisher::{OnFull, Publisher, PublisherSettings};
 use crate::receive::attachment::AttachmentTable;
 use crate::receive::attachment::Body;
@@ -107,6 +108,12 @@ impl PyBus {
             });
         });
         Ok(())
+    }
+}
+
+impl ToPython for Place {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok((&self.database, &self.table).into_pyobject(py)?.into_any())
     }
 }
 
@@ -264,6 +271,11 @@ impl PyBus {
         Ok(self.publisher.notify(channel, payload, || inbox.completion(token))?)
     }
 
+    fn find_place(&self, needs_table: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.publisher.find_place(needs_table, inbox.completion(token))?)
+    }
+
     fn when_space(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_fork()?;
         self.publisher.when_space(inbox.completion(token));
@@ -347,6 +359,12 @@ impl PyBus {
         Ok(self.on_table(inbox, token, move |table, connection| async move {
             let expire = |client| table.expire(client, age_seconds);
             connection.ask("expire attachments", expire).await
+        })?)
+    }
+
+    fn migrate(&self, sql: String, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        Ok(self.on_table(inbox, token, move |table, connection| async move {
+            connection.ask("run a migration", |client| table.migrate(client, &sql)).await
         })?)
     }
 

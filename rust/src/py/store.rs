@@ -23,11 +23,23 @@ use crate::store::read::reading::Reading;
 use crate::store::read::sharing::Wanted;
 use crate::store::read::subscription::{Batch, Next, Start, Subscription};
 use crate::store::read::wakeup;
-use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY};
+use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY, ddl};
 use crate::store::write::calls::{Bounds, Position, Request};
 use crate::store::write::import::Import;
 use crate::store::write::writer;
 use crate::table_name::TableName;
+
+/// A part of the schema by its name in Python.
+fn part_of(name: &str) -> Part {
+    match name {
+        "subscriptions" => Part::Subscriptions,
+        "settled" => Part::Settled,
+        "guard" => Part::Guard,
+        "serial" => Part::Serial,
+        "go_notify" => Part::GoNotify,
+        _ => Part::Events,
+    }
+}
 
 /// The complete settings, checked and filled with defaults by `events/options.py`.
 #[derive(FromPyObject)]
@@ -193,6 +205,10 @@ impl PyEventStore {
         self.table_name.beside(suffix)
     }
 
+    fn ddl(&self, parts: Vec<String>) -> Result<String> {
+        ddl(&self.table_name, &parts.iter().map(|part| part_of(part)).collect::<Vec<_>>())
+    }
+
     fn open(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.run(inbox, token, |store| async move { store.open().await.map(drop) })
     }
@@ -298,13 +314,7 @@ impl PyEventStore {
     }
 
     fn migrate(&self, part: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        let part = match part {
-            "subscriptions" => Part::Subscriptions,
-            "guard" => Part::Guard,
-            "serial" => Part::Serial,
-            "go_notify" => Part::GoNotify,
-            _ => Part::Events,
-        };
+        let part = part_of(part);
         self.run(inbox, token, move |store| async move { store.migrate(part).await })
     }
 

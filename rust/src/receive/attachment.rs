@@ -10,8 +10,8 @@ use tokio_postgres::types::{ToSql, Type};
 use crate::error::{Error, Result};
 use crate::table_name::TableName;
 
-/// Advisory lock key for operations that only one session of the database may run at a time: creating the table and
-/// expiring rows. Spells "sio.pg".
+/// Advisory lock key for operations that only one session of the database may run at a time: creating the table,
+/// migrations, and expiring rows. Spells "sio.pg".
 const LOCK_KEY: i64 = 0x7369_6f2e_7067;
 
 /// `undefined_table`, also reported for a missing sequence.
@@ -161,12 +161,38 @@ impl AttachmentTable {
         }
     }
 
+    /// The quoted name with its schema. Makes sure that the table exists.
+    pub async fn full_name(&self, client: &Client) -> Result<String> {
+        const SQL: &str = "SELECT pg_catalog.concat(pg_catalog.quote_ident(n.nspname), '.', \
+                pg_catalog.quote_ident(c.relname)) \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.oid = pg_catalog.to_regclass($1)";
+        let name: &(dyn ToSql + Sync) = &self.quoted;
+        for _ in 0..2 {
+            self.ensure(client).await?;
+            let rows = client.query_typed(SQL, &[(name, Type::TEXT)]).await;
+            let rows = rows.map_err(|error| Error::from_postgres("look up the attachment table", &error, false))?;
+            if let Some(full_name) = rows.first().and_then(|row| row.try_get(0).ok()) {
+                return Ok(full_name);
+            }
+            *self.sequence.lock().await = None; // it was dropped since
+        }
+        Err(self.refused(UNDEFINED_TABLE, "it was dropped while being looked up"))
+    }
+
     fn refused(&self, sqlstate: &str, reason: &str) -> Error {
         let mut error = Error::refused(sqlstate, format!("attachment table {}", self.quoted), reason);
         if let Error::Database { report, .. } = &mut error {
             report.hint = Some(format!("run this once as a role that may:\n{}", self.ddl()));
         }
         error
+    }
+
+    /// Run statements in one transaction, while no other session creates the table or runs such statements.
+    pub async fn migrate(&self, client: &Client, sql: &str) -> Result<()> {
+        let script = format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_KEY});\n{sql}");
+        let done = client.batch_execute(&script).await;
+        done.map_err(|error| Error::from_postgres("run a migration", &error, false))
     }
 
     /// Store one body in the table, which must exist. Returns the row's id.

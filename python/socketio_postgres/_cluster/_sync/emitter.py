@@ -6,13 +6,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.messages import EMITTER_UID, Message
 from socketio_postgres._bus.options import BusKeywords, BusOptions
 from socketio_postgres._bus.stats import BusStats
+from socketio_postgres._cluster._sync.in_transaction import Place, Transactions
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
+from socketio_postgres._cluster.framer import LONGEST, Framer
+from socketio_postgres._cluster.sql_script import SCHEMA, install_script, key_script, remove_script
 from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["Emitter"]
@@ -43,6 +46,7 @@ class Emitter(Namespace[None]):
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
+        self._transactions = Transactions(Framer(self._bus.options), self._find_place)
         super().__init__(self)
 
     def _publish(self, message: Message, target: Target) -> None:
@@ -53,6 +57,38 @@ class Emitter(Namespace[None]):
         if target.rooms != ():
             while chunk := list(itertools.islice(messages, CHUNK)):
                 self._bus.publish_many_blocking(chunk)
+
+    @property
+    def _framer(self) -> Framer:
+        return self._transactions.framer
+
+    def _find_place(self, needs_table: bool) -> Place:
+        core = self._bus.core
+        place: Place = self._bus.call_blocking(lambda inbox, token: core.find_place(needs_table, inbox, token))
+        return place
+
+    def in_transaction(self, conn: Any, *, longest: float = LONGEST) -> Namespace[None]:
+        """The start of a chain whose messages are sent on a connection of yours, in the transaction that is open there.
+
+            with conn.transaction():
+                conn.execute("UPDATE orders SET paid = true WHERE id = %s", (7,))
+                io.in_transaction(conn).to("order-7").emit("paid", {"id": 7})
+
+        Clients of all servers, also of this one, receive what was emitted if and only if the transaction commits, in
+        the order of the calls and of the commits. What a rollback to a savepoint undoes is not sent. There is no order
+        between these messages and others of this object. See `docs/emit-with-your-data.md`.
+
+        Args:
+            conn: A connection of psycopg or psycopg 2, SQLAlchemy's `Connection` or `Session`, Django's `connection`.
+                It must lead to the database of this object's DSN.
+            longest: Seconds that the transaction may stay open after it has emitted something large or binary. The
+                row that holds it lives that much longer. Default 60.
+
+        Raises:
+            OptionsError: `conn` is no such connection, or a pool. The methods of the chain raise it, too, before
+                anything is sent: no transaction is open, or the connection leads to another database.
+        """
+        return self._transactions.on(conn, longest)
 
     def start(self) -> None:
         """Connect now instead of with the first emit.
@@ -80,6 +116,40 @@ class Emitter(Namespace[None]):
         finally:
             self._bus.take_failures()  # told by the exception just now
 
+    def install_sql(self, schema: str = SCHEMA) -> None:
+        """Install the SQL functions, or bring older ones to this version: `SELECT socketio.emit('event', '[1]')`.
+
+        Creates the schema, and the attachment table if it is missing. What the functions send has the channel prefix,
+        the attachment table, the payload threshold and the signing key of this emitter. The role owns the functions
+        afterwards, and others may execute them once they are granted to do so (`docs/emit-from-sql.md`). May be called
+        again, also by several processes at once.
+
+        Args:
+            schema: Name of letters, digits and `_`. Default `socketio`.
+
+        Raises:
+            OptionsError: The schema is no such name.
+            DatabaseError: PostgreSQL refuses: the role may not create a schema, or a newer version is installed
+                (`sqlstate` 55000). Nothing has changed.
+        """
+        core, options = self._bus.core, self._bus.options
+        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        self._bus.call_blocking(core.ensure_table)
+        self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
+
+    def uninstall_sql(self, schema: str = SCHEMA) -> None:
+        """Remove the SQL functions and their schema. Nothing happens if they are not installed.
+
+        Args:
+            schema: As in `install_sql`.
+
+        Raises:
+            DatabaseError: A trigger uses one of the functions, or the schema holds something else (`sqlstate` 2BP01).
+                Nothing has changed.
+        """
+        core, script = self._bus.core, remove_script(schema)
+        self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
+
     def stats(self) -> BusStats:
         """Counters since the first use in this process, and the current state. Empty before the first use."""
         return cast("BusStats", self._bus.stats())
@@ -93,7 +163,11 @@ class Emitter(Namespace[None]):
                 self._bus.close_blocking(0.0)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -18,8 +18,9 @@ from socketio_postgres._bus.stats import ManagerStats
 from socketio_postgres._cluster._sync.node import Node
 from socketio_postgres._cluster._sync.server_operator import ServerChain, ServerSideActions
 from socketio_postgres._cluster._sync.socketio_sockets import SocketioSockets
-from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._cluster.empty_rooms import guard
+from socketio_postgres._cluster.framer import LONGEST
 from socketio_postgres._cluster.rooms import (
     bad,
     checked_sid,
@@ -28,6 +29,7 @@ from socketio_postgres._cluster.rooms import (
     room_name,
     skipped_names,
 )
+from socketio_postgres._cluster.sql_script import SCHEMA
 from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["PostgresManager"]
@@ -145,7 +147,11 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         self._node.close()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -261,6 +267,31 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
             is_for_others=not kwargs.get("ignore_queue"),
         )
 
+    def in_transaction(self, conn: Any, *, longest: float = LONGEST) -> Namespace[None]:
+        """The start of a chain whose messages are sent on a connection of yours, in the transaction that is open there.
+
+            with conn.transaction():
+                conn.execute("UPDATE orders SET paid = true WHERE id = %s", (7,))
+                mgr.in_transaction(conn).to("order-7").emit("paid", {"id": 7})
+
+        Clients of all servers, also of this one, receive what was emitted if and only if the transaction commits, in
+        the order of the calls and of the commits. What a rollback to a savepoint undoes is not sent. There is no order
+        between these messages and others of this manager. The chain is that of an emitter: `emit` takes any number of
+        arguments, a `server_side_emit` reaches this server, too, and nothing waits for answers. See
+        `docs/emit-with-your-data.md`.
+
+        Args:
+            conn: A connection of psycopg or psycopg 2, SQLAlchemy's `Connection` or `Session`, Django's `connection`.
+                It must lead to the database of this object's DSN.
+            longest: Seconds that the transaction may stay open after it has emitted something large or binary. The
+                row that holds it lives that much longer. Default 60.
+
+        Raises:
+            OptionsError: `conn` is no such connection, or a pool. The methods of the chain raise it, too, before
+                anything is sent: no transaction is open, or the connection leads to another database.
+        """
+        return self._node.transactions.on(conn, longest)
+
     # -------------------------------------------------------------------------------------------- rooms
 
     def enter_room(self, sid: str, namespace: str | None, room: Any, eio_sid: str | None = None) -> None:
@@ -331,6 +362,36 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
             OptionsError: The namespace is not a string.
         """
         return self._node.receiver.on_server_side(event, handler, namespace)
+
+    def install_sql(self, schema: str = SCHEMA) -> None:
+        """Install the SQL functions, or bring older ones to this version: `SELECT socketio.emit('event', '[1]')`.
+
+        Creates the schema, and the attachment table if it is missing. What the functions send has the channel prefix,
+        the attachment table, the payload threshold and the signing key of this manager. The role owns the functions
+        afterwards, and others may execute them once they are granted to do so (`docs/emit-from-sql.md`). May be called
+        again, also by several processes at once.
+
+        Args:
+            schema: Name of letters, digits and `_`. Default `socketio`.
+
+        Raises:
+            OptionsError: The schema is no such name.
+            DatabaseError: PostgreSQL refuses: the role may not create a schema, or a newer version is installed
+                (`sqlstate` 55000). Nothing has changed.
+        """
+        self._node.install_sql(schema)
+
+    def uninstall_sql(self, schema: str = SCHEMA) -> None:
+        """Remove the SQL functions and their schema. Nothing happens if they are not installed.
+
+        Args:
+            schema: As in `install_sql`.
+
+        Raises:
+            DatabaseError: A trigger uses one of the functions, or the schema holds something else (`sqlstate` 2BP01).
+                Nothing has changed.
+        """
+        self._node.uninstall_sql(schema)
 
     def server_count(self, namespace: str = "/") -> int:
         """Number of servers that this server knows to serve a namespace, itself included. Node's `serverCount()`.

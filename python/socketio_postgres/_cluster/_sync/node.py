@@ -23,17 +23,20 @@ from socketio_postgres._bus.messages import EMITTER_UID, RESERVED_EVENTS, Messag
 from socketio_postgres._bus.options import BusOptions, HeartbeatOptions
 from socketio_postgres._bus.stats import ManagerStats
 from socketio_postgres._cluster import payload
+from socketio_postgres._cluster._sync.in_transaction import Place, Transactions
 from socketio_postgres._cluster._sync.receiver import Receiver
 from socketio_postgres._cluster._sync.requests import Requests
 from socketio_postgres._cluster.answers import Answers
 from socketio_postgres._cluster.broadcast_operator import Target
 from socketio_postgres._cluster.callbacks import Callbacks
+from socketio_postgres._cluster.framer import Framer
 from socketio_postgres._cluster.local_sockets import LocalSockets
 from socketio_postgres._cluster.peers import Peers
 from socketio_postgres._cluster.reports import Reports
 from socketio_postgres._cluster.room_mirror import RoomMirror
 from socketio_postgres._cluster.rooms import bad, checked_namespace, chosen_namespace
 from socketio_postgres._cluster.runner import Runner
+from socketio_postgres._cluster.sql_script import install_script, key_script, remove_script
 from socketio_postgres.exceptions import (
     NotAServerError,
     PayloadTooLargeError,
@@ -101,6 +104,7 @@ class Node(Generic[S]):
             before_exit=self._before_exit,
         )
         self.receiver = Receiver(self)
+        self.transactions = Transactions(Framer(options), self._find_place)
         self._prepare()
 
     # -------------------------------------------------------------------------------------- processes, loops
@@ -220,6 +224,18 @@ class Node(Generic[S]):
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything published before is committed."""
         self._bus.flush_blocking(timeout)
+
+    def install_sql(self, schema: str) -> None:
+        """Install the SQL functions, with the settings of this server."""
+        core, options = self._bus.core, self._bus.options
+        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        self._bus.call_blocking(core.ensure_table)
+        self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
+
+    def uninstall_sql(self, schema: str) -> None:
+        """Remove them."""
+        core, script = self._bus.core, remove_script(schema)
+        self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
 
     def close(self) -> None:
         """Leave the cluster and disconnect."""
@@ -483,6 +499,11 @@ class Node(Generic[S]):
         self.receiver.apply(message)
         if not has_room:
             self.wait_for_room()
+
+    def _find_place(self, needs_table: bool) -> Place:
+        core = self._bus.core
+        place: Place = self._bus.call_blocking(lambda inbox, token: core.find_place(needs_table, inbox, token))
+        return place
 
     # ----------------------------------------------------------------------------------- clients, by their sid
 

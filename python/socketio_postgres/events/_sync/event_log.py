@@ -605,7 +605,11 @@ class EventLog:
             run(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
 
     def __enter__(self) -> Self:
-        self.open()
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
