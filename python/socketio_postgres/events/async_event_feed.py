@@ -29,6 +29,7 @@ from socketio_postgres.events.event import (
 from socketio_postgres.events.failure_policy import FailurePolicy
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords
+from socketio_postgres.events.partition import check_partitions
 from socketio_postgres.events.projection import HandleFunction, Projection, named, projection_of
 from socketio_postgres.exceptions import (
     OptionsError,
@@ -40,8 +41,6 @@ __all__ = ["AsyncEventFeed"]
 
 _LEASE_MIN: Final = 0.1
 _SECONDS_MAX: Final = 86_400
-
-PARTITIONS_MAX: Final = 1024
 
 
 class AsyncEventFeed(AsyncEventLog):
@@ -159,7 +158,7 @@ class AsyncEventFeed(AsyncEventLog):
         """
         conditions = conditions_of(filters, types)
         after = start if start is END or start is START else check_version(start, "start")
-        _check_partitions(partitions)
+        check_partitions(partitions)
         _check_seconds("lease", lease, _LEASE_MIN)
         _check_seconds("checkpoint_interval", checkpoint_interval, 0)
 
@@ -353,7 +352,7 @@ class AsyncEventFeed(AsyncEventLog):
         Raises:
             OptionsError: The subscription does not exist, a consumer owns it, or the positions differ.
         """
-        _check_partitions(partitions)
+        check_partitions(partitions)
         table = self._core.table("_subscriptions")
         # What counts is what the rows are once they are locked: a transaction with an `ack_in` may have had them.
         changed = await self._query_durable(
@@ -432,14 +431,3 @@ def _check_seconds(name: str, value: float, low: float) -> None:
     if not low <= value <= _SECONDS_MAX:
         reason = f"must be a number of seconds from {low} to {_SECONDS_MAX}"
         raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)
-
-
-def _check_partitions(partitions: object) -> None:
-    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
-        reason = f"must be an integer from 1 to {PARTITIONS_MAX}"
-        raise OptionsError(
-            f"invalid partitions: {reason} (got {partitions!r})",
-            option="partitions",
-            value=repr(partitions),
-            reason=reason,
-        )

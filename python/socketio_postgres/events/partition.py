@@ -5,8 +5,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import Final
 
-__all__ = ["Partition", "partition_of", "shares"]
+from socketio_postgres.exceptions import OptionsError
+
+__all__ = ["Partition", "check_partitions", "partition_of", "shares"]
+
+PARTITIONS_MAX: Final = 1024
+
+
+def check_partitions(partitions: object) -> None:
+    """Check a number of partitions.
+
+    Raises:
+        OptionsError: It is not an integer from 1 to 1024.
+    """
+    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
+        reason = f"must be an integer from 1 to {PARTITIONS_MAX}"
+        raise OptionsError(
+            f"invalid partitions: {reason} (got {partitions!r})",
+            option="partitions",
+            value=repr(partitions),
+            reason=reason,
+        )
 
 
 def partition_of(aggregate_id: str, partitions: int) -> int:
