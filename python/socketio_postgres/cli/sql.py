@@ -46,6 +46,8 @@ def sql(table_name: str | None, role: str | None, extras: tuple[str, ...], acces
     """
     if extras and not store:
         raise click.UsageError("--with needs --store")
+    if role == "":
+        raise click.BadParameter("a role has a name", param_hint="--role")
     if store:
         _of_store(table_name or "events", role, extras, access)
     else:
