@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from socketio_postgres import AsyncEmitter, _core
+from socketio_postgres import AsyncEmitter, Emitter, _core
 from socketio_postgres.cli import main
 from socketio_postgres.cli.traffic import SENDER_LIMIT, SILENCE, Session, Snapshot, Traffic
 from tests.fixtures.bus import serving
@@ -39,7 +39,7 @@ def view(traffic: Traffic, *sessions: Session, now: float = 1.0, attachment_byte
 def test_languages_and_rates() -> None:
     traffic = Traffic(["/"])
     heard = [message("node1"), message("py1", end=',"n":1}'), '{"uid":"go1","nsp":"/","type":1}']
-    heard.append(message("emitter", 3, ',"n":7,"p":"abcdefgh","h":"x"}', **broadcast("red")))
+    heard.append(message("emitter", 3, ',"p":"abcdefgh","n":7,"h":"x"}', **broadcast("red")))
     heard.append(message("emitter", 3, **broadcast("red", "blue")))
     for payload in heard:
         traffic.take(payload, "/", 0.5)
@@ -118,6 +118,30 @@ async def views(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("node_packages")
+def test_messages_of_this_package_as_they_are(database: Database) -> None:
+    """Emitters are told apart by their own ids, and from what transactions send."""
+    traffic = Traffic(["/"])
+    with (
+        database.connect() as listening,
+        Emitter(database.dsn) as one,
+        Emitter(database.dsn, signing_key="k" * 16) as two,
+    ):
+        one.install_sql()
+        listening.execute('LISTEN "socket.io#/"')
+        for emitter in (one, two):
+            emitter.emit("small")
+            emitter.emit("large", "x" * 9000)
+            emitter.flush()
+        listening.execute("SELECT socketio.emit('small'), socketio.emit('large', jsonb_build_array(repeat('x', 9000)))")
+        for received in listening.notifies(timeout=TIMEOUT_S, stop_after=6):
+            traffic.take(received.payload, "/", 0.0)
+    seen = view(traffic)
+    assert sorted(each["language"] for each in seen.emitters) == ["python", "python", "sql"]
+    assert {each["messages_per_second"] for each in seen.emitters} == {1.0}
+    assert [each["uid"] for each in seen.emitters if each["language"] == "sql"] == ["emitter/sql"]
+    assert seen.gaps == 0
+
+
 async def test_a_mixed_cluster(database: Database) -> None:
     async with serving(database) as python, NodePeer() as peer, AsyncEmitter(database.dsn) as emitter:
         await python.manager.start()

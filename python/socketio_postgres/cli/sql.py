@@ -7,6 +7,7 @@ import click
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.options import BusOptions
+from socketio_postgres._cluster.sql_script import PUBLIC_FUNCTIONS, SCHEMA, install_script, remove_script
 from socketio_postgres.cli.session import literal
 from socketio_postgres.events.options import EventStoreOptions
 
@@ -23,6 +24,10 @@ _EXTRAS = {"guard": "guard", "serial-order": "serial", "go-notifications": "go_n
 
 @click.command()
 @click.option("--store", is_flag=True, help="Print the event store's tables instead of the attachment table.")
+@click.option("--functions", is_flag=True, help="Print the SQL functions, such as socketio.emit, instead.")
+@click.option("--remove", is_flag=True, help="With --functions, print what removes them.")
+@click.option("--schema", default=SCHEMA, show_default=True, help="Schema of the SQL functions.")
+@click.option("--channel", default="socket.io", show_default=True, help="Prefix of the channels, of the SQL functions.")
 @click.option("--table-name", help="Default: socket_io_attachments, and with --store events.")
 @click.option(
     "--with",
@@ -39,8 +44,19 @@ _EXTRAS = {"guard": "guard", "serial-order": "serial", "go-notifications": "go_n
     show_default=True,
     help="What ROLE is to do: a role that only emits, or only stores events, needs `write`.",
 )
-def sql(table_name: str | None, role: str | None, extras: tuple[str, ...], access: str, *, store: bool) -> None:
-    """Print the statements that create the tables, for your migrations.
+def sql(
+    table_name: str | None,
+    role: str | None,
+    extras: tuple[str, ...],
+    access: str,
+    schema: str,
+    channel: str,
+    *,
+    store: bool,
+    functions: bool,
+    remove: bool,
+) -> None:
+    """Print the statements that create the tables, or the SQL functions, for your migrations.
 
     With them, and `create_table=False`, the servers' role needs no right to create anything.
     """
@@ -48,7 +64,15 @@ def sql(table_name: str | None, role: str | None, extras: tuple[str, ...], acces
         raise click.UsageError("--with needs --store")
     if role == "":
         raise click.BadParameter("a role has a name", param_hint="--role")
-    if store:
+    if functions and store:
+        raise click.UsageError("--functions and --store print different things; call it twice")
+    if remove and not functions:
+        raise click.UsageError("--remove needs --functions")
+    if remove:
+        click.echo(remove_script(schema), nl=False)
+    elif functions:
+        _of_functions(table_name or "socket_io_attachments", role, schema, channel)
+    elif store:
         _of_store(table_name or "events", role, extras, access)
     else:
         _of_attachments(table_name or "socket_io_attachments", role, access)
@@ -61,6 +85,15 @@ def _of_attachments(table_name: str, role: str | None, access: str) -> None:
         _grant(_ATTACHMENTS[access], core.table_name, role)
         if access != "read":
             _grant_sequence("USAGE", core.table_name, "id", role)
+
+
+def _of_functions(table_name: str, role: str | None, schema: str, channel: str) -> None:
+    bus = Bus(BusOptions.of("", {"table_name": table_name, "channel": channel}), uid=str)
+    click.echo(install_script(bus.options, bus.core.table_name, schema), nl=False)
+    if role is not None:
+        click.echo(f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};")
+        for function in PUBLIC_FUNCTIONS:
+            click.echo(f"GRANT EXECUTE ON FUNCTION {_quoted(schema)}.{function} TO {_quoted(role)};")
 
 
 def _of_store(table_name: str, role: str | None, extras: tuple[str, ...], access: str) -> None:

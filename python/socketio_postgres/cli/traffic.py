@@ -29,10 +29,13 @@ ROOM_LIMIT: Final = 10_000
 ROOMS_SHOWN: Final = 10
 """Rooms of a snapshot: those that most messages name."""
 
-_NUMBER: Final = re.compile(
-    r',"n":(?P<number>\d+)(?:,"p":"(?P<emitter>[^"]*)")?(?:,"b":"[^"]*")?(?:,"h":"[^"]*")?(?:,"attachmentId":"\d+")?\}$'
-)
-"""The end of a message of this package: its number and, of an emitter, the emitter's own id."""
+_END: Final = r'(?:,"b":"[^"]*")?(?:,"h":"[^"]*")?(?:,"attachmentId":"\d+")?\}$'
+
+_NUMBER: Final = re.compile(r'(?:,"p":"(?P<emitter>[^"]*)")?,"n":(?P<number>\d+)' + _END)
+"""The end of a message of this package: its number and, of an emitter, the emitter's own id before it."""
+
+_IN_TRANSACTION: Final = re.compile(r',"k":"[^"]*"' + _END)
+"""The end of a message that PostgreSQL sends with a transaction. It has no number."""
 
 
 def lock_class(prefix: str) -> int:
@@ -86,7 +89,8 @@ class Snapshot:
         servers: For each server `uid` (None: it is only known by its lock), `language` (`python`, `node`, `go`),
             `namespaces` in which it was heard, `messages_per_second`, `bytes_per_second`, `silent_seconds` since its
             last message (None: none was heard), `pid` and `address` of its listening session, if it holds a lock.
-        emitters: The same of processes that only emit, without `pid` and `address`.
+        emitters: The same of processes that only emit, without `pid` and `address`. What transactions send is one of
+            them, with the language `sql`.
         namespaces: `namespace`, `servers` heard in it, `messages_per_second`, `bytes_per_second`.
         rooms: `namespace`, `room`, `messages_per_second` of the rooms that most messages name.
         gaps: Holes in the numbers of a sender, and connections that were lost, since the start.
@@ -146,11 +150,17 @@ class Traffic:
         found = _NUMBER.search(payload)
         if found is not None and found["emitter"]:
             uid = f"{uid}/{found['emitter']}"
+        is_in_transaction = found is None and _IN_TRANSACTION.search(payload) is not None
+        if is_in_transaction:
+            uid = f"{uid}/sql"
         sender = self._senders.get(uid)
         if sender is None:
             if len(self._senders) >= SENDER_LIMIT:
                 return
-            language = "python" if found is not None else "go" if payload.startswith('{"uid"') else "node"
+            if is_in_transaction:
+                language = "sql"
+            else:
+                language = "python" if found is not None else "go" if payload.startswith('{"uid"') else "node"
             sender = self._senders[uid] = _Sender(language, now)
         sender.last_heard = now
         sender.count.add(size)

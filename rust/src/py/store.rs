@@ -283,7 +283,7 @@ impl PyEventStore {
         Ok(PyReading { pid: self.pid, reading })
     }
 
-    #[pyo3(signature = (since, until, limit, is_backwards, conditions, may_look, inbox, token))]
+    #[pyo3(signature = (since, until, limit, is_backwards, conditions, may_look, max_bytes, inbox, token))]
     #[allow(clippy::too_many_arguments)]
     fn load(
         &self,
@@ -293,11 +293,13 @@ impl PyEventStore {
         is_backwards: bool,
         conditions: Vec<GivenCondition>,
         may_look: bool,
+        max_bytes: Option<usize>,
         inbox: &PyInbox,
         token: u64,
     ) -> PyResult<()> {
         let query = Query { since, until, limit, is_backwards, filter: filter(conditions)? };
-        self.run(inbox, token, move |store| async move { store.load(query, may_look).await })
+        let max_bytes = max_bytes.unwrap_or(usize::MAX);
+        self.run(inbox, token, move |store| async move { store.load_some(query, may_look, max_bytes).await })
     }
 
     fn latest_version(&self, is_settled: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
