@@ -62,6 +62,8 @@ def sql(
     """
     if extras and not store:
         raise click.UsageError("--with needs --store")
+    if role == "":
+        raise click.BadParameter("a role has a name", param_hint="--role")
     if functions and store:
         raise click.UsageError("--functions and --store print different things; call it twice")
     if remove and not functions:

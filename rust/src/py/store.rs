@@ -206,7 +206,7 @@ impl PyEventStore {
     }
 
     fn ddl(&self, parts: Vec<String>) -> Result<String> {
-        ddl(&self.table_name, &parts.iter().map(|part| part_of(part)).collect::<Vec<_>>())
+        ddl(&self.table_name, &parts.into_iter().map(|part| part_of(&part)).collect::<Vec<_>>())
     }
 
     fn open(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
