@@ -8,6 +8,9 @@ STAMP  := $(VENV)/.installed
 DIST   := dist
 RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 
+# Without compiled modules each of the many processes that the tests start compiles all of them again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install build build-debug wheel fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
         test-wheel bench bench-full bench-load bench-store bench-micro bench-rust bench-check fuzz soak demo docs clean all

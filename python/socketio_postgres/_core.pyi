@@ -331,6 +331,9 @@ class Bus:
     def insert_attachment(self, body: bytes, inbox: Inbox, token: int) -> None: ...
     def get_attachment(self, attachment_id: int, inbox: Inbox, token: int) -> None: ...
     def expire_attachments(self, age_seconds: float, inbox: Inbox, token: int) -> None: ...
+    def migrate(self, sql: str, inbox: Inbox, token: int) -> None:
+        """Run statements without parameters in one transaction, while no other process does so."""
+
     def close_listener(self, inbox: Inbox, token: int) -> None: ...
     def close_publisher(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...
     def release(self) -> None:
@@ -384,6 +387,10 @@ class StoredEvent(Generic[Data_co]):
         """`stream_` and the aggregate id: go-sync-kit's channel."""
 
     @property
+    def size_bytes(self) -> int:
+        """About the memory that it takes before `data` and `metadata` are decoded."""
+
+    @property
     def data(self) -> Data_co:
         """The data, decoded; None for `NULL` and for JSON `null`. Do not change it."""
 
@@ -423,6 +430,13 @@ class EventStore:
     def table(self, suffix: str) -> str:
         """The table's name with something appended to it, quoted."""
 
+    def ddl(self, parts: list[str]) -> str:
+        """The script that creates parts of the schema, each unless it is there: those of `migrate`, and `settled`.
+
+        Raises:
+            OptionsError: The table's name is too long for side tables to be named after it.
+        """
+
     def open(self, inbox: Inbox, token: int) -> None: ...
     def layout(self) -> dict[str, Any] | None:
         """What was found out about the table when it was last looked at."""
@@ -458,10 +472,14 @@ class EventStore:
         is_backwards: bool,
         conditions: list[tuple[str, str, list[str]]],
         may_look: bool,
+        max_bytes: int | None,
         inbox: Inbox,
         token: int,
     ) -> None:
-        """Read events; ends with `(events, safe_since)`. Locks of writers are read if `may_look` and needed."""
+        """Read events; ends with `(events, safe_since)`. Locks of writers are read if `may_look` and needed.
+
+        With `max_bytes`, the page ends before an event that would exceed it, unless that is its first one.
+        """
 
     def latest_version(self, is_settled: bool, inbox: Inbox, token: int) -> None: ...
     def settled_version(self, inbox: Inbox, token: int) -> None:

@@ -68,7 +68,7 @@ def _fragments(path: Path) -> Iterator[str]:
 def _sources() -> list[Path]:
     rust, python = ROOT / "rust" / "src", ROOT / "python" / "socketio_postgres"
     modules = [path for path in python.rglob("*.py") if "demo" not in path.parts]
-    return sorted([*rust.rglob("*.sql"), *rust.rglob("*.rs"), *modules])
+    return sorted([*rust.rglob("*.sql"), *rust.rglob("*.rs"), *python.rglob("*.sql"), *modules])
 
 
 def test_all_that_is_postgresqls_is_called_by_its_full_name(database: Database) -> None:
@@ -110,7 +110,7 @@ def ambushed(database: Database) -> Database:
                 continue
         kinds = connection.execute(
             "SELECT typname FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid WHERE typname = ANY(%s)"
-            " AND typnamespace = 'pg_catalog'::regnamespace AND c.oid IS NULL",
+            " AND typnamespace = 'pg_catalog'::regnamespace AND c.oid IS NULL AND typtype <> 'p'",
             [names],
         ).fetchall()
         for (kind,) in kinds:
@@ -142,6 +142,34 @@ async def test_the_bus_works_under_a_hostile_search_path(ambushed: Database) -> 
         identity = await raw.insert_attachment(b"body")
         assert await raw.get_attachment(identity) == b"body"
         assert await raw.cleanup_attachments(0.0) >= 1
+
+
+async def test_the_sql_functions_work_under_a_hostile_search_path(ambushed: Database) -> None:
+    async with BusReader(ambushed) as reader, AsyncEmitter(ambushed.dsn, signing_key="k" * 100) as io:
+        with ambushed.connect() as connection:
+            connection.execute("CREATE TABLE public.orders (id int, room pg_catalog.text)")
+            await io.install_sql()
+            await io.install_sql()
+            await io.uninstall_sql()
+        async with AsyncEmitter(ambushed.dsn) as unsigned:
+            await unsigned.install_sql()
+        with ambushed.connect() as connection:
+            connection.execute("SELECT socketio.emit('small', '[1]', ARRAY['r'])")
+            connection.execute(
+                "SELECT socketio.emit('large', ('[\"' || pg_catalog.repeat('x', 9000) || '\"]')::pg_catalog.jsonb)"
+            )
+            connection.execute("SELECT socketio.join('{a}', '{b}'), socketio.leave('{a}', '{b}')")
+            connection.execute(
+                "CREATE TRIGGER one AFTER INSERT ON public.orders FOR EACH ROW"
+                " EXECUTE FUNCTION socketio.emit_row('row', '{room}')"
+            )
+            connection.execute(
+                "CREATE TRIGGER all_ AFTER INSERT ON public.orders REFERENCING NEW TABLE AS n FOR EACH STATEMENT"
+                " EXECUTE FUNCTION socketio.emit_rows('rows', '{room}', '/', 'id')"
+            )
+            connection.execute("INSERT INTO public.orders VALUES (1, 'r')")
+        assert [packet[0] for packet in await reader.wait_for(4)] == ["small", "large", "row", "rows"]
+        assert reader.failures == []
 
 
 async def test_servers_know_each_other_under_a_hostile_search_path(ambushed: Database) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import psycopg
 import pytest
 import socketio
+from psycopg.types.json import Jsonb
 
 from socketio_postgres import AsyncEmitter, AsyncPostgresManager, Emitter
 from socketio_postgres._cluster import adapter
@@ -29,6 +30,7 @@ from tests.fixtures.senders import (
     ManagerSender,
     NodeSender,
     Sender,
+    SqlSender,
     TransactionSender,
 )
 from tests.fixtures.server import PythonServer
@@ -49,6 +51,8 @@ class SenderKind:
     """The official emitter's messages carry no `nsp`: current Node.js adapters drop them, ours must not."""
     knows_flags: bool = True
     """Whether it has Socket.IO's flags, rooms to leave out, and disconnecting with `close`."""
+    is_sql: bool = False
+    """Whether arguments are jsonb: without bytes and NUL, and with numbers that are numerics. It has no flags."""
 
 
 NODE_SERVER = SenderKind("Node server")
@@ -58,8 +62,9 @@ OUR_WRITER = SenderKind("our write-only manager", knows_flags=False)
 OUR_ASYNC_EMITTER = SenderKind("our AsyncEmitter")
 OUR_EMITTER = SenderKind("our Emitter")
 OUR_TRANSACTION = SenderKind("our server in a transaction")
+OUR_SQL = SenderKind("our SQL functions", is_sql=True)
 
-KINDS = (NODE_SERVER, NODE_EMITTER, OUR_SERVER, OUR_WRITER, OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_TRANSACTION)
+KINDS = (NODE_SERVER, NODE_EMITTER, OUR_SERVER, OUR_WRITER, OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_TRANSACTION, OUR_SQL)
 
 
 class Mixed:
@@ -102,8 +107,13 @@ class Mixed:
         """One whose calls return when they are committed."""
         if kind is OUR_ASYNC_EMITTER:
             return AsyncEmitterSender(await self._stack.enter_async_context(AsyncEmitter(self.database.dsn)))
+        if kind is OUR_SQL:
+            await self.ours.manager.install_sql()
         connection = await psycopg.AsyncConnection.connect(self.database.dsn, autocommit=True)
         self._stack.push_async_callback(connection.close)
+        if kind is OUR_SQL:
+            await connection.execute("UPDATE socketio.settings SET max_bytes = 2000000")
+            return SqlSender(connection)
         return TransactionSender(self.ours.manager, connection)
 
 
@@ -139,7 +149,7 @@ MATRIX = [
     pytest.param(kind, case, id=f"{kind.name} - {case.name}")
     for kind in KINDS
     for case in CASES
-    if kind.knows_flags or not (case.has_flags or case.excepts_rooms)
+    if (kind.knows_flags or not (case.has_flags or case.excepts_rooms)) and not (kind.is_sql and case.is_beyond_sql)
 ]
 
 
@@ -148,7 +158,9 @@ async def test_broadcast(mixed: Mixed, kind: SenderKind, case: Case) -> None:
     await case.check(mixed.cluster, await mixed.sender(kind), kind.sides)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.knows_flags], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind.knows_flags and not kind.is_sql], ids=lambda kind: kind.name
+)
 async def test_flags_and_rooms_on_the_wire(mixed: Mixed, kind: SenderKind) -> None:
     """Clients cannot see flags; what servers are told must be the same whoever tells it."""
     sender = await mixed.sender(kind)
@@ -223,7 +235,8 @@ async def test_a_burst_of_equal_events_arrives_whole(mixed: Mixed, kind: SenderK
 @SENDER
 async def test_order(mixed: Mixed, kind: SenderKind) -> None:
     """Our side delivers as PostgreSQL committed, however long an attachment takes; ours commit in call order."""
-    bodies: list[object] = ["small", "large" * 2000, b"binary", "x" * 7000, "huge" * (MEGABYTE // 10)]
+    binary = "binary" if kind.is_sql else b"binary"
+    bodies: list[object] = ["small", "large" * 2000, binary, "x" * 7000, "huge" * (MEGABYTE // 10)]
     numbers = list(range(60))
     sender = await mixed.sender(kind)
     async with spying(mixed.database) as spy:
@@ -310,10 +323,13 @@ async def test_remote_disconnect(mixed: Mixed, kind: SenderKind, side: str, clos
     assert mixed.client(side, "red").disconnects == []
 
 
-@pytest.mark.parametrize("kind", [OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_TRANSACTION], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_TRANSACTION, OUR_SQL], ids=lambda kind: kind.name)
 async def test_our_emitters_reach_node_servers_themselves(mixed: Mixed, kind: SenderKind) -> None:
-    args = [1, {"a": [None, "é"]}, b"\x00\xff"]
-    if kind is OUR_ASYNC_EMITTER:
+    args = [1, {"a": [None, "é"]}, "x" * 9000 if kind is OUR_SQL else b"\x00\xff"]
+    if kind is OUR_SQL:
+        await mixed.ours.manager.install_sql()
+        mixed.database.value("SELECT socketio.server_side_emit('news', %s, '/admin')::text", Jsonb(args))
+    elif kind is OUR_ASYNC_EMITTER:
         async with AsyncEmitter(mixed.database.dsn) as emitter:
             await emitter.of("admin").server_side_emit("news", *args)
     elif kind is OUR_TRANSACTION:

@@ -8,7 +8,8 @@ import socketio
 
 from socketio_postgres import PostgresManager
 
-mgr = PostgresManager(os.environ["SIO_PG_TEST_DSN"])
+# A server that goes without a goodbye is missed later than any test waits.
+mgr = PostgresManager(os.environ["SIO_PG_TEST_DSN"], heartbeat_timeout=120)
 sio = socketio.Server(client_manager=mgr, async_mode=os.environ["SIO_PG_TEST_MODE"])
 app = socketio.WSGIApp(sio)
 

@@ -26,6 +26,7 @@ LIFE = {"start", "flush", "close"}
 CHOOSING = {"to", "in_", "except_", "local", "volatile", "compress", "timeout", "of"}
 ACTING = {"sockets_join", "sockets_leave", "disconnect_sockets", "emit_with_ack", "fetch_sockets", "in_transaction"}
 SERVERS = {"on_server_side", "server_side_emit", "server_side_emit_with_ack", "server_count", "stats"}
+SQL = {"install_sql", "uninstall_sql"}
 
 PRIVATE = {"_node", "_target", "_with", "_changed", "_send"}
 """The node, and what every chain is made of."""
@@ -44,7 +45,7 @@ NEWER = {"pre_connect", "json"}
 def test_a_manager_shows_what_a_user_may_call(ours: type[Any], theirs: type[Any], block: set[str]) -> None:
     manager = ours("host=nowhere")
     names = set(dir(manager)) - set(dir(theirs())) - TYPING - NEWER
-    assert {name for name in names if not name.startswith("_")} == LIFE | CHOOSING | ACTING | SERVERS
+    assert {name for name in names if not name.startswith("_")} == LIFE | CHOOSING | ACTING | SERVERS | SQL
     assert {name for name in names if name.startswith("_")} == PRIVATE | block
     assert set(vars(manager)) - set(vars(theirs())) <= {"_node", "json"}
 

@@ -207,7 +207,11 @@ class AsyncPostgresClient:
         await self._bus.close(CLOSE_LIMIT)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(

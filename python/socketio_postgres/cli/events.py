@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import click
 
-from socketio_postgres.cli.options import as_json, dsn_option, listen_dsn_option
+from socketio_postgres.cli import durables
+from socketio_postgres.cli.options import as_json
 from socketio_postgres.cli.output import errors, lines, progress, to_json
-from socketio_postgres.events import END, START, Event, EventStore, Filter, StoredEvent
+from socketio_postgres.cli.store import fields_of, filter_options, filters_of, open_store, store_options
+from socketio_postgres.cli.trim import trim
+from socketio_postgres.events import END, START, Event, StoredEvent
 from socketio_postgres.events.event import AfterVersion
 
 __all__ = ["events"]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 FIELDS = frozenset({"id", "aggregate_id", "event_type", "data", "metadata"})
 """What an imported event may have."""
@@ -25,33 +25,13 @@ IGNORED = frozenset({"version", "created_at"})
 """What an export has besides; the store assigns both anew."""
 
 
-def store_options(command: Command) -> Command:
-    """The options of every command here; `_store` makes a store of them."""
-    table = click.option("--table-name", default="events", show_default=True, help="The event table.")
-    return dsn_option(listen_dsn_option(table(command)))
-
-
-def filter_options(command: Command) -> Command:
-    """Which events are wanted; `_filters` makes filters of them."""
-    kind = click.option("--type", "types", multiple=True, metavar="TYPE", help="Only this type; may be repeated.")
-    aggregate = click.option("--aggregate", metavar="ID", help="Only this aggregate.")
-    prefix = click.option("--aggregate-prefix", metavar="TEXT", help="Only aggregates whose id begins with this.")
-    return kind(aggregate(prefix(command)))
-
-
-def _filters(types: tuple[str, ...], aggregate: str | None, aggregate_prefix: str | None) -> list[Filter]:
-    given = {"type": list(types) or None, "aggregate_id": aggregate, "aggregate_prefix": aggregate_prefix}
-    return [Filter(kind, value) for kind, value in given.items() if value is not None]
-
-
-def _store(dsn: str, listen_dsn: str | None, table_name: str) -> EventStore:
-    """A store that creates nothing: a wrong name is an error here."""
-    return EventStore(dsn, listen_dsn=listen_dsn, table_name=table_name, create_table=False)
-
-
 @click.group()
 def events() -> None:
     """Read and write the event store."""
+
+
+for command in (*durables.commands, trim):
+    events.add_command(command)
 
 
 @events.command()
@@ -72,8 +52,8 @@ def tail(
 ) -> None:
     """Print events as they are committed."""
     start: AfterVersion = END if after is None else (after or START)
-    with _store(**options) as store:
-        subscription = store.subscribe(start, filters=_filters(types, aggregate, aggregate_prefix))
+    with open_store(**options) as store:
+        subscription = store.subscribe(start, filters=filters_of(types, aggregate, aggregate_prefix))
         with subscription:
             for number, event in enumerate(subscription, 1):
                 _print(event, is_json=as_json)
@@ -98,8 +78,8 @@ def load(
     **options: Any,
 ) -> None:
     """Print stored events in the order of their versions."""
-    with _store(**options) as store:
-        page = store.load(since, limit=limit, filters=_filters(types, aggregate, aggregate_prefix))
+    with open_store(**options) as store:
+        page = store.load(since, limit=limit, filters=filters_of(types, aggregate, aggregate_prefix))
         for event in page:
             _print(event, is_json=as_json)
         if not as_json:
@@ -115,10 +95,10 @@ def export_(
 ) -> None:
     """Write stored events to FILE as JSON lines, which `import` reads."""
     count = 0
-    with _store(**options) as store, progress() as bar:
+    with open_store(**options) as store, progress() as bar:
         task = bar.add_task("events", total=None)
-        for event in store.read(filters=_filters(types, aggregate, aggregate_prefix)):
-            file.write(to_json(_fields(event)) + "\n")
+        for event in store.read(filters=filters_of(types, aggregate, aggregate_prefix)):
+            file.write(to_json(fields_of(event)) + "\n")
             count += 1
             bar.update(task, completed=count)
     errors.print(f"{count} events are exported")
@@ -132,7 +112,7 @@ def import_(file: BinaryIO, **options: Any) -> None:
 
     A line has `event_type` and `aggregate_id`, and may have `data`, `metadata` and `id`. Versions are assigned anew.
     """
-    with _store(**options) as store, progress() as bar:
+    with open_store(**options) as store, progress() as bar:
         task = bar.add_task("events", total=None)
 
         def counted(given: Iterable[Event]) -> Iterator[Event]:
@@ -144,76 +124,9 @@ def import_(file: BinaryIO, **options: Any) -> None:
     errors.print(f"{count} events are stored")
 
 
-@events.command()
-@as_json
-@store_options
-def subscriptions(*, as_json: bool, **options: Any) -> None:
-    """List durable subscriptions: position, lag, owner, parked events."""
-    with _store(**options) as store:
-        for each in store.durable_subscriptions():
-            if as_json:
-                click.echo(to_json(dataclasses.asdict(each)))
-                continue
-            state = "paused" if each.is_paused else f"owned by {each.owner}" if each.is_owned else "nobody consumes it"
-            lines.print(
-                f"[bold]{lines.plain(each.name)}[/] at {each.position}, {each.lag} behind, {each.parked} parked,"
-                f" {lines.plain(state)}"
-            )
-
-
-@events.command()
-@click.argument("name")
-@click.argument("position", type=click.IntRange(min=0))
-@store_options
-def rewind(name: str, position: int, **options: Any) -> None:
-    """Let the durable subscription NAME go on after version POSITION."""
-    with _store(**options) as store:
-        store.rewind_durable(name, position)
-
-
-@events.command()
-@click.argument("name")
-@store_options
-def pause(name: str, **options: Any) -> None:
-    """Let nobody consume the durable subscription NAME until `resume`."""
-    with _store(**options) as store:
-        store.pause_durable(name)
-
-
-@events.command()
-@click.argument("name")
-@store_options
-def resume(name: str, **options: Any) -> None:
-    """End the pause of the durable subscription NAME."""
-    with _store(**options) as store:
-        store.resume_durable(name)
-
-
-@events.command()
-@click.argument("name")
-@click.confirmation_option(prompt="Delete its position and its parked events?")
-@store_options
-def delete(name: str, **options: Any) -> None:
-    """Delete the durable subscription NAME."""
-    with _store(**options) as store:
-        store.delete_durable(name)
-
-
-def _fields(event: StoredEvent[Any]) -> dict[str, Any]:
-    return {
-        "version": event.version,
-        "id": event.id,
-        "aggregate_id": event.aggregate_id,
-        "event_type": event.event_type,
-        "data": event.data,
-        "metadata": event.metadata,
-        "created_at": None if event.created_at is None else event.created_at.isoformat(),
-    }
-
-
 def _print(event: StoredEvent[Any], *, is_json: bool) -> None:
     if is_json:
-        click.echo(to_json(_fields(event)))
+        click.echo(to_json(fields_of(event)))
         return
     at = "" if event.created_at is None else f"{event.created_at.astimezone():%Y-%m-%d %H:%M:%S} "
     lines.print(

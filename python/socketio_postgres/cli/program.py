@@ -16,6 +16,7 @@ from socketio_postgres.cli.events import events
 from socketio_postgres.cli.output import errors
 from socketio_postgres.cli.sql import sql
 from socketio_postgres.cli.tail import tail
+from socketio_postgres.cli.top import top
 from socketio_postgres.exceptions import SocketIOPostgresError
 
 __all__ = ["program", "run"]
@@ -34,7 +35,7 @@ def program() -> None:
     """
 
 
-for command in (demo, doctor, emit, events, sql, tail):
+for command in (demo, doctor, emit, events, sql, tail, top):
     program.add_command(command)
 
 

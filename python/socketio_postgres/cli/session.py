@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 
 from socketio_postgres import _core
 from socketio_postgres._bus.primitives import arun
 from socketio_postgres._typing import Self
 
-__all__ = ["Row", "Session", "literal"]
+__all__ = ["Row", "Session", "ask", "literal"]
 
 Row = list[str | None]
 
@@ -49,3 +50,13 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await arun(self._core.close)
+
+
+def ask(dsn: str, sql: str) -> list[Row]:
+    """Run one statement on a connection of its own. Blocks, so no event loop may run in this thread."""
+
+    async def once() -> list[Row]:
+        async with Session(dsn) as session:
+            return await session.rows(sql)
+
+    return asyncio.run(once())

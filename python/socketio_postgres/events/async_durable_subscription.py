@@ -16,7 +16,7 @@ from socketio_postgres._typing import Self
 from socketio_postgres.events.async_event_batch import AsyncEventBatch
 from socketio_postgres.events.async_positions import AsyncPositions, QueryFunction
 from socketio_postgres.events.async_subscription import AsyncSubscription
-from socketio_postgres.events.event import EventHandler, StoredEvent
+from socketio_postgres.events.event import EventHandler, StoredEvent, check_positive
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
 from socketio_postgres.events.partition import Partition, partition_of, shares
 from socketio_postgres.exceptions import (
@@ -32,6 +32,9 @@ from socketio_postgres.exceptions import (
 )
 
 __all__ = ["AsyncDurableSubscription"]
+
+BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Size of events at which a batch ends, unless the caller says otherwise."""
 
 CHECKPOINT_COUNT: Final = 100
 """Acknowledged events after which the position is written."""
@@ -356,7 +359,9 @@ class AsyncDurableSubscription:
                 return event
         raise StopAsyncIteration
 
-    async def batches(self, max_count: int = 500, max_wait: float = 0.2) -> AsyncIterator[AsyncEventBatch]:
+    async def batches(
+        self, max_count: int = 500, max_wait: float = 0.2, max_bytes: int = BATCH_BYTES
+    ) -> AsyncIterator[AsyncEventBatch]:
         """Events in batches, to be handled and acknowledged together: one commit for many events.
 
             async for batch in durable.batches():
@@ -370,32 +375,35 @@ class AsyncDurableSubscription:
         Args:
             max_count: Most events in a batch. Default 500.
             max_wait: Most seconds that a batch waits for further events once it has one. Default 0.2.
+            max_bytes: A batch ends with the event that brings it to so many bytes (`StoredEvent.size_bytes`). Default
+                4 MiB.
+
+        Raises:
+            OptionsError: An argument is wrong.
         """
         self._check_entered()
-        if max_count < 1:
-            raise OptionsError(
-                f"invalid max_count: must be at least 1 (got {max_count!r})",
-                option="max_count",
-                value=repr(max_count),
-                reason="must be an integer of at least 1",
-            )
+        check_positive("max_count", max_count)
+        check_positive("max_bytes", max_bytes)
         while self._is_entered:
             self._acknowledge_given()
-            events = await self._next_batch(max_count, max_wait)
+            events = await self._next_batch(max_count, max_wait, max_bytes)
             if events:
                 self._given = events[-1]
                 yield AsyncEventBatch(events, self._acknowledge_many, self._acknowledge_many_in)
 
-    async def _next_batch(self, max_count: int, max_wait: float) -> list[StoredEvent]:
+    async def _next_batch(self, max_count: int, max_wait: float, max_bytes: int) -> list[StoredEvent]:
         events: list[StoredEvent] = []
+        size = 0
         is_complete = False
         try:
             event = await self._next(None)
             deadline = time.monotonic() + max_wait
             while event is not None:
                 events.append(event)
+                size += event.size_bytes
                 left = deadline - time.monotonic()
-                event = await self._next(left, has_more=True) if len(events) < max_count and left > 0 else None
+                has_room = len(events) < max_count and size < max_bytes and left > 0
+                event = await self._next(left, has_more=True) if has_room else None
             is_complete = True
         finally:
             if events and not is_complete:

@@ -11,7 +11,7 @@ from socketio_postgres import _core
 from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._bus.primitives import arun
 from socketio_postgres._typing import Unpack
-from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
+from socketio_postgres.events.async_durable_subscription import BATCH_BYTES, AsyncDurableSubscription
 from socketio_postgres.events.async_event_log import AsyncEventLog
 from socketio_postgres.events.async_projector import AsyncProjector
 from socketio_postgres.events.async_subscription import PATIENCE, AsyncSubscription
@@ -200,6 +200,7 @@ class AsyncEventFeed(AsyncEventLog):
         lease: float = 30.0,
         max_count: int = 500,
         max_wait: float = 0.2,
+        max_bytes: int = BATCH_BYTES,
     ) -> None:
         """Keep a projection up to date, for ever: each event is applied exactly once, in order of its aggregate.
 
@@ -217,6 +218,7 @@ class AsyncEventFeed(AsyncEventLog):
             lease: As in `durable`.
             max_count: Most events in a transaction. Default 500.
             max_wait: Most seconds that a transaction waits for further events once it has one. Default 0.2.
+            max_bytes: A transaction ends with the event that brings it to so many bytes. Default 4 MiB.
 
         Raises:
             OptionsError: An argument is wrong.
@@ -233,7 +235,7 @@ class AsyncEventFeed(AsyncEventLog):
             lease=lease,
         )
         projector = AsyncProjector(durable, checked, connect, on_error or FailurePolicy(), self._report)
-        await projector.run(max_count, max_wait)
+        await projector.run(max_count, max_wait, max_bytes)
 
     @staticmethod
     def projection(name: str) -> Callable[[HandleFunction], Projection]:

@@ -26,6 +26,7 @@ from socketio_postgres.events.event import (
     Page,
     StoredEvent,
     StoreResult,
+    check_positive,
     check_version,
     expected_number,
 )
@@ -320,6 +321,7 @@ class AsyncEventLog:
         *,
         types: Iterable[str] | str | None = None,
         limit: int | None = None,
+        max_bytes: int | None = None,
         backwards: bool = False,
     ) -> Page:
         """The events there are, your own included.
@@ -330,14 +332,19 @@ class AsyncEventLog:
             filters: Conditions, all of which must hold.
             types: Shorthand for `Filter("type", …)`.
             limit: At most so many. Default: all, in memory; see `read`.
+            max_bytes: At most so many bytes of events (`StoredEvent.size_bytes`), but at least one event. Default: no
+                limit. A page that is shorter than `limit` for this reason is not the last one; an empty page is.
             backwards: The last event first.
 
         Raises:
             IncompatibleVersionError: `since` is no version.
             FilterError: A filter is wrong.
+            OptionsError: `max_bytes` is not a positive integer.
             StoreRewoundError: The table ends before `since`.
         """
-        events, safe_since = await self._load(since, conditions_of(filters, types), limit, backwards, may_look=True)
+        check_positive("max_bytes", max_bytes)
+        conditions = conditions_of(filters, types)
+        events, safe_since = await self._load(since, conditions, limit, backwards, may_look=True, max_bytes=max_bytes)
         return Page(events, safe_since)
 
     async def load_by_aggregate(
@@ -376,12 +383,13 @@ class AsyncEventLog:
         until: int = VERSION_MAX,
         *,
         may_look: bool = False,
+        max_bytes: int | None = None,
     ) -> tuple[list[StoredEvent], int]:
         check_version(since, "since")
         most = VERSION_MAX if limit is None else check_version(limit, "limit")
         core = self._opened_core()
         page: tuple[list[StoredEvent], int] = await arun(
-            lambda inbox, token: core.load(since, until, most, backwards, conditions, may_look, inbox, token)
+            lambda inbox, token: core.load(since, until, most, backwards, conditions, may_look, max_bytes, inbox, token)
         )
         return page
 
@@ -395,7 +403,8 @@ class AsyncEventLog:
     ) -> AsyncIterator[StoredEvent]:
         """The events there are, one by one, with the memory of a few pages; ends at the end.
 
-        While one page is iterated the next ones are read.
+        While one page is iterated the next ones are read. A page has at most `batch_size` events, and fewer when they
+        are large: about 4 MiB together.
 
         To go on later, use `subscribe`: where this ended is no safe place to continue.
 
@@ -563,7 +572,11 @@ class AsyncEventLog:
             await arun(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
 
     async def __aenter__(self) -> Self:
-        await self.open()
+        try:
+            await self.open()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(

@@ -38,10 +38,10 @@ class AsyncProjector:
         self._policy = policy
         self._report = report
 
-    async def run(self, max_count: int, max_wait: float) -> None:
+    async def run(self, max_count: int, max_wait: float, max_bytes: int) -> None:
         """Run for ever."""
         async with self._durable as durable:
-            async for batch in durable.batches(max_count, max_wait):
+            async for batch in durable.batches(max_count, max_wait, max_bytes):
                 try:
                     await self._handle_all(list(batch))
                 except SubscriptionFencedError as error:

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeAlias, overload
 
 from socketio_postgres._core import StoredEvent, new_event_id
 from socketio_postgres._typing import Data_co
-from socketio_postgres.exceptions import IncompatibleVersionError
+from socketio_postgres.exceptions import IncompatibleVersionError, OptionsError
 
 __all__ = [
     "ANY",
@@ -235,6 +235,17 @@ def check_version(value: object, name: str = "version") -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= VERSION_MAX:
         raise IncompatibleVersionError(f"{name} must be an integer from 0 to 2**63 - 1, not {value!r}", value=value)
     return value
+
+
+def check_positive(name: str, value: object) -> None:
+    """Check an argument that counts something; None is accepted.
+
+    Raises:
+        OptionsError: It is not an integer of at least 1.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= VERSION_MAX):
+        reason = "must be an integer of at least 1"
+        raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)
 
 
 def expected_number(expected: ExpectedVersion) -> int | None:

@@ -362,6 +362,12 @@ impl PyBus {
         })?)
     }
 
+    fn migrate(&self, sql: String, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        Ok(self.on_table(inbox, token, move |table, connection| async move {
+            connection.ask("run a migration", |client| table.migrate(client, &sql)).await
+        })?)
+    }
+
     fn close_listener(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
         if let Some(intake) = &self.intake {

@@ -106,6 +106,11 @@ impl PyStoredEvent {
     }
 
     #[getter]
+    fn size_bytes(&self) -> usize {
+        self.event.size_bytes()
+    }
+
+    #[getter]
     fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         decoded(py, &self.data, self.event.data.as_ref())
     }

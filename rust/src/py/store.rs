@@ -22,11 +22,23 @@ use crate::store::read::reading::Reading;
 use crate::store::read::sharing::Wanted;
 use crate::store::read::subscription::{Batch, Next, Start, Subscription};
 use crate::store::read::wakeup;
-use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY};
+use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY, ddl};
 use crate::store::write::calls::{Bounds, Position, Request};
 use crate::store::write::import::Import;
 use crate::store::write::writer;
 use crate::table_name::TableName;
+
+/// A part of the schema by its name in Python.
+fn part_of(name: &str) -> Part {
+    match name {
+        "subscriptions" => Part::Subscriptions,
+        "settled" => Part::Settled,
+        "guard" => Part::Guard,
+        "serial" => Part::Serial,
+        "go_notify" => Part::GoNotify,
+        _ => Part::Events,
+    }
+}
 
 /// The complete settings, checked and filled with defaults by `events/options.py`.
 #[derive(FromPyObject)]
@@ -192,6 +204,10 @@ impl PyEventStore {
         self.table_name.beside(suffix)
     }
 
+    fn ddl(&self, parts: Vec<String>) -> Result<String> {
+        ddl(&self.table_name, &parts.iter().map(|part| part_of(part)).collect::<Vec<_>>())
+    }
+
     fn open(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.run(inbox, token, |store| async move { store.open().await.map(drop) })
     }
@@ -267,7 +283,7 @@ impl PyEventStore {
         Ok(PyReading { pid: self.pid, reading })
     }
 
-    #[pyo3(signature = (since, until, limit, is_backwards, conditions, may_look, inbox, token))]
+    #[pyo3(signature = (since, until, limit, is_backwards, conditions, may_look, max_bytes, inbox, token))]
     #[allow(clippy::too_many_arguments)]
     fn load(
         &self,
@@ -277,11 +293,13 @@ impl PyEventStore {
         is_backwards: bool,
         conditions: Vec<GivenCondition>,
         may_look: bool,
+        max_bytes: Option<usize>,
         inbox: &PyInbox,
         token: u64,
     ) -> PyResult<()> {
         let query = Query { since, until, limit, is_backwards, filter: filter(conditions)? };
-        self.run(inbox, token, move |store| async move { store.load(query, may_look).await })
+        let max_bytes = max_bytes.unwrap_or(usize::MAX);
+        self.run(inbox, token, move |store| async move { store.load_some(query, may_look, max_bytes).await })
     }
 
     fn latest_version(&self, is_settled: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
@@ -293,13 +311,7 @@ impl PyEventStore {
     }
 
     fn migrate(&self, part: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
-        let part = match part {
-            "subscriptions" => Part::Subscriptions,
-            "guard" => Part::Guard,
-            "serial" => Part::Serial,
-            "go_notify" => Part::GoNotify,
-            _ => Part::Events,
-        };
+        let part = part_of(part);
         self.run(inbox, token, move |store| async move { store.migrate(part).await })
     }
 

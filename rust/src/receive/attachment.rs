@@ -10,8 +10,8 @@ use tokio_postgres::types::{ToSql, Type};
 use crate::error::{Error, Result};
 use crate::table_name::TableName;
 
-/// Advisory lock key for operations that only one session of the database may run at a time: creating the table and
-/// expiring rows. Spells "sio.pg".
+/// Advisory lock key for operations that only one session of the database may run at a time: creating the table,
+/// migrations, and expiring rows. Spells "sio.pg".
 const LOCK_KEY: i64 = 0x7369_6f2e_7067;
 
 /// `undefined_table`, also reported for a missing sequence.
@@ -186,6 +186,13 @@ impl AttachmentTable {
             report.hint = Some(format!("run this once as a role that may:\n{}", self.ddl()));
         }
         error
+    }
+
+    /// Run statements in one transaction, while no other session creates the table or runs such statements.
+    pub async fn migrate(&self, client: &Client, sql: &str) -> Result<()> {
+        let script = format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_KEY});\n{sql}");
+        let done = client.batch_execute(&script).await;
+        done.map_err(|error| Error::from_postgres("run a migration", &error, false))
     }
 
     /// Store one body in the table, which must exist. Returns the row's id.

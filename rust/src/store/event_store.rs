@@ -1,7 +1,7 @@
 //! One event store object: opened on first use, closed once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
@@ -15,6 +15,7 @@ use crate::store::event::NewEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::{Bind, Pool};
 use crate::store::read::feed::Feed;
+use crate::store::read::page_size::PageSize;
 use crate::store::read::reader::{self, Page, Query};
 use crate::store::read::sharing::{self, Member, Shared, Wanted};
 use crate::store::read::subscription::{self, Owner, Subscription};
@@ -80,6 +81,8 @@ pub struct EventStore {
     /// Connections for writing and for reading pages.
     pub pool: Arc<Pool>,
     opened: OnceCell<Opened>,
+    /// Average size of the events in the last page of limited size.
+    average_bytes: AtomicUsize,
     is_closed: AtomicBool,
     /// Held while the store is being closed; true afterwards.
     closing: AsyncMutex<bool>,
@@ -93,6 +96,7 @@ impl EventStore {
             settings,
             pool,
             opened: OnceCell::new(),
+            average_bytes: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
             closing: AsyncMutex::default(),
         })
@@ -164,11 +168,44 @@ impl EventStore {
         Ok(())
     }
 
-    /// All visible events that match a query; see [`reader::load`].
-    pub async fn load(&self, query: Query, may_look: bool) -> Result<Page> {
+    /// All visible events that match a query, or fewer if they are large, and how many were asked for; see
+    /// [`reader::load`].
+    pub async fn load(&self, query: Query, may_look: bool, pages: &PageSize) -> Result<(i64, Page)> {
         let opened = self.open().await?;
-        let (pool, settler, table, query) = (&self.pool, &opened.shared.settler, &opened.table, &query);
-        pool.retrying(|| reader::load(pool, settler, table, query, may_look)).await
+        let (pool, settler, table) = (&self.pool, &opened.shared.settler, &opened.table);
+        loop {
+            let limit = pages.rows(query.limit);
+            let query = &Query { limit, ..query.clone() };
+            match pool.retrying(|| reader::load(pool, settler, table, query, may_look, pages.limit_bytes())).await {
+                Err(error) if pages.shrink(&error) => {}
+                page => {
+                    let page = page?;
+                    pages.took(limit, page.events.len(), reader::size_bytes(&page.events));
+                    return Ok((limit, page));
+                }
+            }
+        }
+    }
+
+    /// The same, but no more than `max_bytes` together, unless the first event is larger.
+    pub async fn load_some(&self, query: Query, may_look: bool, max_bytes: usize) -> Result<Page> {
+        let pages = PageSize::expecting(max_bytes, self.average_bytes.load(Ordering::Relaxed));
+        let (_, mut page) = self.load(query, may_look, &pages).await?;
+        let (mut fitting, mut bytes) = (0, 0);
+        for event in &page.events {
+            bytes += event.size_bytes();
+            if bytes > max_bytes && fitting > 0 {
+                break;
+            }
+            fitting += 1;
+        }
+        if fitting > 0 {
+            self.average_bytes.store(reader::size_bytes(&page.events) / page.events.len(), Ordering::Relaxed);
+        }
+        page.events.truncate(fitting);
+        // Backwards it is the position that was asked from.
+        let last = page.events.last().map_or(page.safe_since, |event| event.version);
+        Ok(Page { safe_since: page.safe_since.min(last), ..page })
     }
 
     /// The version of the event with an id; 0 when there is none.

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row, RowStream, Statement};
 
 use crate::connect::backoff::Backoff;
 use crate::connect::connection::Connector;
@@ -106,6 +107,8 @@ pub struct Pooled {
     patience: Duration,
     /// Size of what the statements send, which takes time to travel.
     sent_bytes: usize,
+    /// Maximum size of the rows that one statement returns.
+    answer_limit_bytes: usize,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -150,10 +153,7 @@ impl Pool {
                 }
             }
         };
-        let (pool, permit) = (Arc::clone(self), Some(permit));
-        let patience = Duration::ZERO;
-        let mut pooled =
-            Pooled { pool, connection: None, is_dirty: false, is_busy: false, patience, sent_bytes: 0, permit };
+        let mut pooled = Pooled::new(Arc::clone(self), None, Some(permit));
         if let Some(idle) = idle {
             pooled.connection = Some(idle.connection);
             return Ok(pooled);
@@ -257,9 +257,7 @@ impl Drop for Pooled {
             && let Ok(runtime) = Handle::try_current()
             && let Some(connection) = self.connection.take()
         {
-            let (pool, connection, permit) = (Arc::clone(&self.pool), Some(connection), self.permit.take());
-            let (is_dirty, is_busy, patience, sent_bytes) = (false, false, Duration::ZERO, 0);
-            runtime.spawn(settle(Self { pool, connection, is_dirty, is_busy, patience, sent_bytes, permit }));
+            runtime.spawn(settle(Self::new(Arc::clone(&self.pool), Some(connection), self.permit.take())));
             return; // it is still in use
         }
         let mut state = self.pool.state.lock();
@@ -285,6 +283,11 @@ impl Drop for Pooled {
 }
 
 impl Pooled {
+    fn new(pool: Arc<Pool>, connection: Option<Connection>, permit: Option<OwnedSemaphorePermit>) -> Self {
+        let (is_dirty, is_busy, patience, sent_bytes) = (false, false, Duration::ZERO, 0);
+        Self { pool, connection, is_dirty, is_busy, patience, sent_bytes, answer_limit_bytes: usize::MAX, permit }
+    }
+
     fn connection(&mut self) -> Result<&mut Connection> {
         self.connection.as_mut().ok_or(Error::Closed("connection"))
     }
@@ -313,6 +316,12 @@ impl Pooled {
     /// Give statements time to send so many bytes.
     pub fn set_sent_bytes(&mut self, sent_bytes: usize) {
         self.sent_bytes = sent_bytes;
+    }
+
+    /// Give up a statement whose rows are larger than this together, unless it returns a single row. The error is
+    /// [`Error::TooLarge`], with the average size of a row; the connection is not used again.
+    pub fn set_answer_limit_bytes(&mut self, bytes: usize) {
+        self.answer_limit_bytes = bytes;
     }
 
     /// Run `work`, which sends about `sent_bytes`, and wait for its answer for as long as bytes move on the connection.
@@ -378,6 +387,7 @@ impl Pooled {
     ) -> Result<[Vec<Row>; N]> {
         let is_preparing = self.pool.limits.is_preparing;
         let (is_open, patience, sent_bytes) = (self.is_dirty, self.patience, self.sent_bytes);
+        let limit_bytes = self.answer_limit_bytes;
         let Connection { open, statements: known, .. } = self.connection()?;
         let is_sent = AtomicBool::new(false);
         let is_sent = &is_sent;
@@ -390,23 +400,33 @@ impl Pooled {
                 }
             }
             is_sent.store(true, Ordering::Relaxed);
-            let mut results = send(client, &requests, &statements).await;
-            let is_stale = |result: &std::result::Result<_, _>| result.as_ref().is_err_and(is_stale);
+            let mut results = send(client, &requests, &statements, limit_bytes).await;
+            let is_stale = |result: &Answer| matches!(result, Err(Failure::Refused(error)) if is_stale(error));
             if !is_open && is_preparing && results.iter().any(is_stale) {
                 // Everything runs again, because a statement relies on what the ones before it have read.
                 known.clear();
-                results = send(client, &requests, &[]).await;
+                results = send(client, &requests, &[], limit_bytes).await;
             }
             let mut rows = Vec::with_capacity(N);
             for result in results {
-                rows.push(result.map_err(|error| {
-                    known.clear();
-                    Error::from_postgres(context, &error, in_flight)
+                rows.push(result.map_err(|failure| match failure {
+                    Failure::Refused(error) => {
+                        known.clear();
+                        Error::from_postgres(context, &error, in_flight)
+                    }
+                    Failure::TooLarge { rows, bytes } => {
+                        let what = format!("{context}: a row, on average,");
+                        Error::TooLarge { what, size_bytes: bytes / rows, limit_bytes: limit_bytes / rows }
+                    }
                 })?);
             }
             rows.try_into().map_err(|_| Error::Closed("connection"))
         });
-        work.await.map_err(|error| match error {
+        let result = work.await;
+        if matches!(result, Err(Error::TooLarge { .. })) {
+            open.give_up();
+        }
+        result.map_err(|error| match error {
             Error::ConnectionLost { context, reason, .. } => {
                 let may_be_sent = in_flight && is_sent.load(Ordering::Relaxed);
                 Error::ConnectionLost { context, reason, may_be_sent }
@@ -416,28 +436,61 @@ impl Pooled {
     }
 }
 
-type Answer = std::result::Result<Vec<Row>, tokio_postgres::Error>;
+/// Why a statement returned no rows.
+enum Failure {
+    Refused(tokio_postgres::Error),
+    /// So many rows exceeded the limit. More of them may follow.
+    TooLarge {
+        rows: usize,
+        bytes: usize,
+    },
+}
+
+type Answer = std::result::Result<Vec<Row>, Failure>;
 type Running<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
-/// Send statements one after the other, prepared ones where there are any, and wait for all answers.
-async fn send(client: &Client, requests: &[(&str, &[Bind<'_>])], statements: &[Statement]) -> Vec<Answer> {
+/// Send statements one after the other, prepared ones where there are any, and wait for all answers, or for the first one
+/// that is too large, which is then the only result. What is not read yet remains with the server and in the buffers of
+/// the network: the driver reads no row before its predecessor was taken.
+async fn send(
+    client: &Client,
+    requests: &[(&str, &[Bind<'_>])],
+    statements: &[Statement],
+    limit_bytes: usize,
+) -> Vec<Answer> {
     let mut running: Vec<Running<'_>> = Vec::with_capacity(requests.len());
     for (index, &(sql, binds)) in requests.iter().enumerate() {
         running.push(match statements.get(index) {
             Some(statement) => Box::pin(async move {
-                let values: Vec<&(dyn ToSql + Sync)> = binds.iter().map(|(value, _)| *value).collect();
-                client.query(statement, &values).await
+                let values = binds.iter().map(|(value, _)| *value);
+                collect(client.query_raw(statement, values).await, limit_bytes).await
             }),
-            None => Box::pin(client.query_typed(sql, binds)),
+            None => Box::pin(async move {
+                let values = binds.iter().map(|(value, kind)| (*value, kind.clone()));
+                collect(client.query_typed_raw(sql, values).await, limit_bytes).await
+            }),
         });
     }
     all(running).await
 }
 
+async fn collect(stream: std::result::Result<RowStream, tokio_postgres::Error>, limit_bytes: usize) -> Answer {
+    let mut stream = pin!(stream.map_err(Failure::Refused)?);
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = stream.try_next().await.map_err(Failure::Refused)? {
+        bytes += row.raw_size_bytes();
+        rows.push(row);
+        if bytes > limit_bytes && rows.len() > 1 {
+            return Err(Failure::TooLarge { rows: rows.len(), bytes });
+        }
+    }
+    Ok(rows)
+}
+
 /// Poll all queries in order, so that they are sent in order, until all have ended.
 async fn all(mut running: Vec<Running<'_>>) -> Vec<Answer> {
     let mut results: Vec<Option<Answer>> = running.iter().map(|_| None).collect();
-    poll_fn(|context| {
+    let is_too_large = poll_fn(|context| {
         for (future, slot) in running.iter_mut().zip(&mut results) {
             if slot.is_none()
                 && let Poll::Ready(result) = future.as_mut().poll(context)
@@ -445,10 +498,12 @@ async fn all(mut running: Vec<Running<'_>>) -> Vec<Answer> {
                 *slot = Some(result);
             }
         }
-        if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+        let is_too_large = results.iter().any(|result| matches!(result, Some(Err(Failure::TooLarge { .. }))));
+        if is_too_large || results.iter().all(Option::is_some) { Poll::Ready(is_too_large) } else { Poll::Pending }
     })
     .await;
-    results.into_iter().flatten().collect()
+    let answers = results.into_iter().flatten();
+    if is_too_large { answers.filter(Result::is_err).collect() } else { answers.collect() }
 }
 
 async fn prepared(

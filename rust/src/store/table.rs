@@ -26,8 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest suffix that a side table's name adds to the table's name.
 const SUFFIX_BYTES: usize = 20;
 
-/// Part, name and SQL of each migration, in order. Those of one [`Part`] are applied together.
-const MIGRATIONS: &[(Part, &str, &str)] = &[
+/// Part, name and SQL.
+type Migration = (Part, &'static str, &'static str);
+
+/// All migrations, in order. Those of one [`Part`] are applied together.
+const MIGRATIONS: &[Migration] = &[
     (Part::Events, "events", include_str!("sql/events.sql")),
     (Part::Subscriptions, "subscriptions", include_str!("sql/subscriptions.sql")),
     (Part::Subscriptions, "consumers", include_str!("sql/consumers.sql")),
@@ -203,18 +206,42 @@ pub async fn open(pool: &Arc<Pool>, name: &TableName, may_create: bool) -> Resul
 /// row.
 pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> Result<()> {
     let context = format!("migrate {}", name.quoted());
-    let done = name.beside("_migrations");
     let applied = applied(connection, name, &context).await?;
-    let is_wanted =
-        |&&(kind, label, _): &&(Part, &str, &str)| kind == part && !applied.iter().any(|done| done == label);
+    let is_wanted = |&&(kind, label, _): &&Migration| kind == part && !applied.iter().any(|done| done == label);
     let wanted: Vec<_> = MIGRATIONS.iter().filter(is_wanted).collect();
     if wanted.is_empty() {
         return Ok(());
     }
+    let script = script(name, &wanted)?;
+    connection.set_dirty(true);
+    connection.set_patience(PATIENCE);
+    let failed = |error| Error::from_postgres(&context, &error, false);
+    let (sql, failed) = (&script, &failed);
+    let ran =
+        connection.ask(&context, sql.len(), |client| async move { client.batch_execute(sql).await.map_err(failed) });
+    if let Err(error) = ran.await {
+        connection.roll_back().await;
+        // go-sync-kit does not take this lock when it creates the table. If it has just done so, its table exists now.
+        let is_there =
+            matches!(&error, Error::Database { report, .. } if matches!(report.sqlstate.as_str(), "42P07" | "23505"));
+        return if is_there && part == Part::Events { Ok(()) } else { Err(error) };
+    }
+    connection.set_dirty(false);
+    Ok(())
+}
+
+/// The script that applies all migrations of some parts, each unless it is applied.
+pub fn ddl(name: &TableName, parts: &[Part]) -> Result<String> {
+    script(name, &MIGRATIONS.iter().filter(|(part, ..)| parts.contains(part)).collect::<Vec<_>>())
+}
+
+/// The script that applies migrations, in one transaction.
+fn script(name: &TableName, wanted: &[&Migration]) -> Result<String> {
     if name.table.len() + SUFFIX_BYTES > 63 {
         let reason = format!("must be at most {} bytes, so that side tables can be named after it", 63 - SUFFIX_BYTES);
         return Err(Error::options("table_name", name.table.clone(), reason));
     }
+    let done = name.beside("_migrations");
     let mut script = format!(
         "CREATE TABLE IF NOT EXISTS {done} (name pg_catalog.text PRIMARY KEY, \
             applied_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now());\n"
@@ -249,22 +276,7 @@ pub async fn migrate(connection: &mut Pooled, name: &TableName, part: Part) -> R
              INSERT INTO {done} (name) VALUES ('{label}');\nEND $socketio_postgres$;\n"
         );
     }
-    let script = format!("BEGIN;\nSELECT pg_catalog.pg_advisory_xact_lock({MIGRATION_LOCK});\n{script}COMMIT;\n");
-    connection.set_dirty(true);
-    connection.set_patience(PATIENCE);
-    let failed = |error| Error::from_postgres(&context, &error, false);
-    let (sql, failed) = (&script, &failed);
-    let ran =
-        connection.ask(&context, sql.len(), |client| async move { client.batch_execute(sql).await.map_err(failed) });
-    if let Err(error) = ran.await {
-        connection.roll_back().await;
-        // go-sync-kit does not take this lock when it creates the table. If it has just done so, its table exists now.
-        let is_there =
-            matches!(&error, Error::Database { report, .. } if matches!(report.sqlstate.as_str(), "42P07" | "23505"));
-        return if is_there && part == Part::Events { Ok(()) } else { Err(error) };
-    }
-    connection.set_dirty(false);
-    Ok(())
+    Ok(format!("BEGIN;\nSELECT pg_catalog.pg_advisory_xact_lock({MIGRATION_LOCK});\n{script}COMMIT;\n"))
 }
 
 async fn applied(connection: &mut Pooled, name: &TableName, context: &str) -> Result<Vec<String>> {

@@ -210,7 +210,11 @@ class PostgresClient:
         self._bus.close_blocking(CLOSE_LIMIT)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

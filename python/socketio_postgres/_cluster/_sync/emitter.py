@@ -15,6 +15,7 @@ from socketio_postgres._bus.stats import BusStats
 from socketio_postgres._cluster._sync.in_transaction import Place, Transactions
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._cluster.framer import LONGEST, Framer
+from socketio_postgres._cluster.sql_script import SCHEMA, install_script, key_script, remove_script
 from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["Emitter"]
@@ -115,6 +116,40 @@ class Emitter(Namespace[None]):
         finally:
             self._bus.take_failures()  # told by the exception just now
 
+    def install_sql(self, schema: str = SCHEMA) -> None:
+        """Install the SQL functions, or bring older ones to this version: `SELECT socketio.emit('event', '[1]')`.
+
+        Creates the schema, and the attachment table if it is missing. What the functions send has the channel prefix,
+        the attachment table, the payload threshold and the signing key of this emitter. The role owns the functions
+        afterwards, and others may execute them once they are granted to do so (`docs/emit-from-sql.md`). May be called
+        again, also by several processes at once.
+
+        Args:
+            schema: Name of letters, digits and `_`. Default `socketio`.
+
+        Raises:
+            OptionsError: The schema is no such name.
+            DatabaseError: PostgreSQL refuses: the role may not create a schema, or a newer version is installed
+                (`sqlstate` 55000). Nothing has changed.
+        """
+        core, options = self._bus.core, self._bus.options
+        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        self._bus.call_blocking(core.ensure_table)
+        self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
+
+    def uninstall_sql(self, schema: str = SCHEMA) -> None:
+        """Remove the SQL functions and their schema. Nothing happens if they are not installed.
+
+        Args:
+            schema: As in `install_sql`.
+
+        Raises:
+            DatabaseError: A trigger uses one of the functions, or the schema holds something else (`sqlstate` 2BP01).
+                Nothing has changed.
+        """
+        core, script = self._bus.core, remove_script(schema)
+        self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
+
     def stats(self) -> BusStats:
         """Counters since the first use in this process, and the current state. Empty before the first use."""
         return cast("BusStats", self._bus.stats())
@@ -128,7 +163,11 @@ class Emitter(Namespace[None]):
                 self._bus.close_blocking(0.0)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -29,6 +29,7 @@ from socketio_postgres._cluster.rooms import (
     room_name,
     skipped_names,
 )
+from socketio_postgres._cluster.sql_script import SCHEMA
 from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["PostgresManager"]
@@ -146,7 +147,11 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
         self._node.close()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -357,6 +362,36 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
             OptionsError: The namespace is not a string.
         """
         return self._node.receiver.on_server_side(event, handler, namespace)
+
+    def install_sql(self, schema: str = SCHEMA) -> None:
+        """Install the SQL functions, or bring older ones to this version: `SELECT socketio.emit('event', '[1]')`.
+
+        Creates the schema, and the attachment table if it is missing. What the functions send has the channel prefix,
+        the attachment table, the payload threshold and the signing key of this manager. The role owns the functions
+        afterwards, and others may execute them once they are granted to do so (`docs/emit-from-sql.md`). May be called
+        again, also by several processes at once.
+
+        Args:
+            schema: Name of letters, digits and `_`. Default `socketio`.
+
+        Raises:
+            OptionsError: The schema is no such name.
+            DatabaseError: PostgreSQL refuses: the role may not create a schema, or a newer version is installed
+                (`sqlstate` 55000). Nothing has changed.
+        """
+        self._node.install_sql(schema)
+
+    def uninstall_sql(self, schema: str = SCHEMA) -> None:
+        """Remove the SQL functions and their schema. Nothing happens if they are not installed.
+
+        Args:
+            schema: As in `install_sql`.
+
+        Raises:
+            DatabaseError: A trigger uses one of the functions, or the schema holds something else (`sqlstate` 2BP01).
+                Nothing has changed.
+        """
+        self._node.uninstall_sql(schema)
 
     def server_count(self, namespace: str = "/") -> int:
         """Number of servers that this server knows to serve a namespace, itself included. Node's `serverCount()`.

@@ -36,6 +36,7 @@ from socketio_postgres._cluster.reports import Reports
 from socketio_postgres._cluster.room_mirror import RoomMirror
 from socketio_postgres._cluster.rooms import bad, checked_namespace, chosen_namespace
 from socketio_postgres._cluster.runner import Runner
+from socketio_postgres._cluster.sql_script import install_script, key_script, remove_script
 from socketio_postgres.exceptions import (
     NotAServerError,
     PayloadTooLargeError,
@@ -223,6 +224,18 @@ class Node(Generic[S]):
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything published before is committed."""
         self._bus.flush_blocking(timeout)
+
+    def install_sql(self, schema: str) -> None:
+        """Install the SQL functions, with the settings of this server."""
+        core, options = self._bus.core, self._bus.options
+        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        self._bus.call_blocking(core.ensure_table)
+        self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
+
+    def uninstall_sql(self, schema: str) -> None:
+        """Remove them."""
+        core, script = self._bus.core, remove_script(schema)
+        self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
 
     def close(self) -> None:
         """Leave the cluster and disconnect."""

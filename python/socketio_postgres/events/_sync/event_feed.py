@@ -12,7 +12,7 @@ from socketio_postgres import _core
 from socketio_postgres._bus.hook import Hook
 from socketio_postgres._bus.primitives import run
 from socketio_postgres._typing import Unpack
-from socketio_postgres.events._sync.durable_subscription import DurableSubscription
+from socketio_postgres.events._sync.durable_subscription import BATCH_BYTES, DurableSubscription
 from socketio_postgres.events._sync.event_log import EventLog
 from socketio_postgres.events._sync.projector import Projector
 from socketio_postgres.events._sync.subscription import PATIENCE, Subscription
@@ -201,6 +201,7 @@ class EventFeed(EventLog):
         lease: float = 30.0,
         max_count: int = 500,
         max_wait: float = 0.2,
+        max_bytes: int = BATCH_BYTES,
     ) -> None:
         """Keep a projection up to date, for ever: each event is applied exactly once, in order of its aggregate.
 
@@ -218,6 +219,7 @@ class EventFeed(EventLog):
             lease: As in `durable`.
             max_count: Most events in a transaction. Default 500.
             max_wait: Most seconds that a transaction waits for further events once it has one. Default 0.2.
+            max_bytes: A transaction ends with the event that brings it to so many bytes. Default 4 MiB.
 
         Raises:
             OptionsError: An argument is wrong.
@@ -234,7 +236,7 @@ class EventFeed(EventLog):
             lease=lease,
         )
         projector = Projector(durable, checked, connect, on_error or FailurePolicy(), self._report)
-        projector.run(max_count, max_wait)
+        projector.run(max_count, max_wait, max_bytes)
 
     @staticmethod
     def projection(name: str) -> Callable[[HandleFunction], Projection]:

@@ -27,6 +27,7 @@ from socketio_postgres.events.event import (
     Page,
     StoredEvent,
     StoreResult,
+    check_positive,
     check_version,
     expected_number,
 )
@@ -319,6 +320,7 @@ class EventLog:
         *,
         types: Iterable[str] | str | None = None,
         limit: int | None = None,
+        max_bytes: int | None = None,
         backwards: bool = False,
     ) -> Page:
         """The events there are, your own included.
@@ -329,14 +331,19 @@ class EventLog:
             filters: Conditions, all of which must hold.
             types: Shorthand for `Filter("type", …)`.
             limit: At most so many. Default: all, in memory; see `read`.
+            max_bytes: At most so many bytes of events (`StoredEvent.size_bytes`), but at least one event. Default: no
+                limit. A page that is shorter than `limit` for this reason is not the last one; an empty page is.
             backwards: The last event first.
 
         Raises:
             IncompatibleVersionError: `since` is no version.
             FilterError: A filter is wrong.
+            OptionsError: `max_bytes` is not a positive integer.
             StoreRewoundError: The table ends before `since`.
         """
-        events, safe_since = self._load(since, conditions_of(filters, types), limit, backwards, may_look=True)
+        check_positive("max_bytes", max_bytes)
+        conditions = conditions_of(filters, types)
+        events, safe_since = self._load(since, conditions, limit, backwards, may_look=True, max_bytes=max_bytes)
         return Page(events, safe_since)
 
     def load_by_aggregate(
@@ -375,12 +382,13 @@ class EventLog:
         until: int = VERSION_MAX,
         *,
         may_look: bool = False,
+        max_bytes: int | None = None,
     ) -> tuple[list[StoredEvent], int]:
         check_version(since, "since")
         most = VERSION_MAX if limit is None else check_version(limit, "limit")
         core = self._opened_core()
         page: tuple[list[StoredEvent], int] = run(
-            lambda inbox, token: core.load(since, until, most, backwards, conditions, may_look, inbox, token)
+            lambda inbox, token: core.load(since, until, most, backwards, conditions, may_look, max_bytes, inbox, token)
         )
         return page
 
@@ -394,7 +402,8 @@ class EventLog:
     ) -> Iterator[StoredEvent]:
         """The events there are, one by one, with the memory of a few pages; ends at the end.
 
-        While one page is iterated the next ones are read.
+        While one page is iterated the next ones are read. A page has at most `batch_size` events, and fewer when they
+        are large: about 4 MiB together.
 
         To go on later, use `subscribe`: where this ended is no safe place to continue.
 
@@ -560,7 +569,11 @@ class EventLog:
             run(lambda inbox, token: core.close(CLOSE_LIMIT, inbox, token))
 
     def __enter__(self) -> Self:
-        self.open()
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

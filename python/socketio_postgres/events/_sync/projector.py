@@ -39,10 +39,10 @@ class Projector:
         self._policy = policy
         self._report = report
 
-    def run(self, max_count: int, max_wait: float) -> None:
+    def run(self, max_count: int, max_wait: float, max_bytes: int) -> None:
         """Run for ever."""
         with self._durable as durable:
-            for batch in durable.batches(max_count, max_wait):
+            for batch in durable.batches(max_count, max_wait, max_bytes):
                 try:
                     self._handle_all(list(batch))
                 except SubscriptionFencedError as error:

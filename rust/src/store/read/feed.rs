@@ -33,6 +33,7 @@ use crate::store::filter::Filter;
 use crate::store::pool::{Bind, Pool};
 use crate::store::read::anchor::Anchor;
 use crate::store::read::mark::Marker;
+use crate::store::read::page_size::PageSize;
 use crate::store::read::reader::{self, Query, Settled, Settler, Statement};
 use crate::store::read::wakeup::Wakeup;
 use crate::store::table::{self, Table};
@@ -158,6 +159,7 @@ pub struct Feed {
     /// When the locks were read last.
     looked_at: Mutex<Instant>,
     marker: AsyncMutex<Marker>,
+    pages: PageSize,
 }
 
 impl Feed {
@@ -191,6 +193,7 @@ impl Feed {
             stats: Mutex::default(),
             looked_at: Mutex::new(Instant::now()),
             marker: AsyncMutex::default(),
+            pages: PageSize::default(),
         })
     }
 
@@ -294,7 +297,13 @@ impl Feed {
                 checked = Instant::now();
             }
             let has_looked = !matches!(how, How::Rows);
-            let read = self.read_on(&from, how).await?;
+            let read = match self.read_on(&from, how).await {
+                Err(error) if self.pages.shrink(&error) => {
+                    how = How::Rows;
+                    continue;
+                }
+                read => read?,
+            };
             backoff.reset();
             self.outage.ended();
             if skips_to.is_some_and(|version| read.settled >= version) {
@@ -361,7 +370,7 @@ impl Feed {
     async fn look(&self, anchor: &Anchor, reads: [Statement<'_>; 2]) -> Result<(Settled, [Vec<Row>; 2])> {
         *self.looked_at.lock() = Instant::now();
         self.stats.lock().looks += 1;
-        let (settled, rows) = self.settler.step_and_read(&self.table, reads).await?;
+        let (settled, rows) = self.settler.step_and_read(&self.table, reads, self.pages.limit_bytes()).await?;
         let [_, at_anchor] = &rows;
         if !anchor.is_in(at_anchor)? {
             return Err(anchor.rewound(&self.table, at_anchor, settled.last));
@@ -424,16 +433,19 @@ impl Feed {
     /// read only when there is a gap, and from time to time.
     async fn read_on(&self, anchor: &Anchor, how: How) -> Result<Read> {
         let from = anchor.version;
-        let all = Query { since: from, until: i64::MAX, limit: PAGE, is_backwards: false, filter: Filter::default() };
+        let limit = self.pages.rows(PAGE);
+        let all = Query { since: from, until: i64::MAX, limit, is_backwards: false, filter: Filter::default() };
         let (sql, parameters) = reader::sql(&self.table, &all);
         let binds = reader::binds(&parameters);
         let reads = [(&*sql, &*binds), (&*self.settler.sql_anchor, &[(&anchor.version as _, Type::INT8)][..])];
         self.stats.lock().reads += 1;
         let read = match how {
-            How::Rows => self.read_rows(anchor).await?.map(|rows| (rows, from)),
+            How::Rows => self.read_rows(anchor, limit).await?.map(|rows| (rows, from)),
             How::Look => None,
             How::After(settled) => {
-                let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
+                let mut connection = self.pool.get().await?;
+                connection.set_answer_limit_bytes(self.pages.limit_bytes());
+                let [rows, at_anchor] = connection.pipeline("read events", reads, false).await?;
                 // What was known of another server is of no use. Without an anchor it is not known which server this is.
                 let is_same = Anchor::server_of(&at_anchor)? == Some(settled.server);
                 (is_same && anchor.is_in(&at_anchor)?).then_some((rows, settled.settled))
@@ -445,18 +457,26 @@ impl Feed {
             let (settled, [rows, _]) = self.look(anchor, reads).await?;
             (rows, settled.settled)
         };
-        let events = reader::events(&rows)?;
+        let events = reader::events(rows)?;
+        self.pages.took(limit, events.len(), reader::size_bytes(&events));
         let end = reader::run_from(from, &events).max(reader::highest_up_to(settled, from, &events));
         let beyond = events.iter().map(|event| event.version).find(|version| *version > end);
-        Ok(Read { end, settled, is_full: i64::try_from(events.len()).is_ok_and(|count| count >= PAGE), beyond, events })
+        Ok(Read {
+            end,
+            settled,
+            is_full: i64::try_from(events.len()).is_ok_and(|count| count >= limit),
+            beyond,
+            events,
+        })
     }
 
     /// Read the rows after the anchor, in the hottest statement of all: it returns none if the anchor is gone. Returns
     /// `None` in that case.
-    async fn read_rows(&self, anchor: &Anchor) -> Result<Option<Vec<Row>>> {
+    async fn read_rows(&self, anchor: &Anchor, limit: i64) -> Result<Option<Vec<Row>>> {
         let (version, id) = (&anchor.version, &&*anchor.id);
         let mut connection = self.pool.get().await?;
-        let binds: [Bind<'_>; 3] = [(version, Type::INT8), (&PAGE, Type::INT8), (id, Type::TEXT)];
+        connection.set_answer_limit_bytes(self.pages.limit_bytes());
+        let binds: [Bind<'_>; 3] = [(version, Type::INT8), (&limit, Type::INT8), (id, Type::TEXT)];
         let (sql, binds) = if *version > 0 { (&self.sql_after, &binds[..]) } else { (&self.sql_first, &binds[..2]) };
         let rows = connection.query("read events", sql, binds, false).await?;
         if rows.is_empty() && *version > 0 {

@@ -169,7 +169,7 @@ impl Settler {
 
     /// Run one step. Rows that are read after it are complete up to [`Settled::settled`].
     pub async fn step(&self, table: &Table) -> Result<Settled> {
-        let (settled, _) = self.step_and_read(table, [NOTHING, NOTHING]).await?;
+        let (settled, _) = self.step_and_read(table, [NOTHING, NOTHING], usize::MAX).await?;
         Ok(settled)
     }
 
@@ -189,8 +189,14 @@ impl Settler {
         Ok(now.settled)
     }
 
-    /// Run one step, and two other statements after it, in one round trip.
-    pub async fn step_and_read(&self, table: &Table, reads: [Statement<'_>; 2]) -> Result<(Settled, [Vec<Row>; 2])> {
+    /// Run one step, and two other statements after it, in one round trip. For `limit_bytes` see
+    /// [`Pooled::set_answer_limit_bytes`].
+    pub async fn step_and_read(
+        &self,
+        table: &Table,
+        reads: [Statement<'_>; 2],
+        limit_bytes: usize,
+    ) -> Result<(Settled, [Vec<Row>; 2])> {
         let mut state = self.state.lock().await;
         // A lost connection is returned first, because the pool has only one.
         let usable = state.connection.take().filter(|pooled| !pooled.is_closed());
@@ -200,6 +206,7 @@ impl Settler {
             state.server = None;
             self.pool.get().await?
         };
+        pooled.set_answer_limit_bytes(limit_bytes);
         let (seen, rows) = loop {
             if state.server.is_none() {
                 // The mark is read before the rows, which are then complete up to it.
@@ -307,15 +314,27 @@ pub fn binds(parameters: &[Parameter]) -> Vec<Bind<'_>> {
     parameters.iter().map(|(value, kind)| (&**value as _, kind.clone())).collect()
 }
 
-/// Rows as events.
-pub fn events(rows: &[Row]) -> Result<Vec<Arc<StoredEvent>>> {
-    rows.iter().map(|row| StoredEvent::from_row(row).map(Arc::new)).collect()
+/// Rows as events. Each row is dropped once it was decoded, so that the events are not twice in memory.
+pub fn events(rows: Vec<Row>) -> Result<Vec<Arc<StoredEvent>>> {
+    rows.into_iter().map(|row| StoredEvent::from_row(&row).map(Arc::new)).collect()
+}
+
+/// Size of events in memory.
+pub fn size_bytes(events: &[Arc<StoredEvent>]) -> usize {
+    events.iter().map(|event| event.size_bytes()).sum()
 }
 
 /// All visible events that match a query, and the version up to which they are final. The locks of writers are read only
 /// if `may_look`, and only if events follow a gap that may be filled yet. Without a look, only what is known from earlier
-/// ones counts as final.
-pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Query, may_look: bool) -> Result<Page> {
+/// ones counts as final. For `limit_bytes` see [`Pooled::set_answer_limit_bytes`].
+pub async fn load(
+    pool: &Arc<Pool>,
+    settler: &Settler,
+    table: &Table,
+    query: &Query,
+    may_look: bool,
+    limit_bytes: usize,
+) -> Result<Page> {
     let since = query.since;
     let may_look = may_look && !query.is_backwards;
     let known = *settler.known.lock();
@@ -326,12 +345,15 @@ pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Qu
     if !(may_look && is_blind) {
         let (sql, parameters) = sql(table, query);
         let requests = [(&*sql, &*binds(&parameters)), (&settler.sql_last, &[])];
-        let [rows, last] = pool.get().await?.pipeline("load events", requests, false).await?;
+        let mut connection = pool.get().await?;
+        connection.set_answer_limit_bytes(limit_bytes);
+        let [rows, last] = connection.pipeline("load events", requests, false).await?;
+        drop(connection);
         let (last, server) = last_of(&last)?;
         if since > last {
             return Err(rewound(table, since, last));
         }
-        events = self::events(&rows)?;
+        events = self::events(rows)?;
         if query.is_backwards {
             // A backward query cannot be continued from this position.
             return Ok(Page { events, safe_since: since });
@@ -348,7 +370,10 @@ pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Qu
     let rest = Query { since: floor, limit: query.limit.saturating_sub(count), ..query.clone() };
     let (sql, parameters) = sql(table, &rest);
     let binds = binds(&parameters);
-    let (seen, [rows, _]) = settler.look(&mut pool.get().await?, table, [(&sql, &binds), NOTHING]).await?;
+    let mut connection = pool.get().await?;
+    connection.set_answer_limit_bytes(limit_bytes);
+    let (seen, [rows, _]) = settler.look(&mut connection, table, [(&sql, &binds), NOTHING]).await?;
+    drop(connection);
     if since > seen.last {
         return Err(rewound(table, since, seen.last));
     }
@@ -357,10 +382,11 @@ pub async fn load(pool: &Arc<Pool>, settler: &Settler, table: &Table, query: &Qu
         (seen.last, rows)
     } else {
         // There may be a gap that active writers can fill: run a step of the watermark, and read again after it.
-        let (settled, [rows, _]) = settler.step_and_read(table, [(&sql, &binds), NOTHING]).await?;
+        drop(rows);
+        let (settled, [rows, _]) = settler.step_and_read(table, [(&sql, &binds), NOTHING], limit_bytes).await?;
         (settled.settled, rows)
     };
-    events.extend(self::events(&rows)?);
+    events.extend(self::events(rows)?);
     Ok(Page { safe_since: safe_since(query, settled.max(floor), &events), events })
 }
 

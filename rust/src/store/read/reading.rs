@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::handover::completion::Completion;
 use crate::store::event::StoredEvent;
 use crate::store::event_store::EventStore;
+use crate::store::read::page_size::PageSize;
 use crate::store::read::reader::{self, Page, Query};
 use crate::store::row::get;
 
@@ -42,24 +43,31 @@ impl Reading {
     }
 }
 
+/// The rows of a page, and whether others follow.
+type Rows = Result<(Vec<Row>, bool)>;
+
 async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) {
+    let size = &PageSize::default();
     let reading = async {
         // The first read also detects that the table ends before the given position.
-        let page = store.load(query.clone(), false).await.map(|page| page.events);
-        let last = page.as_ref().ok().and_then(|events| last_of_full(&query, events.len(), events.last()?.version));
-        if pages.send(page).await.is_err() {
+        let page = store.load(query.clone(), false, size).await;
+        let last = page.as_ref().ok().and_then(|(asked, page)| {
+            let last = page.events.last()?.version;
+            is_full(page.events.len(), *asked).then_some(last)
+        });
+        if pages.send(page.map(|(_, page)| page.events)).await.is_err() {
             return;
         }
         let mut rows = match last {
-            Some(last) => read_after(&store, &query, last).await,
+            Some(last) => read_after(&store, &query, last, size).await,
             None => return,
         };
         loop {
-            let last = rows.as_ref().map_or(Ok(None), |rows| last_of(&query, rows));
+            let last = rows.as_ref().map_or(Ok(None), |(rows, is_full)| last_of(rows, *is_full));
             // The next page is requested first, so that the server reads it while this one is decoded.
             let next = async {
                 match last {
-                    Ok(Some(last)) => Some(read_after(&store, &query, last).await),
+                    Ok(Some(last)) => Some(read_after(&store, &query, last, size).await),
                     Ok(None) => None,
                     Err(error) => Some(Err(error)),
                 }
@@ -67,7 +75,8 @@ async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) 
             let handing_over = async {
                 // The runtime has one thread: the request is sent once this task yields to the connection's task.
                 tokio::task::yield_now().await;
-                pages.send(rows.and_then(|rows| reader::events(&rows))).await
+                let events = rows.and_then(|(rows, _)| reader::events(rows));
+                pages.send(events).await
             };
             match tokio::join!(next, handing_over) {
                 (Some(next), Ok(())) => rows = next,
@@ -82,20 +91,36 @@ async fn run(store: Arc<EventStore>, query: Query, pages: mpsc::Sender<Events>) 
 }
 
 /// The version after which the next page begins; `None` after the last page.
-fn last_of(query: &Query, rows: &[Row]) -> Result<Option<i64>> {
-    let last: Option<i64> = rows.last().map(|row| get(row, 0)).transpose()?;
-    Ok(last.and_then(|last| last_of_full(query, rows.len(), last)))
+fn last_of(rows: &[Row], is_full: bool) -> Result<Option<i64>> {
+    rows.last().filter(|_| is_full).map(|row| get(row, 0)).transpose()
 }
 
-fn last_of_full(query: &Query, count: usize, last: i64) -> Option<i64> {
-    i64::try_from(count).is_ok_and(|count| count >= query.limit).then_some(last)
+fn is_full(count: usize, asked: i64) -> bool {
+    i64::try_from(count).is_ok_and(|count| count >= asked)
 }
 
-async fn read_after(store: &EventStore, query: &Query, last: i64) -> Result<Vec<Row>> {
-    let query = query.clone();
-    let query = if query.is_backwards { Query { until: last - 1, ..query } } else { Query { since: last, ..query } };
+async fn read_after(store: &EventStore, query: &Query, last: i64, size: &PageSize) -> Rows {
     let opened = store.open().await?;
-    let (sql, parameters) = reader::sql(&opened.table, &query);
-    let (sql, binds, pool) = (&*sql, &*reader::binds(&parameters), &store.pool);
-    pool.retrying(|| async move { pool.get().await?.query("read events", sql, binds, false).await }).await
+    loop {
+        let limit = size.rows(query.limit);
+        let query = Query { limit, ..query.clone() };
+        let query =
+            if query.is_backwards { Query { until: last - 1, ..query } } else { Query { since: last, ..query } };
+        let (sql, parameters) = reader::sql(&opened.table, &query);
+        let (sql, binds, pool) = (&*sql, &*reader::binds(&parameters), &store.pool);
+        let read = || async move {
+            let mut connection = pool.get().await?;
+            connection.set_answer_limit_bytes(size.limit_bytes());
+            connection.query("read events", sql, binds, false).await
+        };
+        match pool.retrying(read).await {
+            Err(error) if size.shrink(&error) => {}
+            rows => {
+                let rows = rows?;
+                size.took(limit, rows.len(), rows.iter().map(Row::raw_size_bytes).sum());
+                let is_full = is_full(rows.len(), limit);
+                return Ok((rows, is_full));
+            }
+        }
+    }
 }

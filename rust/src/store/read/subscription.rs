@@ -19,6 +19,7 @@ use crate::store::filter::Filter;
 use crate::store::pool::Pool;
 use crate::store::read::anchor::Anchor;
 use crate::store::read::feed::{Feed, Progress, passes};
+use crate::store::read::page_size::PageSize;
 use crate::store::read::reader::{self, Query};
 use crate::store::read::window::Window;
 
@@ -97,6 +98,7 @@ pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>) -> Result
         owner: Arc::clone(owner),
         filter,
         window: Mutex::default(),
+        pages: PageSize::default(),
         asking: Mutex::default(),
         nudged: Notify::new(),
         is_closed: AtomicBool::new(false),
@@ -111,6 +113,7 @@ pub struct Subscription {
     owner: Arc<Owner>,
     filter: Filter,
     window: Mutex<Window>,
+    pages: PageSize,
     /// The pending answer, which a new request replaces.
     asking: Mutex<Option<AbortHandle>>,
     nudged: Notify,
@@ -230,7 +233,7 @@ impl Subscription {
     async fn check_anchor(&self, anchor: &Anchor) -> Result<()> {
         let Feed { settler, table, .. } = &*self.feed;
         let read: reader::Statement<'_> = (&settler.sql_anchor, &[(&anchor.version, Type::INT8)]);
-        let (settled, [rows, _]) = settler.step_and_read(table, [read, reader::NOTHING]).await?;
+        let (settled, [rows, _]) = settler.step_and_read(table, [read, reader::NOTHING], usize::MAX).await?;
         if anchor.is_in(&rows)? { Ok(()) } else { Err(anchor.rewound(table, &rows, settled.last)) }
     }
 
@@ -309,6 +312,7 @@ impl Subscription {
         loop {
             let began = Instant::now();
             match self.read_page(position, settled, limit).await {
+                Err(error) if self.pages.shrink(&error) => {}
                 Err(error) if is_cancelled(&error) => {
                     self.feed.stats.lock().page_timeouts += 1;
                     self.feed.timeouts.failed(&error);
@@ -329,33 +333,28 @@ impl Subscription {
     async fn read_page(&self, position: i64, settled: &Anchor, limit: usize) -> Result<Batch> {
         let Feed { settler, table, stats, .. } = &*self.feed;
         stats.lock().pages += 1;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let limit = self.pages.rows(i64::try_from(limit).unwrap_or(i64::MAX));
         // Without a filter, events that are not settled are removed here and not by the statement; see `reader::sql`.
         let until = if self.filter.is_empty() { i64::MAX } else { self.window.lock().end(position, settled.version) };
         let query = Query { since: position, until, limit, is_backwards: false, filter: self.filter.clone() };
         let (sql, parameters) = reader::sql(table, &query);
         let (binds, sql_latest) = (reader::binds(&parameters), reader::sql_latest(table));
         let end = until.min(settled.version);
-        let [rows, at_anchor, at_end] = self
-            .owner
-            .pool
-            .get()
-            .await?
-            .pipeline(
-                "read events",
-                [
-                    (&sql, &binds),
-                    (&settler.sql_anchor, &[(&settled.version, Type::INT8)]),
-                    (&sql_latest, &[(&end, Type::INT8)]),
-                ],
-                false,
-            )
-            .await?;
+        let requests = [
+            (&*sql, &*binds),
+            (&*settler.sql_anchor, &[(&settled.version as _, Type::INT8)][..]),
+            (&sql_latest, &[(&end, Type::INT8)]),
+        ];
+        let mut connection = self.owner.pool.get().await?;
+        connection.set_answer_limit_bytes(self.pages.limit_bytes());
+        let [rows, at_anchor, at_end] = connection.pipeline("read events", requests, false).await?;
+        drop(connection);
         if !settled.is_in(&at_anchor)? {
             let last = settler.step(table).await?.last;
             return Err(settled.rewound(table, &at_anchor, last));
         }
-        let mut events = reader::events(&rows)?;
+        let mut events = reader::events(rows)?;
+        self.pages.took(limit, events.len(), reader::size_bytes(&events));
         events.retain(|event| event.version <= settled.version);
         let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
         // The last event up to the end, if it is in this window. Otherwise the end is a gap, which is as final.

@@ -1,0 +1,1 @@
+"""The SQL functions, called as applications call them."""
