@@ -61,10 +61,19 @@ OUR_SERVER = SenderKind("our server", knows_flags=False)
 OUR_WRITER = SenderKind("our write-only manager", knows_flags=False)
 OUR_ASYNC_EMITTER = SenderKind("our AsyncEmitter")
 OUR_EMITTER = SenderKind("our Emitter")
-OUR_TRANSACTION = SenderKind("our server in a transaction")
 OUR_SQL = SenderKind("our SQL functions", is_sql=True)
+OUR_TRANSACTION = SenderKind("our server in a transaction")
 
-KINDS = (NODE_SERVER, NODE_EMITTER, OUR_SERVER, OUR_WRITER, OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_TRANSACTION, OUR_SQL)
+KINDS = (
+    NODE_SERVER,
+    NODE_EMITTER,
+    OUR_SERVER,
+    OUR_WRITER,
+    OUR_ASYNC_EMITTER,
+    OUR_EMITTER,
+    OUR_SQL,
+    OUR_TRANSACTION,
+)
 
 
 class Mixed:
@@ -107,11 +116,10 @@ class Mixed:
         """One whose calls return when they are committed."""
         if kind is OUR_ASYNC_EMITTER:
             return AsyncEmitterSender(await self._stack.enter_async_context(AsyncEmitter(self.database.dsn)))
-        if kind is OUR_SQL:
-            await self.ours.manager.install_sql()
         connection = await psycopg.AsyncConnection.connect(self.database.dsn, autocommit=True)
         self._stack.push_async_callback(connection.close)
         if kind is OUR_SQL:
+            await self.ours.manager.install_sql()
             await connection.execute("UPDATE socketio.settings SET max_bytes = 2000000")
             return SqlSender(connection)
         return TransactionSender(self.ours.manager, connection)
@@ -323,7 +331,7 @@ async def test_remote_disconnect(mixed: Mixed, kind: SenderKind, side: str, clos
     assert mixed.client(side, "red").disconnects == []
 
 
-@pytest.mark.parametrize("kind", [OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_TRANSACTION, OUR_SQL], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_SQL, OUR_TRANSACTION], ids=lambda kind: kind.name)
 async def test_our_emitters_reach_node_servers_themselves(mixed: Mixed, kind: SenderKind) -> None:
     args = [1, {"a": [None, "é"]}, "x" * 9000 if kind is OUR_SQL else b"\x00\xff"]
     if kind is OUR_SQL:
