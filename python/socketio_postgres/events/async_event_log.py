@@ -215,8 +215,8 @@ class AsyncEventLog:
         See `store_batch_in`.
 
         Args:
-            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
-                transaction open.
+            conn: A connection of psycopg, asyncpg, SQLAlchemy (or its session) or Django, to the same database, with
+                your transaction open.
             event: What to store.
             expected: What the aggregate must be like before, as in `store`.
 
@@ -237,8 +237,8 @@ class AsyncEventLog:
         (all writers do that add to an aggregate you expect something of). So do it late, and end soon.
 
         Args:
-            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
-                transaction open.
+            conn: A connection of psycopg, asyncpg, SQLAlchemy (or its session) or Django, to the same database, with
+                your transaction open.
             events: What to store.
             expected: Expected versions, as in `store_batch`. They need READ COMMITTED.
 
