@@ -47,6 +47,11 @@ CONSTANTS: Final = {"IS_ASYNC": False, "self._node.runner.is_at_home()": True}
 DECORATORS: Final = {"on_serving_loop", "starts_serving"}
 """Decorators that the twin does without."""
 
+ASYNC_CONNECTIONS: Final = (
+    "An asyncio connection of psycopg or asyncpg, an `AsyncConnection` or `AsyncSession` of SQLAlchemy. It must lead",
+    "A connection of psycopg or psycopg 2, SQLAlchemy's `Connection` or `Session`, Django's `connection`. It must lead",
+)
+
 PROSE: Final[dict[str, list[tuple[str, str]]]] = {
     "_bus/async_client.py": [
         (
@@ -80,6 +85,7 @@ PROSE: Final[dict[str, list[tuple[str, str]]]] = {
             "everything emitted before, by any thread, is committed.",
         ),
         ("Commit the buffer and disconnect.", "Commit the buffer and disconnect; raises as `flush` does."),
+        ASYNC_CONNECTIONS,
     ],
     "_cluster/async_manager.py": [
         (
@@ -95,6 +101,7 @@ PROSE: Final[dict[str, list[tuple[str, str]]]] = {
             "",
         ),
         ("May be a coroutine function.", "May be a coroutine function; it runs in a thread of its own."),
+        ASYNC_CONNECTIONS,
     ],
     "events/async_durable_subscription.py": [
         ("; may be a coroutine function.", ". No coroutine function, which nobody would await here."),
@@ -117,8 +124,7 @@ PROSE: Final[dict[str, list[tuple[str, str]]]] = {
         ("One task at a time iterates.", "One thread at a time iterates."),
         ("For another task than the one that iterates.", "For another thread than the one that iterates."),
     ],
-    "events/async_statements.py": [
-        ("psycopg, asyncpg or SQLAlchemy for asyncio.", "psycopg or SQLAlchemy."),
+    "_bus/async_statements.py": [
         ("psycopg, asyncpg or SQLAlchemy.", "psycopg or SQLAlchemy."),
     ],
 }

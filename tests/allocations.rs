@@ -17,7 +17,7 @@ use _core::receive::echo::Echo;
 use _core::receive::intake::{Intake, IntakeSettings};
 use _core::receive::listener::Sink as _;
 use _core::receive::rooms::Rooms;
-use _core::wire::codec::{self, Encoded, Limits, Seal};
+use _core::wire::codec::{self, Encoded, Limits, Mark, Seal};
 use _core::wire::protocol::{Data, Message, MessageType, Opts};
 
 const CHANNEL: &str = "socket.io#/";
@@ -32,7 +32,7 @@ fn broadcast(room: &str, text_bytes: usize) -> Message {
 }
 
 fn payload(message: &Message, uid: &str, number: u64) -> String {
-    let seal = Seal { sequence: number, process: None, key: None, channel: CHANNEL };
+    let seal = Seal { mark: Mark::Number { sequence: number, process: None }, key: None, channel: CHANNEL };
     let encoded = codec::encode(message, uid, LIMITS).unwrap();
     match codec::finish(encoded, seal, message, uid, LIMITS).unwrap() {
         Encoded::Inline(text) => text,

@@ -12,6 +12,8 @@ __version__: str
 IS_DEBUG_BUILD: bool
 """True when built without optimisation; then it is several times slower."""
 
+PLACE_SQL: str
+"""An SQL expression, a text, that tells servers and databases apart."""
 NOTIFY_LIMIT_BYTES: int
 """Longest payload of a notification: 7999."""
 CHANNEL_LIMIT_BYTES: int
@@ -223,6 +225,32 @@ class Session:
     def close(self, inbox: Inbox, token: int) -> None: ...
 
 @final
+class Framer:
+    """Writes messages for transactions of somebody else. Needs no connection."""
+
+    def __new__(
+        cls,
+        *,
+        channel: str,
+        table_name: str,
+        payload_threshold: int,
+        max_payload: int,
+        signing_key: bytes | None,
+    ) -> Framer: ...
+    @property
+    def table_name(self) -> str:
+        """The attachment table, quoted."""
+
+    def frame(self, message: Message) -> tuple[str, str, str | None]:
+        """Channel, notification, and the attachment in base64 if there is one; all are ASCII.
+
+        With an attachment, its id and `"}` must be appended to the notification. Two frames of equal messages differ.
+
+        Raises:
+            EncodeError, PayloadTooLargeError: The message cannot be sent.
+        """
+
+@final
 class Bus:
     """Publisher, listener and attachment table of one database. Nothing connects before the first operation.
 
@@ -261,6 +289,12 @@ class Bus:
 
     def publish_many(self, messages: list[Message]) -> int:
         """Append messages to one transaction; returns how many the buffer had room for."""
+
+    def find_place(self, needs_table: bool, inbox: Inbox, token: int) -> None:
+        """Ask where the publisher's connection leads; the result is the value of `PLACE_SQL` there.
+
+        It is a tuple with the full name of the attachment table, None unless it is needed.
+        """
 
     def notify(self, channel: str, payload: str, inbox: Inbox, token: int) -> None:
         """Append a notification of the caller's own; its commit is reported to the inbox.

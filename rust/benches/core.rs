@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 use _core::receive::echo::Echo;
 use _core::receive::rooms::Rooms;
 use _core::receive::sequence::{Sender, Sequences};
-use _core::wire::codec::{self, Encoded, Limits, Seal, msgpack};
+use _core::wire::codec::{self, Encoded, Limits, Mark, Seal, msgpack};
 use _core::wire::protocol::{Data, Message, MessageType, Opts};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -30,7 +30,7 @@ fn broadcast(rooms: &[&str], text_bytes: usize) -> Message {
 
 /// The message as a publisher sends it.
 fn sealed(message: &Message) -> Encoded {
-    let seal = Seal { sequence: 1_000_000, process: None, key: None, channel: CHANNEL };
+    let seal = Seal { mark: Mark::Number { sequence: 1_000_000, process: None }, key: None, channel: CHANNEL };
     let encoded = codec::encode(message, UID, LIMITS).unwrap();
     codec::finish(encoded, seal, message, UID, LIMITS).unwrap()
 }

@@ -196,7 +196,7 @@ async def test_connections_that_will_not_do(store: AsyncEventStore, database: Da
     with pytest.raises(OptionsError, match="open a transaction"):
         await store.store_in(raw, Event("T", "a"))
     await raw.close()
-    with pytest.raises(OptionsError, match="psycopg, asyncpg or SQLAlchemy"):
+    with pytest.raises(OptionsError, match="psycopg, asyncpg, SQLAlchemy or Django"):
         await store.store_in(object(), Event("T", "a"))
     with pytest.raises(OptionsError):
         await store.store_in(raw, [])
@@ -205,7 +205,7 @@ async def test_connections_that_will_not_do(store: AsyncEventStore, database: Da
 
 def test_from_threads(database: Database) -> None:
     engine = create_engine(database.url.replace("postgresql://", "postgresql+psycopg://"))
-    of_asyncpg = type("Connection", (), {"__module__": "asyncpg.connection"})()
+    of_asyncpg = type("Connection", (), {"__module__": "asyncpg.connection", "is_in_transaction": lambda _: True})()
     with EventStore(database.dsn) as store:
         with psycopg.connect(database.dsn) as conn:
             first = store.store_in(conn, Event("T", "a"), expected=NO_STREAM)

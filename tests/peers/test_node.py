@@ -6,6 +6,7 @@ Every sender, of either language, must reach the official JavaScript client and 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -30,6 +31,7 @@ from tests.fixtures.senders import (
     NodeSender,
     Sender,
     SqlSender,
+    TransactionSender,
 )
 from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import spying
@@ -60,8 +62,18 @@ OUR_WRITER = SenderKind("our write-only manager", knows_flags=False)
 OUR_ASYNC_EMITTER = SenderKind("our AsyncEmitter")
 OUR_EMITTER = SenderKind("our Emitter")
 OUR_SQL = SenderKind("our SQL functions", is_sql=True)
+OUR_TRANSACTION = SenderKind("our server in a transaction")
 
-KINDS = (NODE_SERVER, NODE_EMITTER, OUR_SERVER, OUR_WRITER, OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_SQL)
+KINDS = (
+    NODE_SERVER,
+    NODE_EMITTER,
+    OUR_SERVER,
+    OUR_WRITER,
+    OUR_ASYNC_EMITTER,
+    OUR_EMITTER,
+    OUR_SQL,
+    OUR_TRANSACTION,
+)
 
 
 class Mixed:
@@ -81,7 +93,7 @@ class Mixed:
         """The client that plays a role on one side."""
         return self.cluster.clients[side, role]
 
-    async def sender(self, kind: SenderKind) -> Sender:  # noqa: PLR0911  (one for each kind)
+    async def sender(self, kind: SenderKind) -> Sender:
         """Open a sender that lives as long as the cluster."""
         if kind is NODE_SERVER:
             return NodeSender(self.peer, "server")
@@ -96,14 +108,21 @@ class Mixed:
             manager = AsyncPostgresManager(self.database.dsn, write_only=True)
             self._stack.push_async_callback(manager.close)
             return ManagerSender(manager)
+        if kind is OUR_EMITTER:
+            return EmitterSender(self._stack.enter_context(Emitter(self.database.dsn)))
+        return await self._awaiting_sender(kind)
+
+    async def _awaiting_sender(self, kind: SenderKind) -> Sender:
+        """One whose calls return when they are committed."""
         if kind is OUR_ASYNC_EMITTER:
             return AsyncEmitterSender(await self._stack.enter_async_context(AsyncEmitter(self.database.dsn)))
+        connection = await psycopg.AsyncConnection.connect(self.database.dsn, autocommit=True)
+        self._stack.push_async_callback(connection.close)
         if kind is OUR_SQL:
             await self.ours.manager.install_sql()
-            connection = await psycopg.AsyncConnection.connect(self.database.dsn, autocommit=True)
             await connection.execute("UPDATE socketio.settings SET max_bytes = 2000000")
-            return SqlSender(await self._stack.enter_async_context(connection))
-        return EmitterSender(self._stack.enter_context(Emitter(self.database.dsn)))
+            return SqlSender(connection)
+        return TransactionSender(self.ours.manager, connection)
 
 
 @pytest.fixture
@@ -174,13 +193,14 @@ SENDER = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 async def test_payloads_around_the_limit(mixed: Mixed, kind: SenderKind, letter: str) -> None:
     """PostgreSQL takes 7999 bytes; one more must travel as an attachment."""
     sender = await mixed.sender(kind)
+    width = len(json.dumps(letter)[1:-1] if kind is OUR_TRANSACTION else letter.encode())  # the first writes ASCII
     async with spying(mixed.database) as spy:
         # Our messages are numbered: from here on with two digits, whatever heartbeats come in between.
         await sender.send(*(Broadcast("warm", (number,)) for number in range(10)))
         await sender.send(Broadcast("size", ("",)))
         [empty] = await spy.wait_for_broadcast("size")
         for count, size in enumerate((7999, 8000, 8001), start=2):
-            letters, rest = divmod(size - empty.payload_bytes, len(letter.encode()))
+            letters, rest = divmod(size - empty.payload_bytes, width)
             text = letter * letters + "." * rest
             await sender.send(Broadcast("size", (text,)))
             frame = (await spy.wait_for_broadcast("size", count))[-1]
@@ -311,7 +331,7 @@ async def test_remote_disconnect(mixed: Mixed, kind: SenderKind, side: str, clos
     assert mixed.client(side, "red").disconnects == []
 
 
-@pytest.mark.parametrize("kind", [OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_SQL], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [OUR_ASYNC_EMITTER, OUR_EMITTER, OUR_SQL, OUR_TRANSACTION], ids=lambda kind: kind.name)
 async def test_our_emitters_reach_node_servers_themselves(mixed: Mixed, kind: SenderKind) -> None:
     args = [1, {"a": [None, "é"]}, "x" * 9000 if kind is OUR_SQL else b"\x00\xff"]
     if kind is OUR_SQL:
@@ -320,11 +340,35 @@ async def test_our_emitters_reach_node_servers_themselves(mixed: Mixed, kind: Se
     elif kind is OUR_ASYNC_EMITTER:
         async with AsyncEmitter(mixed.database.dsn) as emitter:
             await emitter.of("admin").server_side_emit("news", *args)
+    elif kind is OUR_TRANSACTION:
+        async with await psycopg.AsyncConnection.connect(mixed.database.dsn) as connection:
+            await mixed.ours.manager.in_transaction(connection).of("admin").server_side_emit("news", *args)
     else:
         with Emitter(mixed.database.dsn) as blocking:
             blocking.of("/admin").server_side_emit("news", *args)
     [event] = await mixed.peer.wait_for("server.serverSideEvent", namespace="/admin")
     assert exactly(event["args"]) == exactly(args)
+
+
+async def test_every_length_in_a_transaction(mixed: Mixed) -> None:
+    """Text, bytes, arrays and maps, of the lengths where MessagePack changes how it writes them, with a rollback."""
+    values: list[object] = []
+    for length in (0, 15, 16, 31, 32, 255, 256, 65_535, 65_536):
+        values += ["x" * length, "é" * length, bytes(length), [length] * length]
+        if length < 65_535:
+            values += [{str(number): number for number in range(length)}, [b"x", *[{"a": length}] * length]]
+    async with await psycopg.AsyncConnection.connect(mixed.database.dsn) as connection:
+        chain = mixed.ours.manager.in_transaction(connection)
+        await chain.emit_many([("length", "lost", value) for value in values])
+        await connection.rollback()
+        await chain.emit_many([("length", value) for value in values])
+    for side, role in (("node", "red"), ("ours", "red"), ("ours", "blue")):
+        client = mixed.client(side, role)
+        received = await client.wait_for("length", len(values))
+        # Node.js reads attachments side by side, so that a small one overtakes a large one.
+        by_text = [exactly(args) for args in received]
+        expected = [exactly((value,)) for value in values]
+        assert sorted(by_text) == sorted(expected) if side == "node" else by_text == expected, client
 
 
 async def test_acknowledgements_of_node_clients(mixed: Mixed) -> None:

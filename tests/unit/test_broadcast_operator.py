@@ -9,7 +9,9 @@ import pytest
 
 from socketio_postgres import AsyncEmitter, Emitter, EncodeError, Message, MessageType, OptionsError
 from socketio_postgres._bus.messages import RESERVED_EVENTS
+from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster.broadcast_operator import REMEMBERED, BroadcastOperator, Namespace, Target
+from socketio_postgres._cluster.framer import Framer
 
 NOWHERE = "postgresql://app@does-not-exist.invalid/app"
 
@@ -18,6 +20,7 @@ class Recorder:
     """Takes what a chain would send."""
 
     def __init__(self) -> None:
+        self._framer = Framer(BusOptions())
         self.sent: list[tuple[Message, Target]] = []
         self.io: Namespace[None] = Namespace(self)
 

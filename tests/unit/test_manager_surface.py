@@ -24,7 +24,7 @@ from socketio_postgres import (
 
 LIFE = {"start", "flush", "close"}
 CHOOSING = {"to", "in_", "except_", "local", "volatile", "compress", "timeout", "of"}
-ACTING = {"sockets_join", "sockets_leave", "disconnect_sockets", "emit_with_ack", "fetch_sockets"}
+ACTING = {"sockets_join", "sockets_leave", "disconnect_sockets", "emit_with_ack", "fetch_sockets", "in_transaction"}
 SERVERS = {"on_server_side", "server_side_emit", "server_side_emit_with_ack", "server_count", "stats"}
 SQL = {"install_sql", "uninstall_sql"}
 

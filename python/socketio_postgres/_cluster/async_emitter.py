@@ -12,7 +12,9 @@ from socketio_postgres._bus.messages import EMITTER_UID, Message
 from socketio_postgres._bus.options import BusKeywords, BusOptions
 from socketio_postgres._bus.primitives import IS_ASYNC
 from socketio_postgres._bus.stats import BusStats
+from socketio_postgres._cluster.async_in_transaction import AsyncTransactions, Place
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
+from socketio_postgres._cluster.framer import LONGEST, Framer
 from socketio_postgres._cluster.sql_script import SCHEMA, install_script, remove_script
 from socketio_postgres._typing import Self, Unpack
 
@@ -41,6 +43,7 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
+        self._transactions = AsyncTransactions(Framer(self._bus.options), self._find_place)
         super().__init__(self)
 
     async def _publish(self, message: Message, target: Target) -> None:
@@ -51,6 +54,38 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
         if target.rooms != ():
             while chunk := list(itertools.islice(messages, CHUNK)):
                 await self._bus.publish_many(chunk)
+
+    @property
+    def _framer(self) -> Framer:
+        return self._transactions.framer
+
+    async def _find_place(self, needs_table: bool) -> Place:
+        core = self._bus.core
+        place: Place = await self._bus.call(lambda inbox, token: core.find_place(needs_table, inbox, token))
+        return place
+
+    def in_transaction(self, conn: Any, *, longest: float = LONGEST) -> Namespace[Coroutine[Any, Any, None]]:
+        """The start of a chain whose messages are sent on a connection of yours, in the transaction that is open there.
+
+            async with conn.transaction():
+                await conn.execute("UPDATE orders SET paid = true WHERE id = %s", (7,))
+                await io.in_transaction(conn).to("order-7").emit("paid", {"id": 7})
+
+        Clients of all servers, also of this one, receive what was emitted if and only if the transaction commits, in
+        the order of the calls and of the commits. What a rollback to a savepoint undoes is not sent. There is no order
+        between these messages and others of this object. See `docs/emit-with-your-data.md`.
+
+        Args:
+            conn: An asyncio connection of psycopg or asyncpg, an `AsyncConnection` or `AsyncSession` of SQLAlchemy. It
+                must lead to the database of this object's DSN.
+            longest: Seconds that the transaction may stay open after it has emitted something large or binary. The
+                row that holds it lives that much longer. Default 60.
+
+        Raises:
+            OptionsError: `conn` is no such connection, or a pool. The methods of the chain raise it, too, before
+                anything is sent: no transaction is open, or the connection leads to another database.
+        """
+        return self._transactions.on(conn, longest)
 
     async def start(self) -> None:
         """Connect now instead of with the first emit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as stdlib_json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
@@ -17,8 +17,9 @@ from socketio_postgres._bus.stats import ManagerStats
 from socketio_postgres._cluster.async_node import AsyncNode
 from socketio_postgres._cluster.async_server_operator import AsyncServerChain, AsyncServerSideActions
 from socketio_postgres._cluster.async_socketio_sockets import AsyncSocketioSockets
-from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._cluster.empty_rooms import guard
+from socketio_postgres._cluster.framer import LONGEST
 from socketio_postgres._cluster.rooms import (
     bad,
     checked_sid,
@@ -270,6 +271,31 @@ class AsyncPostgresManager(AsyncServerSideActions, AsyncServerChain, AsyncPubSub
             callback,
             is_for_others=not kwargs.get("ignore_queue"),
         )
+
+    def in_transaction(self, conn: Any, *, longest: float = LONGEST) -> Namespace[Coroutine[Any, Any, None]]:
+        """The start of a chain whose messages are sent on a connection of yours, in the transaction that is open there.
+
+            async with conn.transaction():
+                await conn.execute("UPDATE orders SET paid = true WHERE id = %s", (7,))
+                await mgr.in_transaction(conn).to("order-7").emit("paid", {"id": 7})
+
+        Clients of all servers, also of this one, receive what was emitted if and only if the transaction commits, in
+        the order of the calls and of the commits. What a rollback to a savepoint undoes is not sent. There is no order
+        between these messages and others of this manager. The chain is that of an emitter: `emit` takes any number of
+        arguments, a `server_side_emit` reaches this server, too, and nothing waits for answers. See
+        `docs/emit-with-your-data.md`.
+
+        Args:
+            conn: An asyncio connection of psycopg or asyncpg, an `AsyncConnection` or `AsyncSession` of SQLAlchemy. It
+                must lead to the database of this object's DSN.
+            longest: Seconds that the transaction may stay open after it has emitted something large or binary. The
+                row that holds it lives that much longer. Default 60.
+
+        Raises:
+            OptionsError: `conn` is no such connection, or a pool. The methods of the chain raise it, too, before
+                anything is sent: no transaction is open, or the connection leads to another database.
+        """
+        return self._node.transactions.on(conn, longest)
 
     # -------------------------------------------------------------------------------------------- rooms
 

@@ -24,10 +24,12 @@ from socketio_postgres._bus.primitives import IS_ASYNC
 from socketio_postgres._bus.stats import ManagerStats
 from socketio_postgres._cluster import payload
 from socketio_postgres._cluster.answers import Answers
+from socketio_postgres._cluster.async_in_transaction import AsyncTransactions, Place
 from socketio_postgres._cluster.async_receiver import AsyncReceiver
 from socketio_postgres._cluster.async_requests import AsyncRequests
 from socketio_postgres._cluster.broadcast_operator import Target
 from socketio_postgres._cluster.callbacks import Callbacks
+from socketio_postgres._cluster.framer import Framer
 from socketio_postgres._cluster.local_sockets import AsyncLocalSockets
 from socketio_postgres._cluster.peers import Peers
 from socketio_postgres._cluster.reports import Reports
@@ -104,6 +106,7 @@ class AsyncNode(Generic[S]):
             before_exit=self._before_exit,
         )
         self.receiver = AsyncReceiver(self)
+        self.transactions = AsyncTransactions(Framer(options), self._find_place)
         self._prepare()
 
     # -------------------------------------------------------------------------------------- processes, loops
@@ -527,6 +530,12 @@ class AsyncNode(Generic[S]):
         await self.receiver.apply(message)
         if not has_room:
             await self.wait_for_room()
+
+    @on_serving_loop
+    async def _find_place(self, needs_table: bool) -> Place:
+        core = self._bus.core
+        place: Place = await self._bus.call(lambda inbox, token: core.find_place(needs_table, inbox, token))
+        return place
 
     # ----------------------------------------------------------------------------------- clients, by their sid
 

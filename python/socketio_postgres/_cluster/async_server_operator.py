@@ -16,6 +16,7 @@ from socketio_postgres._cluster.broadcast_operator import (
     checked_event,
     checked_timeout,
 )
+from socketio_postgres._cluster.framer import Framer
 from socketio_postgres._cluster.rooms import checked_namespace
 from socketio_postgres.exceptions import RequestTimeoutError
 
@@ -88,6 +89,10 @@ class AsyncServerOperator(AsyncServerChain, EmitActions[Done]):
     def __init__(self, node: AsyncNode[Any], target: Target) -> None:
         self._node = node
         self._target = target
+
+    @property
+    def _framer(self) -> Framer:
+        return self._node.transactions.framer
 
     async def _send_many(self, messages: Iterator[Message], target: Target) -> None:
         for message in messages:

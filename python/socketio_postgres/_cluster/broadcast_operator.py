@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from socketio_postgres._bus.messages import RESERVED_EVENTS, Message, MessageType, Rooms
+from socketio_postgres._cluster.framer import LONGEST, Framer
 from socketio_postgres._cluster.rooms import bad, checked_namespace, room_names
 
 __all__ = ["BroadcastOperator", "Chain", "Namespace", "SocketActions", "Target"]
@@ -185,6 +186,37 @@ class EmitActions(SocketActions[R]):
         """
         return self._send_many((self._broadcast(checked_call(event)) for event in events), self._target)
 
+    def statement(
+        self, event: str, *args: Any, paramstyle: str = "format", longest: float = LONGEST
+    ) -> tuple[str, list[str]]:
+        """An SQL statement that emits an event, and its parameters: for a transaction on any driver.
+
+            sql, values = io.to("order-7").statement("paid", {"id": 7})
+            cursor.execute(sql, values)
+
+        Run it once, inside a transaction. The event is delivered if and only if that commits. Nothing checks that the
+        driver's connection leads to the database on which the servers listen; `in_transaction` does.
+
+        Args:
+            event: Name of the event.
+            args: As in `emit`.
+            paramstyle: How parameters are written: `format` (`%s`), `qmark` (`?`) or `numeric_dollar` (`$1`).
+            longest: As in `in_transaction`.
+
+        Returns:
+            The statement, and its parameters in order, each of them ASCII text. The statement returns one row of no
+            interest, or none.
+
+        Raises:
+            As `emit`; OptionsError: also an unknown `paramstyle`.
+        """
+        message = self._broadcast((event, *args))
+        return self._framer.statement(None if self._target.rooms == () else message, paramstyle, longest)
+
+    @property
+    def _framer(self) -> Framer:
+        raise NotImplementedError
+
     def _broadcast(self, packet: Sequence[Any]) -> Message:
         checked_event(packet[0])
         # Most of the message is the same each time that an event goes to the same sockets.
@@ -197,8 +229,10 @@ class EmitActions(SocketActions[R]):
 
 
 class Sender(Protocol[R_co]):
-    """Whose messages they are: an emitter."""
+    """Whose messages they are: an emitter, or a transaction."""
 
+    @property
+    def _framer(self) -> Framer: ...
     def _publish(self, message: Message, target: Target) -> R_co: ...
     def _publish_many(self, messages: Iterator[Message], target: Target) -> R_co: ...
 
@@ -213,6 +247,10 @@ class Sent(EmitActions[R]):
 
     def _send_many(self, messages: Iterator[Message], target: Target) -> R:
         return self._sender._publish_many(messages, target)  # noqa: SLF001
+
+    @property
+    def _framer(self) -> Framer:
+        return self._sender._framer  # noqa: SLF001
 
 
 class BroadcastOperator(Chain["BroadcastOperator[R]"], Sent[R]):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from socketio_postgres.events.async_statements import has_transaction, rows_on, run_on
+from socketio_postgres._bus.async_statements import has_transaction, rows_on, run_on
 from socketio_postgres.events.event import StoredEvent
 from socketio_postgres.events.failure_policy import ParkedEvent
 from socketio_postgres.events.partition import Partition

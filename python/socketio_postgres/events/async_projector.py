@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from socketio_postgres._bus.async_statements import transaction_on
+from socketio_postgres._bus.drivers import is_passing
 from socketio_postgres._bus.primitives import afinished, aopened, asleep
 from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
-from socketio_postgres.events.async_statements import transaction_on
-from socketio_postgres.events.drivers import is_passing
 from socketio_postgres.events.event import StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, Skip
 from socketio_postgres.events.projection import Projection

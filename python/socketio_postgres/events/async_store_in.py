@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from socketio_postgres.events.async_statements import rows_on
+from socketio_postgres._bus.async_statements import rows_on
 from socketio_postgres.events.event import StoreResult
 from socketio_postgres.exceptions import (
     DuplicateEventError,

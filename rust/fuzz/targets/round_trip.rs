@@ -5,7 +5,7 @@
 
 #![no_main]
 
-use _core::wire::codec::{self, Encoded, Limits, Received, Seal};
+use _core::wire::codec::{self, Encoded, Limits, Mark, Received, Seal, Stamp};
 use _core::wire::protocol::{Message, NOTIFY_LIMIT_BYTES, channel_name};
 use _core::wire::signature::SigningKey;
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -20,12 +20,14 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     };
     let Ok(encoded) = codec::encode(&message, "a1", limits) else { return Corpus::Keep };
     let key = SigningKey::new(b"secret of all servers").expect("any key will do");
-    let seal = Seal {
-        sequence: 10_u64.pow(u32::from(digits % 20)),
-        process: (digits >= 128).then_some("a1B2c3D4"),
-        key: (is_packed < 128).then_some(&key),
-        channel: &channel,
+    let (sequence, process) = (10_u64.pow(u32::from(digits % 20)), (digits >= 128).then_some("a1B2c3D4"));
+    let (mark, expected) = if digits == 127 {
+        (Mark::Random("a1B2c3D4"), Stamp::default())
+    } else {
+        let stamp = Stamp { sequence: Some(sequence), process: process.map(str::to_owned) };
+        (Mark::Number { sequence, process }, stamp)
     };
+    let seal = Seal { mark, key: (is_packed < 128).then_some(&key), channel: &channel };
     let (sent, body) = match codec::finish(encoded, seal, &message, "a1", limits) {
         Ok(Encoded::Inline(text)) => {
             assert!(text.len() < limits.payload_threshold_bytes, "too long for this peer's threshold");
@@ -36,7 +38,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     };
     assert!(sent.len() <= NOTIFY_LIMIT_BYTES, "PostgreSQL refuses it");
     let (received, stamp) = codec::decode_stamped(&sent, "/elsewhere").expect("what was sent is read");
-    assert_eq!((stamp.sequence, stamp.process.as_deref()), (Some(seal.sequence), seal.process));
+    assert_eq!(stamp, expected);
     if seal.key.is_some() {
         let signed = key.verify(&channel, &sent).expect("what was signed is genuine");
         assert!(body.as_ref().is_none_or(|body| signed.covers(body)));

@@ -2,5 +2,7 @@
 
 pub mod buffer;
 pub mod flight;
+pub mod framer;
+pub mod place;
 pub mod publisher;
 pub mod statement;

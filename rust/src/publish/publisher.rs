@@ -20,14 +20,13 @@ use crate::handover::completion::Completion;
 use crate::handover::item::Recipient;
 use crate::publish::buffer::{Buffer, Outgoing, PublisherStats, Queue, Unreported};
 use crate::publish::flight::Flight;
+use crate::publish::framer::random_id;
+use crate::publish::place::{self, Place};
 use crate::receive::attachment::AttachmentTable;
 use crate::receive::echo::Echo;
-use crate::wire::codec::{self, Encoded, Limits, Seal};
+use crate::wire::codec::{self, Encoded, Limits, Mark, Seal};
 use crate::wire::protocol::{EMITTER_UID, Message, NOTIFY_LIMIT_BYTES, channel_name, check_channel};
 use crate::wire::signature::SigningKey;
-
-/// Length of an emitter's process id on the wire, which has 48 bits.
-const PROCESS_LENGTH: usize = 8;
 
 /// The policy for a message when the buffer has no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +85,7 @@ impl Publisher {
         recipient: Recipient,
     ) -> Result<Self> {
         let buffer = Buffer::new(settings.buffer_count, settings.buffer_bytes, recipient);
-        let process = if settings.uid == EMITTER_UID { Some(new_process_id()?) } else { None };
+        let process = if settings.uid == EMITTER_UID { Some(random_id()?) } else { None };
         let (changed, closed) = (Notify::new(), Notify::new());
         Ok(Self { settings, process, session, table, echo, buffer, changed, closed })
     }
@@ -172,6 +171,21 @@ impl Publisher {
         let completion = Some(waiter());
         queue.append(Outgoing { channel, wire, since: Instant::now(), completion, sequence: None });
         self.wake(queue)
+    }
+
+    /// Find out which database this publisher is connected to, as [`place::ask`] does; with `needs_table`, also the
+    /// name of the attachment table there.
+    pub fn find_place(self: &Arc<Self>, needs_table: bool, completion: Completion<Place>) -> Result<()> {
+        let this = Arc::clone(self);
+        runtime::handle()?.spawn(async move {
+            let result = async {
+                let connection = this.session.open().await?;
+                let table = needs_table.then(|| Arc::clone(&this.table));
+                connection.ask("find out which database this is", |client| place::ask(client, table)).await
+            };
+            completion.finish(result.await);
+        });
+        Ok(())
     }
 
     /// Failures of messages without a completion since the last call.
@@ -265,7 +279,8 @@ impl Publisher {
     }
 
     fn seal<'a>(&'a self, sequence: u64, channel: &'a str) -> Seal<'a> {
-        Seal { sequence, process: self.process.as_deref(), key: self.settings.signing_key.as_ref(), channel }
+        let mark = Mark::Number { sequence, process: self.process.as_deref() };
+        Seal { mark, key: self.settings.signing_key.as_ref(), channel }
     }
 
     /// The message in ASCII, for a database whose encoding lacks some of its characters. `None` if the message is ASCII
@@ -275,15 +290,6 @@ impl Publisher {
         let seal = self.seal(sequence, &outgoing.channel);
         codec::in_ascii(&outgoing.wire, seal, &self.settings.uid, self.settings.limits)
     }
-}
-
-/// A random id for this publisher, from the operating system. A generator inside the process would give forked children
-/// the same id, and receivers would confuse their messages.
-fn new_process_id() -> Result<String> {
-    const LETTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
-    let mut bytes = [0; PROCESS_LENGTH];
-    getrandom::fill(&mut bytes).map_err(|error| Error::lost("draw a random id", error))?;
-    Ok(bytes.into_iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect())
 }
 
 /// The publisher's task: works until the publisher is closed, at most until the deadline of [`Publisher::close`].

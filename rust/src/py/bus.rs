@@ -18,6 +18,7 @@ use crate::handover::completion::Completion;
 use crate::handover::inbox::Inbox;
 use crate::handover::item::{Receiver as _, Recipient};
 use crate::lock::Mutex;
+use crate::publish::place::Place;
 use crate::publish::publisher::{OnFull, Publisher, PublisherSettings};
 use crate::receive::attachment::AttachmentTable;
 use crate::receive::attachment::Body;
@@ -107,6 +108,12 @@ impl PyBus {
             });
         });
         Ok(())
+    }
+}
+
+impl ToPython for Place {
+    fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok((&self.database, &self.table).into_pyobject(py)?.into_any())
     }
 }
 
@@ -262,6 +269,11 @@ impl PyBus {
     fn notify(&self, channel: &str, payload: &str, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.check_process()?;
         Ok(self.publisher.notify(channel, payload, || inbox.completion(token))?)
+    }
+
+    fn find_place(&self, needs_table: bool, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        self.check_process()?;
+        Ok(self.publisher.find_place(needs_table, inbox.completion(token))?)
     }
 
     fn when_space(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {

@@ -161,6 +161,25 @@ impl AttachmentTable {
         }
     }
 
+    /// The quoted name with its schema. Makes sure that the table exists.
+    pub async fn full_name(&self, client: &Client) -> Result<String> {
+        const SQL: &str = "SELECT pg_catalog.concat(pg_catalog.quote_ident(n.nspname), '.', \
+                pg_catalog.quote_ident(c.relname)) \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.oid = pg_catalog.to_regclass($1)";
+        let name: &(dyn ToSql + Sync) = &self.quoted;
+        for _ in 0..2 {
+            self.ensure(client).await?;
+            let rows = client.query_typed(SQL, &[(name, Type::TEXT)]).await;
+            let rows = rows.map_err(|error| Error::from_postgres("look up the attachment table", &error, false))?;
+            if let Some(full_name) = rows.first().and_then(|row| row.try_get(0).ok()) {
+                return Ok(full_name);
+            }
+            *self.sequence.lock().await = None; // it was dropped since
+        }
+        Err(self.refused(UNDEFINED_TABLE, "it was dropped while being looked up"))
+    }
+
     fn refused(&self, sqlstate: &str, reason: &str) -> Error {
         let mut error = Error::refused(sqlstate, format!("attachment table {}", self.quoted), reason);
         if let Error::Database { report, .. } = &mut error {

@@ -6,13 +6,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.messages import EMITTER_UID, Message
 from socketio_postgres._bus.options import BusKeywords, BusOptions
 from socketio_postgres._bus.stats import BusStats
+from socketio_postgres._cluster._sync.in_transaction import Place, Transactions
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
+from socketio_postgres._cluster.framer import LONGEST, Framer
 from socketio_postgres._cluster.sql_script import SCHEMA, install_script, remove_script
 from socketio_postgres._typing import Self, Unpack
 
@@ -44,6 +46,7 @@ class Emitter(Namespace[None]):
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
+        self._transactions = Transactions(Framer(self._bus.options), self._find_place)
         super().__init__(self)
 
     def _publish(self, message: Message, target: Target) -> None:
@@ -54,6 +57,38 @@ class Emitter(Namespace[None]):
         if target.rooms != ():
             while chunk := list(itertools.islice(messages, CHUNK)):
                 self._bus.publish_many_blocking(chunk)
+
+    @property
+    def _framer(self) -> Framer:
+        return self._transactions.framer
+
+    def _find_place(self, needs_table: bool) -> Place:
+        core = self._bus.core
+        place: Place = self._bus.call_blocking(lambda inbox, token: core.find_place(needs_table, inbox, token))
+        return place
+
+    def in_transaction(self, conn: Any, *, longest: float = LONGEST) -> Namespace[None]:
+        """The start of a chain whose messages are sent on a connection of yours, in the transaction that is open there.
+
+            with conn.transaction():
+                conn.execute("UPDATE orders SET paid = true WHERE id = %s", (7,))
+                io.in_transaction(conn).to("order-7").emit("paid", {"id": 7})
+
+        Clients of all servers, also of this one, receive what was emitted if and only if the transaction commits, in
+        the order of the calls and of the commits. What a rollback to a savepoint undoes is not sent. There is no order
+        between these messages and others of this object. See `docs/emit-with-your-data.md`.
+
+        Args:
+            conn: A connection of psycopg or psycopg 2, SQLAlchemy's `Connection` or `Session`, Django's `connection`.
+                It must lead to the database of this object's DSN.
+            longest: Seconds that the transaction may stay open after it has emitted something large or binary. The
+                row that holds it lives that much longer. Default 60.
+
+        Raises:
+            OptionsError: `conn` is no such connection, or a pool. The methods of the chain raise it, too, before
+                anything is sent: no transaction is open, or the connection leads to another database.
+        """
+        return self._transactions.on(conn, longest)
 
     def start(self) -> None:
         """Connect now instead of with the first emit.

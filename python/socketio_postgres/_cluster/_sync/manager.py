@@ -18,8 +18,9 @@ from socketio_postgres._bus.stats import ManagerStats
 from socketio_postgres._cluster._sync.node import Node
 from socketio_postgres._cluster._sync.server_operator import ServerChain, ServerSideActions
 from socketio_postgres._cluster._sync.socketio_sockets import SocketioSockets
-from socketio_postgres._cluster.broadcast_operator import Target
+from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._cluster.empty_rooms import guard
+from socketio_postgres._cluster.framer import LONGEST
 from socketio_postgres._cluster.rooms import (
     bad,
     checked_sid,
@@ -265,6 +266,31 @@ class PostgresManager(ServerSideActions, ServerChain, PubSubManager):  # type: i
             callback,
             is_for_others=not kwargs.get("ignore_queue"),
         )
+
+    def in_transaction(self, conn: Any, *, longest: float = LONGEST) -> Namespace[None]:
+        """The start of a chain whose messages are sent on a connection of yours, in the transaction that is open there.
+
+            with conn.transaction():
+                conn.execute("UPDATE orders SET paid = true WHERE id = %s", (7,))
+                mgr.in_transaction(conn).to("order-7").emit("paid", {"id": 7})
+
+        Clients of all servers, also of this one, receive what was emitted if and only if the transaction commits, in
+        the order of the calls and of the commits. What a rollback to a savepoint undoes is not sent. There is no order
+        between these messages and others of this manager. The chain is that of an emitter: `emit` takes any number of
+        arguments, a `server_side_emit` reaches this server, too, and nothing waits for answers. See
+        `docs/emit-with-your-data.md`.
+
+        Args:
+            conn: A connection of psycopg or psycopg 2, SQLAlchemy's `Connection` or `Session`, Django's `connection`.
+                It must lead to the database of this object's DSN.
+            longest: Seconds that the transaction may stay open after it has emitted something large or binary. The
+                row that holds it lives that much longer. Default 60.
+
+        Raises:
+            OptionsError: `conn` is no such connection, or a pool. The methods of the chain raise it, too, before
+                anything is sent: no transaction is open, or the connection leads to another database.
+        """
+        return self._node.transactions.on(conn, longest)
 
     # -------------------------------------------------------------------------------------------- rooms
 

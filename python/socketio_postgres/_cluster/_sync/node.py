@@ -23,11 +23,13 @@ from socketio_postgres._bus.messages import EMITTER_UID, RESERVED_EVENTS, Messag
 from socketio_postgres._bus.options import BusOptions, HeartbeatOptions
 from socketio_postgres._bus.stats import ManagerStats
 from socketio_postgres._cluster import payload
+from socketio_postgres._cluster._sync.in_transaction import Place, Transactions
 from socketio_postgres._cluster._sync.receiver import Receiver
 from socketio_postgres._cluster._sync.requests import Requests
 from socketio_postgres._cluster.answers import Answers
 from socketio_postgres._cluster.broadcast_operator import Target
 from socketio_postgres._cluster.callbacks import Callbacks
+from socketio_postgres._cluster.framer import Framer
 from socketio_postgres._cluster.local_sockets import LocalSockets
 from socketio_postgres._cluster.peers import Peers
 from socketio_postgres._cluster.reports import Reports
@@ -102,6 +104,7 @@ class Node(Generic[S]):
             before_exit=self._before_exit,
         )
         self.receiver = Receiver(self)
+        self.transactions = Transactions(Framer(options), self._find_place)
         self._prepare()
 
     # -------------------------------------------------------------------------------------- processes, loops
@@ -496,6 +499,11 @@ class Node(Generic[S]):
         self.receiver.apply(message)
         if not has_room:
             self.wait_for_room()
+
+    def _find_place(self, needs_table: bool) -> Place:
+        core = self._bus.core
+        place: Place = self._bus.call_blocking(lambda inbox, token: core.find_place(needs_table, inbox, token))
+        return place
 
     # ----------------------------------------------------------------------------------- clients, by their sid
 

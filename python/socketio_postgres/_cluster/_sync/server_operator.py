@@ -17,6 +17,7 @@ from socketio_postgres._cluster.broadcast_operator import (
     checked_event,
     checked_timeout,
 )
+from socketio_postgres._cluster.framer import Framer
 from socketio_postgres._cluster.rooms import checked_namespace
 from socketio_postgres.exceptions import RequestTimeoutError
 
@@ -89,6 +90,10 @@ class ServerOperator(ServerChain, EmitActions[Done]):
     def __init__(self, node: Node[Any], target: Target) -> None:
         self._node = node
         self._target = target
+
+    @property
+    def _framer(self) -> Framer:
+        return self._node.transactions.framer
 
     def _send_many(self, messages: Iterator[Message], target: Target) -> None:
         for message in messages:

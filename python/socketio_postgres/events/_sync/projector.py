@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from socketio_postgres._bus._sync.statements import transaction_on
+from socketio_postgres._bus.drivers import is_passing
 from socketio_postgres._bus.primitives import finished, opened, sleep
 from socketio_postgres.events._sync.durable_subscription import DurableSubscription
-from socketio_postgres.events._sync.statements import transaction_on
-from socketio_postgres.events.drivers import is_passing
 from socketio_postgres.events.event import StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, Skip
 from socketio_postgres.events.projection import Projection

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from socketio_postgres.events._sync.statements import rows_on
+from socketio_postgres._bus._sync.statements import rows_on
 from socketio_postgres.events.event import StoreResult
 from socketio_postgres.exceptions import (
     DuplicateEventError,

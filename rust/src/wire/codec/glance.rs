@@ -60,8 +60,13 @@ pub(super) fn as_written(payload: &str) -> Option<Glance<'_>> {
     cursor.value().filter(|value| value.starts_with('['))?;
     cursor.piece("}}")?;
     let process = if cursor.piece(r#","p":"#).is_some() { Some(name(&mut cursor)?) } else { None };
-    cursor.piece(r#","n":"#)?;
-    let sequence = cursor.value()?.parse().ok();
+    let sequence = if cursor.piece(r#","k":"#).is_some() {
+        name(&mut cursor)?;
+        None
+    } else {
+        cursor.piece(r#","n":"#)?;
+        cursor.value()?.parse().ok()
+    };
     if cursor.piece(r#","h":"#).is_some() {
         name(&mut cursor)?;
     }

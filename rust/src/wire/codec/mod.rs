@@ -55,13 +55,25 @@ pub struct Stamp {
     pub process: Option<String>,
 }
 
+/// What makes equal messages of one transaction distinct, which PostgreSQL would otherwise deliver only once.
+#[derive(Clone, Copy)]
+pub enum Mark<'a> {
+    /// The message's place among those of its sender: receivers detect gaps.
+    Number {
+        /// The [`Stamp`]'s number.
+        sequence: u64,
+        /// The [`Stamp`]'s process.
+        process: Option<&'a str>,
+    },
+    /// A random key, for a message that may be rolled back. A number would then show a gap.
+    Random(&'a str),
+}
+
 /// The fields that a publisher appends to a message, see [`finish`].
 #[derive(Clone, Copy)]
 pub struct Seal<'a> {
-    /// The [`Stamp`]'s number.
-    pub sequence: u64,
-    /// The [`Stamp`]'s process.
-    pub process: Option<&'a str>,
+    /// What distinguishes the message from an equal one.
+    pub mark: Mark<'a>,
     /// The key that signs the message, if there is one.
     pub key: Option<&'a SigningKey>,
     /// The channel that the message is published on.
@@ -95,11 +107,11 @@ impl Limits {
 }
 
 /// The key that carries the per-sender sequence number; peers ignore it.
-///
-/// It also makes equal messages of one transaction distinct, which PostgreSQL would otherwise deliver only once.
 const SEQUENCE_KEY: &str = ",\"n\":";
 /// The key that carries the emitter's process; peers ignore it.
 const PROCESS_KEY: &str = ",\"p\":\"";
+/// The key that carries a random key instead of these two; peers ignore it.
+const RANDOM_KEY: &str = ",\"k\":\"";
 
 /// The key of a header with the rooms that the attachment addresses. A server without members in these rooms need not
 /// fetch it. Peers ignore it.
@@ -178,13 +190,21 @@ pub fn in_ascii(wire: &Encoded, seal: Seal<'_>, uid: &str, limits: Limits) -> Re
 
 fn push_seal(text: &mut String, seal: Seal<'_>, body: Option<&[u8]>) {
     use std::fmt::Write as _;
-    if let Some(process) = seal.process {
-        text.push_str(PROCESS_KEY);
-        text.push_str(process); // letters and digits
+    let mut push_name = |key: &str, name: &str| {
+        text.push_str(key);
+        text.push_str(name); // letters and digits
         text.push('"');
+    };
+    match seal.mark {
+        Mark::Number { sequence, process } => {
+            if let Some(process) = process {
+                push_name(PROCESS_KEY, process);
+            }
+            text.push_str(SEQUENCE_KEY);
+            let _ = write!(text, "{sequence}"); // writing to a String cannot fail
+        }
+        Mark::Random(name) => push_name(RANDOM_KEY, name),
     }
-    text.push_str(SEQUENCE_KEY);
-    let _ = write!(text, "{}", seal.sequence); // writing to a String cannot fail
     if let Some(key) = seal.key {
         key.sign(seal.channel, text, body);
     }

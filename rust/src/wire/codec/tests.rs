@@ -277,13 +277,21 @@ fn every_type_is_read_as_it_was_written() {
 }
 
 fn seal(sequence: u64) -> Seal<'static> {
-    Seal { sequence, process: None, key: None, channel: "socket.io#/" }
+    Seal { mark: Mark::Number { sequence, process: None }, key: None, channel: "socket.io#/" }
+}
+
+fn of_emitter(sequence: u64, process: &str) -> Seal<'_> {
+    Seal { mark: Mark::Number { sequence, process: Some(process) }, ..seal(sequence) }
+}
+
+fn keyed(name: &str) -> Seal<'_> {
+    Seal { mark: Mark::Random(name), ..seal(0) }
 }
 
 #[test]
 fn a_stamp_is_read_as_it_was_written_and_never_in_the_way() {
     let message = from("", "/", event("[\"e\"]"));
-    let seal = Seal { process: Some("a1B2c3D4"), ..seal(57) };
+    let seal = of_emitter(57, "a1B2c3D4");
     let Encoded::Inline(text) =
         finish(encode(&message, "emitter", LIMITS).unwrap(), seal, &message, "emitter", LIMITS).unwrap()
     else {
@@ -299,9 +307,24 @@ fn a_stamp_is_read_as_it_was_written_and_never_in_the_way() {
 }
 
 #[test]
+fn a_random_key_is_no_stamp() {
+    let key = SigningKey::new(b"secret").unwrap();
+    let message = from("", "/", event("[\"e\"]"));
+    for seal in [keyed("a1B2c3D4"), Seal { key: Some(&key), ..keyed("a1B2c3D4") }] {
+        let encoded = encode(&message, "emitter", LIMITS).unwrap();
+        let Encoded::Inline(text) = finish(encoded, seal, &message, "emitter", LIMITS).unwrap() else { panic!() };
+        assert!(text.contains(r#""data":["e"]}},"k":"a1B2c3D4""#), "{text}");
+        assert_eq!(seal.key.is_some(), key.verify(seal.channel, &text).is_ok(), "{text}");
+        let (received, stamp) = decode_stamped(&text, "/").unwrap();
+        assert_eq!(stamp, Stamp::default());
+        assert_eq!(received, Received::Message(from("emitter", "/", event("[\"e\"]"))));
+    }
+}
+
+#[test]
 fn in_ascii_every_character_is_there() {
     let key = SigningKey::new(b"secret").unwrap();
-    let seal = Seal { process: Some("q1"), key: Some(&key), ..seal(7) };
+    let seal = Seal { key: Some(&key), ..of_emitter(7, "q1") };
     let written = |message: &Message| {
         let sent = finish(encode(message, "a1", LIMITS).unwrap(), seal, message, "a1", LIMITS).unwrap();
         in_ascii(&sent, seal, "a1", LIMITS).unwrap()
@@ -621,7 +644,7 @@ fn a_glance_knows_what_we_write() {
     let key = SigningKey::new(b"secret").unwrap();
     let to = |rooms: &[&str]| Opts { rooms: rooms.iter().map(ToString::to_string).collect(), ..Opts::default() };
     for rooms in [&[][..], &["a"], &["a", "b c"]] {
-        for seal in [seal(7), Seal { process: Some("q1"), ..seal(7) }, Seal { key: Some(&key), ..seal(7) }] {
+        for seal in [seal(7), of_emitter(7, "q1"), keyed("q1"), Seal { key: Some(&key), ..seal(7) }] {
             let text = sealed(to(rooms), seal);
             assert!(glance::as_written(&text).is_some() && glances(&text), "{text}");
         }

@@ -1,44 +1,49 @@
-"""Statements on a connection of the caller's own: psycopg, asyncpg or SQLAlchemy."""
+"""Statements on a connection of the caller's own: psycopg, psycopg 2, asyncpg, SQLAlchemy or Django."""
 
 from __future__ import annotations
 
-import uuid
-from typing import Any, Final
+from typing import Any
 
-from socketio_postgres._bus.primitives import IS_ASYNC
-from socketio_postgres.events.drivers import (
+from socketio_postgres._bus.drivers import (
     asyncpg_has_transaction,
+    bad_connection,
+    django_has_transaction,
     library_of,
     numbered,
     percent,
+    psycopg2_cursor,
+    psycopg2_has_transaction,
     psycopg_cursor,
     psycopg_has_transaction,
     refuse_asyncpg,
     sqlalchemy_text,
     texts,
 )
+from socketio_postgres._bus.primitives import IS_ASYNC
 
 __all__ = ["has_transaction", "rows_on", "run_on", "transaction_on"]
 
-_MARK: Final = "socketio_postgres.transaction"
-
 
 async def has_transaction(connection: Any) -> bool:
-    """Whether a transaction is open on a connection, or will be with its next statement.
+    """Whether a transaction is open on a connection, or will be with its next statement. Sends nothing.
 
     Raises:
-        OptionsError: It is no connection of psycopg, asyncpg or SQLAlchemy.
+        OptionsError: It is no connection of a known library.
     """
     library = library_of(connection)
     if library == "psycopg":
         return psycopg_has_transaction(connection)
+    if library == "psycopg2":
+        return psycopg2_has_transaction(connection)
     if library == "asyncpg":
         return asyncpg_has_transaction(connection)
-    # The driver's connection may commit each statement: whether a setting of the transaction lasts shows that.
-    mark = uuid.uuid4().hex
-    await rows_on(connection, f"SELECT pg_catalog.set_config('{_MARK}', %s, true)", [mark])
-    ((found,),) = await rows_on(connection, f"SELECT pg_catalog.current_setting('{_MARK}', true)", [])
-    return bool(found == mark)
+    if library == "django":
+        return django_has_transaction(connection)
+    if hasattr(connection, "get_bind"):  # a session
+        connection = await connection.connection()
+    connection = getattr(connection, "sync_connection", connection)
+    # SQLAlchemy begins a transaction before the next statement, unless the driver's connection commits each one.
+    return not connection.connection.dbapi_connection.autocommit
 
 
 def transaction_on(connection: Any) -> Any:
@@ -50,6 +55,8 @@ def transaction_on(connection: Any) -> Any:
     library = library_of(connection)
     if library == "asyncpg" and not IS_ASYNC:
         refuse_asyncpg()
+    if library in {"psycopg2", "django"}:
+        raise bad_connection(f"give a connection of psycopg, asyncpg or SQLAlchemy, not of {library}", library)
     return connection.begin() if library == "sqlalchemy" else connection.transaction()
 
 
@@ -57,7 +64,7 @@ async def run_on(connection: Any, sql: str, values: list[Any]) -> int:
     """Run a statement with parameters `%s`; returns how many rows it changed.
 
     Raises:
-        OptionsError: It is no connection of psycopg, asyncpg or SQLAlchemy for asyncio.
+        OptionsError: It is no connection of a known library, or needs `await` where nothing is awaited.
     """
     library = library_of(connection)
     if library == "asyncpg":
@@ -68,14 +75,18 @@ async def run_on(connection: Any, sql: str, values: list[Any]) -> int:
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)
         return int((await connection.execute(text, named)).rowcount)
-    return int((await connection.execute(percent(sql), values)).rowcount)
+    if library == "psycopg":
+        return int((await connection.execute(percent(sql), values)).rowcount)
+    with psycopg2_cursor(connection) if library == "psycopg2" else connection.cursor() as cursor:
+        cursor.execute(percent(sql), values)
+        return int(cursor.rowcount)
 
 
 async def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
     """Run a query with parameters `%s`; returns its rows.
 
     Raises:
-        OptionsError: It is no connection of psycopg, asyncpg or SQLAlchemy for asyncio.
+        OptionsError: It is no connection of a known library, or needs `await` where nothing is awaited.
     """
     library = library_of(connection)
     if library == "asyncpg":
@@ -85,5 +96,9 @@ async def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[An
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)
         return [texts(row) for row in (await connection.execute(text, named)).all()]
-    async with psycopg_cursor(connection) as cursor:
-        return [texts(row) for row in await (await cursor.execute(percent(sql), values)).fetchall()]
+    if library == "psycopg":
+        async with psycopg_cursor(connection) as cursor:
+            return [texts(row) for row in await (await cursor.execute(percent(sql), values)).fetchall()]
+    with psycopg2_cursor(connection) if library == "psycopg2" else connection.cursor() as cursor:
+        cursor.execute(percent(sql), values)
+        return [texts(row) for row in cursor.fetchall()]

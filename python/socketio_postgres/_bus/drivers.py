@@ -1,0 +1,182 @@
+"""Connections of the caller's own, and how each library takes a statement.
+
+Statements have parameters `%s`, each of them a text or a number; what else looks like a parameter is escaped.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any, Final, NoReturn
+
+from socketio_postgres.exceptions import OptionsError
+
+__all__ = [
+    "asyncpg_has_transaction",
+    "bad_connection",
+    "check_kind",
+    "django_has_transaction",
+    "is_passing",
+    "library_of",
+    "numbered",
+    "percent",
+    "psycopg2_cursor",
+    "psycopg2_has_transaction",
+    "psycopg_cursor",
+    "psycopg_has_transaction",
+    "refuse_asyncpg",
+    "sqlalchemy_text",
+    "sqlstate_of",
+    "texts",
+]
+
+_OWN: Final = {
+    "psycopg": "execute",
+    "psycopg2": "cursor",
+    "asyncpg": "is_in_transaction",
+    "sqlalchemy": "execute",
+    "django": "cursor",
+}
+"""The libraries, and what their connections have and their pools and engines lack."""
+
+
+def bad_connection(reason: str, value: str = "") -> OptionsError:
+    """The error for a connection that will not do."""
+    return OptionsError(f"invalid conn: {reason}", option="conn", value=value, reason=reason)
+
+
+def library_of(connection: object) -> str:
+    """`psycopg`, `psycopg2`, `asyncpg`, `sqlalchemy` or `django`.
+
+    Raises:
+        OptionsError: None of them, or a pool, or Django's connection to another database system.
+    """
+    name = type(connection).__qualname__
+    for kind in type(connection).__mro__:
+        library = kind.__module__.partition(".")[0].removesuffix("_pool")
+        if library not in _OWN:
+            continue
+        if not hasattr(connection, _OWN[library]):
+            raise bad_connection(
+                f"{name} has no transaction of its own: give a connection of it, and open a transaction on that first",
+                name,
+            )
+        vendor = getattr(connection, "vendor", "") if library == "django" else "postgresql"
+        if vendor != "postgresql":
+            raise bad_connection(f"Django's connection leads to {vendor}, not to PostgreSQL", name)
+        return library
+    raise bad_connection(f"give a connection of psycopg, asyncpg, SQLAlchemy or Django, not {name}", name)
+
+
+def check_kind(connection: object, *, is_async: bool) -> None:
+    """Refuse a connection that needs `await` where nothing is awaited, and the other way round.
+
+    Raises:
+        OptionsError: It is of the other kind, or as `library_of`.
+    """
+    library = library_of(connection)
+    needs_await = library == "asyncpg" or inspect.iscoroutinefunction(getattr(connection, "execute", None))
+    if needs_await is not is_async:
+        kind, classes = ("blocking", "a blocking") if is_async else ("asyncio", "an Async")
+        raise bad_connection(f"this is a connection of {library} for {kind} code: use {classes} emitter or manager")
+
+
+def percent(sql: str) -> str:
+    """The statement for psycopg and Django: `%` is doubled except in parameters."""
+    return "%s".join(part.replace("%", "%%") for part in sql.split("%s"))
+
+
+def numbered(sql: str) -> str:
+    """The statement as asyncpg takes it: parameters `$1`, `$2`."""
+    first, *others = sql.split("%s")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
+
+
+def psycopg_cursor(connection: Any) -> Any:
+    """A cursor of psycopg whose rows are tuples, whatever the connection's are."""
+    from psycopg.rows import tuple_row  # noqa: PLC0415 - the user has it, we do not need it
+
+    # A cursor will do as well: then its connection is meant.
+    return getattr(connection, "connection", connection).cursor(row_factory=tuple_row)
+
+
+def psycopg2_cursor(connection: Any) -> Any:
+    """A cursor of psycopg 2 whose rows are tuples, whatever the connection's are."""
+    from psycopg2.extensions import cursor  # noqa: PLC0415 - the user has it, we do not need it
+
+    return connection.cursor(cursor_factory=cursor)
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """The SQLSTATE of an error of any of the libraries."""
+    # SQLAlchemy wraps the driver's error, and its adapter once more; Django has the driver's error as the cause.
+    error = getattr(error, "orig", None) or error
+    if type(error).__module__.startswith(("sqlalchemy", "django")):
+        error = error.__cause__ or error
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+
+
+_PASSING = ("08", "40", "53", "57P")
+"""Classes of SQLSTATEs of a transaction that another one, or an outage, has ended."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same transaction may succeed later: a conflict with another one, or a lost connection."""
+    if isinstance(error, OSError):  # ours is a ConnectionError, too
+        return True
+    sqlstate = sqlstate_of(error)
+    if sqlstate:
+        return sqlstate.startswith(_PASSING)
+    error = getattr(error, "orig", None) or error
+    if type(error).__module__.startswith("sqlalchemy"):
+        error = error.__cause__ or error
+    kind = type(error)
+    return kind.__module__.startswith(("psycopg", "asyncpg")) and kind.__name__ in {
+        "OperationalError",
+        "InterfaceError",
+    }
+
+
+def psycopg_has_transaction(connection: Any) -> bool:
+    """Whether a transaction is open on a connection of psycopg, or will be with its next statement."""
+    from psycopg.pq import TransactionStatus  # noqa: PLC0415 - the user has it, we do not need it
+
+    connection = getattr(connection, "connection", connection)
+    return not connection.autocommit or connection.info.transaction_status != TransactionStatus.IDLE
+
+
+def psycopg2_has_transaction(connection: Any) -> bool:
+    """The same of psycopg 2."""
+    from psycopg2.extensions import TRANSACTION_STATUS_IDLE  # noqa: PLC0415 - the user has it, we do not need it
+
+    return not connection.autocommit or connection.info.transaction_status != TRANSACTION_STATUS_IDLE
+
+
+def asyncpg_has_transaction(connection: Any) -> bool:
+    """Whether a transaction is open on a connection of asyncpg."""
+    return bool(connection.is_in_transaction())
+
+
+def django_has_transaction(connection: Any) -> bool:
+    """Whether a transaction is open on a connection of Django, or will be with its next statement."""
+    return bool(connection.in_atomic_block) or not connection.get_autocommit()
+
+
+def sqlalchemy_text(sql: str, values: list[Any]) -> tuple[Any, dict[str, Any]]:
+    """The statement with named parameters, which is what SQLAlchemy's `text` takes."""
+    import sqlalchemy  # noqa: PLC0415 - the user has it, we do not need it
+
+    first, *others = (re.sub(r"(?<![:\\]):(?=\w)", r"\\:", part) for part in sql.split("%s"))
+    text = first + "".join(f":v{index}{part}" for index, part in enumerate(others))
+    return sqlalchemy.text(text), {f"v{index}": value for index, value in enumerate(values)}
+
+
+def texts(row: Iterable[Any]) -> tuple[Any, ...]:
+    """A row without bytes: psycopg gives them for text where database and client are SQL_ASCII."""
+    return tuple(value.decode() if isinstance(value, bytes) else value for value in row)
+
+
+def refuse_asyncpg() -> NoReturn:
+    """Say that blocking code cannot wait for asyncpg."""
+    raise bad_connection("asyncpg needs asyncio; use the Async class", "asyncpg")
