@@ -88,6 +88,8 @@ def use_managers(dsn: str) -> None:
         thread.start()
         client = Client(f"http://127.0.0.1:{web.server_port}")
         with socketio_postgres.Emitter(dsn) as io:
+            io.install_sql()  # the statements are files of the package
+            io.uninstall_sql()
             io.emit("hello", "world")
         assert client.next() == '42["hello","world"]'
         asyncio.run(use_async(dsn))

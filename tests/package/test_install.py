@@ -127,6 +127,7 @@ def test_both_distributions_have_the_same_files(wheel: Path, wheel_of_sdist: Pat
 
     assert files(wheel) == files(wheel_of_sdist)
     assert "socketio_postgres/py.typed" in files(wheel)
+    assert "socketio_postgres/_cluster/sql/functions.sql" in files(wheel)
     assert wheel.name.split("-")[2:4] == ["cp310", "abi3"]  # one for all versions of Python
 
 
