@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from socketio_postgres import _core
@@ -105,7 +105,7 @@ async def connection(about: str, session: Session) -> Finding:
     return ok(about, session.description)
 
 
-async def pooling(listen_dsn: str) -> AsyncIterator[Finding]:
+async def pooling(listen_dsn: str) -> AsyncGenerator[Finding, None]:
     """Whether a session keeps its connection, as LISTEN needs it to.
 
     A pooler in transaction mode gives the connection of a session that is between two transactions to whoever asks.
@@ -123,7 +123,7 @@ async def pooling(listen_dsn: str) -> AsyncIterator[Finding]:
         yield ok("pooling", "a session keeps its connection")
 
 
-async def server(session: Session) -> AsyncIterator[Finding]:
+async def server(session: Session) -> AsyncGenerator[Finding, None]:
     """What kind of server it is, and how full its notification queue is."""
     ((text,),) = await session.rows(_FACTS)
     facts: dict[str, Any] = json.loads(text or "{}")
@@ -165,7 +165,7 @@ async def server(session: Session) -> AsyncIterator[Finding]:
 
 async def cluster(
     dsn: str, keywords: dict[str, Any], namespaces: list[str], session: Session
-) -> AsyncIterator[Finding]:
+) -> AsyncGenerator[Finding, None]:
     """Whether messages reach those who listen, and whether the attachment table can be used."""
     for namespace in namespaces:
         try:
@@ -223,7 +223,7 @@ async def _attachments(bus: Bus, table_name: str, session: Session) -> Finding:
 
 async def event_store(
     dsn: str, listen_dsn: str | None, table_name: str | None, session: Session
-) -> AsyncIterator[Finding]:
+) -> AsyncGenerator[Finding, None]:
     """Whether the event table is in order, and who holds its readers up."""
     about, name = "event store", table_name or "events"
     ((columns,),) = await session.rows(_EVENT_COLUMNS.format(table=literal(name)))

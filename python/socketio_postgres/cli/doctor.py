@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import click
@@ -44,20 +45,21 @@ async def _doctor(
     dsn: str, keywords: dict[str, Any], namespaces: list[str], events_table: str | None, *, is_json: bool
 ) -> int:
     status = 0
-    async for finding in _findings(dsn, keywords, namespaces, events_table):
-        status = max(status, int(finding.level is Level.FAULT))
-        if is_json:
-            click.echo(to_json(dataclasses.asdict(finding)))
-            continue
-        lines.print(f"{MARKS[finding.level]} [bold]{finding.about}[/]: {lines.plain(finding.text)}")
-        if finding.remedy:
-            lines.print(f"    {lines.plain(finding.remedy)}")
+    async with contextlib.aclosing(_findings(dsn, keywords, namespaces, events_table)) as findings:
+        async for finding in findings:
+            status = max(status, int(finding.level is Level.FAULT))
+            if is_json:
+                click.echo(to_json(dataclasses.asdict(finding)))
+                continue
+            lines.print(f"{MARKS[finding.level]} [bold]{finding.about}[/]: {lines.plain(finding.text)}")
+            if finding.remedy:
+                lines.print(f"    {lines.plain(finding.remedy)}")
     return status
 
 
 async def _findings(
     dsn: str, keywords: dict[str, Any], namespaces: list[str], events_table: str | None
-) -> AsyncIterator[Finding]:
+) -> AsyncGenerator[Finding, None]:
     """All findings; those that need a connection only if there is one."""
     listen_dsn = keywords["listen_dsn"]
     listening_dsn = dsn if listen_dsn is None else listen_dsn
@@ -69,11 +71,12 @@ async def _findings(
             yield finding
         if any(finding.level is Level.FAULT for finding in reached):
             return
-        async for finding in checks.server(session):
-            yield finding
-        async for finding in checks.pooling(listening_dsn):
-            yield finding
-        async for finding in checks.cluster(dsn, keywords, namespaces, session):
-            yield finding
-        async for finding in checks.event_store(dsn, listen_dsn, events_table, session):
-            yield finding
+        for check in (
+            checks.server(session),
+            checks.pooling(listening_dsn),
+            checks.cluster(dsn, keywords, namespaces, session),
+            checks.event_store(dsn, listen_dsn, events_table, session),
+        ):
+            async with contextlib.aclosing(check) as findings:
+                async for finding in findings:
+                    yield finding

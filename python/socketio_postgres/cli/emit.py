@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 
 import click
 
-from socketio_postgres.cli.options import bus_keywords, bus_options
-from socketio_postgres.cli.output import errors, progress
+from socketio_postgres.cli.options import bus_keywords, bus_options, namespaces_of
+from socketio_postgres.cli.output import errors, from_json, progress
 from socketio_postgres.emitter import Emitter
 
 __all__ = ["emit"]
@@ -65,11 +65,12 @@ def emit(
     else:
         values = [_value(text) for text in args]
         given = iter([{"event": event, "args": [*values, *(Path(name).read_bytes() for name in binary)]}])
+    (usual,) = namespaces_of([namespace])
     count = 0
     with Emitter(dsn, **bus_keywords(**options)) as io, progress() as bar:
         task = bar.add_task("events", total=None)
         for line in given:
-            chain = io.of(line.get("namespace", namespace)).except_(line.get("except", except_))
+            chain = io.of(line.get("namespace", usual)).except_(line.get("except", except_))
             if to or "to" in line:  # an empty list of rooms means nobody
                 chain = chain.to(line.get("to", to))
             (chain.volatile if volatile else chain).emit(line["event"], *line.get("args", ()))
@@ -82,7 +83,7 @@ def emit(
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return from_json(text)
     except ValueError:
         raise click.BadParameter(
             f"{text!r} is not JSON; text needs double quotes of its own: {json.dumps(text)!r}", param_hint="JSON"
@@ -95,7 +96,7 @@ def _lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:
         if not raw.strip():
             continue
         try:
-            line = json.loads(raw)
+            line = from_json(raw)
         except ValueError as error:
             raise click.ClickException(f"line {number} is not JSON: {error}") from None
         if isinstance(line, list) and line:

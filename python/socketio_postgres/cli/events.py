@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -10,7 +9,7 @@ import click
 
 from socketio_postgres.cli import durables
 from socketio_postgres.cli.options import as_json
-from socketio_postgres.cli.output import errors, lines, progress, to_json
+from socketio_postgres.cli.output import errors, from_json, lines, progress, to_json
 from socketio_postgres.cli.store import fields_of, filter_options, filters_of, open_store, store_options
 from socketio_postgres.cli.trim import trim
 from socketio_postgres.events import END, START, Event, StoredEvent
@@ -140,7 +139,7 @@ def _lines(stream: BinaryIO) -> Iterator[Event]:
         if not raw.strip():
             continue
         try:
-            line = json.loads(raw)
+            line = from_json(raw)
         except ValueError as error:
             raise click.ClickException(f"line {number} is not JSON: {error}") from None
         if not isinstance(line, dict) or not line.keys() - IGNORED <= FIELDS:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import json
+import logging
+import sys
 from typing import Any
 
 import rich.console
 import rich.markup
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["Console", "errors", "lines", "progress", "to_json"]
+__all__ = ["Console", "LogHandler", "errors", "from_json", "lines", "progress", "to_json"]
 
 
 class Console(rich.console.Console):
@@ -19,14 +22,18 @@ class Console(rich.console.Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, soft_wrap=True, emoji=False)
 
+    def on_broken_pipe(self) -> None:
+        """Let `program` deal with it, which it does for everything that is printed."""
+        raise BrokenPipeError
+
     @staticmethod
     def plain(text: str) -> str:
         """The text with nothing in it that the console would take for markup, or a terminal for a command."""
         return rich.markup.escape("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text))
 
 
-_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
-"""Controls that JSON lets through, and a terminal might obey."""
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0xD800, 0xE000))}
+"""Controls that JSON lets through, and a terminal might obey; surrogates without a partner, which cannot be encoded."""
 
 lines = Console()
 """Standard output."""
@@ -36,15 +43,24 @@ errors = Console(stderr=True)
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON; bytes become `{"base64": "…"}`."""
-    text = json.dumps(value, ensure_ascii=False, default=_of_bytes)
-    return text.translate(_CONTROLS)
+    """One line of JSON; bytes become `{"base64": "…"}`. ASCII, unless standard output takes all characters."""
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    text = json.dumps(value, ensure_ascii=not encoding.startswith("utf"), default=_of_bytes)
+    return text.translate(_ESCAPES)
 
 
 def _of_bytes(value: object) -> object:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"base64": base64.b64encode(value).decode()}
     return str(value)
+
+
+class LogHandler(logging.Handler):
+    """The package's log on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As any other line."""
+        errors.print(f"[yellow]{errors.plain(record.getMessage())}[/]")
 
 
 def progress() -> Progress:
@@ -59,3 +75,15 @@ def progress() -> Progress:
         disable=not errors.is_terminal,
         transient=True,
     )
+
+
+def from_json(text: str | bytes) -> Any:
+    """A value from JSON in UTF-8.
+
+    Raises:
+        ValueError: It is none, or nests too deep.
+    """
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -13,7 +16,7 @@ from socketio_postgres.cli.demo import demo
 from socketio_postgres.cli.doctor import doctor
 from socketio_postgres.cli.emit import emit
 from socketio_postgres.cli.events import events
-from socketio_postgres.cli.output import errors
+from socketio_postgres.cli.output import LogHandler, errors
 from socketio_postgres.cli.sql import sql
 from socketio_postgres.cli.tail import tail
 from socketio_postgres.cli.top import top
@@ -25,7 +28,23 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell has it."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _ReaderHasEnded(Exception):  # noqa: N818 - no error: it has what it wanted
+    """What is printed goes to a pipe whose reader, such as `head`, has ended."""
+
+
+class _Program(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click itself would make an error of the pipe."""
+        try:
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            raise _ReaderHasEnded from None
+        return result
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(_core.__version__, prog_name="socketio-postgres")
 def program() -> None:
     """Socket.IO servers in one cluster over PostgreSQL.
@@ -41,20 +60,33 @@ for command in (demo, doctor, emit, events, sql, tail, top):
 
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a character that it lacks is no reason to end
+    log, handler = logging.getLogger("socketio_postgres"), LogHandler()
+    log.addHandler(handler)
+    try:
+        return _run(argv)
+    finally:
+        log.removeHandler(handler)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         status = program.main(args=list(argv), prog_name="socketio-postgres", standalone_mode=False)
-    except click.exceptions.Abort:
-        return INTERRUPTED
+    except click.exceptions.Abort as abort:
+        # click aborts for Ctrl-C, for the end of the input, and for a question that was answered with no.
+        return INTERRUPTED if isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt) else 1
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except SocketIOPostgresError as error:
-        errors.print(f"[bold red]Error:[/] {errors.plain(str(error))}")
-        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader, such as `head`, has ended. Python would report that again when it flushes at exit.
+    except _ReaderHasEnded:
+        # Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (SocketIOPostgresError, OSError) as error:
+        errors.print(f"[bold red]Error:[/] {errors.plain(str(error))}")
+        return 1
     return int(status or 0)

@@ -13,7 +13,7 @@ from socketio_postgres import _core
 from socketio_postgres._bus.messages import MessageType
 from socketio_postgres.cli.options import as_json, bus_keywords, bus_options, namespaces_of
 from socketio_postgres.cli.output import errors, lines, to_json
-from socketio_postgres.client import AsyncPostgresClient, GapInfo, Notification
+from socketio_postgres.client import AsyncPostgresClient, Notification
 from socketio_postgres.codec import AttachmentHeader, Message, decode
 from socketio_postgres.exceptions import DecodeError
 
@@ -77,11 +77,8 @@ async def _tail(
     is_raw: bool,
     is_json: bool,
 ) -> None:
-    def on_gap(gap: GapInfo) -> None:
-        errors.print(f"[yellow]{errors.plain(str(gap))}[/]")
-
     shown = 0
-    async with AsyncPostgresClient(dsn, on_gap=on_gap, **keywords) as client:
+    async with AsyncPostgresClient(dsn, **keywords) as client:  # gaps are in the log, and so on standard error
         for channel in channels:
             await client.listen(channel)
         errors.print(f"[dim]listening to {errors.plain(', '.join(channels))}; Ctrl-C ends[/]")

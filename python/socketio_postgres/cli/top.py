@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -71,6 +72,8 @@ def top(
     This command only listens: servers do not see or count it. Python servers are known by their locks, even silent
     ones; others once they are heard. It does not check signatures.
     """
+    if math.isnan(interval):
+        raise click.BadParameter("nan is no interval", param_hint="--interval")
     channels = {_core.channel_name(options["channel"], nsp): nsp for nsp in namespaces_of(namespaces)}
     watch = _Watch(dsn, bus_keywords(**options), channels, lock_class(options["channel"]))
     asyncio.run(_top(watch, interval, 1 if once else count, is_json=as_json))
@@ -246,7 +249,7 @@ def _page(view: View) -> Group:
             lambda each: (each["room"], each["namespace"], f"{each['messages_per_second']:,.1f}"),
         ),
     ]
-    return Group(*parts)
+    return Group(*(each for part in parts for each in (part, "")))
 
 
 def _rates(snapshot: Snapshot) -> str:
@@ -256,7 +259,7 @@ def _rates(snapshot: Snapshot) -> str:
 def _table(
     heads: tuple[str, ...], rows: list[dict[str, Any]], cells: Callable[[dict[str, Any]], tuple[str, ...]]
 ) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", title="")  # an empty line above
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for head in heads:
         table.add_column(head, justify="right" if head.endswith("/s") or head == "silent" else "left")
     for row in rows:

@@ -1,0 +1,69 @@
+"""The workflows name the jobs that the documents promise, with pinned actions and the least rights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".github" / "workflows"
+FILES = sorted(FOLDER.glob("*.yml"))
+
+
+def workflow(file: Path) -> dict[str, Any]:
+    """Its content."""
+    content: dict[str, Any] = yaml.safe_load(file.read_text())
+    return content
+
+
+def test_they_are_there() -> None:
+    assert [file.name for file in FILES] == ["tests.yml", "wheels.yml"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.name))
+def test_actions_are_pinned_and_rights_are_least(file: Path) -> None:
+    content = workflow(file)
+    assert content["permissions"] == {"contents": "read"}
+    for job in content["jobs"].values():
+        for step in job["steps"]:
+            if "uses" in step:
+                assert re.fullmatch(r"[\w./-]+@v\d+\.\d+\.\d+", step["uses"]), step["uses"]
+            else:
+                # What an outsider can name, such as a branch, must not become part of a script.
+                assert "${{" not in step["run"]
+
+
+def test_tests_run_what_ci_runs() -> None:
+    (job,) = workflow(FOLDER / "tests.yml")["jobs"].values()
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+    assert (ROOT / ".ci" / "run").exists()
+
+
+def test_every_promised_wheel_is_built_and_published() -> None:
+    jobs = workflow(FOLDER / "wheels.yml")["jobs"]
+    assert set(jobs) == {"linux", "macos", "sdist", "publish"}
+    linux = jobs["linux"]["strategy"]["matrix"]
+    assert linux["libc"] == ["manylinux_2_28", "musllinux_1_2"]
+    assert {platform["arch"] for platform in linux["platform"]} == {"x86_64", "aarch64"}
+    assert jobs["macos"]["strategy"]["matrix"]["target"] == ["x86_64", "aarch64"]
+    publish = jobs["publish"]
+    assert set(publish["needs"]) == set(jobs) - {"publish"}
+    assert publish["permissions"]["id-token"] == publish["permissions"]["attestations"] == "write"
+    assert publish["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    used = [step.get("uses", "") for step in publish["steps"]]
+    assert any(name.startswith("pypa/gh-action-pypi-publish@") for name in used)
+    assert any(name.startswith("actions/attest-build-provenance@") for name in used)
+    assert "password" not in (FOLDER / "wheels.yml").read_text(), "trusted publishing needs no secret"
+
+
+def test_the_documents_name_every_extra() -> None:
+    told = (ROOT / "docs" / "installation.md").read_text()
+    # tomllib is new in Python 3.11.
+    section = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = re.findall(r"^(\w+) = \[", section, re.MULTILINE)
+    assert len(extras) == 4
+    assert all(f"| `{extra}` |" in told for extra in extras)
