@@ -205,6 +205,7 @@ impl PyEventStore {
         self.table_name.beside(suffix)
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "pyo3 makes the list")]
     fn ddl(&self, parts: Vec<String>) -> Result<String> {
         ddl(&self.table_name, &parts.into_iter().map(|part| part_of(&part)).collect::<Vec<_>>())
     }
