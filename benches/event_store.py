@@ -1,6 +1,6 @@
 """The event store beside `eventsourcing` in its lock mode and beside Go's statements, on one server that flushes.
 
-    python -m benches.event_store            # about five minutes; saves results for the report
+    python -m benches.event_store            # about ten minutes; saves results for the report
     python -m benches.event_store --check    # each job once and small, nothing is saved
 
 `eventsourcing` in its lock mode is the correct one; its faster mode can lose events. go-sync-kit is present by the
@@ -33,7 +33,7 @@ from eventsourcing import persistence, postgres
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from benches.results import Row, Section, Table, Target, save
-from socketio_postgres import END, AsyncEventStore, Event, EventStore
+from socketio_postgres import END, AsyncEventStore, Event, EventStore, Filter
 from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.fixtures.database import Database
 from tests.fixtures.go_event_store import RECORDED, create_table
@@ -64,10 +64,14 @@ class Scale:
     live: int
     """Events whose way to a handler is timed."""
     subscriptions: int
+    projected: int
+    """Events that a projection applies."""
+    growth: tuple[int, int]
+    """Rows of a small and of a large table."""
 
 
-FULL = Scale(5, 400, 100, 10, 50_000, 100_000, 500, 1000)
-CHECK = Scale(1, 5, 2, 1, 100, 2000, 10, 20)
+FULL = Scale(5, 400, 100, 10, 50_000, 100_000, 500, 1000, 5000, (100_000, 1_000_000))
+CHECK = Scale(1, 5, 2, 1, 100, 2000, 10, 20, 50, (2000, 20_000))
 
 Turn = Callable[[], float]
 """Does the job once, checks what came of it, and gives the measured value."""
@@ -474,6 +478,172 @@ def fan_out(stage: Stage) -> list[Table]:
     ]  # fmt: skip
 
 
+CREATE_TOTALS = "CREATE TABLE totals (aggregate_id text PRIMARY KEY, total bigint)"
+ADD = "INSERT INTO totals VALUES (%s, 1) ON CONFLICT (aggregate_id) DO UPDATE SET total = totals.total + 1"
+
+
+def projections(stage: Stage) -> list[Table]:
+    """A table of totals in the same database, in batches and with a commit for each event."""
+    count = stage.scale.projected
+    database = stage.database()
+    numbers = itertools.count()
+    with EventStore(database.dsn) as store, database.connect() as admin:
+        admin.execute(CREATE_TOTALS)
+        store.import_events(Event("T", f"a{i % 100}", DATA) for i in range(count))
+
+    def of_batches(max_count: int) -> float:
+        with EventStore(database.dsn) as store, psycopg.connect(database.dsn) as conn:
+            conn.execute("TRUNCATE totals")
+            conn.commit()
+            begin = time.perf_counter()
+            handled = 0
+            with store.durable(f"totals{next(numbers)}") as durable:
+                for batch in durable.batches(max_count):
+                    with conn.transaction():
+                        with conn.cursor() as cursor:
+                            cursor.executemany(ADD, [(event.aggregate_id,) for event in batch])
+                        batch.ack_in(conn)
+                    handled += len(batch)
+                    if handled == count:
+                        break
+            took = time.perf_counter() - begin
+            assert conn.execute("SELECT sum(total) FROM totals").fetchone() == (count,)
+        return count / took
+
+    turns: dict[str, Turn] = {
+        "ours: batches of 500": functools.partial(of_batches, 500),
+        "one commit for each event": functools.partial(of_batches, 1),
+    }
+    target = Target("ours: batches of 500", "one commit for each event", 20)
+    return [
+        Table("store_projections", "Applying events to a table of the same database, exactly once", "events/s",
+              rows(alternate(stage.scale, turns)), targets=[target])
+    ]  # fmt: skip
+
+
+def aggregates(stage: Stage) -> list[Table]:
+    """The 20 events of an aggregate, among many others."""
+    length, count, loads = 20, stage.scale.read // 20, stage.scale.singles
+    store, recorder = stage.store(), stage.recorder()
+    ids = [uuid.uuid4() for _ in range(count)]
+    store.import_events(Event("OrderPlaced", str(each), DATA) for _ in range(length) for each in ids)
+    for first in range(0, count, 50):
+        some = ids[first : first + 50]
+        recorder.insert_events(
+            [
+                persistence.StoredEvent(each, number, "Order.Placed", STATE)
+                for number in range(1, length + 1)
+                for each in some
+            ]
+        )
+    asked = [ids[i * 7 % count] for i in range(loads)]
+
+    def timed(load: Callable[[uuid.UUID], Any]) -> float:
+        assert len(load(asked[0])) == length
+        return seconds(lambda: [load(each) for each in asked]) / loads * 1000
+
+    theirs_name = "eventsourcing: select_events()"
+    turns: dict[str, Turn] = {
+        "ours: load_by_aggregate()": lambda: timed(lambda each: store.load_by_aggregate(str(each))),
+        theirs_name: lambda: timed(recorder.select_events),
+    }
+    found = rows(alternate(stage.scale, turns))
+    targets = [Target("ours: load_by_aggregate()", theirs_name, 3)]
+    return [
+        Table("store_aggregate", f"The {length} events of an aggregate among {count * length:,}", "ms/call", found,
+              is_more_better=False, targets=targets)
+    ]  # fmt: skip
+
+
+def grown(database: Database, count: int) -> None:
+    """Many events by one statement; every thousandth part of them belongs to one category."""
+    with EventStore(database.dsn) as store:
+        store.open()
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        admin.execute(
+            "INSERT INTO events (id, aggregate_id, event_type, data) SELECT gen_random_uuid(),"
+            " CASE WHEN i %% %s = 0 THEN 'rare-' ELSE 'order-' END || i, 'T', %s FROM generate_series(1, %s) AS i",
+            (max(count // 1000, 1), json.dumps(DATA), count),
+        )
+        admin.execute("ALTER TABLE events ENABLE TRIGGER USER")
+        admin.execute("VACUUM ANALYZE events")
+
+
+def growing(stage: Stage) -> list[Table]:
+    """A page in the middle of a small and of a large table, and a category of 1,000 in the large one."""
+    tables = {count: stage.database() for count in stage.scale.growth}
+    for count, database in tables.items():
+        grown(database, count)
+
+    def page(count: int) -> float:
+        with EventStore(tables[count].dsn) as store:
+            assert len(store.load(count // 2, limit=PAGE)) == PAGE
+            return seconds(lambda: [store.load(count // 2 + i, limit=PAGE) for i in range(10)]) / 10 * 1000
+
+    names = {count: f"ours: a page of {PAGE:,} of {count:,} events" for count in tables}
+    turns: dict[str, Turn] = {name: functools.partial(page, count) for count, name in names.items()}
+    found = rows(alternate(stage.scale, turns))
+    small, large = names.values()
+    result = [
+        Table("store_growth", "A page as the table grows", "ms/page", found, is_more_better=False,
+              targets=[Target(large, small, 1 / 1.3)])
+    ]  # fmt: skip
+
+    most = max(tables)
+    database = tables[most]
+
+    def catch_up() -> float:
+        with EventStore(database.dsn) as store:
+            begin, seen = time.perf_counter(), 0
+            with store.subscribe(0, [Filter("aggregate_prefix", "rare-")]) as live:
+                while seen < 1000:
+                    assert live.next(60).aggregate_id.startswith("rare-")
+                    seen += 1
+            return (time.perf_counter() - begin) * 1000
+
+    without = alternate(stage.scale, {"ours: without an index": catch_up})
+    with EventStore(database.dsn) as store:
+        store.add_index("category")
+    with database.connect() as admin:
+        admin.execute("ANALYZE events")
+    indexed = alternate(stage.scale, {"ours: with add_index()": catch_up})
+    result.append(
+        Table("store_category", f"Catching up with a category of 1,000 among {most:,} events", "ms",
+              rows({**indexed, **without}), is_more_better=False,
+              targets=[Target("ours: with add_index()", "ours: without an index", 10)])
+    )  # fmt: skip
+    return result
+
+
+def index_costs(stage: Stage) -> list[Table]:
+    """What an index costs a writer."""
+    count = stage.scale.batches
+    kinds: dict[str, dict[str, Any]] = {
+        "ours: no further index": {},
+        "ours: by type": {"kind": "type"},
+        "ours: by category": {"kind": "category"},
+        "ours: by partition": {"kind": "partition", "partitions": 8},
+    }
+
+    def of(store: EventStore) -> float:
+        given = [ours(BATCH) for _ in range(count)]
+        results = []
+        took = seconds(lambda: results.extend(store.store_batch(events) for events in given))
+        assert sum(map(len, results)) == count * BATCH
+        return count * BATCH / took
+
+    turns: dict[str, Turn] = {}
+    for name, arguments in kinds.items():
+        store = stage.store()
+        if arguments:
+            store.add_index(**arguments)
+        turns[name] = functools.partial(of, store)
+    found = rows(alternate(stage.scale, turns))
+    notes = ["Batches of 1,000 events of as many aggregates, on a table that this package has made."]
+    return [Table("store_index_costs", "What an index costs a writer", "events/s", found, notes=notes)]
+
+
 JOBS: dict[str, Callable[[Stage], list[Table]]] = {
     "single": single,
     "at-once": at_once,
@@ -481,6 +651,10 @@ JOBS: dict[str, Callable[[Stage], list[Table]]] = {
     "reading": reading,
     "live": live,
     "fan-out": fan_out,
+    "projections": projections,
+    "aggregates": aggregates,
+    "growing": growing,
+    "index-costs": index_costs,
 }
 
 

@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.fixtures.node",
     "tests.fixtures.side_by_side",
     "tests.fixtures.tables",
+    "tests.fixtures.browser",
 ]
 
 REQUIRE_ALL = os.environ.get("SIO_PG_REQUIRE_ALL") == "1"

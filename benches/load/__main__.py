@@ -21,6 +21,7 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[Table | list[Table]]]] = {
     "across": spreading.bursts,
     "latency": spreading.latencies,
     "fan-out": fan_out.fan_out,
+    "asgi-servers": fan_out.asgi_servers,
     "large": spreading.large_events,
     "growth": growth.servers,
     "memory": growth.memory,

@@ -161,12 +161,12 @@ class Stage:
                 return self.database().dsn
 
     @asynccontextmanager
-    async def cluster(self, kind: str, servers: int) -> AsyncIterator[Cluster]:
-        """Start servers; they know nobody yet."""
+    async def cluster(self, kind: str, servers: int, host: str = "default") -> AsyncIterator[Cluster]:
+        """Start servers; they know nobody yet. `host` is the ASGI server of those in Python."""
         async with AsyncExitStack() as stack:
             address = self.address(kind)
-            module = "peer.js" if kind == "node" else "server"
-            workers = [await stack.enter_async_context(Worker(module)) for _ in range(servers)]
+            command = ("peer.js",) if kind == "node" else ("server", host)
+            workers = [await stack.enter_async_context(Worker(*command)) for _ in range(servers)]
             ports = [await worker.call("serve", kind=kind, address=address) for worker in workers]
             clients = await stack.enter_async_context(Worker("clients"))
             yield Cluster(kind, address, workers, ports, clients)

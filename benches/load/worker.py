@@ -29,10 +29,12 @@ class Worker:
 
     Args:
         module: A module of this package, or a JavaScript file in its folder.
+        arguments: Its command line.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         self.module = module
+        self._arguments = arguments
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._process: asyncio.subprocess.Process | None = None
@@ -46,6 +48,7 @@ class Worker:
             command = [sys.executable, "-m", f"benches.load.{self.module}"]
         self._process = await asyncio.create_subprocess_exec(
             *command,
+            *self._arguments,
             cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -15,6 +15,7 @@ from socketio_postgres import _core
 from socketio_postgres.exceptions import (
     AggregateIdTooLongError,
     AggregateLockedError,
+    AlreadyAcknowledgedError,
     AttachmentMissingError,
     BufferFullError,
     ClosedError,
@@ -104,6 +105,7 @@ __all__ = [
     "START",
     "AggregateIdTooLongError",
     "AggregateLockedError",
+    "AlreadyAcknowledgedError",
     "AsyncCompetingSubscription",
     "AsyncDurableSubscription",
     "AsyncEmitter",

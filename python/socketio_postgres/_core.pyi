@@ -447,6 +447,9 @@ class EventStore:
     def wait_for_room(self, inbox: Inbox, token: int) -> None:
         """Ends once another call of `store` can be accepted."""
 
+    def add_index(self, kind: str, partitions: int, inbox: Inbox, token: int) -> None:
+        """Make the index by "type", "category" or "partition", if it is not there; ends when it is valid."""
+
     def look_again(self, inbox: Inbox, token: int) -> None:
         """Read the layout of the table again."""
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 __all__ = [
     "AggregateIdTooLongError",
     "AggregateLockedError",
+    "AlreadyAcknowledgedError",
     "AttachmentMissingError",
     "BufferFullError",
     "ClosedError",
@@ -405,6 +406,22 @@ class StoreRewoundError(EventStoreError):
     last_version: int = 0
     event_id: str | None = None
     found_id: str | None = None
+
+
+class AlreadyAcknowledgedError(EventStoreError):
+    """The event was acknowledged before, by a transaction that is committed. Nothing was changed.
+
+    Let it end your transaction, so that what the event does is not done again.
+
+    Attributes:
+        name: The subscription.
+        version: The event's version.
+        position: Version up to which events are acknowledged.
+    """
+
+    name: str = ""
+    version: int = 0
+    position: int = 0
 
 
 class SubscriptionFencedError(EventStoreError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
@@ -28,7 +30,8 @@ from socketio_postgres import (
     WrongExpectedVersionError,
 )
 from tests.fixtures.database import Database
-from tests.fixtures.waiting import eventually, nothing_arrives
+from tests.fixtures.user_transactions import SYNC, GivenUpError
+from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 
 Transaction: TypeAlias = "Callable[[], AbstractAsyncContextManager[Any]]"
 
@@ -75,10 +78,6 @@ def transaction(request: pytest.FixtureRequest, database: Database) -> Transacti
         "sqlalchemy session": of_session,
     }
     return kinds[request.param]
-
-
-class GivenUpError(Exception):
-    """The user's."""
 
 
 async def test_events_come_with_the_commit(store: AsyncEventStore, transaction: Transaction) -> None:
@@ -201,6 +200,43 @@ async def test_connections_that_will_not_do(store: AsyncEventStore, database: Da
     with pytest.raises(OptionsError):
         await store.store_in(raw, [])
     assert len(await store.load()) == 1
+
+
+@pytest.mark.parametrize("kind", SYNC)
+def test_every_library_for_threads(database: Database, kind: str) -> None:
+    opened = SYNC[kind]
+    with EventStore(database.dsn) as store:
+        with opened(database) as conn:
+            first = store.store_in(conn, Event("T", "a", {"percent": "100 %s :x"}, id="1"), expected=NO_STREAM)
+        with contextlib.suppress(GivenUpError), opened(database) as conn:
+            store.store_in(conn, Event("T", "a", "lost"), expected=first.version)
+            raise GivenUpError
+        with opened(database) as conn:
+            assert store.store_in(conn, Event("T", "a", {"percent": "100 %s :x"}, id="1")).is_duplicate
+            with pytest.raises(WrongExpectedVersionError):
+                store.store_in(conn, Event("T", "a"), expected=NO_STREAM)
+        assert [event.data for event in store.load()] == [{"percent": "100 %s :x"}]
+
+
+@pytest.mark.parametrize("kind", ["psycopg2", "Connection psycopg2", "Django"])
+def test_the_same_id_meanwhile_in_every_library(database: Database, kind: str) -> None:
+    """The libraries tell differently which error it was."""
+    event = Event("T", "a", id="same")
+    with EventStore(database.dsn) as store, database.connect() as admin, ThreadPoolExecutor(1) as pool:
+
+        def second() -> None:
+            with pytest.raises(DuplicateEventError, match="roll back"), SYNC[kind](database) as conn:
+                store.store_in(conn, event)
+
+        with psycopg.connect(database.dsn) as conn:
+            store.store_in(conn, event)
+            storing = pool.submit(second)
+            waits = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+            deadline = time.monotonic() + TIMEOUT_S
+            while not storing.done() and admin.execute(waits).fetchone() == (False,):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        storing.result(TIMEOUT_S)
 
 
 def test_from_threads(database: Database) -> None:

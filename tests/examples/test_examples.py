@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from socketio_postgres import Emitter
 from socketio_postgres.demo.embedded import free_port
+from tests.fixtures.browser import Browser
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.program import Program
@@ -31,7 +33,7 @@ async def running(
             env = {"DATABASE_URL": database.url, "PORT": port}
             asgi = ["-m", "uvicorn", f"examples.{example}:app", "--port", port, "--timeout-graceful-shutdown", "1"]
             wsgi = [f"examples/{example}.py"]
-            command = asgi if example in {"asgi_app", "fastapi_app"} else wsgi
+            command = asgi if example in {"asgi_app", "fastapi_app", "shop_app"} else wsgi
             program = stack.enter_context(Program(command, env, f"http://127.0.0.1:{port}"))
             client = await PythonClient.connect(program.url, label=program.url, auth=auth)
             stack.push_async_callback(client.disconnect)
@@ -130,6 +132,41 @@ async def test_celery(database: Database, tmp_path: Path) -> None:
             expected = [("report", percent) for percent in (0, 50, 100)]
             for client in clients:
                 assert await client.wait_for("progress", len(expected)) == expected
+
+
+async def test_the_page_of_a_shop_follows_its_table(database: Database, chromium: str) -> None:
+    with Emitter(database.dsn) as io:
+        io.install_sql()
+    rows = ["tea: new", "biscuits: new"]
+    async with AsyncExitStack() as stack:
+        psql = stack.enter_context(database.connect())
+        psql.execute((Path(__file__).parents[2] / "examples" / "shop.sql").read_text())
+        clients = await stack.enter_async_context(running("shop_app", database, {"customer": "7"}))
+        browsers = [await stack.enter_async_context(Browser(chromium)) for _ in range(2)]
+        for browser, client, customer in zip(browsers, clients, (7, 8), strict=True):
+            await browser.open(f"{client.label}/?customer={customer}")
+        await browsers[0].wait_for_text("#orders li", rows)
+        await browsers[1].wait_for_text("#orders li", ["coffee: new"])
+        shown = [{"id": 1, "item": "tea", "status": "new"}, {"id": 2, "item": "biscuits", "status": "new"}]
+        for client in clients:
+            assert await client.wait_for("orders") == [(shown,)]
+
+        psql.execute("UPDATE orders SET status = 'paid' WHERE id = 1")
+        await browsers[0].wait_for_text("#orders li", ["tea: paid", "biscuits: new"])
+        with psql.transaction(force_rollback=True):
+            psql.execute("UPDATE orders SET status = 'lost'")
+            psql.execute("DELETE FROM orders WHERE id = 2")
+        psql.execute("INSERT INTO orders (customer_id, item) VALUES (7, 'milk')")
+        await browsers[0].wait_for_text("#orders li", ["tea: paid", "biscuits: new", "milk: new"])
+        with psql.transaction():
+            psql.execute("DELETE FROM orders WHERE id = 2")
+            psql.execute("UPDATE orders SET customer_id = 8 WHERE item = 'milk'")
+        await browsers[0].wait_for_text("#orders li", ["tea: paid"])
+        await browsers[1].wait_for_text("#orders li", ["coffee: new", "milk: new"])  # new for its other customer
+        for client in clients:
+            operations = [argument["op"] for (argument,) in await client.wait_for("order", 4)]
+            assert operations == ["UPDATE", "INSERT", "DELETE", "DELETE"], "the row that moved is gone"
+        assert [browser.failures for browser in browsers] == [[], []]
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/*.py")), ids=lambda path: path.name)

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from psycopg import sql
 
 from socketio_postgres import AsyncEmitter, SelfTestError
 from tests.faults.conftest import Rounds
-from tests.fixtures.bus import acquainted, serving
+from tests.fixtures.bus import BusReader, acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.pgbouncer import PgBouncer, PoolMode
@@ -59,6 +60,27 @@ async def test_publishing_through_transactions(
         assert verdict.failed == verdict.in_doubt
         assert receiver.reconnects() == 0
     await at_rest(database)
+
+
+async def test_users_transactions_through_transactions(database: Database, transactions: PgBouncer) -> None:
+    """A user's connection through the pooler, and an emitter that does not know of it."""
+    async with (
+        AsyncEmitter(database.dsn) as io,
+        BusReader(database) as reader,
+        await psycopg.AsyncConnection.connect(transactions.dsn, prepare_threshold=None) as one,
+        await psycopg.AsyncConnection.connect(transactions.dsn, prepare_threshold=None) as two,
+    ):
+        for number in range(10):
+            await io.in_transaction(one).emit("one", number)
+            await io.in_transaction(two).emit("two", number, b"x")
+            await io.in_transaction(two).emit_many([("two", number), ("two", number)])
+            await two.commit()
+            await (one.rollback() if number % 2 else one.commit())
+        expected: list[list[object]] = []
+        for number in range(10):
+            expected += [["two", number, b"x"], ["two", number], ["two", number]]
+            expected += [] if number % 2 else [["one", number]]
+        assert await reader.wait_for(len(expected)) == expected
 
 
 async def test_everything_through_sessions(

@@ -93,7 +93,7 @@ class Mixed:
         """The client that plays a role on one side."""
         return self.cluster.clients[side, role]
 
-    async def sender(self, kind: SenderKind) -> Sender:  # noqa: PLR0911  (one for each kind)
+    async def sender(self, kind: SenderKind) -> Sender:
         """Open a sender that lives as long as the cluster."""
         if kind is NODE_SERVER:
             return NodeSender(self.peer, "server")

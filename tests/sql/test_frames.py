@@ -8,6 +8,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from socketio_postgres import Emitter, Message, MessageType
@@ -162,8 +164,21 @@ async def test_long_lists_of_rooms_are_not_hinted(installed: Database, psql: psy
     assert frame.message["data"]["opts"]["rooms"] == rooms
 
 
-def test_wire_text_is_json_without_blanks(installed: Database, psql: psycopg.Connection) -> None:
-    value = {"a": ["b, c: d", {"\\": '", "'}, 1.5, []], "é": {}, '": ': "\\\\"}
+PIECES = st.lists(st.sampled_from([",", ":", " ", ", ", ": ", '"', "\\", "a", "é", "{", "]"]), max_size=6).map("".join)
+"""Texts that look like JSON's own punctuation."""
+JSON = st.recursive(
+    st.one_of(PIECES, st.integers(), st.none(), st.booleans()),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(PIECES, inner, max_size=5)),
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(value=JSON)
+@example(value={"a, b": 1, "a,b": 2})
+@example(value=["x: y", "hello, world", 1, {"\\": '", "'}])
+def test_wire_text_is_json_without_blanks(psql: psycopg.Connection, value: Any) -> None:
     row = psql.execute("SELECT socketio._compact(%s)", [Jsonb(value)]).fetchone()
     assert row is not None
     assert json.loads(row[0]) == value

@@ -27,7 +27,7 @@ from tests.fixtures.database import Database
 
 FOLDER = Path(sql_script.__file__).parent / "sql"
 OLD_VERSIONS = Path(__file__).parent / "versions"
-DIGESTS = {1: "574209a2372ab51f"}
+DIGESTS = {1: "8ccfddac6e99bcaa"}
 """Of `functions.sql` in each version."""
 
 CATALOG = """
@@ -180,6 +180,55 @@ def test_without_an_attachment_table(database: Database) -> None:
         io.install_sql()
     assert caught.value.sqlstate == "42P01"
     assert database.value("SELECT to_regnamespace('socketio')::text") is None
+
+
+@pytest.mark.parametrize("version", [None, 0], ids=["the same version", "another version"])
+def test_a_transaction_that_has_emitted_is_not_waited_for(
+    installed: Database, psql: psycopg.Connection, version: int | None
+) -> None:
+    """Otherwise every other emit would wait behind the one who waits."""
+    with psql.transaction():
+        psql.execute("SELECT socketio.emit('e')")
+        if version is not None:
+            with installed.connect() as other:
+                other.execute("UPDATE socketio.settings SET version = %s", [version])
+        with Emitter(installed.dsn) as io:
+            io.install_sql()
+        installed.value("SELECT socketio.emit('e')::text")
+    assert settings(installed)["version"] == sql_script.VERSION
+
+
+def test_functions_of_this_version_stay(installed: Database) -> None:
+    """So a program may install at each start without any session having to compile them again."""
+    query = "SELECT string_agg(oid::text || xmin::text, ' ' ORDER BY oid) FROM pg_proc"
+    before = installed.value(query)
+    with Emitter(installed.dsn, channel="other") as io:
+        io.install_sql()
+    assert installed.value(query) == before
+    assert settings(installed)["channel"] == "other"
+
+
+def test_an_upgrade_while_others_emit(installed: Database) -> None:
+    async def emit() -> None:
+        def run() -> None:
+            with installed.connect() as connection:
+                for _ in range(300):
+                    connection.execute(
+                        "SELECT socketio.emit('e'), socketio.emit('e', jsonb_build_array(repeat('x', 9000)))"
+                    )
+
+        await asyncio.to_thread(run)
+
+    async def upgrade() -> None:
+        async with AsyncEmitter(installed.dsn) as io:
+            for _ in range(20):
+                installed.value("WITH w AS (UPDATE socketio.settings SET version = 0 RETURNING 1) SELECT * FROM w")
+                await io.install_sql()
+
+    async def both() -> None:
+        await asyncio.gather(emit(), emit(), upgrade())
+
+    asyncio.run(both())
 
 
 async def test_the_printed_migration_is_the_same(database: Database, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,7 @@ _EVENT_STORE: Final = (
     Metric("pages", "counter", "{query}", "Queries of subscriptions that catch up by themselves."),
     Metric("page_timeouts", "counter", "{query}", "Queries of these that took too long and were repeated in parts."),
     Metric("lock_looks", "counter", "{query}", "Looks at the lock of the sequence."),
+    Metric("subscription_wakeups", "counter", "{wakeup}", "Waiting subscriptions that an event woke."),
     Metric("notifications", "counter", "{notification}", "Notifications of events received."),
     Metric("reader_outage_seconds", "gauge", "s", "Time since readers cannot connect; none when they can."),
     Metric("gap_seconds", "gauge", "s", "Time that readers have waited for an open transaction."),

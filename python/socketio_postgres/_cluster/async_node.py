@@ -37,7 +37,7 @@ from socketio_postgres._cluster.room_mirror import RoomMirror
 from socketio_postgres._cluster.rooms import bad, checked_namespace, chosen_namespace
 from socketio_postgres._cluster.runner import AsyncRunner
 from socketio_postgres._cluster.serving_loop import on_serving_loop, starts_serving
-from socketio_postgres._cluster.sql_script import install_script, key_script, remove_script
+from socketio_postgres._cluster.sql_script import install_script, remove_script
 from socketio_postgres.exceptions import (
     ClosedError,
     NotAServerError,
@@ -232,8 +232,8 @@ class AsyncNode(Generic[S]):
     @on_serving_loop
     async def install_sql(self, schema: str) -> None:
         """Install the SQL functions, with the settings of this server."""
-        core, options = self._bus.core, self._bus.options
-        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        core = self._bus.core
+        script = install_script(self._bus.options, core.table_name, schema)
         await self._bus.call(core.ensure_table)
         await self._bus.call(lambda inbox, token: core.migrate(script, inbox, token))
 

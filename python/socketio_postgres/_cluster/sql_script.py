@@ -11,7 +11,7 @@ from socketio_postgres._bus.messages import RESERVED_EVENTS
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster.rooms import bad
 
-__all__ = ["PUBLIC_FUNCTIONS", "SCHEMA", "VERSION", "install_script", "key_script", "remove_script"]
+__all__ = ["PUBLIC_FUNCTIONS", "SCHEMA", "VERSION", "install_script", "migration", "remove_script"]
 
 SCHEMA: Final = "socketio"
 """Where the functions are unless told otherwise."""
@@ -60,17 +60,8 @@ def _filled(name: str, schema: str, values: Mapping[str, str]) -> str:
     return text
 
 
-def install_script(options: BusOptions, table: str, schema: str = SCHEMA) -> str:
-    """The statements that install the functions, or bring older ones to this version; without a signing key.
-
-    Args:
-        options: Of the cluster.
-        table: The attachment table, quoted; it must exist by then.
-        schema: Where to install.
-
-    Raises:
-        OptionsError: The schema is no plain name.
-    """
+def _parts(options: BusOptions, table: str, schema: str) -> tuple[str, str]:
+    """The schema with its settings, and the functions."""
     values = {
         "version": str(VERSION),
         "channel": _literal(options.channel),
@@ -80,14 +71,44 @@ def install_script(options: BusOptions, table: str, schema: str = SCHEMA) -> str
         "reserved": ", ".join(map(_literal, sorted(RESERVED_EVENTS))),
         "safely": _SAFELY,
     }
-    return _filled("functions.sql", schema, values)
+    return _filled("settings.sql", schema, values), _filled("functions.sql", schema, values)
 
 
-def key_script(options: BusOptions, schema: str = SCHEMA) -> str:
-    """The statement by which the installed functions sign as `options` say."""
+def migration(options: BusOptions, table: str, schema: str = SCHEMA) -> str:
+    """The statements that install the functions, or bring any older ones to this version; without a signing key.
+
+    Args:
+        options: Of the cluster.
+        table: The attachment table, quoted; it must exist by then.
+        schema: Where to install.
+
+    Raises:
+        OptionsError: The schema is no plain name.
+    """
+    settings, functions = _parts(options, table, schema)
+    return f"-- Run this in one transaction. It may be run again.\n\n{settings}\n{functions}"
+
+
+def install_script(options: BusOptions, table: str, schema: str = SCHEMA) -> str:
+    """The same for a program that may do so at each start: functions of this version stay as they are. With the key.
+
+    Whoever replaces functions makes every session of the database compile them again.
+    """
+    settings, functions = _parts(options, table, schema)
     key = options.signing_key.encode() if isinstance(options.signing_key, str) else options.signing_key
     value = "NULL" if key is None else f"'\\x{key.hex()}'"
-    return f'SELECT "{checked_schema(schema)}".set_signing_key({value});\n'
+    return f"""{settings}
+DO $install$
+BEGIN
+    IF (SELECT version FROM "{schema}".settings) <> {VERSION} THEN
+        EXECUTE $functions$
+{functions}
+        $functions$;
+    END IF;
+END
+$install$;
+SELECT "{schema}".set_signing_key({value});
+"""
 
 
 def remove_script(schema: str) -> str:

@@ -7,7 +7,7 @@ import click
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.options import BusOptions
-from socketio_postgres._cluster.sql_script import PUBLIC_FUNCTIONS, SCHEMA, install_script, remove_script
+from socketio_postgres._cluster.sql_script import PUBLIC_FUNCTIONS, SCHEMA, migration, remove_script
 from socketio_postgres.cli.session import literal
 from socketio_postgres.events.options import EventStoreOptions
 
@@ -89,7 +89,7 @@ def _of_attachments(table_name: str, role: str | None, access: str) -> None:
 
 def _of_functions(table_name: str, role: str | None, schema: str, channel: str) -> None:
     bus = Bus(BusOptions.of("", {"table_name": table_name, "channel": channel}), uid=str)
-    click.echo(install_script(bus.options, bus.core.table_name, schema), nl=False)
+    click.echo(migration(bus.options, bus.core.table_name, schema), nl=False)
     if role is not None:
         click.echo(f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};")
         for function in PUBLIC_FUNCTIONS:

@@ -41,6 +41,7 @@ from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     AggregateIdTooLongError,
     AggregateLockedError,
+    AlreadyAcknowledgedError,
     CommitInDoubtError,
     DuplicateEventError,
     EventNotFoundError,
@@ -66,6 +67,7 @@ __all__ = [
     "START",
     "AggregateIdTooLongError",
     "AggregateLockedError",
+    "AlreadyAcknowledgedError",
     "AsyncCompetingSubscription",
     "AsyncDurableSubscription",
     "AsyncEventBatch",

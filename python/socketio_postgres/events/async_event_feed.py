@@ -29,6 +29,7 @@ from socketio_postgres.events.event import (
 from socketio_postgres.events.failure_policy import FailurePolicy
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords
+from socketio_postgres.events.partition import check_partitions
 from socketio_postgres.events.projection import HandleFunction, Projection, named, projection_of
 from socketio_postgres.exceptions import (
     OptionsError,
@@ -40,8 +41,6 @@ __all__ = ["AsyncEventFeed"]
 
 _LEASE_MIN: Final = 0.1
 _SECONDS_MAX: Final = 86_400
-
-PARTITIONS_MAX: Final = 1024
 
 
 class AsyncEventFeed(AsyncEventLog):
@@ -159,7 +158,7 @@ class AsyncEventFeed(AsyncEventLog):
         """
         conditions = conditions_of(filters, types)
         after = start if start is END or start is START else check_version(start, "start")
-        _check_partitions(partitions)
+        check_partitions(partitions)
         _check_seconds("lease", lease, _LEASE_MIN)
         _check_seconds("checkpoint_interval", checkpoint_interval, 0)
 
@@ -172,8 +171,8 @@ class AsyncEventFeed(AsyncEventLog):
             events, _ = await self._load(version - 1, [], 1, False, version)
             return events[0] if events else None
 
-        def subscribe(position: int, patience: float, more: list[Any]) -> AsyncSubscription:
-            return self._subscription(conditions + more, position, prefetch, patience)
+        def subscribe(position: int, event_id: str | None, patience: float, more: list[Any]) -> AsyncSubscription:
+            return self._subscription(conditions + more, position, prefetch, patience, event_id)
 
         arguments: dict[str, Any] = {
             "query": self._query_durable,
@@ -319,7 +318,9 @@ class AsyncEventFeed(AsyncEventLog):
         check_version(position, "position")
         await self._change_durable(
             name,
-            "position = $2::bigint, position_id = NULL, epoch = epoch + 1, owner = NULL, lease_until = NULL",
+            "position = $2::bigint, position_id = (SELECT e.id FROM"
+            f" {self._core.table('')} e WHERE e.version = $2::bigint), attempts = 0, unclean = 0,"
+            " epoch = epoch + 1, owner = NULL, lease_until = NULL",
             str(position),
         )
 
@@ -333,7 +334,12 @@ class AsyncEventFeed(AsyncEventLog):
 
     async def _change_durable(self, name: str, change: str, *texts: str) -> None:
         table = self._core.table("_subscriptions")
-        sql = f"UPDATE {table} SET {change}, updated_at = pg_catalog.now() WHERE name = $1 RETURNING name"
+        # In the order in which others lock them.
+        sql = (
+            f"WITH held AS MATERIALIZED (SELECT partition FROM {table} WHERE name = $1 ORDER BY partition FOR UPDATE)"
+            f" UPDATE {table} SET {change}, updated_at = pg_catalog.now() WHERE name = $1"
+            " AND partition IN (SELECT partition FROM held) RETURNING name"
+        )
         if not await self._query_durable(sql, name, *texts):
             raise _no_durable(name)
 
@@ -346,17 +352,20 @@ class AsyncEventFeed(AsyncEventLog):
         Raises:
             OptionsError: The subscription does not exist, a consumer owns it, or the positions differ.
         """
-        _check_partitions(partitions)
+        check_partitions(partitions)
         table = self._core.table("_subscriptions")
+        # What counts is what the rows are once they are locked: a transaction with an `ack_in` may have had them.
         changed = await self._query_durable(
-            f"WITH old AS (DELETE FROM {table} WHERE name = $1 AND NOT EXISTS (SELECT FROM {table} o WHERE o.name = $1"
-            " AND (o.lease_until > pg_catalog.clock_timestamp()"
-            f" OR o.position <> (SELECT pg_catalog.min(position) FROM {table} m WHERE m.name = $1))) RETURNING *)"
-            f" INSERT INTO {table} (name, partition, partitions, position, epoch, filter, is_paused)"
-            " SELECT $1, number, $2::int, position, epoch + 1, filter, is_paused"
-            " FROM (SELECT pg_catalog.max(position) AS position, pg_catalog.max(epoch) AS epoch,"
-            " pg_catalog.max(filter) AS filter,"
-            " pg_catalog.bool_or(is_paused) AS is_paused FROM old HAVING pg_catalog.count(*) > 0) AS old,"
+            f"WITH held AS MATERIALIZED (SELECT * FROM {table} WHERE name = $1 ORDER BY partition FOR UPDATE),"
+            " fit AS MATERIALIZED (SELECT pg_catalog.min(position) AS position,"
+            " pg_catalog.max(position_id) AS position_id, pg_catalog.max(epoch) AS epoch,"
+            " pg_catalog.max(filter) AS filter, pg_catalog.bool_or(is_paused) AS is_paused FROM held"
+            " HAVING pg_catalog.min(position) = pg_catalog.max(position) AND NOT"
+            " pg_catalog.bool_or(coalesce(lease_until > pg_catalog.clock_timestamp(), false))),"
+            f" old AS (DELETE FROM {table} WHERE name = $1 AND EXISTS (SELECT FROM fit) RETURNING partition)"
+            f" INSERT INTO {table} (name, partition, partitions, position, position_id, epoch, filter, is_paused)"
+            " SELECT $1, number, $2::int, position, position_id, epoch + 1, filter, is_paused"
+            " FROM fit, (SELECT pg_catalog.count(*) FROM old) AS gone,"
             " pg_catalog.generate_series(0, $2::int - 1) AS number RETURNING name",
             name,
             str(partitions),
@@ -422,14 +431,3 @@ def _check_seconds(name: str, value: float, low: float) -> None:
     if not low <= value <= _SECONDS_MAX:
         reason = f"must be a number of seconds from {low} to {_SECONDS_MAX}"
         raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)
-
-
-def _check_partitions(partitions: object) -> None:
-    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
-        reason = f"must be an integer from 1 to {PARTITIONS_MAX}"
-        raise OptionsError(
-            f"invalid partitions: {reason} (got {partitions!r})",
-            option="partitions",
-            value=repr(partitions),
-            reason=reason,
-        )

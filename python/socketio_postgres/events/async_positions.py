@@ -19,7 +19,8 @@ QueryFunction = Callable[..., Awaitable[list[list[str | None]]]]
 _GIVEN: Final = """pg_catalog.json_to_recordset($2::pg_catalog.json)
     AS x(partition int, epoch bigint, base bigint, position bigint, id pg_catalog.text)"""
 
-_FREE: Final = "(lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp())"
+# Ours without our knowing it: the answer to a claim was lost.
+_FREE: Final = "(lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp() OR owner = $2)"
 
 
 def _until(parameter: str) -> str:
@@ -30,7 +31,8 @@ class AsyncPositions:
     """Where a durable subscription is, in the database.
 
     A row belongs to its owner until its lease is over, and while a transaction has it locked. No statement here waits
-    for a row that is locked: the lock may be that of the consumer's own transaction.
+    for a row that is locked: the lock may be that of the consumer's own transaction. Every change names owner and
+    epoch: the epoch alone starts again when the subscription is deleted and made again, or after a failover.
     """
 
     def __init__(
@@ -93,20 +95,23 @@ class AsyncPositions:
         """Take part no longer."""
         await self._query(f"DELETE FROM {self._consumers} WHERE name = $1 AND owner = $2", self._name, self._owner)
 
-    async def owned(self) -> tuple[dict[str, int], dict[int, int]]:
-        """How many partitions each consumer that takes part owns, and the epoch of every partition."""
+    async def owned(self) -> tuple[dict[str, int], dict[int, tuple[int, str | None]]]:
+        """How many partitions each consumer that takes part owns, and the epoch and owner of every partition."""
         rows = await self._query(
-            f"SELECT owner, NULL, NULL FROM {self._consumers}"
+            f"SELECT owner, NULL, NULL, 'valid' FROM {self._consumers}"
             " WHERE name = $1 AND lease_until > pg_catalog.clock_timestamp()"
-            " UNION ALL SELECT CASE WHEN lease_until > pg_catalog.clock_timestamp() THEN owner END,"
-            f" partition::pg_catalog.text, epoch::pg_catalog.text FROM {self.table} WHERE name = $1",
+            " UNION ALL SELECT owner, partition::pg_catalog.text, epoch::pg_catalog.text,"
+            f" CASE WHEN lease_until > pg_catalog.clock_timestamp() THEN 'valid' END FROM {self.table} WHERE name = $1",
             self._name,
         )
-        owned = {str(owner): 0 for owner, partition, _ in rows if partition is None}
-        for owner, partition, _ in rows:
-            if partition is not None and owner in owned:
-                owned[owner] += 1
-        return owned, {int(partition): int(epoch or 0) for _, partition, epoch in rows if partition is not None}
+        owned = {str(owner): 0 for owner, partition, _, _ in rows if partition is None}
+        owners = {}
+        for owner, partition, epoch, valid in rows:
+            if partition is not None:
+                owners[int(partition)] = (int(epoch or 0), owner)
+                if valid and owner in owned:
+                    owned[owner] += 1
+        return owned, owners
 
     async def claim(self, most: int, own: Iterable[int]) -> list[tuple[Partition, str | None, str | None]]:
         """Take free partitions. Returns each, the event id at its position, and the id that the table has there.
@@ -115,7 +120,8 @@ class AsyncPositions:
         """
         rows = await self._query(
             f"UPDATE {self.table} s SET epoch = epoch + 1, owner = $2, updated_at = pg_catalog.now(),"
-            f" lease_until = {_until('$3')}, unclean = CASE WHEN owner IS NULL THEN 0 ELSE unclean + 1 END"
+            f" lease_until = {_until('$3')}, unclean = CASE WHEN owner IS NULL THEN 0 WHEN owner = $2 THEN unclean"
+            " ELSE unclean + 1 END"
             f" WHERE name = $1 AND partition IN (SELECT partition FROM {self.table}"
             f" WHERE name = $1 AND NOT is_paused AND NOT partition = ANY($5::pg_catalog.text::int[]) AND {_FREE}"
             " ORDER BY partition LIMIT $4::int FOR UPDATE SKIP LOCKED)"
@@ -126,34 +132,40 @@ class AsyncPositions:
             self._owner,
             self._lease,
             str(most),
-            "{" + ",".join(map(str, own)) + "}",
+            _numbers(own),
         )
         claimed = []
         for *numbers, expected, found in rows:
             number, epoch, position, unclean, attempts = (int(each or 0) for each in numbers)
-            ours = Partition(number, epoch, position, position, unclean=unclean, attempts=attempts)
+            ours = Partition(number, epoch, position, position, expected, unclean=unclean, attempts=attempts)
             claimed.append((ours, expected, found))
         return claimed
 
-    async def renew(self, own: Iterable[Partition], timeout: float) -> None:
+    async def renew(self, own: Iterable[Partition], replaying: Iterable[int], timeout: float) -> None:
         """Extend the leases, and the claims on parked events. Rows that are locked or lost stay unchanged."""
         await self._query(
             f"WITH claims AS (UPDATE {self._parked} SET claimed_until = {_until('$3')} WHERE name = $1"
             f" AND version IN (SELECT version FROM {self._parked} WHERE name = $1 AND claimed_by = $4"
-            " FOR UPDATE SKIP LOCKED))"
-            f" UPDATE {self.table} s SET lease_until = {_until('$3')} FROM {_GIVEN}"
-            " WHERE s.name = $1 AND s.partition = x.partition AND s.epoch = x.epoch"
-            f" AND s.partition IN (SELECT l.partition FROM {self.table} l, {_GIVEN} WHERE l.name = $1"
-            " AND l.partition = x.partition AND l.epoch = x.epoch FOR UPDATE OF l SKIP LOCKED)",
+            " AND version = ANY($5::pg_catalog.text::bigint[]) FOR UPDATE SKIP LOCKED))"
+            f" UPDATE {self.table} s SET lease_until = {_until('$3')} {self._of_given()}",
             self._name,
             self._fields(own),
             self._lease,
             self._owner,
+            _numbers(replaying),
             timeout=timeout,
         )
 
+    def _of_given(self) -> str:
+        """The rows of partitions of ours that are not locked."""
+        return (
+            f"FROM {_GIVEN} WHERE s.name = $1 AND s.partition = x.partition AND s.epoch = x.epoch AND s.owner = $4"
+            f" AND s.partition IN (SELECT l.partition FROM {self.table} l, {_GIVEN} WHERE l.name = $1"
+            " AND l.partition = x.partition AND l.epoch = x.epoch AND l.owner = $4 FOR UPDATE OF l SKIP LOCKED)"
+        )
+
     async def write(
-        self, own: Iterable[Partition], ids: dict[int, str], *, releases: bool = False, timeout: float | None = None
+        self, own: Iterable[Partition], *, releases: bool = False, timeout: float | None = None
     ) -> dict[int, int]:
         """Write acknowledged positions, and extend or end the leases. Returns the position of each written row.
 
@@ -166,34 +178,41 @@ class AsyncPositions:
             f"UPDATE {self.table} s SET position = CASE WHEN {moves} THEN x.position ELSE s.position END,"
             f" position_id = CASE WHEN {moves} THEN x.id ELSE s.position_id END,"
             f" attempts = CASE WHEN {moves} THEN 0 ELSE s.attempts END,{reset}"
-            f" updated_at = pg_catalog.now(), {change} FROM {_GIVEN}"
-            " WHERE s.name = $1 AND s.partition = x.partition AND s.epoch = x.epoch"
-            f" AND s.partition IN (SELECT l.partition FROM {self.table} l, {_GIVEN} WHERE l.name = $1"
-            " AND l.partition = x.partition AND l.epoch = x.epoch FOR UPDATE OF l SKIP LOCKED)"
+            f" updated_at = pg_catalog.now(), {change} {self._of_given()}"
             " RETURNING s.partition::pg_catalog.text, s.position::pg_catalog.text",
             self._name,
-            self._fields(own, ids),
+            self._fields(own),
             self._lease,
+            self._owner,
             timeout=timeout,
         )
         return {int(partition or 0): int(position or 0) for partition, position in rows}
 
-    async def begin(self, ours: Partition, version: int, event_id: str | None) -> int:
+    def _free(self) -> str:
+        """The row of a partition of ours, `$2` with the epoch `$3`, unless it is locked."""
+        return (
+            f"free AS MATERIALIZED (SELECT partition FROM {self.table} WHERE name = $1 AND partition = $2::int"
+            " AND epoch = $3::bigint AND owner = $4 FOR UPDATE SKIP LOCKED)"
+        )
+
+    async def begin(self, ours: Partition) -> int | None:
         """Note that the next event is being handled, and the position before it. Returns how often it was begun.
 
-        Zero when the partition belongs to somebody else, or is locked.
+        None when the partition belongs to somebody else, or is locked.
         """
         rows = await self._query(
-            f"UPDATE {self.table} SET position = $3::bigint, position_id = $4, attempts = attempts + 1,"
-            " updated_at = pg_catalog.now() WHERE name = $1 AND partition = $2::int AND epoch = $5::bigint"
-            " AND position <= $3::bigint RETURNING attempts::pg_catalog.text",
+            f"WITH {self._free()} UPDATE {self.table} s SET attempts = attempts + 1, updated_at = pg_catalog.now(),"
+            " position_id = CASE WHEN position = $5::bigint THEN position_id ELSE $6 END, position = $5::bigint"
+            " FROM free WHERE s.name = $1 AND s.partition = free.partition AND s.position <= $5::bigint"
+            " RETURNING attempts::pg_catalog.text",
             self._name,
             str(ours.number),
-            str(version),
-            event_id,
             str(ours.epoch),
+            self._owner,
+            str(max(ours.written, ours.acknowledged)),
+            ours.acknowledged_id,
         )
-        return int(rows[0][0] or 0) if rows else 0
+        return int(rows[0][0] or 0) if rows else None
 
     async def look(self, number: int) -> tuple[int, int, str | None] | None:
         """Epoch, position and owner of a partition; None when the subscription was deleted."""
@@ -207,8 +226,18 @@ class AsyncPositions:
             return int(epoch or 0), int(position or 0), owner
         return None
 
-    async def write_in(self, conn: Any, changes: list[tuple[Partition, StoredEvent]]) -> int:
-        """Move positions in the user's transaction; returns how many have moved.
+    async def is_locked(self, ours: Partition) -> bool:
+        """Whether a transaction has a partition locked at this moment."""
+        sql = f"SELECT name FROM {self.table} WHERE name = $1 AND partition = $2::int FOR UPDATE SKIP LOCKED"
+        is_free = await self._query(sql, self._name, str(ours.number))
+        return not is_free and await self.look(ours.number) is not None
+
+    def is_ours(self, found: tuple[int, int, str | None] | None, ours: Partition) -> bool:
+        """Whether a partition, as `look` found it, belongs to this consumer."""
+        return found is not None and (found[0], found[2]) == (ours.epoch, self._owner)
+
+    async def write_in(self, conn: Any, ours: Partition, event: StoredEvent) -> str | None:
+        """Move a position in the user's transaction; returns that transaction, or None if the position was not moved.
 
         Raises:
             OptionsError: No transaction is open on the connection.
@@ -220,36 +249,45 @@ class AsyncPositions:
                 value="",
                 reason="no transaction is open",
             )
-        moved = 0
-        for ours, event in changes:
-            # The oid: another schema, or database, may have a table of the same name.
-            moved += await run_on(
-                conn,
-                f"UPDATE {self.table} SET position = %s, position_id = %s, attempts = 0, unclean = 0,"
-                " updated_at = pg_catalog.now() WHERE name = %s AND partition = %s AND epoch = %s"
-                " AND position BETWEEN %s AND %s AND CAST(tableoid AS bigint) = %s",
-                [
-                    event.version,
-                    event.id,
-                    self._name,
-                    ours.number,
-                    ours.epoch,
-                    ours.base_for(event.version),
-                    event.version,
-                    self._oid,
-                ],
-            )
-        return moved
+        # The oid: another schema, or database, may have a table of the same name.
+        rows = await rows_on(
+            conn,
+            f"UPDATE {self.table} SET position = %s, position_id = %s, attempts = 0, unclean = 0,"
+            " updated_at = pg_catalog.now() WHERE name = %s AND partition = %s AND epoch = %s AND owner = %s"
+            " AND position BETWEEN %s AND %s AND CAST(tableoid AS bigint) = %s"
+            " RETURNING CAST(pg_catalog.txid_current() AS pg_catalog.text)",
+            [
+                event.version,
+                event.id,
+                self._name,
+                ours.number,
+                ours.epoch,
+                self._owner,
+                ours.base_for(event.version),
+                event.version - 1,
+                self._oid,
+            ],
+        )
+        return str(rows[0][0]) if rows else None
+
+    async def transaction_of(self, conn: Any) -> str | None:
+        """The transaction that has changed something on the user's connection; None if there is none."""
+        sql = "SELECT CAST(pg_catalog.txid_current_if_assigned() AS pg_catalog.text)"
+        ((found,),) = await rows_on(conn, sql, [])
+        return None if found is None else str(found)
 
     async def fence_in(self, conn: Any, own: Iterable[Partition]) -> dict[int, int]:
-        """Lock positions in the user's transaction; returns those of partitions that still belong to this consumer."""
+        """Lock positions in the user's transaction; returns those of partitions that still belong to this consumer.
+
+        In one order, in which others lock them, too.
+        """
         found: dict[int, int] = {}
-        for ours in own:
+        for ours in sorted(own, key=lambda each: each.number):
             rows = await rows_on(
                 conn,
-                f"SELECT position FROM {self.table} WHERE name = %s AND partition = %s AND epoch = %s"
+                f"SELECT position FROM {self.table} WHERE name = %s AND partition = %s AND epoch = %s AND owner = %s"
                 " AND CAST(tableoid AS bigint) = %s FOR UPDATE",
-                [self._name, ours.number, ours.epoch, self._oid],
+                [self._name, ours.number, ours.epoch, self._owner, self._oid],
             )
             if rows:
                 found[ours.number] = int(rows[0][0])
@@ -261,8 +299,8 @@ class AsyncPositions:
             await run_on(
                 conn,
                 f"UPDATE {self.table} SET position = %s, position_id = %s, attempts = 0, unclean = 0,"
-                " updated_at = pg_catalog.now() WHERE name = %s AND partition = %s AND epoch = %s",
-                [event.version, event.id, self._name, ours.number, ours.epoch],
+                " updated_at = pg_catalog.now() WHERE name = %s AND partition = %s AND epoch = %s AND owner = %s",
+                [event.version, event.id, self._name, ours.number, ours.epoch, self._owner],
             )
 
     async def is_on(self, conn: Any) -> bool:
@@ -274,26 +312,33 @@ class AsyncPositions:
     # --------------------------------------------------------------------------------------------- parked events
 
     async def park(self, ours: Partition, event: StoredEvent, attempts: int, error: str | None) -> bool:
-        """Set an event aside and move on past it, in one transaction; False when the partition has other owners now."""
+        """Set an event aside and move on past it, in one transaction.
+
+        True, too, when the same call has done so before, and its answer was lost. False when the partition belongs to
+        somebody else, is locked, or is at another position.
+        """
         rows = await self._query(
-            f"WITH moved AS (UPDATE {self.table} SET position = $1::bigint, position_id = $8, attempts = 0,"
-            " unclean = 0, updated_at = pg_catalog.now() WHERE name = $2 AND partition = $9::int AND epoch = $3::bigint"
-            " AND position BETWEEN $4::bigint AND $1::bigint RETURNING name)"
-            f" INSERT INTO {self._parked} (name, version, aggregate_id, attempts, last_error)"
-            " SELECT name, $1::bigint, $5, $6::int, $7 FROM moved"
+            f"WITH {self._free()}, moved AS (UPDATE {self.table} s SET position = $5::bigint, position_id = $6,"
+            " attempts = 0, unclean = 0, updated_at = pg_catalog.now() FROM free WHERE s.name = $1"
+            " AND s.partition = free.partition AND s.position BETWEEN $7::bigint AND $5::bigint - 1 RETURNING s.name),"
+            f" done AS (INSERT INTO {self._parked} (name, version, aggregate_id, attempts, last_error)"
+            " SELECT name, $5::bigint, $8, $9::int, $10 FROM moved"
             " ON CONFLICT (name, version) DO UPDATE SET"
             f" attempts = {self._parked}.attempts + excluded.attempts,"
-            f" last_error = coalesce(excluded.last_error, {self._parked}.last_error)"
-            " RETURNING 'parked'",
-            str(event.version),
+            f" last_error = coalesce(excluded.last_error, {self._parked}.last_error) RETURNING name)"
+            f" SELECT name FROM done UNION ALL SELECT p.name FROM free, {self._parked} p WHERE p.name = $1"
+            f" AND p.version = $5::bigint AND EXISTS (SELECT FROM {self.table} s WHERE s.name = $1"
+            " AND s.partition = free.partition AND s.position = $5::bigint)",
             self._name,
+            str(ours.number),
             str(ours.epoch),
+            self._owner,
+            str(event.version),
+            event.id,
             str(ours.base_for(event.version)),
             event.aggregate_id,
             str(attempts),
             error,
-            event.id,
-            str(ours.number),
         )
         return bool(rows)
 
@@ -312,13 +357,17 @@ class AsyncPositions:
         )
         return [ParkedEvent(**json.loads(row[0] or "{}")) for row in rows]
 
-    async def claim_parked(self, after: int, held: Iterable[str]) -> tuple[int, str] | None:
-        """Claim the first parked event of an aggregate, for as long as a lease; returns its version and aggregate."""
+    async def claim_parked(self, after: int, held: Iterable[str], taken: Iterable[int]) -> tuple[int, str] | None:
+        """Claim the first parked event of an aggregate, for as long as a lease; returns its version and aggregate.
+
+        It may have a claim of ours that nobody needs any more, unless it is one of those that are taken.
+        """
         rows = await self._query(
             f"UPDATE {self._parked} SET claimed_by = $2, claimed_until = {_until('$3')}"
             f" WHERE name = $1 AND version = (SELECT p.version FROM {self._parked} p"
             " WHERE p.name = $1 AND p.version > $4::bigint AND NOT p.aggregate_id = ANY($5::pg_catalog.text[])"
-            " AND (p.claimed_until IS NULL OR p.claimed_until < pg_catalog.clock_timestamp())"
+            " AND (p.claimed_until IS NULL OR p.claimed_until < pg_catalog.clock_timestamp() OR p.claimed_by = $2)"
+            " AND NOT p.version = ANY($6::pg_catalog.text::bigint[])"
             f" AND NOT EXISTS (SELECT FROM {self._parked} e WHERE e.name = $1 AND e.aggregate_id = p.aggregate_id"
             " AND e.version < p.version) ORDER BY p.version LIMIT 1 FOR UPDATE SKIP LOCKED)"
             " RETURNING version::pg_catalog.text, aggregate_id",
@@ -327,6 +376,7 @@ class AsyncPositions:
             self._lease,
             str(after),
             _array(held),
+            _numbers(taken),
         )
         return (int(rows[0][0] or 0), rows[0][1] or "") if rows else None
 
@@ -367,7 +417,7 @@ class AsyncPositions:
         )
 
     @staticmethod
-    def _fields(own: Iterable[Partition], ids: dict[int, str] | None = None) -> str:
+    def _fields(own: Iterable[Partition]) -> str:
         return json.dumps(
             [
                 {
@@ -375,7 +425,7 @@ class AsyncPositions:
                     "epoch": each.epoch,
                     "base": each.base,
                     "position": max(each.base, each.acknowledged),
-                    "id": (ids or {}).get(max(each.base, each.acknowledged)),
+                    "id": each.acknowledged_id,
                 }
                 for each in own
             ]
@@ -386,3 +436,8 @@ def _array(texts: Iterable[str]) -> str:
     """PostgreSQL's text for an array of texts."""
     quoted = ('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts)
     return "{" + ",".join(quoted) + "}"
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    """PostgreSQL's text for an array of numbers."""
+    return "{" + ",".join(map(str, numbers)) + "}"

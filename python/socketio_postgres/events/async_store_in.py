@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from socketio_postgres._bus.async_statements import rows_on
+from socketio_postgres._bus.drivers import sqlstate_of
 from socketio_postgres.events.event import StoreResult
 from socketio_postgres.exceptions import (
     DuplicateEventError,
@@ -89,7 +90,7 @@ async def store_in(
     """Store events in the transaction that is open on a connection; see `AsyncEventStore.store_batch_in`.
 
     Args:
-        conn: A connection of psycopg, asyncpg or SQLAlchemy.
+        conn: A connection of psycopg, asyncpg, SQLAlchemy or Django.
         layout: What was found out about the table.
         events: Id, aggregate id, type, data and metadata of each.
         checks: What is expected of aggregates: a version, 0 for no events, -1 for any number of them.
@@ -161,8 +162,7 @@ async def _insert(conn: Any, table: str, missing: list[dict[str, Any]]) -> dict[
     try:
         rows = await rows_on(conn, _INSERT.format(table=table), [json.dumps(missing)])
     except Exception as error:
-        # SQLAlchemy wraps the driver's error.
-        if getattr(getattr(error, "orig", error), "sqlstate", None) != _UNIQUE_VIOLATION:
+        if sqlstate_of(error) != _UNIQUE_VIOLATION:
             raise
         raise DuplicateEventError(
             "another transaction has stored an event with the same id meanwhile; roll back and try again"

@@ -5,8 +5,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import Final
 
-__all__ = ["Partition", "partition_of", "shares"]
+from socketio_postgres.exceptions import OptionsError
+
+__all__ = ["Partition", "check_partitions", "partition_of", "shares"]
+
+PARTITIONS_MAX: Final = 1024
+
+
+def check_partitions(partitions: object) -> None:
+    """Check a number of partitions.
+
+    Raises:
+        OptionsError: It is not an integer from 1 to 1024.
+    """
+    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
+        reason = f"must be an integer from 1 to {PARTITIONS_MAX}"
+        raise OptionsError(
+            f"invalid partitions: {reason} (got {partitions!r})",
+            option="partitions",
+            value=repr(partitions),
+            reason=reason,
+        )
 
 
 def partition_of(aggregate_id: str, partitions: int) -> int:
@@ -26,7 +47,9 @@ class Partition:
         epoch: How often the partition has changed hands. A statement that names another epoch changes nothing.
         written: The position in the database, as it was last read or written.
         acknowledged: Version up to which events are acknowledged; not written yet if it is above `written`.
+        acknowledged_id: The id of the event with this version, if it is known.
         pending: The version of the last `ack_in`. Whether its transaction commits is not known yet.
+        pending_in: That transaction.
         unclean: How many owners in a row have ended without letting go, and without progress.
         attempts: How often the next event was begun by such owners.
     """
@@ -35,7 +58,9 @@ class Partition:
     epoch: int
     written: int
     acknowledged: int
+    acknowledged_id: str | None = None
     pending: int | None = None
+    pending_in: str | None = None
     unclean: int = 0
     attempts: int = 0
 
@@ -43,6 +68,11 @@ class Partition:
     def taken(self) -> int:
         """Version up to which this consumer has handled events, with or without a commit."""
         return max(self.acknowledged, self.pending or 0)
+
+    @property
+    def taken_id(self) -> str | None:
+        """The id of the event with this version, if it is known."""
+        return self.acknowledged_id if self.acknowledged >= (self.pending or 0) else None
 
     @property
     def base(self) -> int:
@@ -53,24 +83,25 @@ class Partition:
         """The same for an `ack_in` of a version, which may repeat one whose transaction was rolled back."""
         return self.written if self.pending is None or version <= self.pending else self.pending
 
-    def acknowledge(self, version: int) -> bool:
-        """Move on to a version in memory; False when it is no news.
+    def acknowledge(self, version: int, event_id: str | None) -> bool:
+        """Move on to an event in memory; False when it is no news.
 
         An `ack_in` of an earlier version stays pending: should it have been rolled back, the database refuses this one.
         """
-        is_further = version > self.acknowledged
-        self.acknowledged = max(self.acknowledged, version)
-        return is_further
+        if version <= self.acknowledged:
+            return False
+        self.acknowledged, self.acknowledged_id = version, event_id
+        return True
 
     def found(self, position: int) -> bool:
         """Take over the position that the database has; False when an `ack_in` was rolled back."""
         is_as_expected = position >= self.base
         self.written = position
         if not is_as_expected:
-            self.acknowledged, self.pending = position, None
+            self.acknowledged, self.acknowledged_id, self.pending = position, None, None
         elif self.pending is not None and position >= self.pending:
             self.pending = None
-        self.acknowledged = max(self.acknowledged, position)
+        self.acknowledge(position, None)
         return is_as_expected
 
 

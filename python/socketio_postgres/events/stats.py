@@ -36,6 +36,7 @@ class EventStoreStats(TypedDict, total=False):
     pages: int
     page_timeouts: int
     lock_looks: int
+    subscription_wakeups: int
     is_listening: bool
     listener_reconnects: int
     notifications: int
@@ -63,6 +64,7 @@ class TableLayout(TypedDict, total=False):
         is_guarded: Whether `enable_guard` was called.
         is_native: Whether we have made the table.
         is_serial: Whether `enable_serial_order` was called.
+        indexes: Valid indexes of the table that are named after it, with its schema, quoted.
     """
 
     table_name: str
@@ -77,3 +79,4 @@ class TableLayout(TypedDict, total=False):
     is_guarded: bool
     is_native: bool
     is_serial: bool
+    indexes: list[str]

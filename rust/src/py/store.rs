@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::store::event::{NewEvent, StoredEvent};
 use crate::store::event_store::{EventStore, Opened, Settings};
 use crate::store::filter::{Condition, Filter};
+use crate::store::indexes::Index;
 use crate::store::pool::Limits;
 use crate::store::read::anchor::Anchor;
 use crate::store::read::reader::{Page, Query};
@@ -227,6 +228,8 @@ impl PyEventStore {
         out.set_item("is_guarded", table.is_guarded)?;
         out.set_item("is_native", table.is_native)?;
         out.set_item("is_serial", table.is_serial)?;
+        let name = |suffix: &String| table.table_name.beside(suffix);
+        out.set_item("indexes", opened.table.indexes.suffixes().iter().map(name).collect::<Vec<_>>())?;
         Ok(Some(out))
     }
 
@@ -315,6 +318,15 @@ impl PyEventStore {
         self.run(inbox, token, move |store| async move { store.migrate(part).await })
     }
 
+    fn add_index(&self, kind: &str, partitions: i32, inbox: &PyInbox, token: u64) -> PyResult<()> {
+        let index = match kind {
+            "type" => Index::Type,
+            "category" => Index::Category,
+            _ => Index::Partition(partitions),
+        };
+        self.run(inbox, token, move |store| async move { store.add_index(index).await })
+    }
+
     fn query(&self, sql: String, texts: Vec<Option<String>>, inbox: &PyInbox, token: u64) -> PyResult<()> {
         self.run(inbox, token, |store| async move { store.query(sql, texts).await })
     }
@@ -363,6 +375,7 @@ impl PyEventStore {
         out.set_item("pages", feed.pages)?;
         out.set_item("page_timeouts", feed.page_timeouts)?;
         out.set_item("lock_looks", feed.looks)?;
+        out.set_item("subscription_wakeups", feed.wakeups)?;
         let wakeup = opened.map(|opened| Arc::clone(&opened.feed().wakeup));
         out.set_item("is_listening", wakeup.as_ref().is_some_and(|wakeup| wakeup.is_connected()))?;
         let sessions = wakeup.as_ref().map_or(0, |wakeup| wakeup.sessions());

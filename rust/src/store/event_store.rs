@@ -11,8 +11,10 @@ use crate::connect::runtime;
 use crate::error::{Error, Result};
 use crate::handover::completion::Completion;
 use crate::lock::Mutex;
+use crate::store::add_index::add_index;
 use crate::store::event::NewEvent;
 use crate::store::filter::Filter;
+use crate::store::indexes::Index;
 use crate::store::pool::{Bind, Pool};
 use crate::store::read::feed::Feed;
 use crate::store::read::page_size::PageSize;
@@ -114,6 +116,9 @@ impl EventStore {
             let table = Arc::new(table);
             let member = sharing::join(&settings.wanted, &table);
             let feed = &member.shared.feed;
+            // What is found out about its indexes is found out for all.
+            feed.table.indexes.become_like(&table.indexes);
+            let table = Arc::clone(&feed.table);
             Ok(Opened {
                 told: Mutex::new(feed.reports().map(|outage| outage.news(u64::MAX).1)),
                 writer: Writer::new(Arc::clone(&self.pool), Arc::clone(&table), settings.writing),
@@ -254,6 +259,13 @@ impl EventStore {
             Some(opened) if part != Part::Subscriptions => opened.writer.look_again().await,
             _ => Ok(()),
         }
+    }
+
+    /// Make an index, if it is not there; readers of this process use it at once, and others soon.
+    pub async fn add_index(&self, index: Index) -> Result<()> {
+        let table = &self.open().await?.table;
+        add_index(&self.pool, table, index).await?;
+        table::check_again(&mut self.pool.get().await?, table).await.map(drop)
     }
 
     /// Look at the table again; the writer heeds what has changed.

@@ -1,13 +1,18 @@
 //! Filters of readers. While catching up, the server evaluates a filter; for live events this crate does, with the same
 //! result. What this crate cannot decide is left to the server.
 
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+
 use tokio_postgres::types::{ToSql, Type};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
 use crate::store::event::StoredEvent;
+use crate::store::indexes::{CATEGORY_END, Index};
 use crate::store::json::Value;
+use crate::store::table::Table;
 
 /// One condition; all conditions of a filter must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +69,8 @@ impl Filter {
         self.conditions.is_empty()
     }
 
-    /// The filter's SQL, to be appended to a `WHERE` condition. Its parameters are numbered after the existing ones.
-    pub fn sql(&self, parameters: &mut Vec<Parameter>) -> String {
+    /// The filter's SQL, for the indexes of a table, to be appended to a `WHERE` condition. Its parameters are numbered after the existing ones.
+    pub fn sql(&self, table: &Table, parameters: &mut Vec<Parameter>) -> String {
         let mut sql = String::new();
         for (condition, _) in &self.conditions {
             let mut place = |value: Box<dyn ToSql + Sync + Send>, kind: Type| {
@@ -80,8 +85,14 @@ impl Filter {
                     begins_with_one_of("event_type", at)
                 }
                 Condition::AggregatePrefixes(texts) => {
+                    // An index knows no prefixes.
+                    let category = categories_of(&texts).filter(|_| table.indexes.has(Index::Category));
+                    let category = category.map_or_else(String::new, |categories| {
+                        let expression = Index::Category.expression(&table.table_name);
+                        format!("{expression} {} AND ", is_one_of(categories, &mut place))
+                    });
                     let at = place(Box::new(texts), Type::TEXT_ARRAY);
-                    begins_with_one_of("aggregate_id", at)
+                    category + &begins_with_one_of("aggregate_id", at)
                 }
                 Condition::Metadata(key, texts) => {
                     let key = place(Box::new(key), Type::TEXT);
@@ -92,6 +103,13 @@ impl Filter {
                     )
                 }
                 Condition::Data(text) => format!("data @> ${}::pg_catalog.jsonb", place(Box::new(text), Type::TEXT)),
+                Condition::Partitions(partitions, own) if table.indexes.has(Index::Partition(partitions)) => {
+                    let expression = Index::Partition(partitions).expression(&table.table_name);
+                    match *own {
+                        [only] => format!("{expression} = ${}", place(Box::new(only), Type::INT4)),
+                        _ => format!("{expression} = ANY(${})", place(Box::new(own), Type::INT4_ARRAY)),
+                    }
+                }
                 Condition::Partitions(partitions, own) => format!(
                     "('x' || pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(\
                         pg_catalog.convert_to(aggregate_id, 'UTF8')), 1, 3), 'hex'))::bit(24)::int % {} = ANY(${})",
@@ -105,8 +123,20 @@ impl Filter {
         sql
     }
 
+    /// What an event must have to match, for an index of filters.
+    pub fn key(&self) -> Key<'_> {
+        let keys = self.conditions.iter().map(|(condition, _)| match condition {
+            Condition::Aggregates(texts) => Key::Aggregates(texts),
+            Condition::AggregatePrefixes(texts) => Key::AggregatePrefixes(texts),
+            Condition::Types(texts) => Key::Types(texts),
+            Condition::TypePrefixes(texts) => Key::TypePrefixes(texts),
+            Condition::Metadata(..) | Condition::Data(_) | Condition::Partitions(..) => Key::None,
+        });
+        keys.max().unwrap_or(Key::None)
+    }
+
     /// Whether an event matches; `None` if that depends on JSON that [`Value::parse`] does not read.
-    pub fn matches(&self, event: &StoredEvent) -> Option<bool> {
+    pub fn matches(&self, event: &Looked<'_>) -> Option<bool> {
         let mut is_known = true;
         for (condition, values) in &self.conditions {
             match holds(condition, values, event) {
@@ -119,23 +149,60 @@ impl Filter {
     }
 }
 
-fn holds(condition: &Condition, values: &[Value], event: &StoredEvent) -> Option<bool> {
-    let (kind, aggregate_id) = (&event.event_type, &event.aggregate_id);
-    let in_json = |document: &Option<String>, test: &dyn Fn(&Value) -> bool| match document {
-        Some(document) => Value::parse(document).map(|document| test(&document)),
-        None => Some(false),
-    };
+/// What an event must have to match a filter: a text of these, or a prefix of these. In the order of how few events that
+/// may be, the fewest last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)] // as in `Condition`
+pub enum Key<'a> {
+    /// Any event may match.
+    None,
+    TypePrefixes(&'a [String]),
+    Types(&'a [String]),
+    AggregatePrefixes(&'a [String]),
+    Aggregates(&'a [String]),
+}
+
+/// An event that is compared with filters. Its JSON is parsed once for all of them.
+pub struct Looked<'a> {
+    event: &'a StoredEvent,
+    metadata: Json<'a>,
+    data: Json<'a>,
+}
+
+struct Json<'a> {
+    text: Option<&'a str>,
+    value: OnceCell<Option<Value>>,
+}
+
+impl<'a> Looked<'a> {
+    /// An event to compare.
+    pub fn at(event: &'a StoredEvent) -> Self {
+        let json = |text: &'a Option<String>| Json { text: text.as_deref(), value: OnceCell::new() };
+        Self { event, metadata: json(&event.metadata), data: json(&event.data) }
+    }
+}
+
+impl Json<'_> {
+    /// Whether there is a document that passes a test; `None` if it cannot be read.
+    fn passes(&self, test: impl Fn(&Value) -> bool) -> Option<bool> {
+        let Some(document) = self.text else { return Some(false) };
+        self.value.get_or_init(|| Value::parse(document)).as_ref().map(test)
+    }
+}
+
+fn holds(condition: &Condition, values: &[Value], looked: &Looked<'_>) -> Option<bool> {
+    let (kind, aggregate_id) = (&looked.event.event_type, &looked.event.aggregate_id);
     match condition {
         Condition::Types(texts) => Some(texts.contains(kind)),
         Condition::TypePrefixes(texts) => Some(texts.iter().any(|prefix| kind.starts_with(prefix))),
         Condition::Aggregates(texts) => Some(texts.contains(aggregate_id)),
         Condition::AggregatePrefixes(texts) => Some(texts.iter().any(|prefix| aggregate_id.starts_with(prefix))),
         Condition::Partitions(partitions, own) => Some(own.contains(&partition_of(aggregate_id, *partitions))),
-        Condition::Metadata(key, _) => in_json(&event.metadata, &|document| match document {
+        Condition::Metadata(key, _) => looked.metadata.passes(|document| match document {
             Value::Object(entries) => entries.get(key).is_some_and(|value| values.contains(value)),
             _ => false,
         }),
-        Condition::Data(_) => in_json(&event.data, &|document| values.iter().all(|value| document.contains(value))),
+        Condition::Data(_) => looked.data.passes(|document| values.iter().all(|value| document.contains(value))),
     }
 }
 
@@ -149,6 +216,12 @@ fn is_one_of(mut texts: Vec<String>, mut place: impl FnMut(Box<dyn ToSql + Sync 
             format!("= ANY(${})", place(Box::new(texts), Type::TEXT_ARRAY))
         }
     }
+}
+
+/// The categories of all aggregates with one of these prefixes; `None` if that may be any.
+fn categories_of(prefixes: &[String]) -> Option<Vec<String>> {
+    let categories = prefixes.iter().map(|prefix| Some(prefix.split_once(CATEGORY_END)?.0.to_owned()));
+    Some(categories.collect::<Option<BTreeSet<_>>>()?.into_iter().collect())
 }
 
 fn begins_with_one_of(column: &str, at: usize) -> String {

@@ -3,10 +3,12 @@
 //! Writing: event → writer (merging) → pool. Reading: wake-up → feed (watermark, ring) → subscription; reader for
 //! pages.
 
+pub mod add_index;
 pub mod event;
 pub mod event_id;
 pub mod event_store;
 pub mod filter;
+pub mod indexes;
 pub mod json;
 pub mod pool;
 pub mod read;

@@ -8,6 +8,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::error::{Error, Result};
+use crate::store::indexes::Indexes;
 use crate::store::pool::{Pool, Pooled};
 use crate::store::row::get;
 use crate::table_name::TableName;
@@ -41,6 +42,7 @@ const MIGRATIONS: &[Migration] = &[
     (Part::Settled, "settled", include_str!("sql/settled.sql")),
     (Part::Guard, "guard_always", include_str!("sql/guard_always.sql")),
     (Part::Serial, "serial_always", include_str!("sql/serial_always.sql")),
+    (Part::Partition, "partition", include_str!("sql/partition.sql")),
 ];
 
 /// Parts of the schema that can be created independently.
@@ -58,6 +60,8 @@ pub enum Part {
     Serial,
     /// go-sync-kit's trigger, for the case that go-sync-kit cannot create it itself.
     GoNotify,
+    /// The function that an index by partition is made of.
+    Partition,
 }
 
 /// The properties of an event table.
@@ -88,6 +92,8 @@ pub struct Table {
     pub is_serial: bool,
     /// A crash of the server leaves the table as it is.
     pub is_logged: bool,
+    /// The indexes that were asked for.
+    pub indexes: Indexes,
 }
 
 impl Table {
@@ -163,6 +169,7 @@ pub async fn check_again(connection: &mut Pooled, table: &Table) -> Result<Vec<E
         )));
     }
     check_sequence(connection, table).await?;
+    table.indexes.become_like(&now.indexes);
     let mut doubts = Vec::new();
     if table.is_guarded && !now.is_guarded {
         let trigger = table.table_name.bare("_guard");
@@ -264,7 +271,8 @@ fn script(name: &TableName, wanted: &[&Migration]) -> Result<String> {
             .replace("{subscriptions}", &name.beside("_subscriptions"))
             .replace("{consumers}", &name.beside("_consumers"))
             .replace("{parked}", &name.beside("_parked"))
-            .replace("{settled}", &name.beside("_settled"));
+            .replace("{settled}", &name.beside("_settled"))
+            .replace("{partition}", &name.beside("_partition"));
         // Another process may have applied the migration before this one got the lock, so the block checks again.
         let mut is_there = format!("EXISTS (SELECT FROM {done} WHERE name = '{label}')");
         if *label == "events" {
@@ -346,7 +354,10 @@ const PROPERTIES: &str = "SELECT s.seqrelid, s.seqrelid::pg_catalog.regclass::pg
                 SELECT FROM pg_catalog.pg_depend WHERE classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass \
                 AND objid = d.oid AND refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
                 AND refobjid = s.seqrelid))), \
-        (SELECT relpersistence = 'p' FROM pg_catalog.pg_class WHERE oid = $2) \
+        (SELECT relpersistence = 'p' FROM pg_catalog.pg_class WHERE oid = $2), \
+        ARRAY(SELECT pg_catalog.substr(c.relname, pg_catalog.length($7) + 1) FROM pg_catalog.pg_index i \
+            JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
+            WHERE i.indrelid = $2 AND i.indisvalid AND pg_catalog.starts_with(c.relname, $7) ORDER BY 1) \
      FROM pg_catalog.pg_sequence s \
      WHERE s.seqrelid = pg_catalog.pg_get_serial_sequence($1, 'version')::pg_catalog.regclass";
 
@@ -388,6 +399,7 @@ pub async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Ta
                 (&format!("{}_guard", name.table), Type::TEXT),
                 (&name.beside("_migrations"), Type::TEXT),
                 (&format!("{}_serial", name.table), Type::TEXT),
+                (&name.table, Type::TEXT),
             ],
             false,
         )
@@ -423,5 +435,6 @@ pub async fn find(connection: &mut Pooled, name: &TableName) -> Result<Option<Ta
         is_native,
         is_serial: get(row, 11)?,
         is_logged: get(row, 13)?,
+        indexes: Indexes::new(get(row, 14)?),
     }))
 }

@@ -11,7 +11,7 @@
 const http = require("node:http");
 const { createAdapter } = require("@socket.io/postgres-adapter");
 const { Emitter } = require("@socket.io/postgres-emitter");
-const { Pool } = require("pg");
+const { Client, Pool } = require("pg");
 const { Server } = require("socket.io");
 const { io: connect } = require("socket.io-client");
 
@@ -215,6 +215,23 @@ const emitterCommands = {
   },
 };
 
+// --- Plain SQL ------------------------------------------------------------------------------------------------
+
+const sqlCommands = {
+  /** The calls of one transaction, as any program with the `pg` package makes them. */
+  async transaction({ database, calls, rollBack }) {
+    const client = new Client(database);
+    await client.connect();
+    try {
+      await client.query("BEGIN");
+      for (const [sql, values] of calls) await client.query(sql, values);
+      await client.query(rollBack ? "ROLLBACK" : "COMMIT");
+    } finally {
+      await client.end();
+    }
+  },
+};
+
 // --- Clients --------------------------------------------------------------------------------------------------
 
 const clients = new Map();
@@ -243,7 +260,7 @@ const clientCommands = {
 
 // --- Dispatch -------------------------------------------------------------------------------------------------
 
-const roles = { server: serverCommands, emitter: emitterCommands, client: clientCommands };
+const roles = { server: serverCommands, emitter: emitterCommands, client: clientCommands, sql: sqlCommands };
 
 async function answer(line) {
   const { id, cmd, ...request } = JSON.parse(line);

@@ -15,7 +15,7 @@ from socketio_postgres._bus.stats import BusStats
 from socketio_postgres._cluster._sync.in_transaction import Place, Transactions
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
 from socketio_postgres._cluster.framer import LONGEST, Framer
-from socketio_postgres._cluster.sql_script import SCHEMA, install_script, key_script, remove_script
+from socketio_postgres._cluster.sql_script import SCHEMA, install_script, remove_script
 from socketio_postgres._typing import Self, Unpack
 
 __all__ = ["Emitter"]
@@ -132,8 +132,8 @@ class Emitter(Namespace[None]):
             DatabaseError: PostgreSQL refuses: the role may not create a schema, or a newer version is installed
                 (`sqlstate` 55000). Nothing has changed.
         """
-        core, options = self._bus.core, self._bus.options
-        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        core = self._bus.core
+        script = install_script(self._bus.options, core.table_name, schema)
         self._bus.call_blocking(core.ensure_table)
         self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
 

@@ -36,7 +36,7 @@ from socketio_postgres._cluster.reports import Reports
 from socketio_postgres._cluster.room_mirror import RoomMirror
 from socketio_postgres._cluster.rooms import bad, checked_namespace, chosen_namespace
 from socketio_postgres._cluster.runner import Runner
-from socketio_postgres._cluster.sql_script import install_script, key_script, remove_script
+from socketio_postgres._cluster.sql_script import install_script, remove_script
 from socketio_postgres.exceptions import (
     NotAServerError,
     PayloadTooLargeError,
@@ -227,8 +227,8 @@ class Node(Generic[S]):
 
     def install_sql(self, schema: str) -> None:
         """Install the SQL functions, with the settings of this server."""
-        core, options = self._bus.core, self._bus.options
-        script = install_script(options, core.table_name, schema) + key_script(options, schema)
+        core = self._bus.core
+        script = install_script(self._bus.options, core.table_name, schema)
         self._bus.call_blocking(core.ensure_table)
         self._bus.call_blocking(lambda inbox, token: core.migrate(script, inbox, token))
 

@@ -1,64 +1,6 @@
--- The SQL functions of socketio-postgres, version {version}. Run this in one transaction. It may be run again, also over an
--- older version: what is replaced keeps its identity, for triggers, grants and the sessions that use it. A function
+-- The SQL functions of socketio-postgres, version {version}, after `settings.sql`. They are created again only over an older
+-- version: what is replaced keeps its identity, for triggers, grants and the sessions that use it. A function
 -- therefore never changes its arguments: a public one gets an overload, and one of `_` a new name.
-
-CREATE SCHEMA IF NOT EXISTS {schema};
-
-DO $socketio$
-DECLARE
-    installed pg_catalog.int4;
-BEGIN
-    IF pg_catalog.to_regclass({schema_text} || '.settings') IS NOT NULL THEN
-        EXECUTE 'SELECT version FROM ' || {schema_text} || '.settings' INTO installed;
-    END IF;
-    IF installed > {version} THEN
-        RAISE EXCEPTION 'the schema % has version % of the SQL functions, and this package would install version {version}',
-            {schema_text}, installed
-            USING ERRCODE = '55000', HINT = 'Install with the newest socketio-postgres of the cluster.';
-    END IF;
-    IF pg_catalog.to_regclass({attachments}) IS NULL THEN
-        RAISE EXCEPTION 'the attachment table % does not exist', {attachments}
-            USING ERRCODE = '42P01', HINT = 'Create it first: socketio-postgres sql prints how.';
-    END IF;
-END
-$socketio$;
-
-CREATE TABLE IF NOT EXISTS {schema}.settings (
-    is_only_row       pg_catalog.bool PRIMARY KEY DEFAULT true CHECK (is_only_row),
-    version           pg_catalog.int4 NOT NULL,
-    channel           pg_catalog.text NOT NULL,
-    attachments       pg_catalog.text NOT NULL,
-    payload_threshold pg_catalog.int4 NOT NULL,
-    max_bytes         pg_catalog.int4 NOT NULL CHECK (max_bytes > 0),
-    longest           pg_catalog.interval NOT NULL DEFAULT '60 s',
-    inner_key         pg_catalog.bytea,
-    outer_key         pg_catalog.bytea
-);
--- What an older version lacks.
-ALTER TABLE {schema}.settings ADD COLUMN IF NOT EXISTS longest pg_catalog.interval NOT NULL DEFAULT '60 s';
-COMMENT ON TABLE {schema}.settings IS 'Settings of the SQL functions. The keys are secret: grant nobody to read this table.';
-
--- Whom default privileges would let read it, PUBLIC included.
-DO $socketio$
-DECLARE
-    reader pg_catalog.text;
-BEGIN
-    FOR reader IN
-        SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END
-        FROM pg_catalog.pg_class AS c, LATERAL pg_catalog.aclexplode(c.relacl) AS a
-        WHERE c.oid = ({schema_text} || '.settings')::pg_catalog.regclass AND a.grantee <> c.relowner
-    LOOP
-        EXECUTE 'REVOKE ALL ON ' || {schema_text} || '.settings FROM ' || reader;
-    END LOOP;
-END
-$socketio$;
-
-INSERT INTO {schema}.settings AS s (version, channel, attachments, payload_threshold, max_bytes)
-SELECT {version}, {channel}, pg_catalog.format('%I.%I', n.nspname, c.relname), {payload_threshold}, {max_bytes}
-FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.oid = pg_catalog.to_regclass({attachments})
-ON CONFLICT (is_only_row) DO UPDATE SET version = EXCLUDED.version, channel = EXCLUDED.channel,
-    attachments = EXCLUDED.attachments, payload_threshold = EXCLUDED.payload_threshold;
 
 -- What an older version had for itself.
 DO $socketio$
@@ -77,8 +19,17 @@ $socketio$;
 
 -- JSON without blanks between its tokens, as the servers write it.
 CREATE OR REPLACE FUNCTION {schema}._compact(value pg_catalog.jsonb)
-RETURNS pg_catalog.text LANGUAGE sql IMMUTABLE AS $socketio$
-    SELECT pg_catalog.regexp_replace(value::pg_catalog.text, '("(?:[^"\\]|\\.)*")|([,:]) ', '\1\2', 'g')
+RETURNS pg_catalog.text LANGUAGE plpgsql IMMUTABLE AS $socketio$
+DECLARE
+    long text := value::pg_catalog.text;
+    short text := pg_catalog.replace(pg_catalog.replace(long, ', ', ','), ': ', ':');
+BEGIN
+    IF short::pg_catalog.jsonb = value THEN
+        RETURN short;
+    END IF;
+    -- Some text in it has lost blanks, too. To tell the tokens apart takes ten times as long.
+    RETURN pg_catalog.regexp_replace(long, '("(?:[^"\\]|\\.)*")|([,:]) ', '\1\2', 'g');
+END
 $socketio$;
 
 -- An HMAC-SHA256 of the notification, truncated, as servers with a signing key write and check it.
@@ -692,3 +643,5 @@ BEGIN
     END LOOP;
 END
 $socketio$;
+
+UPDATE {schema}.settings SET version = {version};

@@ -21,6 +21,7 @@ from socketio_postgres.events.event import EventHandler, StoredEvent, check_posi
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
 from socketio_postgres.events.partition import Partition, partition_of, shares
 from socketio_postgres.exceptions import (
+    AlreadyAcknowledgedError,
     ConnectionLostError,
     DatabaseError,
     EventStoreError,
@@ -104,7 +105,7 @@ class DurableSubscription:
         name: str,
         *,
         query: QueryFunction,
-        subscribe: Callable[[int, float, list[Any]], Subscription],
+        subscribe: Callable[[int, str | None, float, list[Any]], Subscription],
         get: Callable[[int], StoredEvent | None],
         tables: tuple[str, str, str, str],
         start: Callable[[], int],
@@ -139,9 +140,9 @@ class DurableSubscription:
         self._positions = Positions(name, owner, lease, self._ask, tables)
         self._own: dict[int, Partition] = {}
         self._live: Subscription | None = None
+        # Version up to which `_live` has delivered. Partitions that came later begin further back than earlier events.
+        self._delivered = 0
         self._given: StoredEvent | None = None
-        # The id of the last event that was acknowledged, by version: it goes into the database beside the position.
-        self._ids: dict[int, str] = {}
         self._unwritten = 0
         self._written_at = 0.0
         self._balanced_at: float | None = None
@@ -228,10 +229,10 @@ class DurableSubscription:
         renewed_at = time.monotonic()
         while self._is_entered:
             sleep(min(TICK, self._lease / 10))
-            if time.monotonic() - renewed_at < self._lease / 3 or not self._own:
+            if time.monotonic() - renewed_at < self._lease / 3 or not (self._own or self._replaying):
                 continue
             try:
-                self._positions.renew(list(self._own.values()), self._lease / 3)
+                self._positions.renew(list(self._own.values()), list(self._replaying), self._lease / 3)
             except SocketIOPostgresError:
                 continue  # the loop tells about an outage; until then each attempt counts
             renewed_at = time.monotonic()
@@ -241,11 +242,11 @@ class DurableSubscription:
         self._balanced_at = time.monotonic()
         if self._count > 1:
             self._positions.arrive()
-        owned, epochs = self._positions.owned()
-        if not epochs:
+        owned, owners = self._positions.owned()
+        if not owners:
             raise self._deleted()
         before = {number: each.epoch for number, each in self._own.items()}
-        self._drop([number for number, each in self._own.items() if epochs.get(number) != each.epoch])
+        self._drop([number for number, each in self._own.items() if owners.get(number) != (each.epoch, self._owner)])
         share = 1 if self._count == 1 else shares(owned | {self._owner: len(self._own)}, self._count)[self._owner]
         if len(self._own) > share:
             self._hand_over(self.partitions[share:])
@@ -256,17 +257,24 @@ class DurableSubscription:
             self._begin_anew()
 
     def _claim(self, most: int) -> None:
-        for ours, expected, found in self._positions.claim(most, self._own):
+        claimed = self._positions.claim(most, self._own)
+        for ours, expected, found in claimed:
             if expected is not None and expected != found:
-                self._positions.write([ours], {}, releases=True)
-                raise StoreRewoundError(
-                    f"the durable subscription {self.name!r} is at version {ours.written}, the event {expected!r}; now"
-                    f" the table has {'no event' if found is None else f'the event {found!r}'} there: it was set back,"
-                    " by a restore or a failover; rewind_durable says where to go on",
-                    position=ours.written,
+                self._positions.write([each for each, _, _ in claimed], releases=True)
+                raise self._rewound(
+                    ours.written,
+                    f"is at version {ours.written}, the event {expected!r}; now the table has"
+                    f" {'no event' if found is None else f'the event {found!r}'} there",
                 )
-            self._own[ours.number] = ours
+        self._own.update((ours.number, ours) for ours, _, _ in claimed)
         self._held = None
+
+    def _rewound(self, position: int, what: str) -> StoreRewoundError:
+        return StoreRewoundError(
+            f"the durable subscription {self.name!r} {what}: it was set back, by a restore or a failover;"
+            " rewind_durable says where to go on",
+            position=position,
+        )
 
     def _drop(self, numbers: list[int]) -> None:
         """Forget partitions that are somebody else's now."""
@@ -276,9 +284,12 @@ class DurableSubscription:
             self._given = None
 
     def _hand_over(self, numbers: list[int]) -> None:
-        """Give partitions back, with their positions. Their events are acknowledged by now."""
-        self._positions.write([self._own[number] for number in numbers], self._ids, releases=True)
-        self._drop(numbers)
+        """Give partitions back, with their positions. Their events are acknowledged by now.
+
+        What a transaction with an `ack_in` has locked is handed over the next time.
+        """
+        written = self._positions.write([self._own[number] for number in numbers], releases=True)
+        self._drop([number for number in numbers if number in written or self._is_lost(number)])
 
     def _begin_anew(self) -> None:
         """Read the partitions we have now, from the one that is furthest behind."""
@@ -290,7 +301,9 @@ class DurableSubscription:
             if self._count > 1:
                 conditions = [("partitions", str(self._count), [str(number) for number in self.partitions])]
             patience = max(min(self._balance_seconds, self._checkpoint_interval), 0.05)
-            self._live = self._subscribe(self.position, patience, conditions)
+            first = min(self._own.values(), key=lambda each: each.taken)
+            self._delivered = first.taken
+            self._live = self._subscribe(first.taken, first.taken_id, patience, conditions)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -335,7 +348,7 @@ class DurableSubscription:
     def _release(self, timeout: float) -> bool:
         """Let go of the leases; False while a row is locked that the user's own transaction cannot have locked."""
         if self._own:
-            written = self._positions.write(list(self._own.values()), self._ids, releases=True, timeout=timeout)
+            written = self._positions.write(list(self._own.values()), releases=True, timeout=timeout)
             for number, ours in list(self._own.items()):
                 if number in written or ours.pending is not None or self._is_lost(number):
                     del self._own[number]
@@ -398,18 +411,20 @@ class DurableSubscription:
         is_complete = False
         try:
             event = self._next(None)
-            deadline = time.monotonic() + max_wait
+            live, deadline = self._live, time.monotonic() + max_wait
             while event is not None:
                 events.append(event)
                 size += event.size_bytes
                 left = deadline - time.monotonic()
                 has_room = len(events) < max_count and size < max_bytes and left > 0
                 event = self._next(left, has_more=True) if has_room else None
+                if self._live is not live:
+                    return []  # partitions have come or gone, or are at an earlier position
             is_complete = True
         finally:
             if events and not is_complete:
-                self._begin_anew()  # they were not delivered
-        # Partitions may have been lost meanwhile, or have come back to an earlier position.
+                self._begin_anew()  # they were not delivered, and come again
+        # A commit that was in doubt may have been found.
         return [each for each in events if self._is_to_come(each)]
 
     def _is_to_come(self, event: StoredEvent) -> bool:
@@ -434,9 +449,11 @@ class DurableSubscription:
         except StopIteration:
             return None  # it was closed meanwhile: the block is left, or partitions have come or gone
         if event is None:
-            if not has_more:
-                self._pass(self._live.position or 0)
+            if not has_more and self._live.position is not None:
+                self._delivered = self._live.position
+                self._pass(self._live.position, self._live.position_id)
             return None
+        self._delivered = event.version
         # Others of our partitions may begin further back.
         return event if self._is_to_come(event) else None
 
@@ -476,27 +493,33 @@ class DurableSubscription:
 
     def _take(self, event: StoredEvent) -> None:
         ours = self._own.get(partition_of(event.aggregate_id, self._count))
-        if ours is not None and ours.pending == event.version:
-            ours.pending = None  # whether that `ack_in` has committed makes no difference any more
-        self._ids = {event.version: event.id}
-        self._pass(event.version)
+        if ours is not None:
+            if ours.pending == event.version:
+                ours.pending = None  # whether that `ack_in` has committed makes no difference any more
+            self._unwritten += ours.acknowledge(event.version, event.id)
+        self._pass(event.version, event.id)
         if self._given is not None and self._given.version <= event.version:
             self._given = None
 
-    def _pass(self, version: int) -> None:
-        """Events come in order of versions over all our partitions, so all of ours are done up to this one."""
-        for each in self._own.values():
-            self._unwritten += each.acknowledge(version)
+    def _pass(self, version: int, event_id: str | None) -> None:
+        """Events come in order of versions over all our partitions, so all of ours are done up to this one.
+
+        Not so an event that came before some of the partitions did.
+        """
+        if version <= self._delivered:
+            for each in self._own.values():
+                self._unwritten += each.acknowledge(version, event_id)
 
     def _write(self) -> None:
         """Write acknowledged positions. A row that is locked is written the next time."""
-        written = self._positions.write(list(self._own.values()), self._ids)
+        written = self._positions.write(list(self._own.values()))
         self._unwritten, self._written_at = 0, time.monotonic()
         is_back = False
         for number, position in written.items():
             ours = self._own.get(number)
-            if ours is not None and not ours.found(position):
-                is_back = True
+            if ours is not None:
+                self._check_not_set_back(ours, position)
+                is_back = not ours.found(position) or is_back
         missing = [number for number in self._own if number not in written]
         lost = [number for number in missing if self._is_lost(number)]
         self._unwritten = len(missing) - len(lost)
@@ -504,11 +527,18 @@ class DurableSubscription:
         if lost or is_back:
             self._begin_anew()
 
+    def _check_not_set_back(self, ours: Partition, position: int) -> None:
+        """Only a restore or a failover takes back what was written, with the owner that it has now."""
+        if ours.pending is None and position < ours.written:
+            raise self._rewound(
+                ours.written, f"was at version {ours.written}; now the database has it at version {position}"
+            )
+
     def _is_lost(self, number: int) -> bool:
         """Whether a partition that could not be written belongs to somebody else; otherwise it is locked now."""
         found = self._positions.look(number)
         ours = self._own.get(number)
-        return found is None or ours is None or found[0] != ours.epoch
+        return ours is None or not self._positions.is_ours(found, ours)
 
     def _partition_with(self, event: StoredEvent) -> Partition:
         number = partition_of(event.aggregate_id, self._count)
@@ -531,6 +561,7 @@ class DurableSubscription:
 
         Raises:
             SubscriptionFencedError: The event's partition belongs to somebody else.
+            EventStoreError: The transaction of an earlier `ack_in` was rolled back, but the loop went on.
         """
         ours = self._partition_with(event)
         self._take(event)
@@ -539,6 +570,9 @@ class DurableSubscription:
             self._write()
             if self._own.get(ours.number) is not ours:
                 raise self._fenced(ours.number, self._positions.look(ours.number))
+            if ours.acknowledged < event.version:
+                self._given = None
+                raise self._rolled_back(ours, ours.written)
             # A transaction with an `ack_in` has the row locked: it is written once that has ended.
             if ours.written >= event.version or ours.pending is not None or time.monotonic() >= deadline:
                 return
@@ -559,6 +593,8 @@ class DurableSubscription:
             SubscriptionFencedError: The event's partition belongs to somebody else. Let it end your transaction.
             OptionsError: No transaction is open on the connection, or it is of no such library.
             SchemaMismatchError: The connection leads to another table.
+            AlreadyAcknowledgedError: It was acknowledged before, for example by a commit whose answer was lost. Let it
+                end your transaction, so that its changes are not made again.
             EventStoreError: The transaction of an earlier `ack_in` was rolled back, but the loop went on.
         """
         if event.version in self._replaying:
@@ -570,23 +606,24 @@ class DurableSubscription:
 
     def _acknowledge_in(self, conn: Any, event: StoredEvent) -> None:
         ours = self._partition_with(event)
-        if not self._positions.write_in(conn, [(ours, event)]):
+        transaction = self._positions.write_in(conn, ours, event)
+        if transaction is None:
             self._refuse(conn, ours, event)
             return
-        ours.pending = max(event.version, ours.pending or 0)
-        for other in self._own.values():
-            if other is not ours:
-                self._unwritten += other.acknowledge(event.version)
+        ours.pending, ours.pending_in = max(event.version, ours.pending or 0), transaction
+        if event.version <= self._delivered:
+            for other in self._own.values():
+                if other is not ours:
+                    self._unwritten += other.acknowledge(event.version, event.id)
         if self._given is not None and self._given.version <= event.version:
             self._given = None
 
     def _refuse(self, conn: Any, ours: Partition, event: StoredEvent) -> None:
-        """Find out why a position could not be moved in the user's transaction, and raise it."""
-        found = self._positions.look(ours.number)
-        if found is None or found[0] != ours.epoch:
-            self._drop([ours.number])
-            self._begin_anew()
-            raise self._fenced(ours.number, found)
+        """Find out why a position could not be moved in the user's transaction, and raise it.
+
+        Nothing is raised if the same transaction has moved it so far.
+        """
+        found = self._look_at(ours)
         if not self._positions.is_on(conn):
             raise SchemaMismatchError(
                 f"table {self._positions.table} is another one on this connection, or none: it leads to another"
@@ -594,18 +631,48 @@ class DurableSubscription:
                 table_name=self._positions.table,
                 reason="it is another one on this connection",
             )
-        position = found[1]
-        if position >= event.version:
-            ours.found(position)  # it was acknowledged before
+        if ours.pending is not None and self._positions.transaction_of(conn) == ours.pending_in:
             return
-        base = ours.base_for(event.version)
+        raise self._not_next(ours, found, event)
+
+    def _look_at(self, ours: Partition) -> int:
+        """The position of a partition in the database.
+
+        Raises:
+            SubscriptionFencedError: It belongs to somebody else.
+        """
+        found = self._positions.look(ours.number)
+        if found is None or not self._positions.is_ours(found, ours):
+            self._drop([ours.number])
+            self._begin_anew()
+            raise self._fenced(ours.number, found)
+        return found[1]
+
+    def _not_next(self, ours: Partition, position: int, event: StoredEvent) -> SocketIOPostgresError:
+        """Why the position cannot be moved past an event from where it is."""
+        if position >= event.version:
+            ours.found(position)
+            self._take(event)
+            return AlreadyAcknowledgedError(
+                f"event {event.version} of the durable subscription {self.name!r} was acknowledged before: it is at"
+                f" version {position}, by a transaction that is committed",
+                name=self.name,
+                version=event.version,
+                position=position,
+            )
+        self._check_not_set_back(ours, position)
+        error = self._rolled_back(ours, position, ours.base_for(event.version))
         ours.found(position)
         self._given = None
         self._begin_anew()
-        raise EventStoreError(
-            f"partition {ours.number} of the durable subscription {self.name!r} is at version {position} instead of"
-            f" {base}: the transaction of an ack_in was rolled back and the loop went on; what it would have"
-            " acknowledged comes again"
+        return error
+
+    def _rolled_back(self, ours: Partition, position: int, base: int | None = None) -> EventStoreError:
+        instead = "" if base is None else f" instead of {base}"
+        return EventStoreError(
+            f"partition {ours.number} of the durable subscription {self.name!r} is at version {position}{instead}:"
+            " the transaction of an ack_in was rolled back and the loop went on; what it would have acknowledged comes"
+            " again"
         )
 
     def _acknowledge_many(self, events: list[StoredEvent]) -> None:
@@ -614,7 +681,7 @@ class DurableSubscription:
     def _acknowledge_many_in(self, conn: Any, events: list[StoredEvent]) -> None:
         """The last event of each partition stands for all before it."""
         last = {partition_of(event.aggregate_id, self._count): event for event in events}
-        for event in last.values():
+        for _, event in sorted(last.items()):  # in the order in which others lock them
             self._acknowledge_in(conn, event)
         if self._given is not None and self._given.version <= events[-1].version:
             self._given = None
@@ -633,7 +700,7 @@ class DurableSubscription:
         for number, ours in own.items():
             if number not in positions:
                 self._refuse(conn, ours, events[-1])
-                raise self._fenced(number)
+                raise self._fenced(number)  # it was somebody else's for a moment
         return [each for each in events if each.version > positions[partition_of(each.aggregate_id, self._count)]]
 
     def move_in(self, conn: Any, events: list[StoredEvent]) -> None:
@@ -657,9 +724,11 @@ class DurableSubscription:
         return ours is not None and ours.unclean >= SUSPICIOUS
 
     def set_aside(self, event: StoredEvent, error: BaseException, attempts: int) -> None:
-        """Park an event, and hold what follows of its aggregate."""
-        self.park(event, error, attempts=attempts)
-        self._hold(event)
+        """Park an event, unless its transaction was committed nevertheless."""
+        try:
+            self.park(event, error, attempts=attempts)
+        except AlreadyAcknowledgedError as done:
+            self._report(done, f"{self.name}: event {event.version} was handled before")
 
     def come_back(self) -> None:
         """Read again from the positions in the database."""
@@ -688,13 +757,18 @@ class DurableSubscription:
         Hook.check("handler", handler)
         policy = on_error or FailurePolicy()
         for event in self:
+            is_handled = False
             try:
                 if not isinstance(policy, Park) or self.is_fit(event, policy):
                     self._handle(event, handler, policy)
+                is_handled = True
             except SubscriptionFencedError as error:
                 # Another consumer owns the partition, and handles the event. This one continues with the others.
                 self._report(error, f"{self.name}: event {event.version} is left to another consumer")
-                self._given = None
+            finally:
+                if not is_handled:
+                    self._given = None  # not acknowledged: it is delivered again
+                    self._begin_anew()
 
     def is_fit(self, event: StoredEvent, policy: Park) -> bool:
         """Whether an event is to be handled: otherwise it was set aside."""
@@ -709,13 +783,14 @@ class DurableSubscription:
         ours = self._partition_with(event)
         if ours.unclean < SUSPICIOUS:
             return True
-        begun = self._positions.begin(ours, max(ours.written, ours.acknowledged), self._ids.get(ours.acknowledged))
+        begun = self._when_unlocked(ours, lambda: self._positions.begin(ours))
+        if begun is None:
+            raise self._not_next(ours, self._look_at(ours), event)
         ours.written = max(ours.written, ours.acknowledged)
         if begun <= max(policy.after, SUSPICIOUS):
             return True
         error = EventStoreError(f"the process ended {begun - 1} times while it handled the event")
         self.park(event, error, attempts=begun - 1)
-        self._hold(event)
         return False
 
     def _handle(self, event: StoredEvent, handler: EventHandler, policy: FailurePolicy) -> None:
@@ -727,17 +802,18 @@ class DurableSubscription:
             except SubscriptionFencedError:
                 raise
             except Exception as error:
+                if isinstance(error, AlreadyAcknowledgedError) and error.version == event.version:
+                    # An earlier attempt has failed with an error, but its transaction was committed.
+                    self._report(error, f"{self.name}: event {event.version} was handled before")
+                    return
                 if attempts < policy.after:
                     sleep(policy.pause(attempts))
                     continue
                 if isinstance(policy, Park):
-                    self.park(event, error, attempts=attempts)
-                    self._hold(event)
+                    self.set_aside(event, error, attempts)
                 elif isinstance(policy, Skip):
                     self._take(event)
                 else:
-                    self._given = None  # not acknowledged: it is delivered again
-                    self._begin_anew()
                     raise
                 self._report(error, f"{self.name}: event {event.version} failed {attempts} times")
             else:
@@ -751,30 +827,37 @@ class DurableSubscription:
             self._held = {parked.aggregate_id for parked in self._positions.parked()}
         return self._held
 
-    def _hold(self, event: StoredEvent) -> None:
-        if self._held is not None:
-            self._held.add(event.aggregate_id)
-
     def park(self, event: StoredEvent, error: BaseException | None, *, attempts: int = 1) -> None:
         """Set an event aside and acknowledge it, in one transaction.
 
         Raises:
             SubscriptionFencedError: The event's partition belongs to somebody else.
+            AlreadyAcknowledgedError: It was acknowledged before.
+            EventStoreError: A transaction, perhaps one of yours with an `ack_in`, has the position locked; or one was
+                rolled back, but the loop went on.
         """
         ours = self._partition_with(event)
         text = None if error is None else f"{type(error).__name__}: {error}".replace("\0", "")
-        if not self._positions.park(ours, event, attempts, text):
-            found = self._positions.look(ours.number)
-            if found is not None and found[0] == ours.epoch:
-                ours.found(found[1])
-                self._given = None
-                self._begin_anew()
-                raise EventStoreError(f"event {event.version} is not the next one of {self.name!r}: nothing was parked")
-            self._drop([ours.number])
-            self._begin_anew()
-            raise self._fenced(ours.number, found)
+        if not self._when_unlocked(ours, lambda: self._positions.park(ours, event, attempts, text)):
+            raise self._not_next(ours, self._look_at(ours), event)
         ours.pending, ours.written = None, event.version
         self._take(event)
+        if self._held is not None:
+            self._held.add(event.aggregate_id)
+
+    def _when_unlocked(self, ours: Partition, change: Callable[[], int | None]) -> int | None:
+        """Try to change a position that a transaction may have locked; a falsy result stands for no change."""
+        deadline = time.monotonic() + min(self._lease, CLOSE_LIMIT)
+        while not (changed := change()):
+            if not self._positions.is_locked(ours):
+                return change()
+            if time.monotonic() >= deadline:
+                raise EventStoreError(
+                    f"partition {ours.number} of the durable subscription {self.name!r} is locked by a transaction,"
+                    " perhaps one of yours with an ack_in: end it first"
+                )
+            sleep(TICK / 10)
+        return changed
 
     def parked(self) -> list[ParkedEvent]:
         """Events that were set aside, in order."""
@@ -793,8 +876,10 @@ class DurableSubscription:
         self._check_entered()
         handled, after = 0, 0
         held: set[str] = set()
+        # Whether the user's transactions that have removed these were committed is not known.
+        removed: set[int] = set()
         while True:
-            claimed = self._positions.claim_parked(after, held)
+            claimed = self._positions.claim_parked(after, held, self._replaying | removed)
             if claimed is None:
                 if not after:
                     self._positions.release_parked()
@@ -802,9 +887,9 @@ class DurableSubscription:
                 after = 0  # what followed of an aggregate may be the first one now
                 continue
             version, aggregate_id = claimed
-            event = self._get(version)
             self._replaying.add(version)
             try:
+                event = self._get(version)
                 if event is not None:
                     call(handler, event)
             except Exception as error:  # noqa: BLE001 - the user's; the event stays where it is
@@ -813,9 +898,10 @@ class DurableSubscription:
                 self._positions.failed_again(version, f"{type(error).__name__}: {error}".replace("\0", ""))
             else:
                 handled += 1
-                # With an `ack_in` it is gone already, or will be.
                 if version in self._replaying:
                     self._positions.unpark(version)
+                else:
+                    removed.add(version)
             finally:
                 self._replaying.discard(version)
             after = version

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from socketio_postgres import _core
 from socketio_postgres._bus.hook import Hook
@@ -33,6 +33,7 @@ from socketio_postgres.events.event import (
 )
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
+from socketio_postgres.events.partition import check_partitions
 from socketio_postgres.events.stats import EventStoreStats, TableLayout
 from socketio_postgres.exceptions import (
     BufferFullError,
@@ -47,6 +48,8 @@ from socketio_postgres.exceptions import (
 __all__ = ["EventLog"]
 
 _VERSION: Final = re.compile("[0-9]{1,30}", re.ASCII)
+
+_INDEXES: Final = ("type", "category", "partition")
 
 CLOSE_LIMIT: Final = 10.0
 """Seconds that closing waits for what is being stored."""
@@ -211,8 +214,8 @@ class EventLog:
         See `store_batch_in`.
 
         Args:
-            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
-                transaction open.
+            conn: A connection of psycopg, asyncpg, SQLAlchemy (or its session) or Django, to the same database, with
+                your transaction open.
             event: What to store.
             expected: What the aggregate must be like before, as in `store`.
 
@@ -233,8 +236,8 @@ class EventLog:
         (all writers do that add to an aggregate you expect something of). So do it late, and end soon.
 
         Args:
-            conn: A connection of psycopg, asyncpg or SQLAlchemy (or its session) to the same database, with your
-                transaction open.
+            conn: A connection of psycopg, asyncpg, SQLAlchemy (or its session) or Django, to the same database, with
+                your transaction open.
             events: What to store.
             expected: Expected versions, as in `store_batch`. They need READ COMMITTED.
 
@@ -550,6 +553,39 @@ class EventLog:
         """
         core = self._opened_core()
         run(lambda inbox, token: core.migrate("guard", inbox, token))
+
+    def add_index(self, kind: Literal["type", "category", "partition"], *, partitions: int | None = None) -> None:
+        """Make an index that readers with a filter use, if it is not there, and wait until it is valid.
+
+        Others store and read meanwhile. It takes about as long as reading the table twice, and waits for transactions
+        that are open when it begins. Readers of this process use it at once, those of others when they next look at the
+        table. An index that was left invalid, as when the process was ended meanwhile, is made again.
+
+        Each index costs every writer some time; see the documents. Drop it by name when it is no longer wanted: it is
+        called after the table, such as `events_type_version`.
+
+        Args:
+            kind: "type" for filters by `type`; "category" for filters by `aggregate_prefix` whose prefixes contain a
+                hyphen, such as `order-`; "partition" for durable subscriptions with so many `partitions`.
+            partitions: With "partition", the number of partitions, as in `durable`.
+
+        Raises:
+            OptionsError: An argument is wrong.
+            SchemaMismatchError: It is go-sync-kit's table, whose layout stays as it is.
+            DatabaseError: The role may not create it, or `statement_timeout` is too short.
+        """
+        if kind not in _INDEXES:
+            reason = f"must be one of {', '.join(_INDEXES)}"
+            raise OptionsError(f"invalid kind: {reason} (got {kind!r})", option="kind", value=repr(kind), reason=reason)
+        if kind == "partition":
+            check_partitions(partitions)
+        elif partitions is not None:
+            reason = 'goes with kind "partition" only'
+            raise OptionsError(
+                f"invalid partitions: {reason}", option="partitions", value=repr(partitions), reason=reason
+            )
+        core = self._opened_core()
+        run(lambda inbox, token: core.add_index(kind, partitions or 1, inbox, token))
 
     def stats(self) -> EventStoreStats:
         """Counters: those of Go's `Stats` for the pool, and of writing, reading and listening.

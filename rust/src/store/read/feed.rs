@@ -29,12 +29,13 @@ use crate::connect::runtime;
 use crate::error::{Error, Result};
 use crate::lock::Mutex;
 use crate::store::event::{COLUMNS, StoredEvent};
-use crate::store::filter::Filter;
+use crate::store::filter::{Filter, Looked};
 use crate::store::pool::{Bind, Pool};
 use crate::store::read::anchor::Anchor;
 use crate::store::read::mark::Marker;
 use crate::store::read::page_size::PageSize;
 use crate::store::read::reader::{self, Query, Settled, Settler, Statement};
+use crate::store::read::waiting::Waiting;
 use crate::store::read::wakeup::Wakeup;
 use crate::store::table::{self, Table};
 
@@ -121,6 +122,8 @@ pub struct FeedStats {
     pub page_timeouts: u64,
     /// How often the locks of writers were read.
     pub looks: u64,
+    /// How often a waiting subscription was woken by an event.
+    pub wakeups: u64,
     /// The gap that the keeper waits for.
     pub gap: Option<Gap>,
 }
@@ -137,7 +140,8 @@ pub struct Feed {
     /// Connections for the keeper.
     pool: Arc<Pool>,
     pub(super) settler: Arc<Settler>,
-    pub(super) table: Arc<Table>,
+    /// The table.
+    pub table: Arc<Table>,
     /// Wakes the keeper.
     pub wakeup: Arc<Wakeup>,
     /// The reason why the keeper cannot read.
@@ -152,7 +156,10 @@ pub struct Feed {
     /// Reads the first events after version `$1`, at most `$2`.
     sql_first: String,
     ring: Mutex<Ring>,
+    /// Changes only within a call of `waiting`.
     pub(super) progress: watch::Sender<Progress>,
+    /// Subscriptions that wait for progress.
+    pub(super) waiting: Waiting,
     life: Mutex<Life>,
     stop: Notify,
     pub(super) stats: Mutex<FeedStats>,
@@ -188,6 +195,7 @@ impl Feed {
             poll_interval,
             ring: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
+            waiting: Waiting::default(),
             life: Mutex::default(),
             stop: Notify::new(),
             stats: Mutex::default(),
@@ -204,7 +212,7 @@ impl Feed {
             return Err(Error::StoreClosed);
         }
         if !life.is_running {
-            self.progress.send_replace(Progress::default());
+            self.set_progress(|progress| *progress = Progress::default());
             runtime::handle()?.spawn(run(Arc::clone(self)));
             life.is_running = true;
         }
@@ -240,7 +248,7 @@ impl Feed {
             if event.version > settled {
                 break;
             }
-            if filter.matches(event)? {
+            if filter.matches(&Looked::at(event))? {
                 events.push(Arc::clone(event));
                 if events.len() >= limit {
                     return Some((events, true));
@@ -253,8 +261,13 @@ impl Feed {
     /// End all subscriptions and the keeper.
     pub fn close(&self) {
         self.life.lock().is_closed = true;
-        self.progress.send_modify(|progress| progress.failure = Some(Error::StoreClosed));
+        self.set_progress(|progress| progress.failure = Some(Error::StoreClosed));
         self.stop.notify_one();
+    }
+
+    /// Change the progress otherwise than by events, which everybody must know.
+    fn set_progress(&self, change: impl FnOnce(&mut Progress)) {
+        self.waiting.change(|| self.progress.send_modify(change));
     }
 
     /// What stores report, in a fixed order.
@@ -317,7 +330,7 @@ impl Feed {
                 }
             }
             if read.end > from.version {
-                from = self.append(&read.events, read.end);
+                from = self.append(&from, &read.events, read.end);
                 *position = Some(from.clone());
             }
             self.leave_mark(&from).await?;
@@ -394,7 +407,7 @@ impl Feed {
     async fn begin_at(&self, settled: i64) -> Result<Anchor> {
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
         *self.ring.lock() = Ring { floor: position.version, ..Ring::default() };
-        self.progress.send_modify(|progress| progress.position = Some(position.clone()));
+        self.set_progress(|progress| progress.position = Some(position.clone()));
         Ok(position)
     }
 
@@ -493,12 +506,13 @@ impl Feed {
     }
 
     /// Append the events up to `end`, the version of one of them, which is returned.
-    fn append(&self, events: &[Arc<StoredEvent>], end: i64) -> Anchor {
+    fn append(&self, before: &Anchor, events: &[Arc<StoredEvent>], end: i64) -> Anchor {
         let count = events.partition_point(|event| event.version <= end);
-        let anchor = events.get(..count).and_then(<[_]>::last).map(|event| Anchor::of(event)).unwrap_or_default();
+        let events = events.get(..count).unwrap_or_default();
+        let anchor = events.last().map(|event| Anchor::of(event)).unwrap_or_default();
         {
             let mut ring = self.ring.lock();
-            for event in events.iter().take(count) {
+            for event in events {
                 ring.bytes += event.size_bytes();
                 ring.events.push_back(Arc::clone(event));
             }
@@ -510,7 +524,9 @@ impl Feed {
                 ring.floor = oldest.version;
             }
         }
-        self.progress.send_modify(|progress| progress.position = Some(anchor.clone()));
+        let change = |progress: &mut Progress| progress.position = Some(anchor.clone());
+        let woken = self.waiting.tell(events, before, || self.progress.send_modify(change));
+        self.stats.lock().wakeups += woken;
         anchor
     }
 }
@@ -539,12 +555,12 @@ async fn run(feed: Arc<Feed>) {
         // A new subscription may have been made before the keeper stopped.
         if error.is_none() && life.subscriptions > 0 && !life.is_closed {
             drop(life);
-            feed.progress.send_replace(Progress::default());
+            feed.set_progress(|progress| *progress = Progress::default());
             continue;
         }
         life.is_running = false;
         if let Some(error) = error {
-            feed.progress.send_modify(|progress| progress.failure = Some(error));
+            feed.set_progress(|progress| progress.failure = Some(error));
         }
         return;
     }

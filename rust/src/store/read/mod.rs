@@ -8,6 +8,7 @@ pub mod reader;
 pub mod reading;
 pub mod sharing;
 pub mod subscription;
+pub mod waiting;
 pub mod wakeup;
 pub mod watermark;
 pub mod window;

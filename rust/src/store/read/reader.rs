@@ -294,7 +294,7 @@ pub fn sql(table: &Table, query: &Query) -> (String, Vec<Parameter>) {
             conditions.push(format!("version {operator} ${}", parameters.len()));
         }
     }
-    let filter = query.filter.sql(&mut parameters);
+    let filter = query.filter.sql(table, &mut parameters);
     let mut limit = String::new();
     if query.limit < i64::MAX {
         parameters.push((Box::new(query.limit), Type::INT8));

@@ -96,7 +96,7 @@ pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>) -> Result
         pid: std::process::id(),
         feed: Arc::clone(feed),
         owner: Arc::clone(owner),
-        filter,
+        filter: Arc::new(filter),
         window: Mutex::default(),
         pages: PageSize::default(),
         asking: Mutex::default(),
@@ -111,7 +111,7 @@ pub struct Subscription {
     pid: u32,
     feed: Arc<Feed>,
     owner: Arc<Owner>,
-    filter: Filter,
+    filter: Arc<Filter>,
     window: Mutex<Window>,
     pages: PageSize,
     /// The pending answer, which a new request replaces.
@@ -240,10 +240,12 @@ impl Subscription {
     async fn take(&self, next: Next) -> Result<Batch> {
         let Next { position: begun, limit, reports_progress, patience } = next;
         let deadline = tokio::time::Instant::now() + patience;
-        let mut progress = self.feed.progress.subscribe();
+        let progress = &self.feed.progress;
+        let everything = Arc::default();
+        let filter = if reports_progress { &everything } else { &self.filter };
         let (mut position, mut id) = (begun, None);
         loop {
-            let Progress { position: settled, failure } = progress.borrow_and_update().clone();
+            let Progress { position: settled, failure } = progress.borrow().clone();
             if let Some(error) = failure {
                 return Err(error);
             }
@@ -261,15 +263,28 @@ impl Subscription {
             if settled.is_some() && reports_progress && position > begun {
                 return Ok(self.batch(Vec::new(), position, id, true));
             }
-            tokio::select! {
-                changed = progress.changed() => changed.map_err(|_| Error::StoreClosed)?,
-                () = self.nudged.notified() => return Ok(self.batch(Vec::new(), position, id, settled.is_some())),
-                () = tokio::time::sleep_until(deadline) => {
-                    if settled.as_ref().is_some_and(|settled| settled.version < position) {
-                        self.check_position(position).await?;
-                    }
-                    return Ok(self.batch(Vec::new(), position, id, settled.is_some()));
+            let is_current = || {
+                let now = progress.borrow();
+                now.failure.is_none() && now.position == settled
+            };
+            let Some(mut place) = self.feed.waiting.enter(filter, is_current) else { continue };
+            let woken = tokio::select! {
+                woken = &mut place.woken => Some(woken.ok()),
+                () = self.nudged.notified() => None,
+                () = tokio::time::sleep_until(deadline) => None,
+            };
+            let is_over = woken.is_none();
+            // Of what has come meanwhile, nothing up to here was for this subscription.
+            let passed = woken.unwrap_or_else(|| place.leave(|| progress.borrow().position.clone()));
+            if let Some(passed) = passed.filter(|passed| passed.version > position) {
+                (position, id) = (passed.version, Some(passed.id).filter(|id| !id.is_empty()));
+            }
+            if is_over {
+                let settled = progress.borrow().position.clone();
+                if settled.as_ref().is_some_and(|settled| settled.version < position) {
+                    self.check_position(position).await?;
                 }
+                return Ok(self.batch(Vec::new(), position, id, settled.is_some()));
             }
         }
     }
@@ -336,7 +351,7 @@ impl Subscription {
         let limit = self.pages.rows(i64::try_from(limit).unwrap_or(i64::MAX));
         // Without a filter, events that are not settled are removed here and not by the statement; see `reader::sql`.
         let until = if self.filter.is_empty() { i64::MAX } else { self.window.lock().end(position, settled.version) };
-        let query = Query { since: position, until, limit, is_backwards: false, filter: self.filter.clone() };
+        let query = Query { since: position, until, limit, is_backwards: false, filter: (*self.filter).clone() };
         let (sql, parameters) = reader::sql(table, &query);
         let (binds, sql_latest) = (reader::binds(&parameters), reader::sql_latest(table));
         let end = until.min(settled.version);
@@ -357,6 +372,9 @@ impl Subscription {
         self.pages.took(limit, events.len(), reader::size_bytes(&events));
         events.retain(|event| event.version <= settled.version);
         let is_full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
+        if let Some(last) = events.last().filter(|_| is_full) {
+            self.window.lock().filled(last.version - position);
+        }
         // The last event up to the end, if it is in this window. Otherwise the end is a gap, which is as final.
         let last = Anchor::from_rows(&at_end)?;
         let end = if last.version > position { last } else { Anchor { version: end, ..Anchor::default() } };

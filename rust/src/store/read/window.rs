@@ -42,6 +42,12 @@ impl Window {
         }
     }
 
+    /// Record that a page was full after so many versions. By an index PostgreSQL may read and sort all that match in the
+    /// window, so a window that is larger than its page costs the same rows again for the next page.
+    pub fn filled(&mut self, versions: i64) {
+        self.size = self.size.min(versions.max(SMALLEST));
+    }
+
     /// Make the window smaller. Returns false if it was the smallest.
     pub fn shrink(&mut self) -> bool {
         let before = self.size;
@@ -65,6 +71,9 @@ mod tests {
         assert_eq!(window.end(0, i64::MAX), 2 * FIRST);
         window.took(Duration::from_secs(1));
         assert_eq!(window.end(0, i64::MAX), FIRST);
+        window.filled(1000);
+        window.filled(2000);
+        assert_eq!(window.end(0, i64::MAX), 1000);
     }
 
     #[test]
