@@ -19,6 +19,7 @@ from tests.fixtures.program import Program
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 COUNT = 2
+ASGI = {"asgi_app", "fastapi_app", "order_dashboard", "shop_app"}
 
 
 @asynccontextmanager
@@ -33,7 +34,7 @@ async def running(
             env = {"DATABASE_URL": database.url, "PORT": port}
             asgi = ["-m", "uvicorn", f"examples.{example}:app", "--port", port, "--timeout-graceful-shutdown", "1"]
             wsgi = [f"examples/{example}.py"]
-            command = asgi if example in {"asgi_app", "fastapi_app", "shop_app"} else wsgi
+            command = asgi if example in ASGI else wsgi
             program = stack.enter_context(Program(command, env, f"http://127.0.0.1:{port}"))
             client = await PythonClient.connect(program.url, label=program.url, auth=auth)
             stack.push_async_callback(client.disconnect)
@@ -117,6 +118,28 @@ async def test_wsgi(database: Database) -> None:
         assert await first.call("ask", second.sid, "why?") == "why?"
 
 
+async def test_order_dashboard(database: Database) -> None:
+    async with running("order_dashboard", database) as clients:
+        for client in clients:
+            await client.wait_for("totals")
+        for number, client in enumerate(clients, 1):
+            await client.call("place", f"order-{number}", 10 * number)
+        for client in clients:
+
+            def knows_both(client: PythonClient = client) -> bool:
+                return client.received("totals")[-1] == (2, 30)
+
+            await eventually(knows_both, f"{client!r} sees both orders")
+
+
+async def test_cron(database: Database) -> None:
+    async with running("asgi_app", database) as clients:
+        with Program(["examples/cron_emitter.py", "It is time."], {"DATABASE_URL": database.url}) as script:
+            assert await script.wait() == 0, script.output
+        for client in clients:
+            assert await client.wait_for("announcement") == [("It is time.",)]
+
+
 async def test_celery(database: Database, tmp_path: Path) -> None:
     env = {"DATABASE_URL": database.url, "CELERY_BROKER_URL": "filesystem://"}
     # A folder instead of a broker; in the settings of Celery and not in the example.
@@ -171,4 +194,5 @@ async def test_the_page_of_a_shop_follows_its_table(database: Database, chromium
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/*.py")), ids=lambda path: path.name)
 def test_every_example_is_run(path: Path) -> None:
-    assert f'"{path.stem}"' in Path(__file__).read_text() or f"examples.{path.stem}" in Path(__file__).read_text()
+    text = Path(__file__).read_text()
+    assert any(name in text for name in (f'"{path.stem}"', f"examples.{path.stem}", f"examples/{path.name}"))
