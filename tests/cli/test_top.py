@@ -159,7 +159,7 @@ async def test_a_mixed_cluster(database: Database) -> None:
                     break
             (place,) = [each["pid"] for each in seen["servers"] if each["language"] == "python"]
             assert place is not None, "its lock is known"
-            assert seen["queue_usage"] == 0
+            assert 0 <= seen["queue_usage"] < 0.1
             assert seen["rooms"][0]["room"] == "red"
             assert seen["bytes_per_second"] > 18_000, "attachments are counted with what they hold"
             assert seen["gaps"] == seen["missing"] == seen["undecodable"] == 0

@@ -249,6 +249,9 @@ def test_processes_are_killed_at_any_moment(database: Database, effects: Callabl
         def write() -> None:
             nonlocal count
             while not stop.is_set():
+                if count > len(effects()) + 1000:
+                    time.sleep(0.02)  # on a slow machine it would never end otherwise
+                    continue
                 store.store_batch(Event("T", f"a{i % 16}", i) for i in range(count, count + 32))
                 count += 32
                 time.sleep(0.02)

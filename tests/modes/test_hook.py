@@ -24,7 +24,7 @@ from socketio_postgres._bus.hook import Hook
 started, ended, failed, ticks = [], [], [], 0
 async def slow(value):
     started.append(value)
-    while len(started) < 2:
+    while len(started) < 2 or ticks < 3:  # for ever, if others did not run
         await asyncio.sleep(0.001)
     ended.append(value)
     raise LookupError
@@ -40,7 +40,7 @@ for hook in hooks:
     hook(1)
 while len(failed) < 2:
     {library}.sleep(0.001)
-assert ended == [1, 1] and ticks > 2
+assert ended == [1, 1]
 print("done")
 """
     done = subprocess.run(
