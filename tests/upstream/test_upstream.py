@@ -123,6 +123,6 @@ def test_python_socketio_own_tests(path: str, sources: Path, database: Database,
     ]
     if unexpected:
         # Some of them sleep for a fixed time and expect others to be done; they have a second chance, alone.
-        outcomes, output = run(sources, database, tmp_path, *unexpected)
+        outcomes, output = run(sources, database, tmp_path, *(f"{path}::{name}" for name in unexpected))
         assert set(outcomes.values()) == {"passed"}, output
     assert excepted - failed == set(), "these tests pass, or are gone: take them off the table"
