@@ -13,7 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install build build-debug wheel fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
-        test-wheel bench bench-full bench-load bench-store bench-micro bench-rust bench-check fuzz soak demo docs clean all
+        test-wheel bench bench-full bench-load bench-store bench-transactions bench-micro bench-rust \
+        bench-check fuzz soak demo docs clean all
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -97,12 +98,12 @@ $(VENV)/.bench: $(STAMP)
 	touch $@
 
 bench: build $(VENV)/.bench  ## Measure beside the published rivals and write benches/REPORT.md, in about ten minutes
-	$(MAKE) bench-load bench-store bench-micro
+	$(MAKE) bench-load bench-store bench-transactions bench-micro
 	$(BIN)/python -m benches.report
 
 bench-full: build $(VENV)/.bench  ## The same with more repetitions and messages, about an hour
 	$(MAKE) bench-load LOAD_ARGS=--full
-	$(MAKE) bench-store bench-micro
+	$(MAKE) bench-store bench-transactions bench-micro
 	$(BIN)/python -m benches.report
 
 bench-load: build $(VENV)/.bench  ## Only the load bench; LOAD_ARGS="--only across" for some rows
@@ -110,6 +111,9 @@ bench-load: build $(VENV)/.bench  ## Only the load bench; LOAD_ARGS="--only acro
 
 bench-store: build $(VENV)/.bench  ## Only the event store, about three minutes
 	$(BIN)/python -m benches.event_store
+
+bench-transactions: build $(VENV)/.bench  ## Only transactions that emit, about a minute
+	$(BIN)/python -m benches.transactions
 
 bench-micro: build $(VENV)/.bench  ## Only the small pieces, by pytest-benchmark
 	$(BIN)/python -m pytest benches -p no:randomly --benchmark-enable --benchmark-only --quiet \
@@ -123,6 +127,7 @@ bench-check: build $(VENV)/.bench  ## Run every bench once, unmeasured, so that 
 	$(BIN)/python -m pytest benches
 	$(BIN)/python -m benches.load --check
 	$(BIN)/python -m benches.event_store --check
+	$(BIN)/python -m benches.transactions --check
 	cargo test --benches --no-default-features --quiet  # which runs each of them once
 
 FUZZ_SECONDS ?= 20

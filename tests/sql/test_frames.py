@@ -17,6 +17,8 @@ from socketio_postgres.codec import decode, encode, encode_msgpack
 from tests.fixtures.bus import BusReader
 from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
+from tests.unit.test_transactional_vectors import VECTORS as TRANSACTIONAL
+from tests.unit.test_transactional_vectors import said as said_by
 from tests.unit.test_vectors import RECORDED, SAID, Said, completed, raw
 
 T = MessageType
@@ -62,18 +64,7 @@ VECTORS = [
     for number, (frame, said) in enumerate(zip(item["frames"], SAID[item["what"]], strict=True))
     if is_expressible(said)
 ]
-OWN: list[Said] = [
-    (
-        T.BROADCAST,
-        "/",
-        {"packet": ["price", "EUR", 1.08, None, True, {"b, c": 'd: "e\\', "é😀": [[], {}]}], "to": ["fx", 'a "b"']},
-    ),
-    (T.BROADCAST, "/chat", {"packet": ["e"], "except_": ["x", "ü, y"]}),
-    (T.SOCKETS_JOIN, "/chat", {"to": ["a", "b"], "rooms": ["c"], "except_": ["d"]}),
-    (T.SOCKETS_LEAVE, "/", {"to": ["a"], "rooms": ["c", "d"]}),
-    (T.DISCONNECT_SOCKETS, "/chat", {"to": ["a"], "except_": ["b"]}),
-    (T.SERVER_SIDE_EMIT, "/chat", {"packet": ["reload", 1, [None]]}),
-]
+OWN: list[Said] = [said_by(vector) for vector in TRANSACTIONAL]
 
 
 @pytest.mark.parametrize(("said", "recorded"), VECTORS)
@@ -116,6 +107,15 @@ async def test_they_are_ours_to_the_byte(installed: Database, psql: psycopg.Conn
     assert list(frame.header)[:4] == ["type", "uid", "nsp", "source"]
     assert frame.header["attachmentId"].isdigit()
     assert decode(frame.attachment or b"", nsp=nsp).packet() == fields.get("packet")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("vector", TRANSACTIONAL, ids=lambda vector: vector["what"])
+async def test_they_are_the_vectors(installed: Database, psql: psycopg.Connection, vector: dict[str, Any]) -> None:
+    async with spying(installed, [vector["frame"]["channel"]]) as spy:
+        call(psql, said_by(vector))
+        [frame] = await spy.wait_for(lambda _: True)
+    assert json.loads(frame.payload) == {**json.loads(vector["frame"]["payload"]), "k": frame.message["k"]}
+    assert list(frame.message) == list(json.loads(vector["frame"]["payload"]))
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "😀"])
