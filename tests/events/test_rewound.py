@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from socketio_postgres import (
@@ -311,6 +312,22 @@ async def test_a_sequence_behind_the_table_is_refused(store: AsyncEventStore, da
             admin.execute("SELECT setval('events_version_seq', 3)")
         with pytest.raises(SchemaMismatchError, match="behind version 6"):
             await all_of(mended.subscribe(3), [])
+
+
+async def test_a_version_that_exists_is_no_duplicate_of_an_event(store: AsyncEventStore, database: Database) -> None:
+    """S7: the sequence was set back under a store that is open."""
+    await store.store_batch(Event("T", "a") for _ in range(5))
+    with database.connect() as admin:
+        admin.execute("SELECT setval('events_version_seq', 1)")
+    with pytest.raises(SchemaMismatchError, match="behind version 5"):
+        await store.store(Event("T", "a"))
+    with pytest.raises(SchemaMismatchError, match="behind version 5"):
+        await store.store_batch([Event("T", "a"), Event("T", "b")])
+    with pytest.raises(SchemaMismatchError, match="behind version 5"):
+        await store.import_events([Event("T", "a")])
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        with pytest.raises(SchemaMismatchError, match="behind the table"):
+            await store.store_in(conn, Event("T", "a"))
 
 
 CHANGES = {

@@ -165,6 +165,13 @@ def _insert(conn: Any, table: str, missing: list[dict[str, Any]]) -> dict[str, S
     except Exception as error:
         if sqlstate_of(error) != _UNIQUE_VIOLATION:
             raise
+        if "(version)=" in str(error):  # in the detail, whatever the language of the messages
+            raise SchemaMismatchError(
+                f"the sequence of {table} is behind the table, so it assigns versions that exist; roll back, and open a"
+                " new store: its error has the statement to run",
+                table_name=table,
+                reason="its sequence is behind the table",
+            ) from error
         raise DuplicateEventError(
             "another transaction has stored an event with the same id meanwhile; roll back and try again"
         ) from error

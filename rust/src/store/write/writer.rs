@@ -187,7 +187,19 @@ impl Writer {
         if error.is_about_a_value() && self.look_again().await.is_ok() {
             return check(events, &self.table()).err().unwrap_or(error);
         }
-        error
+        self.or_behind(error).await
+    }
+
+    /// A version that exists already has a reason that no other attempt removes: the sequence is behind the table.
+    async fn or_behind(&self, error: Error) -> Error {
+        if !is_duplicate(&error) {
+            return error;
+        }
+        let looked = async { table::check_sequence(&mut self.pool.get().await?, &self.table()).await };
+        match looked.await {
+            Err(behind @ Error::SchemaMismatch { .. }) => behind,
+            _ => error,
+        }
     }
 
     /// Accept no more calls. Those that are not finished within `limit` fail.
@@ -262,6 +274,10 @@ async fn commit(writer: &Arc<Writer>, mut group: Vec<Call>) {
     } else {
         storing::store_free(&writer.pool, &layout, &group).await
     };
+    let result = match result {
+        Err(error) => Err(writer.or_behind(error).await),
+        stored => stored,
+    };
     match result {
         Ok(outcomes) => {
             writer.calls.lock().stats.groups += 1;
@@ -277,9 +293,10 @@ async fn commit(writer: &Arc<Writer>, mut group: Vec<Call>) {
                 writer.send_to_room(left_out);
             }
         }
-        Err(error) if group.len() == 1 && is_final(&error) => {
-            if let Some(call) = group.pop() {
-                writer.finish(call, Err(error));
+        // What is wrong with the table concerns every call.
+        Err(error) if is_final(&error) && (group.len() == 1 || matches!(error, Error::SchemaMismatch { .. })) => {
+            for call in group {
+                writer.finish(call, Err(error.clone()));
             }
         }
         Err(error) => {
@@ -412,6 +429,7 @@ impl Room<'_> {
     /// After the server has refused to store calls: find the one that is to blame, and decide on it.
     async fn refused(&mut self, mut tried: Vec<Call>, error: Error, has_looked: bool) -> bool {
         let writer = self.writer;
+        let error = writer.or_behind(error).await;
         if is_held(&error) || is_conflict(&error) {
             writer.look_again_after_conflict().await;
         }
@@ -521,6 +539,11 @@ fn is_held(error: &Error) -> bool {
 fn is_conflict(error: &Error) -> bool {
     matches!(error, Error::Database { report, .. }
         if matches!(report.sqlstate.as_str(), "23505" | "40001" | "40P01" | "0A000" | "26000"))
+}
+
+/// Whether an id or a version exists already.
+fn is_duplicate(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. } if report.sqlstate == "23505")
 }
 
 /// Whether another attempt would fail, too, and nothing more can be said about the reason.
