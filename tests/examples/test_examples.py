@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ from socketio_postgres.demo.embedded import free_port
 from tests.fixtures.browser import Browser
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
+from tests.fixtures.node import FOLDER
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
@@ -96,6 +98,34 @@ async def test_asgi(database: Database) -> None:
         pids = await second.call("processes")
         assert isinstance(pids, list)
         assert len(set(pids)) == COUNT
+
+
+@pytest.mark.usefixtures("node_packages")
+async def test_node_beside_python(database: Database) -> None:
+    node = shutil.which("node")
+    assert node is not None
+    port = str(free_port())
+    env = {"DATABASE_URL": database.url, "PORT": port, "NODE_PATH": str(FOLDER / "node_modules")}
+    async with running("asgi_app", database, {"room": "kitchen"}) as (python, _):
+        with Program([node, "examples/node_server.js"], env, f"http://127.0.0.1:{port}") as program:
+            client = await PythonClient.connect(program.url, label=program.url, auth={"room": "kitchen"})
+            try:
+                for each in (python, client):
+
+                    async def all_three(each: PythonClient = each) -> bool:
+                        found = await each.call("who", "kitchen")
+                        return isinstance(found, list) and len(found) == COUNT + 1
+
+                    await eventually(all_three, "the servers know each other")
+                await client.emit("chat", "kitchen", "from Node.js")
+                assert await python.wait_for("chat") == [("from Node.js",)]
+                await python.emit("chat", "kitchen", "from Python")
+                assert await client.wait_for("chat") == [("from Python",)]
+                pids = await python.call("processes")
+                assert isinstance(pids, list)
+                assert program.pid in pids
+            finally:
+                await client.disconnect()
 
 
 async def test_flask(database: Database) -> None:
