@@ -124,9 +124,9 @@ async def test_a_partition_that_is_locked_is_handed_over_later(our_store: AsyncE
         await connection.commit()
         owner = "SELECT owner FROM events_subscriptions WHERE partition = 1"
         await eventually(lambda: database.value(owner) is None, "it is handed over", 20)
+        await eventually(lambda: durable.partitions == [0], "it knows")
         handled.cancel()
         await asyncio.gather(handled, return_exceptions=True)
-        assert durable.partitions == [0]
 
 
 async def test_another_history_of_the_same_name(our_store: AsyncEventStore, database: Database) -> None:
