@@ -128,6 +128,17 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert anchor in slugs(target), match["target"]
 
 
+def test_each_promise_names_its_test() -> None:
+    text = (ROOT / "docs/reliability.md").read_text()
+    sections = re.findall(r"^## Promises of the (?:cluster|event store)\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    promises = [line for section in sections for line in section.splitlines()[3:] if line.startswith("| ")]
+    assert len(sections) == 2
+    assert len(promises) > 30
+    for promise in promises:
+        proof = promise.split(" | ")[-1]
+        assert re.search(r"\]\(\.\./(tests|rust/fuzz)/", proof) or "(operations.md" in promise, promise
+
+
 def rows(document: str, heading: str) -> dict[str, list[str]]:
     """Rows of the first table below a heading: the name in its first column, and the other cells."""
     text = (ROOT / document).read_text()
