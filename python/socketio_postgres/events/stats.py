@@ -1,4 +1,4 @@
-"""What `stats()` and `layout()` of an event store return; docs/event-store.md says what each counter means."""
+"""What `stats()` and `layout()` of an event store return; docs/event-store-reference.md says what each counter means."""
 
 from __future__ import annotations
 
