@@ -149,7 +149,8 @@ def test_options_table() -> None:
 
 def test_options_table_of_the_store() -> None:
     documented = {
-        name: ast.literal_eval(cells[0].strip("`")) for name, cells in rows("docs/event-store.md", "Options").items()
+        name: ast.literal_eval(cells[0].strip("`"))
+        for name, cells in rows("docs/event-store-reference.md", "Options").items()
     }
     assert documented == {
         field.name: None if field.default is dataclasses.MISSING else field.default
@@ -171,7 +172,20 @@ def test_statistics_table(database: Database) -> None:
 
 def test_statistics_of_the_store(database: Database) -> None:
     with EventStore(database.dsn) as store:
-        assert rows("docs/event-store.md", "Statistics").keys() == store.stats().keys()
+        assert rows("docs/event-store-reference.md", "Statistics").keys() == store.stats().keys()
+
+
+def test_tables_of_the_store() -> None:
+    """The reference shows the event table as it is created, and names every side table."""
+    page = (ROOT / "docs/event-store-reference.md").read_text()
+    [shown] = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    created = _core.EventStore(EventStoreOptions()).ddl(["events", "settled", "subscriptions"])
+    plain = re.sub(r'pg_catalog\.|"', "", created)
+    assert set(shown.replace('"', "").splitlines()) <= set(plain.splitlines())
+    _, _, section = page.partition("\n## Tables\n")
+    assert set(re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", plain)) - {"events"} == set(
+        re.findall(r"`(events_\w+)`", section.partition("| Side table |")[2].partition("\n\n")[0])
+    )
 
 
 def test_compatibility_table() -> None:

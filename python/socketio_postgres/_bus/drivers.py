@@ -32,6 +32,7 @@ __all__ = [
     "sqlalchemy_text",
     "sqlstate_of",
     "texts",
+    "was_too_long",
 ]
 
 _OWN: Final = {
@@ -149,8 +150,11 @@ def sqlstate_of(error: BaseException) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
-_PASSING = ("08", "40", "53", "57P")
-"""Classes of SQLSTATEs of a transaction that another one, or an outage, has ended."""
+_TOO_LONG = ("25P03", "25P04")
+"""SQLSTATEs of a transaction that the server has ended, with its session, because it was idle or open for too long."""
+
+_PASSING = ("08", "40", "53", "57P", *_TOO_LONG)
+"""SQLSTATEs, and classes of them, of a transaction that another one, the server or an outage has ended."""
 
 
 def is_passing(error: BaseException) -> bool:
@@ -168,6 +172,11 @@ def is_passing(error: BaseException) -> bool:
         "OperationalError",
         "InterfaceError",
     }
+
+
+def was_too_long(error: BaseException) -> bool:
+    """Whether the server has ended a transaction because it took too long, if the library says so."""
+    return (sqlstate_of(error) or "") in _TOO_LONG
 
 
 def psycopg_has_transaction(connection: Any) -> bool:
