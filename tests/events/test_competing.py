@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ from socketio_postgres import (
     AsyncCompetingSubscription,
     AsyncDurableSubscription,
     AsyncEventStore,
+    DurableSubscription,
     Event,
     EventStore,
     EventStoreError,
@@ -253,22 +255,30 @@ def consume(dsn: str, *, is_exact: bool) -> None:
     """Consume for ever; each effect with its position in one transaction, or before the position."""
     with (
         EventStore(dsn) as store,
-        psycopg.connect(dsn, autocommit=True) as connection,
         store.durable("d", partitions=PARTITIONS, lease=1.0, checkpoint_interval=0.1) as durable,
     ):
         while True:
-            try:
-                for event in durable:
-                    time.sleep(0.002)
-                    values = (event.version, event.aggregate_id, event.data, os.getpid())
-                    if is_exact:
-                        with connection.transaction():
-                            connection.execute("INSERT INTO effects (v, a, n, pid) VALUES (%s, %s, %s, %s)", values)
-                            durable.ack_in(connection, event)
-                    else:
-                        connection.execute("INSERT INTO effects (v, a, n, pid) VALUES (%s, %s, %s, %s)", values)
-            except SubscriptionFencedError:
-                continue
+            # Who is frozen in a transaction holds its partition until the server ends that transaction.
+            with psycopg.connect(
+                dsn, autocommit=True, options="-c idle_in_transaction_session_timeout=2s"
+            ) as connection:
+                try:
+                    consume_with(connection, durable, is_exact=is_exact)
+                except (SubscriptionFencedError, psycopg.Error):
+                    continue
+
+
+def consume_with(connection: psycopg.Connection, durable: DurableSubscription, *, is_exact: bool) -> None:
+    """Consume until the partition or the connection is lost."""
+    for event in durable:
+        time.sleep(0.002)
+        values = (event.version, event.aggregate_id, event.data, os.getpid())
+        if is_exact:
+            with connection.transaction():
+                connection.execute("INSERT INTO effects (v, a, n, pid) VALUES (%s, %s, %s, %s)", values)
+                durable.ack_in(connection, event)
+        else:
+            connection.execute("INSERT INTO effects (v, a, n, pid) VALUES (%s, %s, %s, %s)", values)
 
 
 @pytest.fixture
@@ -352,6 +362,46 @@ async def test_processes_come_die_and_sleep(
 def effects_of(database: Database, pid: int, begin: int) -> int:
     """How many effects a process has of events from a number on."""
     return int(str(database.value(f"SELECT count(*) FROM effects WHERE n >= {begin} AND pid = {pid}")))
+
+
+def freeze(dsn: str) -> None:
+    """Freeze between `ack_in` and commit; the commit must fail."""
+    options = "-c idle_in_transaction_session_timeout=1s"
+    with (
+        EventStore(dsn) as store,
+        psycopg.connect(dsn, options=options) as connection,
+        store.durable("d", partitions=PARTITIONS, lease=1.0) as durable,
+    ):
+        durable.ack_in(connection, next(iter(durable)))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        with pytest.raises(psycopg.Error):
+            connection.commit()
+
+
+def stopped(process: BaseProcess) -> bool:
+    """Whether a process has stopped itself."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+async def test_who_freezes_in_a_transaction_loses_its_partition_with_it(
+    store: AsyncEventStore, database: Database
+) -> None:
+    """The server ends the transaction that has the position locked; then another consumer takes over."""
+    await store.store(Event("T", "a0", 0))
+    process = multiprocessing.get_context("spawn").Process(target=freeze, args=(database.dsn,), daemon=True)
+    process.start()
+    try:
+        await eventually(lambda: stopped(process), "it is frozen", timeout=60)
+        async with store.durable("d", partitions=PARTITIONS) as durable:
+            event = await asyncio.wait_for(anext(aiter(durable)), 60)
+            assert event.data == 0
+            os.kill(process.pid or 0, signal.SIGCONT)
+            process.join(60)
+            assert process.exitcode == 0
+            await durable.ack(event)
+    finally:
+        process.kill()
+        process.join(20)
 
 
 async def test_a_row_that_was_locked_for_a_moment_is_no_rollback(store: AsyncEventStore) -> None:

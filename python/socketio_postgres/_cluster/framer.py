@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from socketio_postgres import _core
-from socketio_postgres._bus.drivers import numbered
+from socketio_postgres._bus.drivers import numbered, percent, question
 from socketio_postgres._bus.messages import Message
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster.rooms import bad
@@ -19,8 +19,8 @@ LONGEST: Final = 60.0
 DAY: Final = 86_400.0
 
 _STYLES: Final[dict[str, Callable[[str], str]]] = {
-    "format": str,
-    "qmark": lambda sql: sql.replace("%s", "?"),
+    "format": percent,
+    "qmark": question,
     "numeric_dollar": numbered,
 }
 

@@ -1,4 +1,4 @@
-"""What `stats()` and `layout()` of an event store return; docs/event-store-reference.md explains the counters."""
+"""What `stats()` and `layout()` of an event store return; docs/event-store-reference.md explains each counter."""
 
 from __future__ import annotations
 

@@ -63,8 +63,12 @@ RETRY_LAST: Final = 5.0
 SUSPICIOUS: Final = 2
 """Owners in a row that ended without progress, after which each event is counted before it is handled."""
 
-_AWAY: Final = ("08", "28", "3D", "53", "58")
-"""Classes of SQLSTATEs with which a server refuses, or ends, a connection; class 57 but for a statement's own end."""
+_ENDED: Final = {"FATAL", "PANIC"}
+"""Severities of the errors with which a server refuses, or ends, a session, whatever the reason."""
+
+_PASSING: Final = ("08", "25006", "40001", "40P01", "53", "55P03", "57", "58")
+"""SQLSTATEs, and classes of them, of statements that may succeed later: a pooler's errors, a standby, conflicts, lack
+of memory or disk, and statements that a limit of the role or an administrator has ended."""
 
 
 def _is_name(value: object) -> bool:
@@ -75,8 +79,7 @@ def _is_outage(error: SocketIOPostgresError) -> bool:
     """Whether waiting may help: the database was there before."""
     if isinstance(error, (ConnectionLostError, OperationTimeoutError)):
         return True
-    sqlstate = error.sqlstate if isinstance(error, DatabaseError) else ""
-    return sqlstate.startswith(_AWAY) or sqlstate in {"57P01", "57P02", "57P03", "25006", "40001", "40P01"}
+    return isinstance(error, DatabaseError) and (error.severity in _ENDED or error.sqlstate.startswith(_PASSING))
 
 
 class DurableSubscription:
