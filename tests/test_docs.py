@@ -18,10 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import socketio
+from django.db import connections
 from psycopg.conninfo import make_conninfo
 
 import socketio_postgres
@@ -43,7 +45,8 @@ from socketio_postgres import (
 )
 from socketio_postgres._cluster import rooms
 from tests.fixtures.database import Database
-from tests.fixtures.waiting import eventually
+from tests.fixtures.user_transactions import django_connection
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 ROOT = Path(__file__).parents[1]
 EPOCH = datetime.fromtimestamp(0, tz=timezone.utc)
@@ -93,6 +96,26 @@ def test_snippet_runs(snippet: Snippet, database: Database) -> None:
                 await value.close()
 
     asyncio.run(run())
+
+
+def test_the_snippet_of_django_runs(database: Database) -> None:
+    """The one block that needs names from around it."""
+    [code] = re.findall(
+        r"^```py\n(.*?)^```$", (ROOT / "docs/emit-with-your-data.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    ours = django_connection(database)
+    order = SimpleNamespace(id=7, save=lambda: ours.cursor().execute("CREATE TABLE orders ()"))
+    connections["default"] = ours
+    try:
+        with database.connect() as admin, Emitter(database.dsn) as io:
+            admin.execute('LISTEN "socket.io#/"')
+            exec(code, {"io": io, "order": order})  # noqa: S102 - our own documents
+            [notified] = admin.notifies(timeout=TIMEOUT_S, stop_after=1)
+    finally:
+        ours.close()
+        del connections["default"]
+    assert '"order-7"' in notified.payload
+    assert database.value("SELECT pg_catalog.to_regclass('orders')::text") == "orders"
 
 
 def test_the_reference_has_every_public_name() -> None:

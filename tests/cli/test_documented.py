@@ -1,4 +1,4 @@
-"""Every command in docs/command-line.md works as it stands there."""
+"""Every command in docs/command-line.md, and in docs/emitting.md, works as it stands there."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_all_commands(database: Database, tmp_path: Path) -> None:
         store.store_batch(Event("OrderPlaced", f"order-{n}", n) for n in range(3))
         with store.durable("billing") as durable:
             durable.ack(next(iter(durable)))
-        for line in "".join(_BLOCK.findall(DOCUMENT.read_text())).splitlines():
+        text = DOCUMENT.read_text() + DOCUMENT.with_name("emitting.md").read_text()
+        for line in "".join(_BLOCK.findall(text)).splitlines():
             command = line.replace("dbname=postgres", f"dbname={database.name}")
             if command.startswith(ENDLESS):
                 command = command.partition("|")[0] + " --help"
