@@ -14,6 +14,8 @@ repository = "https://github.com/socketio-postgres/socketio-postgres"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx", "sphinx_copybutton"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["messages.css"]
 html_title = f"socketio-postgres {release}"
 html_theme_options = {"source_repository": repository, "source_branch": "main", "source_directory": "docs/"}
 
