@@ -20,6 +20,7 @@ __all__ = [
     "django_has_transaction",
     "is_passing",
     "library_of",
+    "literal",
     "numbered",
     "percent",
     "psycopg2_cursor",
@@ -85,6 +86,12 @@ def check_kind(connection: object, *, is_async: bool) -> None:
     if needs_await is not is_async:
         kind, classes = ("blocking", "a blocking") if is_async else ("asyncio", "an Async")
         raise bad_connection(f"this is a connection of {library} for {kind} code: use {classes} emitter or manager")
+
+
+def literal(text: str) -> str:
+    """A text as SQL, however the session reads backslashes."""
+    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
+    return f"E{quoted}" if "\\" in text else quoted
 
 
 _QUOTED_OR_PARAMETER: Final = re.compile(r"""("(?:[^"]|"")*"|'(?:[^']|'')*')|%s""")
