@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -28,6 +30,7 @@ from socketio_postgres import (
     PayloadTooLargeError,
     PostgresManager,
 )
+from socketio_postgres.cli import main
 from tests.fixtures.bus import BusReader
 from tests.fixtures.database import Database
 from tests.fixtures.spy import Spy, spying
@@ -43,6 +46,7 @@ from tests.fixtures.user_transactions import (
 from tests.fixtures.waiting import eventually, nothing_arrives
 
 FENCE = "fence"
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "emit-with-your-data.md").read_text()
 
 
 @pytest.fixture
@@ -583,6 +587,70 @@ async def test_stored_bodies_are_messagepack(database: Database, io: AsyncEmitte
     assert msgpack.unpackb(body)["data"]["packet"]["data"] == ["binary", b"\x00\xff"]
 
 
+@pytest.mark.parametrize("access", ["document", "write"])
+async def test_the_rights_that_are_documented_suffice(
+    database: Database, io: AsyncEmitter, access: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And let nobody read an attachment."""
+    role = database.name + "_app"
+    async with BusReader(database) as reader, await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        await io.in_transaction(conn).emit("e", b"table")
+        await conn.commit()
+        with database.connect() as admin:
+            admin.execute(f"CREATE ROLE {role}")
+            try:
+                if access == "write":
+                    assert main(["sql", "--role", role, "--access", "write"]) == 0
+                    admin.execute(capsys.readouterr().out.encode())
+                else:
+                    [grants] = re.findall(r"`(GRANT INSERT[^`]*?)`", DOCUMENT)
+                    admin.execute(grants.replace(" app", f" {role}").encode())
+                await conn.execute(f"SET ROLE {role}".encode())
+                await io.in_transaction(conn).emit("e", 1)
+                await io.in_transaction(conn).emit_many([("e", b"2"), ("e", b"3")])
+                await conn.execute(*io.statement("e", b"4"))
+                await conn.commit()
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    await conn.execute("SELECT id FROM socket_io_attachments")
+                await conn.rollback()
+            finally:
+                admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        assert await arrived(reader, io) == [["e", b"table"], ["e", 1], ["e", b"2"], ["e", b"3"], ["e", b"4"]]
+
+
+OTHER_DEFAULTS = (
+    """CREATE TABLE socket_io_attachments (id bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+        created_at timestamptz DEFAULT now(), payload bytea)""",
+    """CREATE SEQUENCE own START 100;
+    ALTER TABLE socket_io_attachments ALTER id DROP IDENTITY;
+    ALTER TABLE socket_io_attachments ALTER id SET DEFAULT nextval('own')""",
+    "ALTER SEQUENCE own OWNED BY socket_io_attachments.id",
+)
+
+
+async def test_tables_with_another_default(database: Database, io: AsyncEmitter) -> None:
+    """As somebody may have made or mended them by hand."""
+    async with BusReader(database) as reader, await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        for number, change in enumerate(OTHER_DEFAULTS):
+            await conn.execute(change.encode())
+            await conn.commit()
+            await io.in_transaction(conn).emit("e", number, b"x")
+            await conn.execute(*io.statement("e", number, b"y"))
+            await conn.commit()
+        assert await arrived(reader, io) == [["e", number, body] for number in range(3) for body in (b"x", b"y")]
+
+
+async def test_two_phase_commits_are_refused_by_postgresql(database: Database, io: AsyncEmitter) -> None:
+    conn = await psycopg.AsyncConnection.connect(database.dsn)
+    async with BusReader(database) as reader:
+        await conn.tpc_begin(conn.xid(1, "a", "b"))
+        await io.in_transaction(conn).emit("lost")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="PREPARE"):
+            await conn.tpc_prepare()
+        await conn.close()
+        assert await arrived(reader, io) == []
+
+
 # ------------------------------------------------------------------------------------- what users do to connections
 
 
@@ -728,4 +796,7 @@ async def test_a_chain_serves_many_transactions(database: Database, io: AsyncEmi
         for number in range(3):
             await chain.emit("e", number)
             await (conn.commit() if number != 1 else conn.rollback())
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            await chain.emit("e", b"needs a row")
+        await conn.rollback()
         assert await arrived(reader, io) == [["e", 0], ["e", 2]]

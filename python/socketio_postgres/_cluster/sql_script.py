@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Final
 
+from socketio_postgres._bus.drivers import literal
 from socketio_postgres._bus.messages import RESERVED_EVENTS
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster.rooms import bad
@@ -45,13 +46,8 @@ def checked_schema(schema: object) -> str:
     return schema
 
 
-def _literal(text: str) -> str:
-    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
-    return f"E{quoted}" if "\\" in text else quoted
-
-
 def _literals(texts: Iterable[str]) -> str:
-    return ", ".join(map(_literal, sorted(texts)))
+    return ", ".join(map(literal, sorted(texts)))
 
 
 def _text(name: str) -> str:
@@ -63,7 +59,7 @@ def _filled(name: str, schema: str, values: Mapping[str, str]) -> str:
     quoted = f'"{checked_schema(schema)}"'
     made = set(re.findall(r'CREATE OR REPLACE FUNCTION \{schema\}\."?(\w+)', _text("functions.sql")))
     lists = {"names": _literals(made), "obsolete": _literals(OBSOLETE)}
-    for key, value in {"schema": quoted, "schema_text": _literal(quoted), **lists, **values}.items():
+    for key, value in {"schema": quoted, "schema_text": literal(quoted), **lists, **values}.items():
         text = text.replace(f"{{{key}}}", value)
     return text
 
@@ -72,8 +68,8 @@ def _parts(options: BusOptions, table: str, schema: str) -> tuple[str, str]:
     """The schema with its settings, and the functions."""
     values = {
         "version": str(VERSION),
-        "channel": _literal(options.channel),
-        "attachments": _literal(table),
+        "channel": literal(options.channel),
+        "attachments": literal(table),
         "payload_threshold": str(options.payload_threshold),
         "max_bytes": str(min(MAX_BYTES, options.max_payload)),
         "reserved": _literals(RESERVED_EVENTS),
