@@ -160,8 +160,8 @@ def sqlstate_of(error: BaseException) -> str | None:
 _TOO_LONG = ("25P03", "25P04")
 """SQLSTATEs of a transaction that the server has ended, with its session, because it was idle or open for too long."""
 
-_PASSING = ("08", "40", "53", "57P", *_TOO_LONG)
-"""SQLSTATEs, and classes of them, of a transaction that another one, the server or an outage has ended."""
+_PASSING = ("08", "25006", "40", "53", "57P", *_TOO_LONG)
+"""SQLSTATEs, and classes of them, of a transaction that another one, a standby, the server or an outage has ended."""
 
 
 def is_passing(error: BaseException) -> bool:
@@ -175,9 +175,11 @@ def is_passing(error: BaseException) -> bool:
     if type(error).__module__.startswith("sqlalchemy"):
         error = error.__cause__ or error
     kind = type(error)
+    # Without a SQLSTATE, psycopg's InternalError is an answer with which the end of the session came.
     return kind.__module__.startswith(("psycopg", "asyncpg")) and kind.__name__ in {
-        "OperationalError",
         "InterfaceError",
+        "InternalError",
+        "OperationalError",
     }
 
 

@@ -167,7 +167,7 @@ class AsyncDurableSubscription:
         return sorted(self._own)
 
     def fencing_token(self, event: StoredEvent) -> int:
-        """A number that grows each time the event's partition changes hands.
+        """A number that grows each time the event's partition changes hands, also when the subscription is made anew.
 
         Give it to other systems with your changes: one that remembers the highest number can refuse a consumer that
         was frozen and does not know yet that it has lost the partition.
@@ -363,6 +363,7 @@ class AsyncDurableSubscription:
     # --------------------------------------------------------------------------------------------- the iteration
 
     def __aiter__(self) -> Self:
+        self._give_back()  # a loop before this one was left with it
         return self
 
     async def __anext__(self) -> StoredEvent:
@@ -400,6 +401,7 @@ class AsyncDurableSubscription:
         self._check_entered()
         check_positive("max_count", max_count)
         check_positive("max_bytes", max_bytes)
+        self._give_back()
         while self._is_entered:
             self._acknowledge_given()
             events = await self._next_batch(max_count, max_wait, max_bytes)
@@ -488,6 +490,12 @@ class AsyncDurableSubscription:
             else:
                 self._is_away = False
                 return rows
+
+    def _give_back(self) -> None:
+        """Do not acknowledge what was handed out last: it is delivered again, unless it is acknowledged meanwhile."""
+        if self._given is not None:
+            self._given = None
+            self._begin_anew()
 
     def _acknowledge_given(self) -> None:
         if self._given is not None:
@@ -607,11 +615,15 @@ class AsyncDurableSubscription:
         await self._acknowledge_in(conn, event)
 
     async def _acknowledge_in(self, conn: Any, event: StoredEvent) -> None:
-        ours = self._partition_with(event)
-        transaction = await self._positions.write_in(conn, ours, event)
-        if transaction is None:
-            await self._refuse(conn, ours, event)
-            return
+        try:
+            ours = self._partition_with(event)
+            transaction = await self._positions.write_in(conn, ours, event)
+            if transaction is None:
+                await self._refuse(conn, ours, event)
+                return
+        except BaseException:
+            self._give_back()
+            raise
         ours.pending, ours.pending_in = max(event.version, ours.pending or 0), transaction
         if event.version <= self._delivered:
             for other in self._own.values():
@@ -837,10 +849,18 @@ class AsyncDurableSubscription:
             EventStoreError: A transaction, perhaps one of yours with an `ack_in`, has the position locked; or one was
                 rolled back, but the loop went on.
         """
-        ours = self._partition_with(event)
         text = None if error is None else f"{type(error).__name__}: {error}".replace("\0", "")
-        if not await self._when_unlocked(ours, lambda: self._positions.park(ours, event, attempts, text)):
-            raise self._not_next(ours, await self._look_at(ours), event)
+        try:
+            ours = self._partition_with(event)
+            is_parked = await self._when_unlocked(ours, lambda: self._positions.park(ours, event, attempts, text))
+            found = ours.written if is_parked else await self._look_at(ours)
+        except BaseException:
+            self._give_back()
+            raise
+        if not is_parked:
+            problem = self._not_next(ours, found, event)
+            self._give_back()
+            raise problem
         ours.pending, ours.written = None, event.version
         self._take(event)
         if self._held is not None:

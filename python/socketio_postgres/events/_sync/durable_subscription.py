@@ -168,7 +168,7 @@ class DurableSubscription:
         return sorted(self._own)
 
     def fencing_token(self, event: StoredEvent) -> int:
-        """A number that grows each time the event's partition changes hands.
+        """A number that grows each time the event's partition changes hands, also when the subscription is made anew.
 
         Give it to other systems with your changes: one that remembers the highest number can refuse a consumer that
         was frozen and does not know yet that it has lost the partition.
@@ -364,6 +364,7 @@ class DurableSubscription:
     # --------------------------------------------------------------------------------------------- the iteration
 
     def __iter__(self) -> Self:
+        self._give_back()  # a loop before this one was left with it
         return self
 
     def __next__(self) -> StoredEvent:
@@ -401,6 +402,7 @@ class DurableSubscription:
         self._check_entered()
         check_positive("max_count", max_count)
         check_positive("max_bytes", max_bytes)
+        self._give_back()
         while self._is_entered:
             self._acknowledge_given()
             events = self._next_batch(max_count, max_wait, max_bytes)
@@ -489,6 +491,12 @@ class DurableSubscription:
             else:
                 self._is_away = False
                 return rows
+
+    def _give_back(self) -> None:
+        """Do not acknowledge what was handed out last: it is delivered again, unless it is acknowledged meanwhile."""
+        if self._given is not None:
+            self._given = None
+            self._begin_anew()
 
     def _acknowledge_given(self) -> None:
         if self._given is not None:
@@ -608,11 +616,15 @@ class DurableSubscription:
         self._acknowledge_in(conn, event)
 
     def _acknowledge_in(self, conn: Any, event: StoredEvent) -> None:
-        ours = self._partition_with(event)
-        transaction = self._positions.write_in(conn, ours, event)
-        if transaction is None:
-            self._refuse(conn, ours, event)
-            return
+        try:
+            ours = self._partition_with(event)
+            transaction = self._positions.write_in(conn, ours, event)
+            if transaction is None:
+                self._refuse(conn, ours, event)
+                return
+        except BaseException:
+            self._give_back()
+            raise
         ours.pending, ours.pending_in = max(event.version, ours.pending or 0), transaction
         if event.version <= self._delivered:
             for other in self._own.values():
@@ -839,10 +851,18 @@ class DurableSubscription:
             EventStoreError: A transaction, perhaps one of yours with an `ack_in`, has the position locked; or one was
                 rolled back, but the loop went on.
         """
-        ours = self._partition_with(event)
         text = None if error is None else f"{type(error).__name__}: {error}".replace("\0", "")
-        if not self._when_unlocked(ours, lambda: self._positions.park(ours, event, attempts, text)):
-            raise self._not_next(ours, self._look_at(ours), event)
+        try:
+            ours = self._partition_with(event)
+            is_parked = self._when_unlocked(ours, lambda: self._positions.park(ours, event, attempts, text))
+            found = ours.written if is_parked else self._look_at(ours)
+        except BaseException:
+            self._give_back()
+            raise
+        if not is_parked:
+            problem = self._not_next(ours, found, event)
+            self._give_back()
+            raise problem
         ours.pending, ours.written = None, event.version
         self._take(event)
         if self._held is not None:
