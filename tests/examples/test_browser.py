@@ -6,16 +6,13 @@ Screenshots are kept in the folder that SIO_PG_TEST_SCREENSHOTS names, `.cache/s
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import struct
 import subprocess
 import zlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-from playwright.async_api import Browser, FilePayload, Page, async_playwright, expect
+from playwright.async_api import Browser, FilePayload, Page, expect
 
 from socketio_postgres.demo.embedded import free_port
 from socketio_postgres.demo.process import DSN_VARIABLE
@@ -25,8 +22,6 @@ from tests.fixtures.waiting import TIMEOUT_S
 
 SCREENSHOTS = Path(os.environ.get("SIO_PG_TEST_SCREENSHOTS", ROOT / ".cache" / "screenshots"))
 WIDTH, HEIGHT = 300, 140
-
-expect.set_options(timeout=TIMEOUT_S * 1000)
 
 
 def picture() -> bytes:
@@ -42,19 +37,6 @@ def picture() -> bytes:
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """Chromium, or a skipped test."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("needs chromium, which is not installed: see CONTRIBUTING")
-    async with async_playwright() as playwright:
-        # Chromium's sandbox does not work for root, as which CI runs; it shows only our own page.
-        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        await browser.close()
 
 
 class ChatPage:

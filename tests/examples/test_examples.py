@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Browser, expect
 
 from socketio_postgres import Emitter
 from socketio_postgres.demo.embedded import free_port
-from tests.fixtures.browser import Browser
+from tests.fixtures.browser import opened
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.node import FOLDER
@@ -188,7 +189,8 @@ async def test_celery(database: Database, tmp_path: Path) -> None:
                 assert await client.wait_for("progress", len(expected)) == expected
 
 
-async def test_the_page_of_a_shop_follows_its_table(database: Database, chromium: str) -> None:
+@pytest.mark.usefixtures("node_packages")
+async def test_the_page_of_a_shop_follows_its_table(database: Database, browser: Browser) -> None:
     with Emitter(database.dsn) as io:
         io.install_sql()
     rows = ["tea: new", "biscuits: new"]
@@ -196,31 +198,31 @@ async def test_the_page_of_a_shop_follows_its_table(database: Database, chromium
         psql = stack.enter_context(database.connect())
         psql.execute((Path(__file__).parents[2] / "examples" / "shop.sql").read_text())
         clients = await stack.enter_async_context(running("shop_app", database, {"customer": "7"}))
-        browsers = [await stack.enter_async_context(Browser(chromium)) for _ in range(2)]
-        for browser, client, customer in zip(browsers, clients, (7, 8), strict=True):
-            await browser.open(f"{client.label}/?customer={customer}")
-        await browsers[0].wait_for_text("#orders li", rows)
-        await browsers[1].wait_for_text("#orders li", ["coffee: new"])
+        urls = [f"{client.label}/?customer={customer}" for client, customer in zip(clients, (7, 8), strict=True)]
+        pages = [await opened(browser, url) for url in urls]
+        seven, eight = (page.locator("#orders li") for page, _ in pages)
+        await expect(seven).to_have_text(rows)
+        await expect(eight).to_have_text(["coffee: new"])
         shown = [{"id": 1, "item": "tea", "status": "new"}, {"id": 2, "item": "biscuits", "status": "new"}]
         for client in clients:
             assert await client.wait_for("orders") == [(shown,)]
 
         psql.execute("UPDATE orders SET status = 'paid' WHERE id = 1")
-        await browsers[0].wait_for_text("#orders li", ["tea: paid", "biscuits: new"])
+        await expect(seven).to_have_text(["tea: paid", "biscuits: new"])
         with psql.transaction(force_rollback=True):
             psql.execute("UPDATE orders SET status = 'lost'")
             psql.execute("DELETE FROM orders WHERE id = 2")
         psql.execute("INSERT INTO orders (customer_id, item) VALUES (7, 'milk')")
-        await browsers[0].wait_for_text("#orders li", ["tea: paid", "biscuits: new", "milk: new"])
+        await expect(seven).to_have_text(["tea: paid", "biscuits: new", "milk: new"])
         with psql.transaction():
             psql.execute("DELETE FROM orders WHERE id = 2")
             psql.execute("UPDATE orders SET customer_id = 8 WHERE item = 'milk'")
-        await browsers[0].wait_for_text("#orders li", ["tea: paid"])
-        await browsers[1].wait_for_text("#orders li", ["coffee: new", "milk: new"])  # new for its other customer
+        await expect(seven).to_have_text(["tea: paid"])
+        await expect(eight).to_have_text(["coffee: new", "milk: new"])  # new for its other customer
         for client in clients:
             operations = [argument["op"] for (argument,) in await client.wait_for("order", 4)]
             assert operations == ["UPDATE", "INSERT", "DELETE", "DELETE"], "the row that moved is gone"
-        assert [browser.failures for browser in browsers] == [[], []]
+        assert [failures for _, failures in pages] == [[], []]
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/*.py")), ids=lambda path: path.name)

@@ -44,8 +44,8 @@ class Frame(NamedTuple):
 def stored_sql(table: str, longest: float) -> str:
     """The statement that stores a body and notifies; its parameters are body, channel and text.
 
-    Servers delete rows by their age and see this one only after the commit. So it comes from the future. `RETURNING id`
-    would need the right to read the table, so the sequence is asked.
+    Servers delete rows by their age, and see this one only after the commit, so it comes from the future. The sequence
+    is asked for the id of the row, because `RETURNING id` would need the right to read the table.
     """
     sequence = f"pg_catalog.pg_get_serial_sequence({literal(table)}, 'id')"
     return (
