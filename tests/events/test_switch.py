@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -526,6 +527,48 @@ async def test_another_table_on_the_connection(our_store: AsyncEventStore, datab
     assert served.switches() == []
     with pytest.raises(EventStoreError, match="another one on this connection"):
         await our_store.rebuild(Effects(2), connect=connect)
+
+
+async def test_tables_of_an_earlier_release(
+    our_store: AsyncEventStore, database: Database, served: Served, connect: Callable[[], Any]
+) -> None:
+    """They get the column with the first use, and what they have goes on; the old consumer, too, until the switch."""
+    await fill(our_store, 10)
+    async with running(our_store.run(Effects(1), connect=connect)):
+        await reached(our_store, 10)
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events_subscriptions DROP COLUMN replaced_by")
+        admin.execute("DELETE FROM events_migrations WHERE name = 'replaced'")
+    await fill(our_store, 10, 10)
+    async with AsyncEventStore(database.dsn) as later, running(later.run(Effects(1), connect=connect)) as old:
+        await reached(later, 20)
+        async with running(later.run(Effects(2), connect=connect)):
+            await retired(old)
+    assert served.of(1) == served.data() == list(range(20))
+    # The claim of an earlier release, which looks at nothing else.
+    free = "SELECT count(*) FROM events_subscriptions WHERE name = 'effects' AND NOT is_paused"
+    assert database.value(free) == 0
+
+
+async def test_switches_that_roll_back_or_commit(
+    our_store: AsyncEventStore, database: Database, served: Served
+) -> None:
+    """A method that ends the transaction itself is wrong, but it is found out whether the switch has happened."""
+    ends = ["ROLLBACK", "COMMIT"]
+
+    class Ending(Effects):
+        async def switch(self, conn: Any) -> None:
+            await super().switch(conn)
+            if ends:
+                await conn.execute(ends.pop(0))
+
+    await fill(our_store, 10)
+    async with running(our_store.run(Ending(2), connect=lambda: asyncpg.connect(database.url))):
+        await seen(lambda: served.switches() == [2], "it takes over")
+        await reached(our_store, 10)
+        await nothing_arrives()
+    assert (ends, served.switches()) == ([], [2])
+    assert served.data() == list(range(10))
 
 
 async def test_wrong_versions(our_store: AsyncEventStore) -> None:
