@@ -46,6 +46,7 @@ from socketio_postgres.exceptions import (
     StoreRewoundError,
     StoreStalledError,
     SubscriptionFencedError,
+    SubscriptionRetiredError,
     UnknownOptionError,
     WrongExpectedVersionError,
 )
@@ -184,6 +185,7 @@ __all__ = [
     "StoredEvent",
     "Subscription",
     "SubscriptionFencedError",
+    "SubscriptionRetiredError",
     "TableLayout",
     "UnknownOptionError",
     "WrongExpectedVersionError",

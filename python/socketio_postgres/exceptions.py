@@ -42,6 +42,7 @@ __all__ = [
     "StoreRewoundError",
     "StoreStalledError",
     "SubscriptionFencedError",
+    "SubscriptionRetiredError",
     "UnknownOptionError",
     "WrongExpectedVersionError",
 ]
@@ -432,3 +433,14 @@ class SubscriptionFencedError(EventStoreError):
     """
 
     name: str = ""
+
+
+class SubscriptionRetiredError(SubscriptionFencedError):
+    """A newer version of the projection has taken the place of this one, for good. Nothing was changed.
+
+    Attributes:
+        name: The subscription.
+        replaced_by: The subscription of the version that is served now.
+    """
+
+    replaced_by: str = ""

@@ -138,6 +138,32 @@ def test_on_a_store_without_durable_subscriptions(database: Database, capsys: Ca
     assert database.value("SELECT to_regclass('events_subscriptions')") is None, "nothing is created"
 
 
+def test_what_was_replaced(store: EventStore, database: Database, capsys: Capture) -> None:
+    """A version of a projection that is served no more: nothing can be done with it, and it holds nothing up."""
+    consume(store, 1)
+    with store.durable("billing@2") as durable:
+        durable.ack(list(zip(durable, range(9), strict=False))[-1][0])
+    with database.connect() as admin:
+        admin.execute("UPDATE events_subscriptions SET replaced_by = 'billing@2' WHERE name = 'billing'")
+    assert main(["events", "subscriptions", "--dsn", database.dsn]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "billing was replaced by billing@2"
+    assert second.startswith("billing@2 at 9, 1 behind (")
+    for arguments in (
+        ["parked", "billing"],
+        ["park", "billing", "2"],
+        ["replay", "billing", "true"],
+        ["rewind", "billing", "2"],
+        ["pause", "billing"],
+        ["resume", "billing"],
+        ["delete", "billing", "--yes"],
+    ):
+        assert main(["events", *arguments, "--dsn", database.dsn]) == 1
+        assert "replaced by" in capsys.readouterr().err
+    assert main(["events", "trim", "8", "--yes", "--dsn", database.dsn]) == 0
+    assert {*versions(store)} == {1, 9, 10} | marked(database)
+
+
 def test_unknown_names(store: EventStore, database: Database, capsys: Capture) -> None:
     consume(store, 1)
     commands = (["parked", "x"], ["park", "x", "1"], ["replay", "x", "true"], ["pause", "x"], ["delete", "x", "--yes"])

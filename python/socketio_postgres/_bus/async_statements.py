@@ -70,8 +70,8 @@ async def run_on(connection: Any, sql: str, values: list[Any]) -> int:
     library = library_of(connection)
     if library == "asyncpg":
         if IS_ASYNC:
-            status = await connection.execute(numbered(sql), *values)
-            return int(str(status).rpartition(" ")[2])
+            count = str(await connection.execute(numbered(sql), *values)).rpartition(" ")[2]
+            return int(count) if count.isdecimal() else 0  # "SET" has none
         refuse_asyncpg()
     if library == "sqlalchemy":
         text, named = sqlalchemy_text(sql, values)

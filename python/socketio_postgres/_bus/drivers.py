@@ -17,6 +17,7 @@ __all__ = [
     "asyncpg_has_transaction",
     "bad_connection",
     "check_kind",
+    "connection_of",
     "django_has_transaction",
     "is_passing",
     "library_of",
@@ -86,6 +87,23 @@ def check_kind(connection: object, *, is_async: bool) -> None:
     if needs_await is not is_async:
         kind, classes = ("blocking", "a blocking") if is_async else ("asyncio", "an Async")
         raise bad_connection(f"this is a connection of {library} for {kind} code: use {classes} emitter or manager")
+
+
+def connection_of(connect: Any) -> Any:
+    """A connection, or what becomes one, from a pool, an engine or a function.
+
+    Raises:
+        OptionsError: It is none of them.
+    """
+    for name in ("connection", "acquire", "connect"):  # pools of psycopg and asyncpg, engines of SQLAlchemy
+        method = getattr(connect, name, None)
+        if method is not None:
+            return method()
+    if callable(connect):
+        return connect()
+    reason = "must be a pool, an engine, or a function that returns a connection"
+    shown = type(connect).__name__
+    raise OptionsError(f"invalid connect: {reason} (got {shown})", option="connect", value=shown, reason=reason)
 
 
 def literal(text: str) -> str:

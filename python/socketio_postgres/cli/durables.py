@@ -64,10 +64,13 @@ def subscriptions(*, as_json: bool, **options: Any) -> None:
             if as_json:
                 click.echo(to_json(dataclasses.asdict(each)))
                 continue
+            if each.replaced_by is not None:
+                lines.print(f"[bold]{lines.plain(each.name)}[/] was replaced by {lines.plain(each.replaced_by)}")
+                continue
             state = "paused" if each.is_paused else f"owned by {each.owner}" if each.is_owned else "nobody consumes it"
             lines.print(
-                f"[bold]{lines.plain(each.name)}[/] at {each.position}, {each.lag} behind, {each.parked} parked,"
-                f" {lines.plain(state)}"
+                f"[bold]{lines.plain(each.name)}[/] at {each.position}, {each.lag} behind ({each.lag_seconds:.0f} s),"
+                f" {each.parked} parked, {lines.plain(state)}"
             )
 
 
@@ -199,6 +202,8 @@ class _Failed(Exception):  # noqa: N818 - as above
 def _state(store: EventStore, name: str) -> DurableState:
     for each in store.durable_subscriptions():
         if each.name == name:
+            if each.replaced_by is not None:
+                raise click.ClickException(f"{name} was replaced by {each.replaced_by}")
             return each
     raise click.ClickException(f"there is no durable subscription {name!r}")
 

@@ -30,6 +30,9 @@ _KEPT = {
 }
 """Events that stay: the column that names them, by the suffix of the side table."""
 
+_IN_USE = "(pg_catalog.to_jsonb(s) ->> 'replaced_by') IS NULL"
+"""The condition of subscriptions that were not replaced; tables of an earlier release have no such column."""
+
 
 @click.command()
 @click.argument("version", type=click.IntRange(min=1))
@@ -75,7 +78,7 @@ def _check_nobody_is_behind(dsn: str, sides: dict[str, str], version: int) -> No
     rows = ask(
         dsn,
         f"SELECT name, pg_catalog.min(position)::pg_catalog.text FROM {sides['_subscriptions']}"
-        f" WHERE position < {version} GROUP BY name ORDER BY name",
+        f" s WHERE position < {version} AND {_IN_USE} GROUP BY name ORDER BY name",
     )
     if rows:
         told = ", ".join(f"{name} is at {position}" for name, position in rows)
@@ -95,7 +98,7 @@ async def _trim(dsn: str, table: str, sides: dict[str, str], version: int, count
     """Delete chunk by chunk, until nothing is left or a subscription falls behind."""
     behind = ""
     if "_subscriptions" in sides and not is_forced:
-        behind = f" AND NOT EXISTS (SELECT FROM {sides['_subscriptions']} s WHERE s.position < {version})"
+        behind = f" AND NOT EXISTS (SELECT FROM {sides['_subscriptions']} s WHERE s.position < {version} AND {_IN_USE})"
     doomed = _doomed(table, sides, version)
     deleted = after = 0
     async with Session(dsn) as session:

@@ -55,6 +55,7 @@ from socketio_postgres.exceptions import (
     StoreRewoundError,
     StoreStalledError,
     SubscriptionFencedError,
+    SubscriptionRetiredError,
     UnknownOptionError,
     WrongExpectedVersionError,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "StoredEvent",
     "Subscription",
     "SubscriptionFencedError",
+    "SubscriptionRetiredError",
     "TableLayout",
     "UnknownOptionError",
     "WrongExpectedVersionError",

@@ -18,7 +18,7 @@ from socketio_postgres.events.async_positions import AsyncPositions, QueryFuncti
 from socketio_postgres.events.async_subscription import AsyncSubscription
 from socketio_postgres.events.event import EventHandler, StoredEvent, check_positive
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
-from socketio_postgres.events.partition import Partition, partition_of, shares
+from socketio_postgres.events.partition import Found, Partition, partition_of, retired, shares
 from socketio_postgres.exceptions import (
     AlreadyAcknowledgedError,
     ConnectionLostError,
@@ -30,6 +30,7 @@ from socketio_postgres.exceptions import (
     SocketIOPostgresError,
     StoreRewoundError,
     SubscriptionFencedError,
+    SubscriptionRetiredError,
 )
 
 __all__ = ["AsyncDurableSubscription"]
@@ -68,6 +69,9 @@ _ENDED: Final = {"FATAL", "PANIC"}
 _PASSING: Final = ("08", "25006", "40001", "40P01", "53", "55P03", "57", "58")
 """SQLSTATEs, and classes of them, of statements that may succeed later: a pooler's errors, a standby, conflicts, lack
 of memory or disk, and statements that a limit of the role or an administrator has ended."""
+
+
+_UNKNOWN: Final = Found(0, 0, None)
 
 
 def _is_name(value: object) -> bool:
@@ -186,7 +190,7 @@ class AsyncDurableSubscription:
             made = await self._positions.made_with()
         if self._reset and made is not None:
             await self._positions.set_filter(self._filter_text)
-            made = (made[0], self._filter_text)
+            made = (made[0], self._filter_text, made[2])
         self._check_made(made)
         self._is_entered = True
         self._renewing = AsyncBackground(self._renew, f"durable {self.name}")
@@ -201,11 +205,13 @@ class AsyncDurableSubscription:
             raise
         return self
 
-    def _check_made(self, made: tuple[int, str] | None) -> None:
-        """Check that the subscription was made as it is asked for."""
+    def _check_made(self, made: tuple[int, str, str | None] | None) -> None:
+        """Check that the subscription was made as it is asked for, and was not replaced."""
         if made is None:
             raise self._deleted()
-        partitions, filter_text = made
+        partitions, filter_text, replaced_by = made
+        if replaced_by is not None:
+            raise retired(self.name, replaced_by)
         if partitions != self._count:
             raise OptionsError(
                 f"invalid partitions: the durable subscription {self.name!r} was made with {partitions}; give as many,"
@@ -244,9 +250,11 @@ class AsyncDurableSubscription:
         self._balanced_at = time.monotonic()
         if self._count > 1:
             await self._positions.arrive()
-        owned, owners = await self._positions.owned()
+        owned, owners, replaced_by = await self._positions.owned()
         if not owners:
             raise self._deleted()
+        if replaced_by is not None:
+            raise retired(self.name, replaced_by)
         before = {number: each.epoch for number, each in self._own.items()}
         self._drop([number for number, each in self._own.items() if owners.get(number) != (each.epoch, self._owner)])
         share = 1 if self._count == 1 else shares(owned | {self._owner: len(self._own)}, self._count)[self._owner]
@@ -557,11 +565,13 @@ class AsyncDurableSubscription:
             raise self._fenced(number)
         return ours
 
-    def _fenced(self, number: int, found: tuple[int, int, str | None] | None = (0, 0, None)) -> SubscriptionFencedError:
+    def _fenced(self, number: int, found: Found | None = _UNKNOWN) -> SubscriptionFencedError:
         if found is None:
             return self._deleted()
+        if found.replaced_by is not None:
+            return retired(self.name, found.replaced_by)
         return SubscriptionFencedError(
-            f"partition {number} of the durable subscription {self.name!r} belongs to {found[2] or 'somebody else'}"
+            f"partition {number} of the durable subscription {self.name!r} belongs to {found.owner or 'somebody else'}"
             " now: this consumer was cut off for longer than its lease, or the subscription was rewound or paused",
             name=self.name,
         )
@@ -660,7 +670,7 @@ class AsyncDurableSubscription:
             self._drop([ours.number])
             self._begin_anew()
             raise self._fenced(ours.number, found)
-        return found[1]
+        return found.position
 
     def _not_next(self, ours: Partition, position: int, event: StoredEvent) -> SocketIOPostgresError:
         """Why the position cannot be moved past an event from where it is."""
@@ -765,6 +775,7 @@ class AsyncDurableSubscription:
         Raises:
             OptionsError: The handler is no function.
             Exception: What the handler raised, with `Stop`.
+            SubscriptionRetiredError: A newer version of a projection has replaced the subscription.
             SubscriptionFencedError: The subscription was deleted.
         """
         AsyncHook.check("handler", handler)
@@ -775,6 +786,8 @@ class AsyncDurableSubscription:
                 if not isinstance(policy, Park) or await self.is_fit(event, policy):
                     await self._handle(event, handler, policy)
                 is_handled = True
+            except SubscriptionRetiredError:
+                raise
             except SubscriptionFencedError as error:
                 # Another consumer owns the partition, and handles the event. This one continues with the others.
                 self._report(error, f"{self.name}: event {event.version} is left to another consumer")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from socketio_postgres._bus.async_statements import has_transaction, rows_on, run_on
 from socketio_postgres.events.event import StoredEvent
 from socketio_postgres.events.failure_policy import ParkedEvent
-from socketio_postgres.events.partition import Partition
+from socketio_postgres.events.partition import Found, Partition
 from socketio_postgres.exceptions import OptionsError
 
 __all__ = ["AsyncPositions", "QueryFunction"]
@@ -50,16 +50,16 @@ class AsyncPositions:
 
     # ------------------------------------------------------------------------------------------ the subscription
 
-    async def made_with(self) -> tuple[int, str] | None:
-        """Number of partitions and filter that the subscription was made with, or None."""
+    async def made_with(self) -> tuple[int, str, str | None] | None:
+        """Number of partitions and filter that the subscription was made with, and what has replaced it; or None."""
         rows = await self._query(
-            "SELECT partitions::pg_catalog.text, filter, tableoid::pg_catalog.oid::pg_catalog.text"
+            "SELECT partitions::pg_catalog.text, filter, replaced_by, tableoid::pg_catalog.oid::pg_catalog.text"
             f" FROM {self.table} WHERE name = $1 ORDER BY partition LIMIT 1",
             self._name,
         )
-        for partitions, filter_text, oid in rows:
+        for partitions, filter_text, replaced_by, oid in rows:
             self._oid = int(oid or 0)
-            return int(partitions or 0), filter_text or ""
+            return int(partitions or 0), filter_text or "", replaced_by
         return None
 
     async def make(self, partitions: int, filter_text: str, start: int) -> None:
@@ -98,23 +98,26 @@ class AsyncPositions:
         """Take part no longer."""
         await self._query(f"DELETE FROM {self._consumers} WHERE name = $1 AND owner = $2", self._name, self._owner)
 
-    async def owned(self) -> tuple[dict[str, int], dict[int, tuple[int, str | None]]]:
-        """How many partitions each consumer that takes part owns, and the epoch and owner of every partition."""
+    async def owned(self) -> tuple[dict[str, int], dict[int, tuple[int, str | None]], str | None]:
+        """How many partitions each consumer owns, every partition's epoch and owner, and what has replaced them all."""
         rows = await self._query(
-            f"SELECT owner, NULL, NULL, 'valid' FROM {self._consumers}"
+            f"SELECT owner, NULL, NULL, 'valid', NULL FROM {self._consumers}"
             " WHERE name = $1 AND lease_until > pg_catalog.clock_timestamp()"
             " UNION ALL SELECT owner, partition::pg_catalog.text, epoch::pg_catalog.text,"
-            f" CASE WHEN lease_until > pg_catalog.clock_timestamp() THEN 'valid' END FROM {self.table} WHERE name = $1",
+            " CASE WHEN lease_until > pg_catalog.clock_timestamp() THEN 'valid' END, replaced_by"
+            f" FROM {self.table} WHERE name = $1",
             self._name,
         )
-        owned = {str(owner): 0 for owner, partition, _, _ in rows if partition is None}
+        owned = {str(owner): 0 for owner, partition, *_ in rows if partition is None}
         owners = {}
-        for owner, partition, epoch, valid in rows:
+        replaced_by = None
+        for owner, partition, epoch, valid, successor in rows:
             if partition is not None:
+                replaced_by = successor
                 owners[int(partition)] = (int(epoch or 0), owner)
                 if valid and owner in owned:
                     owned[owner] += 1
-        return owned, owners
+        return owned, owners, replaced_by
 
     async def claim(self, most: int, own: Iterable[int]) -> list[tuple[Partition, str | None, str | None]]:
         """Take free partitions. Returns each, the event id at its position, and the id that the table has there.
@@ -217,16 +220,16 @@ class AsyncPositions:
         )
         return int(rows[0][0] or 0) if rows else None
 
-    async def look(self, number: int) -> tuple[int, int, str | None] | None:
-        """Epoch, position and owner of a partition; None when the subscription was deleted."""
+    async def look(self, number: int) -> Found | None:
+        """What a partition is at; None when the subscription was deleted."""
         rows = await self._query(
-            f"SELECT epoch::pg_catalog.text, position::pg_catalog.text, owner FROM {self.table}"
+            f"SELECT epoch::pg_catalog.text, position::pg_catalog.text, owner, replaced_by FROM {self.table}"
             " WHERE name = $1 AND partition = $2::int",
             self._name,
             str(number),
         )
-        for epoch, position, owner in rows:
-            return int(epoch or 0), int(position or 0), owner
+        for epoch, position, owner, replaced_by in rows:
+            return Found(int(epoch or 0), int(position or 0), owner, replaced_by)
         return None
 
     async def is_locked(self, ours: Partition) -> bool:
@@ -235,9 +238,9 @@ class AsyncPositions:
         is_free = await self._query(sql, self._name, str(ours.number))
         return not is_free and await self.look(ours.number) is not None
 
-    def is_ours(self, found: tuple[int, int, str | None] | None, ours: Partition) -> bool:
+    def is_ours(self, found: Found | None, ours: Partition) -> bool:
         """Whether a partition, as `look` found it, belongs to this consumer."""
-        return found is not None and (found[0], found[2]) == (ours.epoch, self._owner)
+        return found is not None and (found.epoch, found.owner) == (ours.epoch, self._owner)
 
     async def write_in(self, conn: Any, ours: Partition, event: StoredEvent) -> str | None:
         """Move a position in the user's transaction; returns that transaction, or None if the position was not moved.

@@ -36,10 +36,11 @@ class DurableState:
         is_owned: Whether the leases of all its partitions are valid.
         is_paused: Whether it is paused, so that no consumer may own it.
         lag: Number of versions between its position and the end of the table, including gaps and events that do not
-            match its filters.
+            match its filters. 0 for one that was replaced.
         lag_seconds: Age of the oldest event after its position, matching or not; 0 when there is none.
         parked: Number of parked events.
         partitions: Its partitions; one, if it is not divided.
+        replaced_by: Name of the one that has replaced it, with a newer version of its projection. None if none has.
     """
 
     name: str
@@ -51,6 +52,7 @@ class DurableState:
     lag_seconds: float
     parked: int
     partitions: tuple[PartitionState, ...]
+    replaced_by: str | None = None
 
     @classmethod
     def of(cls, row: str) -> DurableState:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
-from socketio_postgres.exceptions import OptionsError
+from socketio_postgres.exceptions import OptionsError, SubscriptionRetiredError
 
-__all__ = ["Partition", "check_partitions", "partition_of", "shares"]
+__all__ = ["Found", "Partition", "check_partitions", "partition_of", "retired", "shares"]
 
 PARTITIONS_MAX: Final = 1024
 
@@ -36,6 +36,25 @@ def partition_of(aggregate_id: str, partitions: int) -> int:
     The same in the core and in SQL; `filter.rs` has both.
     """
     return int.from_bytes(hashlib.sha256(aggregate_id.encode()).digest()[:3], "big") % partitions
+
+
+def retired(name: str, replaced_by: str) -> SubscriptionRetiredError:
+    """The error of a consumer whose subscription was replaced."""
+    return SubscriptionRetiredError(
+        f"the durable subscription {name!r} was replaced by {replaced_by!r}: a newer version of its projection is"
+        " served now, and this one may end",
+        name=name,
+        replaced_by=replaced_by,
+    )
+
+
+class Found(NamedTuple):
+    """What the database says about a partition."""
+
+    epoch: int
+    position: int
+    owner: str | None
+    replaced_by: str | None = None
 
 
 @dataclasses.dataclass

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-from socketio_postgres.events.event import START, AfterVersion, StoredEvent
+from socketio_postgres.events.event import START, AfterVersion, StoredEvent, check_positive
 from socketio_postgres.events.filter import Filter
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["HandleFunction", "Projection", "named", "projection_of"]
+__all__ = ["HandleFunction", "Projection", "named", "projection_of", "subscription_name"]
 
 HandleFunction: TypeAlias = Callable[[Any, Sequence[StoredEvent]], Awaitable[None] | None]
 """Receives a connection and events, as `Projection.handle`."""
@@ -27,14 +27,19 @@ class Projection:
 
     `AsyncEventStore.run` calls `handle`; `EventStore.run` calls a `handle` that is no coroutine function.
 
+    When the code changes so that the table must be made anew, count `version` up and write to another table. The new
+    version starts at the beginning, beside the one that is served, and replaces it by `switch`.
+
     Attributes:
-        name: Name of its durable subscription.
+        name: Name of its durable subscription. That of a version from 2 on has the version added: `totals@2`.
+        version: Version of the code, from 1 on. Default 1.
         types: Only events of these types. Default: all.
         filters: Conditions, all of which must hold. Default: none.
         start: Where to begin when the name is new: `START`, `END` or a version. Default `START`.
     """
 
     name: str = ""
+    version: int = 1
     types: ClassVar[Iterable[str] | str | None] = None
     filters: ClassVar[Iterable[Filter]] = ()
     start: ClassVar[AfterVersion] = START
@@ -52,6 +57,28 @@ class Projection:
         """
         raise NotImplementedError
 
+    def switch(self, conn: Any) -> Awaitable[None] | None:
+        """Let readers use the table of this version, for example by a view. Must not commit or roll back.
+
+        Called when this version, from 2 on, has caught up with the one that is served, or when none is served. The
+        transaction of the call also retires the version served before. A lock that it waits for longer than five
+        seconds ends it, unless the method sets another `lock_timeout`. Default: nothing.
+
+        Args:
+            conn: A connection from `connect`, with an open transaction.
+
+        Raises:
+            Exception: The transaction is rolled back, and tried again later. The version served before goes on.
+        """
+
+    def reset(self, conn: Any) -> Awaitable[None] | None:
+        """Empty the table, for `AsyncEventStore.rebuild`. Must not commit or roll back.
+
+        Args:
+            conn: A connection with an open transaction, which also sets the position back.
+        """
+        raise NotImplementedError
+
 
 class _OfFunction(Projection):
     def __init__(self, name: str, function: HandleFunction) -> None:
@@ -66,13 +93,19 @@ def projection_of(projection: object) -> Projection:
     """Check a projection.
 
     Raises:
-        OptionsError: It is none, or has no name.
+        OptionsError: It is none, or has no name, or its version is no positive integer.
     """
     if isinstance(projection, Projection) and projection.name:
+        check_positive("version", projection.version or 0)
         return projection
     reason = "must be an object of a subclass of Projection with a name, or what @store.projection(name) made"
     shown = type(projection).__name__
     raise OptionsError(f"invalid projection: {reason} (got {shown})", option="projection", value=shown, reason=reason)
+
+
+def subscription_name(name: str, version: int) -> str:
+    """Name of the durable subscription of a version of a projection."""
+    return name if version == 1 else f"{name}@{version}"
 
 
 def named(name: str) -> Callable[[HandleFunction], Projection]:

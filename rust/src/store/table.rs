@@ -43,6 +43,7 @@ const MIGRATIONS: &[Migration] = &[
     (Part::Guard, "guard_always", include_str!("sql/guard_always.sql")),
     (Part::Serial, "serial_always", include_str!("sql/serial_always.sql")),
     (Part::Partition, "partition", include_str!("sql/partition.sql")),
+    (Part::Subscriptions, "replaced", include_str!("sql/replaced.sql")),
 ];
 
 /// Parts of the schema that can be created independently.

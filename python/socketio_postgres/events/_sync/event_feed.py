@@ -16,6 +16,7 @@ from socketio_postgres.events._sync.durable_subscription import BATCH_BYTES, Dur
 from socketio_postgres.events._sync.event_log import EventLog
 from socketio_postgres.events._sync.projector import Projector
 from socketio_postgres.events._sync.subscription import PATIENCE, Subscription
+from socketio_postgres.events._sync.switch import Switch, begin_anew
 from socketio_postgres.events._sync.wait_for_version import wait_for_version
 from socketio_postgres.events.blocker import Stall
 from socketio_postgres.events.durable_state import DurableState
@@ -31,7 +32,13 @@ from socketio_postgres.events.failure_policy import FailurePolicy
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords
 from socketio_postgres.events.partition import check_partitions
-from socketio_postgres.events.projection import HandleFunction, Projection, named, projection_of
+from socketio_postgres.events.projection import (
+    HandleFunction,
+    Projection,
+    named,
+    projection_of,
+    subscription_name,
+)
 from socketio_postgres.exceptions import (
     OptionsError,
     SchemaMismatchError,
@@ -163,11 +170,6 @@ class EventFeed(EventLog):
         _check_seconds("lease", lease, _LEASE_MIN)
         _check_seconds("checkpoint_interval", checkpoint_interval, 0)
 
-        def begin() -> int:
-            if after is END:
-                return self.latest_version()
-            return 0 if after is START else check_version(after, "start")
-
         def get(version: int) -> StoredEvent | None:
             events, _ = self._load(version - 1, [], 1, False, version)
             return events[0] if events else None
@@ -180,7 +182,7 @@ class EventFeed(EventLog):
             "subscribe": subscribe,
             "get": get,
             "tables": tuple(self._core.table(suffix) for suffix in ("", "_subscriptions", "_parked", "_consumers")),
-            "start": begin,
+            "start": lambda: self._version_of(after),
             "filter_text": json.dumps(conditions),
             "partitions": partitions,
             "lease": lease,
@@ -189,6 +191,11 @@ class EventFeed(EventLog):
             "report": self._report,
         }
         return DurableSubscription(name, **arguments)
+
+    def _version_of(self, start: AfterVersion) -> int:
+        if start is END:
+            return self.latest_version()
+        return 0 if start is START else check_version(start, "start")
 
     def run(
         self,
@@ -201,6 +208,7 @@ class EventFeed(EventLog):
         max_count: int = 500,
         max_wait: float = 0.2,
         max_bytes: int = BATCH_BYTES,
+        allow_parked: bool = False,
     ) -> None:
         """Keep a projection up to date, for ever: each event is applied exactly once, in order of its aggregate.
 
@@ -209,33 +217,83 @@ class EventFeed(EventLog):
         events are tried one by one; `on_error` decides about the one that fails. Run it in any number of processes:
         with `partitions` they share the work; without it, one works and the others stand by.
 
+        A version of the projection that is newer than the one that is served is built beside it, from the projection's
+        `start`. When it has caught up, one transaction calls `switch` of the projection and retires all older versions,
+        wherever they run.
+
         Args:
             projection: An object of a subclass of `Projection`, or what `projection(name)` made of a function.
             connect: A pool of psycopg or asyncpg, an engine of SQLAlchemy, or a function that returns a connection of
-                one of them to the same database.
+                one of them to the same database. For a switch, a pool needs two connections.
             on_error: `Stop`, `Skip` or `Park`. Default `Stop()`: raise.
             partitions: As in `durable`.
             lease: As in `durable`.
             max_count: Most events in a transaction. Default 500.
             max_wait: Most seconds that a transaction waits for further events once it has one. Default 0.2.
             max_bytes: A transaction ends with the event that brings it to so many bytes. Default 4 MiB.
+            allow_parked: Switch to this version although it has parked events, which its table lacks. Default False:
+                the switch waits until they are replayed.
 
         Raises:
             OptionsError: An argument is wrong.
             Exception: What `handle` raised, with `Stop`.
+            SubscriptionRetiredError: A newer version is served now, so that this one may end.
             SubscriptionFencedError: The subscription was deleted.
         """
         checked = projection_of(projection)
+        table, parked, consumers = (self._core.table(each) for each in ("_subscriptions", "_parked", "_consumers"))
+        switch = Switch(
+            checked,
+            connect,
+            self._query_durable,
+            (table, parked, consumers),
+            lease=lease,
+            allow_parked=allow_parked,
+            report=self._report,
+            logger=self.options.logger,
+        )
         durable = self.durable(
-            checked.name,
+            subscription_name(checked.name, checked.version),
             checked.filters,
             types=checked.types,
             start=checked.start,
             partitions=partitions,
             lease=lease,
         )
-        projector = Projector(durable, checked, connect, on_error or FailurePolicy(), self._report)
+        projector = Projector(durable, checked, connect, on_error or FailurePolicy(), switch, self._report)
         projector.run(max_count, max_wait, max_bytes)
+
+    def rebuild(self, projection: Projection, *, connect: Any) -> None:
+        """Let a projection begin anew in the same table, which has no events until then.
+
+        One transaction calls `reset` of the projection, which empties the table, sets the position back to the
+        projection's `start`, and forgets parked events. Consumers notice within five seconds and go on from there. To
+        keep a full table meanwhile, run another version of the projection instead.
+
+        Args:
+            projection: The projection; its version says which table and subscription are meant.
+            connect: As in `run`.
+
+        Raises:
+            OptionsError: An argument is wrong, there is no `reset`, or the projection has never run.
+            SubscriptionRetiredError: A newer version is served.
+            Exception: What `reset` raised. Nothing is changed.
+        """
+        checked = projection_of(projection)
+        if type(checked).reset is Projection.reset:
+            reason = "has no reset"
+            raise OptionsError(
+                f"invalid projection: {checked.name!r} {reason}",
+                option="projection",
+                value=repr(checked.name),
+                reason=reason,
+            )
+        start = checked.start
+        position = self._version_of(start if start is END or start is START else check_version(start, "start"))
+        name = subscription_name(checked.name, checked.version)
+        events, table, parked = (self._core.table(suffix) for suffix in ("", "_subscriptions", "_parked"))
+        if not begin_anew(checked, name, connect, position, self._query_durable, (events, table, parked)):
+            raise _no_durable(name)
 
     @staticmethod
     def projection(name: str) -> Callable[[HandleFunction], Projection]:
@@ -254,7 +312,8 @@ class EventFeed(EventLog):
             durable: Name of a durable subscription of any process. The call waits until its position in the database
                 has reached the version, which is when it acknowledges, or within its `checkpoint_interval`. Default:
                 the call waits until no event can be added before the version, so that `load` and `subscribe` can
-                continue after it. Each subscription of this process has its own `wait_for`.
+                continue after it. Each subscription of this process has its own `wait_for`. The name of a projection
+                stands for the version that is served.
             timeout: Maximum number of seconds to wait. Default: no limit, even for a version that is not stored yet.
 
         Raises:
@@ -271,7 +330,10 @@ class EventFeed(EventLog):
 
         def acknowledged() -> int:
             table = self._core.table("_subscriptions")
-            sql = f"SELECT pg_catalog.min(position)::pg_catalog.text FROM {table} WHERE name = $1"
+            sql = (
+                f"SELECT pg_catalog.min(position)::pg_catalog.text FROM {table} WHERE name ="
+                f" coalesce((SELECT pg_catalog.max(replaced_by) FROM {table} WHERE name = $1), $1)"
+            )
             (row,) = self._query_durable(sql, durable)
             if row[0] is None:
                 raise _no_durable(durable)
@@ -299,8 +361,10 @@ class EventFeed(EventLog):
             " 'is_owned', pg_catalog.bool_and(coalesce(lease_until > pg_catalog.clock_timestamp(), false)),"
             " 'lag_seconds', greatest(coalesce((SELECT extract(epoch FROM pg_catalog.clock_timestamp() - e.created_at)"
             f" FROM {self._core.table('')} e WHERE e.version > pg_catalog.min(s.position)"
-            " ORDER BY e.version LIMIT 1), 0), 0),"
-            f" 'lag', greatest({latest} - pg_catalog.min(position), 0),"
+            " AND pg_catalog.max(s.replaced_by) IS NULL ORDER BY e.version LIMIT 1), 0), 0),"
+            " 'lag', CASE WHEN pg_catalog.max(replaced_by) IS NULL"
+            f" THEN greatest({latest} - pg_catalog.min(position), 0) ELSE 0 END,"
+            " 'replaced_by', pg_catalog.max(replaced_by),"
             f" 'parked', (SELECT pg_catalog.count(*) FROM {self._core.table('_parked')} p WHERE p.name = s.name),"
             " 'partitions', pg_catalog.json_agg(pg_catalog.json_build_object('partition', partition,"
             " 'position', position, 'owner', owner,"
@@ -335,10 +399,18 @@ class EventFeed(EventLog):
         sql = (
             f"WITH held AS MATERIALIZED (SELECT partition FROM {table} WHERE name = $1 ORDER BY partition FOR UPDATE)"
             f" UPDATE {table} SET {change}, updated_at = pg_catalog.now() WHERE name = $1"
-            " AND partition IN (SELECT partition FROM held) RETURNING name"
+            " AND partition IN (SELECT partition FROM held) AND replaced_by IS NULL RETURNING name"
         )
         if not self._query_durable(sql, name, *texts):
+            self._check_not_replaced(name)
             raise _no_durable(name)
+
+    def _check_not_replaced(self, name: str) -> None:
+        table = self._core.table("_subscriptions")
+        sql = f"SELECT replaced_by FROM {table} WHERE name = $1 AND replaced_by IS NOT NULL LIMIT 1"
+        for (replaced_by,) in self._query_durable(sql, name):
+            reason = f"was replaced by {replaced_by!r}"
+            raise OptionsError(f"invalid name: {name!r} {reason}", option="name", value=repr(name), reason=reason)
 
     def repartition_durable(self, name: str, partitions: int) -> None:
         """Divide a durable subscription into another number of partitions.
@@ -353,7 +425,8 @@ class EventFeed(EventLog):
         table = self._core.table("_subscriptions")
         # What counts is what the rows are once they are locked: a transaction with an `ack_in` may have had them.
         changed = self._query_durable(
-            f"WITH held AS MATERIALIZED (SELECT * FROM {table} WHERE name = $1 ORDER BY partition FOR UPDATE),"
+            f"WITH held AS MATERIALIZED (SELECT * FROM {table} WHERE name = $1 AND replaced_by IS NULL"
+            " ORDER BY partition FOR UPDATE),"
             " fit AS MATERIALIZED (SELECT pg_catalog.min(position) AS position,"
             " pg_catalog.max(position_id) AS position_id, pg_catalog.max(epoch) AS epoch,"
             " pg_catalog.max(filter) AS filter, pg_catalog.bool_or(is_paused) AS is_paused FROM held"
@@ -370,16 +443,25 @@ class EventFeed(EventLog):
         if not changed:
             if not self._query_durable(f"SELECT name FROM {table} WHERE name = $1", name):
                 raise _no_durable(name)
+            self._check_not_replaced(name)
             reason = "somebody has it, or its partitions are at different positions"
             raise OptionsError(f"invalid name: {name!r}: {reason}", option="name", value=repr(name), reason=reason)
 
     def delete_durable(self, name: str) -> None:
-        """Delete a durable subscription and its parked events, in one transaction. Its owner loses it."""
+        """Delete a durable subscription and its parked events, in one transaction. Its owner loses it.
+
+        With the version of a projection that is served, those that it has replaced are deleted, too: the next `run`
+        begins anew. Deleting a version that is yet to be served ends its rebuild.
+
+        Raises:
+            OptionsError: It was replaced by another one.
+        """
+        self._check_not_replaced(name)
         parked, consumers, table = (self._core.table(suffix) for suffix in ("_parked", "_consumers", "_subscriptions"))
         self._query_durable(
             f"WITH parked AS (DELETE FROM {parked} WHERE name = $1),"
             f" consumers AS (DELETE FROM {consumers} WHERE name = $1)"
-            f" DELETE FROM {table} WHERE name = $1",
+            f" DELETE FROM {table} WHERE name = $1 AND replaced_by IS NULL OR replaced_by = $1",
             name,
         )
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from socketio_postgres._bus._sync.statements import transaction_on
-from socketio_postgres._bus.drivers import is_passing, was_too_long
-from socketio_postgres._bus.primitives import finished, opened, sleep
+from socketio_postgres._bus.drivers import connection_of, is_passing, was_too_long
+from socketio_postgres._bus.primitives import Background, finished, opened, sleep
 from socketio_postgres.events._sync.durable_subscription import DurableSubscription
+from socketio_postgres.events._sync.switch import Switch
 from socketio_postgres.events.event import StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, Skip
 from socketio_postgres.events.projection import Projection
-from socketio_postgres.exceptions import OptionsError, SubscriptionFencedError
+from socketio_postgres.exceptions import SubscriptionFencedError, SubscriptionRetiredError
 
 __all__ = ["Projector"]
 
@@ -31,24 +32,40 @@ class Projector:
         projection: Projection,
         connect: Any,
         policy: FailurePolicy,
+        switch: Switch,
         report: Callable[[Exception, str], None],
     ) -> None:
         self._durable = durable
         self._projection = projection
         self._connect = connect
         self._policy = policy
+        self._switch = switch
         self._report = report
 
     def run(self, max_count: int, max_wait: float, max_bytes: int) -> None:
-        """Run for ever."""
-        with self._durable as durable:
-            for batch in durable.batches(max_count, max_wait, max_bytes):
-                try:
-                    self._handle_all(list(batch))
-                except SubscriptionFencedError as error:
-                    # Partitions, and their events with them, are somebody else's. The others come again.
-                    self._report(error, f"{self._projection.name}: events are left to another consumer")
-                    durable.come_back()
+        """Run until a newer version is served."""
+        is_new = self._switch.is_wanted()
+        with self._durable:
+            if not is_new:
+                self._run(max_count, max_wait, max_bytes)
+                return
+            switching = Background(self._switch.run, f"switch {self._durable.name}")
+            try:
+                self._run(max_count, max_wait, max_bytes)
+            finally:
+                self._switch.end()
+                switching.stop()
+
+    def _run(self, max_count: int, max_wait: float, max_bytes: int) -> None:
+        for batch in self._durable.batches(max_count, max_wait, max_bytes):
+            try:
+                self._handle_all(list(batch))
+            except SubscriptionRetiredError:
+                raise
+            except SubscriptionFencedError as error:
+                # Partitions, and their events with them, are somebody else's. The others come again.
+                self._report(error, f"{self._durable.name}: events are left to another consumer")
+                self._durable.come_back()
 
     def _handle_all(self, events: list[StoredEvent]) -> None:
         """Handle a batch; events that are to be set aside, or that are suspicious, one by one, in their place."""
@@ -73,7 +90,7 @@ class Projector:
                 raise
             except Exception as error:  # noqa: BLE001 - the user's, and those of three libraries
                 if is_passing(error):
-                    self._report(error, f"{self._projection.name}: trying again")
+                    self._report(error, f"{self._durable.name}: trying again")
                     if was_too_long(error) and len(events) > 1:
                         self._handle_each(events)
                         return
@@ -103,25 +120,13 @@ class Projector:
             self._durable.ack(event)
         else:
             raise error
-        self._report(error, f"{self._projection.name}: event {event.version} failed {attempts} times")
+        self._report(error, f"{self._durable.name}: event {event.version} failed {attempts} times")
 
     def _apply(self, events: list[StoredEvent]) -> None:
         """Apply events and move the position, in one transaction."""
-        with opened(self._connected()) as conn, transaction_on(conn):
+        with opened(connection_of(self._connect)) as conn, transaction_on(conn):
             fresh = self._durable.fence_in(conn, events)
             if fresh:
                 finished(self._projection.handle(conn, fresh))
                 self._durable.move_in(conn, fresh)
         self._durable.has_committed(events)
-
-    def _connected(self) -> Any:
-        """A connection, or what becomes one."""
-        for name in ("connection", "acquire", "connect"):  # pools of psycopg and asyncpg, engines of SQLAlchemy
-            method = getattr(self._connect, name, None)
-            if method is not None:
-                return method()
-        if callable(self._connect):
-            return self._connect()
-        reason = "must be a pool, an engine, or a function that returns a connection"
-        shown = type(self._connect).__name__
-        raise OptionsError(f"invalid connect: {reason} (got {shown})", option="connect", value=shown, reason=reason)
