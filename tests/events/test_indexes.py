@@ -203,3 +203,23 @@ async def test_plans(our_store: AsyncEventStore, database: Database) -> None:
                 if index not in plan or "Seq Scan" in plan:
                     wrong[name, has_statistics] = plan
     assert wrong == {}
+
+
+async def test_every_page_of_a_rare_category(our_store: AsyncEventStore, database: Database) -> None:
+    """Also from the sixth on, when PostgreSQL plans a prepared statement for any category, and there are but two."""
+    await our_store.add_index("category")
+    await our_store.close()
+    fill(database)
+    with database.connect() as admin:
+        admin.execute(
+            "UPDATE events SET aggregate_id = CASE WHEN version % 100 = 0 THEN 'rare-' ELSE 'order-' END || version"
+        )
+        admin.execute("VACUUM ANALYZE events")
+    before = await rows_read(database)
+    async with (
+        AsyncEventStore(database.dsn) as fresh,
+        fresh.subscribe(0, [Filter("aggregate_prefix", "rare-")], prefetch=10) as live,
+    ):
+        for _ in range(ROWS // 100):
+            assert (await live.next(60)).aggregate_id.startswith("rare-")
+    assert await rows_read(database) - before < 5000

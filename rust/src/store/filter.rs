@@ -69,6 +69,12 @@ impl Filter {
         self.conditions.is_empty()
     }
 
+    /// Whether the best plan depends on the values: a type or a category may have one event or nearly all. A plan for all
+    /// values assumes an average, which for a rare one means reading the whole table. Aggregates are all small.
+    pub fn is_planned_by_values(&self) -> bool {
+        !self.is_empty() && !self.conditions.iter().any(|(condition, _)| matches!(condition, Condition::Aggregates(_)))
+    }
+
     /// The filter's SQL, for the indexes of a table, to be appended to a `WHERE` condition. Its parameters are numbered after the existing ones.
     pub fn sql(&self, table: &Table, parameters: &mut Vec<Parameter>) -> String {
         let mut sql = String::new();

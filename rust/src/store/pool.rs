@@ -30,6 +30,10 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// Maximum number of prepared statements per connection. The store itself has about a dozen; filters add others.
 const STATEMENTS: usize = 100;
 
+/// A statement that begins so is planned each time, for the values of its parameters. A prepared one is planned for all
+/// values at once after its fifth use.
+pub const PLANNED_BY_VALUES: &str = "/* planned by values */ ";
+
 /// Limits of a pool.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -410,9 +414,12 @@ impl Pooled {
         let work = open.answer(context, limit, |client| async move {
             let mut statements = Vec::with_capacity(N);
             for (sql, binds) in requests {
-                if is_preparing {
-                    statements.push(prepared(client, known, context, sql, binds).await?);
-                }
+                let is_prepared = is_preparing && !sql.starts_with(PLANNED_BY_VALUES);
+                statements.push(if is_prepared {
+                    Some(prepared(client, known, context, sql, binds).await?)
+                } else {
+                    None
+                });
             }
             is_sent.store(true, Ordering::Relaxed);
             let mut results = send(client, &requests, &statements, limit_bytes).await;
@@ -470,12 +477,12 @@ type Running<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 async fn send(
     client: &Client,
     requests: &[(&str, &[Bind<'_>])],
-    statements: &[Statement],
+    statements: &[Option<Statement>],
     limit_bytes: usize,
 ) -> Vec<Answer> {
     let mut running: Vec<Running<'_>> = Vec::with_capacity(requests.len());
     for (index, &(sql, binds)) in requests.iter().enumerate() {
-        running.push(match statements.get(index) {
+        running.push(match statements.get(index).and_then(Option::as_ref) {
             Some(statement) => Box::pin(async move {
                 let values = binds.iter().map(|(value, _)| *value);
                 collect(client.query_raw(statement, values).await, limit_bytes).await

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::lock::Mutex;
 use crate::store::event::{COLUMNS, StoredEvent};
 use crate::store::filter::{Filter, Parameter};
-use crate::store::pool::{Bind, Identity, Pool, Pooled};
+use crate::store::pool::{Bind, Identity, PLANNED_BY_VALUES, Pool, Pooled};
 use crate::store::read::anchor::Anchor;
 use crate::store::read::mark;
 use crate::store::read::pace::Pace;
@@ -342,7 +342,8 @@ pub fn sql(table: &Table, query: &Query) -> (String, Vec<Parameter>) {
         limit = format!(" LIMIT ${}", parameters.len());
     }
     let sql = format!(
-        "SELECT {COLUMNS} FROM {table} WHERE {conditions}{filter} ORDER BY version{order}{limit}",
+        "{plan}SELECT {COLUMNS} FROM {table} WHERE {conditions}{filter} ORDER BY version{order}{limit}",
+        plan = if query.filter.is_planned_by_values() { PLANNED_BY_VALUES } else { "" },
         table = table.name,
         conditions = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") },
         order = if query.is_backwards { " DESC" } else { "" },
