@@ -5,7 +5,7 @@
 //! when the reason for leaving it out is to be found out, and while its commit is in doubt or the server is away. Calls
 //! of one aggregate keep their order there, and later calls of the aggregate line up behind them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,9 @@ use crate::store::event::NewEvent;
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// How many calls are looked at for one group, beyond those that it takes.
 const LOOK_AHEAD: usize = 4096;
+
+/// How long others wait for a call that was let in, or that was refused and is to wait.
+const COMING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where an event was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,8 +118,8 @@ pub struct Calls {
     bytes: usize,
     /// Callers that wait for a place, in the order of their first calls.
     waiters: BTreeMap<Ticket, Completion>,
-    /// Those that were refused or let in, and have not come again yet.
-    coming: BTreeSet<Ticket>,
+    /// Those that were refused or let in, and have not come again yet, since when.
+    coming: BTreeMap<Ticket, Instant>,
     last_ticket: Ticket,
     /// Counters.
     pub stats: WriterStats,
@@ -162,7 +165,7 @@ impl Calls {
             count: 0,
             bytes: 0,
             waiters: BTreeMap::new(),
-            coming: BTreeSet::new(),
+            coming: BTreeMap::new(),
             last_ticket: 0,
             stats: WriterStats::default(),
             is_running: false,
@@ -181,10 +184,10 @@ impl Calls {
             request.completion.finish(Err(Error::StoreClosed));
             return ticket;
         }
-        let waiting = self.waiters.first_key_value().map(|(waiting, _)| waiting);
-        if self.is_full() || waiting.into_iter().chain(self.coming.first()).any(|&first| first < ticket) {
+        let first = self.first_outside();
+        if self.is_full() || first.is_some_and(|first| first < ticket) {
             let (count, bytes) = (self.count, self.bytes);
-            self.coming.insert(ticket);
+            self.coming.insert(ticket, Instant::now());
             request.completion.finish(Err(Error::BufferFull { count, bytes }));
             return ticket;
         }
@@ -195,6 +198,17 @@ impl Calls {
         self.queue.push_back(Call { request, since, doubt: None, away: None, conflicts: 0, trouble, size_bytes });
         self.admit();
         ticket
+    }
+
+    /// The earliest ticket of a call that has found no room yet. Nobody waits for long for one that does not come again.
+    fn first_outside(&mut self) -> Option<Ticket> {
+        while let Some(coming) = self.coming.first_entry()
+            && coming.get().elapsed() >= COMING_LIMIT
+        {
+            coming.remove();
+        }
+        let coming = self.coming.first_key_value().map(|(ticket, _)| *ticket);
+        self.waiters.first_key_value().map(|(ticket, _)| *ticket).into_iter().chain(coming).min()
     }
 
     fn ticket(&mut self, ticket: Ticket) -> Ticket {
@@ -231,10 +245,7 @@ impl Calls {
         }
         let count = match () {
             // Nobody else would let the others in, should those that are let in not come.
-            () if self.count == 0 || self.closes_at.is_some() => {
-                self.coming.clear();
-                self.waiters.len()
-            }
+            () if self.count == 0 || self.closes_at.is_some() => self.waiters.len(),
             // They come first.
             () if self.is_full() || !self.coming.is_empty() => 0,
             () => self.bounds.count - self.count,
@@ -242,7 +253,7 @@ impl Calls {
         let rest = self.waiters.keys().nth(count).copied();
         let rest = rest.map_or_else(BTreeMap::new, |first| self.waiters.split_off(&first));
         let admitted = std::mem::replace(&mut self.waiters, rest);
-        self.coming.extend(admitted.keys());
+        self.coming.extend(admitted.keys().map(|&ticket| (ticket, Instant::now())));
         Completion::finish_all(admitted.into_values(), &Ok(()));
     }
 
