@@ -511,11 +511,13 @@ mod tests {
     fn what_waits_is_bounded() {
         let mut calls = Calls::new(Bounds { count: 2, bytes: 1_000_000 });
         for text in ["a:1", "a:2", "a:3"] {
-            calls.push(request(text), 0);
+            let ticket = calls.push(request(text), 0);
+            calls.give_up(ticket);
         }
         assert_eq!(calls.stats().waiting, 2);
         let group = calls.take_group(1);
-        calls.push(request("a:3"), 0);
+        let ticket = calls.push(request("a:3"), 0);
+        calls.give_up(ticket);
         assert_eq!(calls.stats().waiting, 1, "what is under way counts, too");
         calls.finished(&group[0], &Ok(Vec::new()));
         calls.push(request("a:3"), 0);
