@@ -441,11 +441,18 @@ class EventStore:
     def layout(self) -> dict[str, Any] | None:
         """What was found out about the table when it was last looked at."""
 
-    def store(self, events: Iterable[Any], expected: dict[str, int], inbox: Inbox, token: int) -> None:
-        """Store events; ends with a list of `(version, created_at, is_duplicate)`, or with `BufferFullError`."""
+    def store(self, events: Iterable[Any], expected: dict[str, int], ticket: int, inbox: Inbox, token: int) -> int:
+        """Store events; ends with a list of `(version, created_at, is_duplicate)`, or with `BufferFullError`.
 
-    def wait_for_room(self, inbox: Inbox, token: int) -> None:
-        """Ends once another call of `store` can be accepted."""
+        Returns:
+            The call's ticket, to come again with after `BufferFullError`. At first it is 0.
+        """
+
+    def wait_for_room(self, ticket: int, inbox: Inbox, token: int) -> int:
+        """Ends once the call of `store` with this ticket can be accepted; returns the ticket."""
+
+    def give_up(self, ticket: int) -> None:
+        """Let others go before a call that found no room and will not come again."""
 
     def add_index(self, kind: str, partitions: int, inbox: Inbox, token: int) -> None:
         """Make the index by "type", "category" or "partition", if it is not there; ends when it is valid."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,6 +22,7 @@ from socketio_postgres import (
     AsyncCompetingSubscription,
     AsyncDurableSubscription,
     AsyncEventStore,
+    AsyncSubscription,
     DurableSubscription,
     Event,
     EventStore,
@@ -47,6 +49,25 @@ def competing(subscription: AsyncDurableSubscription) -> AsyncCompetingSubscript
 async def fill(store: AsyncEventStore, count: int, start: int = 0) -> None:
     """Store numbered events of a dozen aggregates."""
     await store.store_batch(Event("T", f"a{i % AGGREGATES}", i) for i in range(start, start + count))
+
+
+async def test_whoever_owns_all_partitions_needs_no_filter(
+    store: AsyncEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To compute the partition of each event would cost time for nothing."""
+    asked: list[list[Any]] = []
+    make = store._subscription
+
+    def subscription(conditions: list[Any], *rest: Any) -> AsyncSubscription:
+        asked.append(conditions)
+        return make(conditions, *rest)
+
+    monkeypatch.setattr(store, "_subscription", subscription)
+    await fill(store, 20)
+    async with store.durable("all", partitions=PARTITIONS) as durable:
+        events = aiter(durable)
+        assert [(await anext(events)).data for _ in range(20)] == list(range(20))
+    assert asked == [[]]
 
 
 class Consumer:

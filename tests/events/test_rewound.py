@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -421,3 +423,38 @@ async def test_a_table_of_an_older_release(database: Database) -> None:
         await store.durable_subscriptions()
     assert database.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'events_%%' AND tgenabled = 'A'") == 2
     assert database.value("SELECT to_regclass('events_settled') IS NOT NULL")
+
+
+async def test_the_server_recovers_by_itself() -> None:
+    """As when a session is killed, for example because memory is short; the time of its start stays the same."""
+    with OwnPostgres(wal_writer_delay="10s", synchronous_commit="on") as server:
+        async with AsyncEventStore(server.database.dsn) as store:
+            await store_some(store, 1)
+            with server.database.connect() as admin:
+                admin.execute("CHECKPOINT")
+                admin.execute("SET synchronous_commit = off")
+                admin.execute("SELECT nextval('events_version_seq') FROM generate_series(1, 1000)")
+                assert await store.latest_version() == 1, "and 1001 is known as final"
+                os.kill(admin.info.backend_pid, signal.SIGKILL)
+            await eventually(lambda: is_up(server.database), "it has recovered")
+            with server.database.connect() as slow:
+                slow.execute("BEGIN")
+                low = slow.execute(
+                    "INSERT INTO events (id, aggregate_id, event_type) VALUES ('slow', 'a', 'T') RETURNING version"
+                ).fetchone()
+                assert low is not None
+                assert low[0] < 1000, "the sequence went back"
+                with server.database.connect() as quick:
+                    quick.execute(INSERT.format(1).encode())
+                page = await store.load(types="T")
+                assert [event.id for event in page] == ["old1", "new1"]
+                assert page.safe_since <= 1, "an event may come in between"
+                slow.execute("COMMIT")
+
+
+def is_up(database: Database) -> bool:
+    """Whether it accepts connections."""
+    try:
+        return database.value("SELECT true") is True
+    except psycopg.OperationalError:
+        return False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from functools import partial
 
 import psycopg
 import pytest
 
 from socketio_postgres import (
+    END,
     NO_STREAM,
     AsyncEventStore,
     AsyncSubscription,
@@ -22,6 +25,7 @@ from socketio_postgres import (
 )
 from tests.fixtures.database import Database
 from tests.fixtures.event_schedule import drop_notify_triggers
+from tests.fixtures.postgres import OwnPostgres, sessions
 from tests.fixtures.waiting import eventually
 
 INSERT = "INSERT INTO events (id, aggregate_id, event_type, data) VALUES ('e', 'a', 'T', '\"late\"')"
@@ -285,6 +289,49 @@ async def test_waiting_reads_nothing_again(go_store: AsyncEventStore, database: 
         assert await take(live, 701) == list(range(1, 702))
 
 
+async def test_who_began_later_holds_up_nothing_before(store: AsyncEventStore, database: Database) -> None:
+    """Also if the reader last saw nobody but the earlier one when the event was not there yet."""
+    async with AsyncEventStore(database.dsn, poll_interval=0.05) as reader, reader.subscribe() as live:
+        with database.connect() as early, database.connect() as late:
+            early.execute("BEGIN")
+            early.execute(INSERT)
+            looks = reader.stats()["lock_looks"]
+            await eventually(lambda: reader.stats()["lock_looks"] > looks + 1, "the earlier one is seen")
+            await store.store(Event("T", "a"))
+            await eventually(lambda: reader.stats()["gap_seconds"] is not None, "the gap is seen")
+            late.execute("BEGIN")
+            late.execute(INSERT.replace("'e'", "'late'").encode())
+            early.execute("ROLLBACK")
+            assert await take(live, 1) == [2]
+            late.execute("COMMIT")
+            assert await take(live, 1) == [3]
+
+
+async def test_whoever_gives_up_to_begin_changes_nothing(go_store: AsyncEventStore, database: Database) -> None:
+    """What is known of the writers stays known, although a look at them was given up."""
+    async with AsyncEventStore(database.dsn) as reader, reader.subscribe() as live:
+        with database.connect() as early, database.connect() as late:
+            early.execute("BEGIN")
+            early.execute(INSERT)
+            await go_store.store(Event("T", "a"))
+            await eventually(lambda: reader.stats()["gap_seconds"] is not None, "the gap is seen")
+            late.execute("BEGIN")
+            late.execute(INSERT.replace("'e'", "'late'").encode())
+            before = sessions(database)
+            for _ in range(10):
+                entering = [asyncio.ensure_future(reader.subscribe(END).__aenter__()) for _ in range(50)]
+                await asyncio.sleep(0.02)
+                for each in entering:
+                    each.cancel()
+                await asyncio.gather(*entering, return_exceptions=True)
+                seen = reader.stats()["lock_looks"] + 1
+                await eventually(partial(lambda seen: reader.stats()["lock_looks"] > seen, seen), "the reader looks")
+            early.execute("ROLLBACK")
+            if set(before) <= set(sessions(database)):  # otherwise it was slow to answer, and a connection was given up
+                assert await take(live, 1) == [2]
+            late.execute("COMMIT")
+
+
 async def test_a_gap_that_is_filled_silently(go_store: AsyncEventStore, database: Database) -> None:
     """Without a notification, while another transaction stays open."""
     with database.connect() as admin:
@@ -300,3 +347,69 @@ async def test_a_gap_that_is_filled_silently(go_store: AsyncEventStore, database
             assert await take(live, 1) == [1]
             second.execute("ROLLBACK")
             assert await take(live, 1) == [3]
+
+
+READERS = 20
+
+
+def looks(server: OwnPostgres) -> int:
+    """How often anybody has looked at the locks of writers."""
+    return sum("virtualtransaction" in line for line in server.log_path.read_text(errors="replace").splitlines())
+
+
+async def test_all_readers_together_look_200_times_a_second() -> None:
+    """Counted by the server, and however often others commit. Stores that differ in their settings share nothing."""
+    with OwnPostgres(log_statement="all") as server:
+        dsn = server.database.dsn
+        async with AsyncEventStore(dsn) as other, contextlib.AsyncExitStack() as stack:
+            await other.store(Event("T", "a"))
+            readers = [AsyncEventStore(dsn, poll_interval=600.0 + i, max_open_conns=1) for i in range(READERS)]
+            lives = []
+            for reader in readers:
+                await stack.enter_async_context(reader)
+                lives.append(await stack.enter_async_context(reader.subscribe()))
+            assert await asyncio.gather(*(take(live, 1) for live in lives)) == [[1]] * READERS
+            await eventually(lambda: all(reader.is_listener_connected for reader in readers), "all listen")
+            with server.database.connect() as writer:
+                writer.execute("BEGIN")
+                writer.execute(INSERT)
+                await other.store(Event("T", "a"))
+
+                def has_each_looked(times: int, since: list[int]) -> bool:
+                    now = [reader.stats()["lock_looks"] for reader in readers]
+                    return all(each - before >= times for each, before in zip(now, since, strict=True))
+
+                start = [reader.stats()["lock_looks"] for reader in readers]
+                await eventually(lambda: has_each_looked(2, start), "each knows of the others")
+                before, began = looks(server), time.monotonic()
+                for i in range(200):
+                    await other.store(Event("T", "a", i))
+                await eventually(lambda: has_each_looked(5, start), "each goes on looking")
+                count, seconds = looks(server) - before, time.monotonic() - began
+                assert count <= 200 * seconds + READERS
+                writer.execute("ROLLBACK")
+            for live in lives:
+                assert await take(live, 201) == list(range(3, 204))
+
+
+async def test_of_those_who_begin_at_the_end_one_looks() -> None:
+    """However many subscriptions wait for what is open when they begin."""
+    with OwnPostgres(log_statement="all") as server:
+        async with AsyncEventStore(server.database.dsn) as store:
+            await store.store(Event("T", "a"))
+            with server.database.connect() as writer:
+                writer.execute("BEGIN")
+                writer.execute(INSERT)
+                lives = [store.subscribe(END) for _ in range(100)]
+                entering = [asyncio.ensure_future(live.__aenter__()) for live in lives]
+                await eventually(lambda: looks(server) >= 100, "each has looked once")
+                before, began = looks(server), time.monotonic()
+                await eventually(lambda: looks(server) >= before + 20, "one goes on looking")
+                await asyncio.sleep(1)
+                assert looks(server) - before <= 200 * (time.monotonic() - began) + 2
+                writer.execute("COMMIT")
+                await asyncio.gather(*entering)
+            await store.store(Event("T", "a"))
+            for live in lives:
+                assert await take(live, 1) == [3]
+                live.close()

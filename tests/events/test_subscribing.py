@@ -37,7 +37,7 @@ from tests.fixtures.waiting import eventually, nothing_arrives
 
 KILL_LISTENER = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND (strpos(query, 'NOTIFY') > 0 OR strpos(query, 'pg_listening') > 0)"
+    " WHERE datname = current_database() AND (strpos(query, 'LISTEN') = 1 OR strpos(query, 'pg_listening') > 0)"
     " AND pid <> pg_backend_pid()"
 )
 

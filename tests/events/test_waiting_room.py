@@ -122,6 +122,37 @@ async def test_a_bounded_number_of_calls_waits(database: Database) -> None:
         assert len(await patient.load()) == 51
 
 
+async def test_whoever_waits_outside_is_let_in_first(database: Database) -> None:
+    """Also before those who come in the moment in which there is room."""
+    async with AsyncEventStore(database.dsn, buffer_count=2) as store:
+        await store.store(Event("T", "a"))
+        calls = []
+        for number in range(600):
+            calls.append(asyncio.create_task(store.store(Event("T", "a", number))))
+            await asyncio.sleep(0.001 if number % 10 == 0 else 0)
+        results = await asyncio.wait_for(asyncio.gather(*calls), LIMIT_S)
+        versions = [result.version for result in results]
+        assert versions == sorted(versions)
+
+
+async def test_whoever_goes_away_keeps_nobody_out(database: Database) -> None:
+    async with (
+        AsyncEventStore(database.dsn, buffer_count=2) as store,
+        await psycopg.AsyncConnection.connect(database.dsn) as user,
+    ):
+        await store.store_in(user, Event("T", "a"), expected=NO_STREAM)
+        inside = [asyncio.create_task(store.store(Event("T", "a"))) for _ in range(2)]
+        await eventually(lambda: store.stats()["store_waiting"] == 2, "it is full")
+        outside = [asyncio.create_task(store.store(Event("T", "b", number))) for number in range(20)]
+        await asyncio.sleep(0.1)
+        for gone in outside[::2]:
+            gone.cancel()
+        await user.commit()
+        results = await asyncio.wait_for(asyncio.gather(*inside, *outside[1::2]), LIMIT_S)
+        assert [result.version for result in results] == sorted(result.version for result in results)
+        assert [event.data for event in await store.load_by_aggregate("b")] == list(range(1, 20, 2))
+
+
 AGGREGATES = [f"a{number}" for number in range(8)]
 
 

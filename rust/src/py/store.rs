@@ -24,7 +24,7 @@ use crate::store::read::sharing::Wanted;
 use crate::store::read::subscription::{Batch, Next, Start, Subscription};
 use crate::store::read::wakeup;
 use crate::store::table::{LOCK_BUCKETS, Part, TURN_KEY, ddl};
-use crate::store::write::calls::{Bounds, Position, Request};
+use crate::store::write::calls::{Bounds, Position, Request, Ticket};
 use crate::store::write::import::Import;
 use crate::store::write::writer;
 use crate::table_name::TableName;
@@ -238,17 +238,23 @@ impl PyEventStore {
         &self,
         events: &Bound<'_, PyAny>,
         expected: BTreeMap<String, i64>,
+        ticket: Ticket,
         inbox: &PyInbox,
         token: u64,
-    ) -> PyResult<()> {
+    ) -> PyResult<Ticket> {
         check_process(self.pid)?;
         let events = event::new_events(events)?;
-        Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) })?)
+        Ok(self.store.store(Request { events, expected, completion: inbox.completion(token) }, ticket)?)
     }
 
-    fn wait_for_room(&self, inbox: &PyInbox, token: u64) -> PyResult<()> {
+    fn wait_for_room(&self, ticket: Ticket, inbox: &PyInbox, token: u64) -> PyResult<Ticket> {
         check_process(self.pid)?;
-        self.store.wait_for_room(inbox.completion(token));
+        Ok(self.store.wait_for_room(inbox.completion(token), ticket))
+    }
+
+    fn give_up(&self, ticket: Ticket) -> PyResult<()> {
+        check_process(self.pid)?;
+        self.store.give_up(ticket);
         Ok(())
     }
 

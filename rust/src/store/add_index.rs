@@ -46,6 +46,7 @@ pub async fn add_index(pool: &Arc<Pool>, table: &Table, index: Index) -> Result<
         index.expression(name)
     );
     let context = format!("create index {beside}");
+    let mut was_left = false;
     loop {
         let mut connection = pool.get().await?;
         connection.set_patience(PATIENCE);
@@ -66,8 +67,12 @@ pub async fn add_index(pool: &Arc<Pool>, table: &Table, index: Index) -> Result<
         if is_valid {
             return Ok(());
         }
+        // A single look may see the index as it was before another session completed it, and that session no more.
+        let is_left = !is_being_built;
+        let is_to_go = is_left && was_left;
+        was_left = is_left;
         let drop_it = format!("DROP INDEX CONCURRENTLY IF EXISTS {beside}");
-        if is_being_built || has_lost(run(&mut connection, &context, &drop_it).await)? {
+        if !is_to_go || has_lost(run(&mut connection, &context, &drop_it).await)? {
             drop(connection);
             sleep(LOOK_EVERY).await;
         }

@@ -23,7 +23,7 @@ use crate::store::read::sharing::{self, Member, Shared, Wanted};
 use crate::store::read::subscription::{self, Owner, Subscription};
 use crate::store::row::get;
 use crate::store::table::{self, Part, Table};
-use crate::store::write::calls::Request;
+use crate::store::write::calls::{Request, Ticket};
 use crate::store::write::writer::{self, Writer};
 use crate::table_name::TableName;
 
@@ -147,30 +147,30 @@ impl EventStore {
         Ok(())
     }
 
-    /// Store events atomically.
-    pub fn store(self: &Arc<Self>, request: Request) -> Result<()> {
+    /// Store events atomically. Returns the call's ticket, as [`Writer::store`] does; 0 if the store is not open yet.
+    pub fn store(self: &Arc<Self>, request: Request, ticket: Ticket) -> Result<Ticket> {
         if let Some(opened) = self.opened() {
             return match writer::check(&request.events, &opened.writer.table()) {
                 Ok(()) if request.events.is_empty() => {
                     request.completion.finish(Ok(Vec::new()));
-                    Ok(())
+                    Ok(ticket)
                 }
-                Ok(()) => opened.writer.store(request),
+                Ok(()) => opened.writer.store(request, ticket),
                 Err(error) => {
                     request.completion.finish(Err(error));
-                    Ok(())
+                    Ok(ticket)
                 }
             };
         }
         let store = Arc::clone(self);
         runtime::handle()?.spawn(async move {
             match store.open().await {
-                // An error means that the store was closed; dropping the completion reports that.
-                Ok(_) => drop(store.store(request)),
+                // An error means that the store was closed; dropping the completion reports that. Nobody learns the ticket.
+                Ok(_) => store.store(request, ticket).map_or((), |ticket| store.give_up(ticket)),
                 Err(error) => request.completion.finish(Err(error)),
             }
         });
-        Ok(())
+        Ok(ticket)
     }
 
     /// All visible events that match a query, or fewer if they are large, and how many were asked for; see
@@ -273,11 +273,19 @@ impl EventStore {
         self.open().await?.writer.look_again().await
     }
 
-    /// Finish `waiter` once the writer can accept another call.
-    pub fn wait_for_room(&self, waiter: Completion) {
-        match self.opened() {
-            Some(opened) => opened.writer.wait_for_room(waiter),
-            None => waiter.finish(Ok(())),
+    /// Finish `waiter` once the writer can accept the call with this ticket. Returns the ticket.
+    pub fn wait_for_room(&self, waiter: Completion, ticket: Ticket) -> Ticket {
+        if let Some(opened) = self.opened() {
+            return opened.writer.wait_for_room(waiter, ticket);
+        }
+        waiter.finish(Ok(()));
+        ticket
+    }
+
+    /// Let others go before a call that found no room and will not come again.
+    pub fn give_up(&self, ticket: Ticket) {
+        if let Some(opened) = self.opened() {
+            opened.writer.give_up(ticket);
         }
     }
 

@@ -136,7 +136,8 @@ impl Filter {
             Condition::AggregatePrefixes(texts) => Key::AggregatePrefixes(texts),
             Condition::Types(texts) => Key::Types(texts),
             Condition::TypePrefixes(texts) => Key::TypePrefixes(texts),
-            Condition::Metadata(..) | Condition::Data(_) | Condition::Partitions(..) => Key::None,
+            Condition::Partitions(partitions, own) => Key::Partitions(*partitions, own),
+            Condition::Metadata(..) | Condition::Data(_) => Key::None,
         });
         keys.max().unwrap_or(Key::None)
     }
@@ -155,13 +156,14 @@ impl Filter {
     }
 }
 
-/// What an event must have to match a filter: a text of these, or a prefix of these. In the order of how few events that
+/// What an event must have to match a filter: a text of these, a prefix of these, or a partition of these. In the order of how few events that
 /// may be, the fewest last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)] // as in `Condition`
 pub enum Key<'a> {
     /// Any event may match.
     None,
+    Partitions(i32, &'a [i32]),
     TypePrefixes(&'a [String]),
     Types(&'a [String]),
     AggregatePrefixes(&'a [String]),

@@ -116,6 +116,16 @@ pub struct Pooled {
     permit: Option<OwnedSemaphorePermit>,
 }
 
+/// Which connection of a pool it is.
+#[derive(Debug, Clone)]
+pub struct Identity(Weak<OpenConnection>);
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
 /// A parameter and its type.
 pub type Bind<'a> = (&'a (dyn ToSql + Sync), Type);
 
@@ -299,6 +309,11 @@ impl Pooled {
     /// Set whether a transaction is open.
     pub fn set_dirty(&mut self, is_dirty: bool) {
         self.is_dirty = is_dirty;
+    }
+
+    /// Which connection this is; `None` only before it is open.
+    pub fn identity(&self) -> Option<Identity> {
+        self.connection.as_ref().map(|connection| Identity(Arc::downgrade(&connection.open)))
     }
 
     /// Whether the connection was lost.

@@ -20,6 +20,11 @@ const MIGRATION_LOCK: i64 = 0x7369_6f2e_6573;
 pub const LOCK_BUCKETS: i32 = 1024;
 /// Key of the advisory lock that serializes writers, where the serial trigger is installed. No aggregate has this key.
 pub const TURN_KEY: i32 = -1;
+/// When the server was started, or crashed and recovered by itself: the start is then that of before, and the statistics
+/// begin anew. Before PostgreSQL 15 it would take too long to ask for the latter.
+pub const SERVER_SINCE: &str = "GREATEST(pg_catalog.pg_postmaster_start_time(), CASE WHEN \
+    pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 \
+    THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END)";
 /// go-sync-kit's channel for all events.
 pub const GO_CHANNEL: &str = "events_global";
 /// How long a migration waits for transactions that have written to the table, beyond the limit of other statements.
@@ -119,7 +124,7 @@ impl Table {
         // before the first `nextval` the sequence shows 1
         format!(
             "SELECT CASE WHEN is_called THEN pg_catalog.pg_sequence_last_value({oid}) ELSE 0 END, \
-             pg_catalog.pg_postmaster_start_time() FROM {sequence}"
+             {SERVER_SINCE} FROM {sequence}"
         )
     }
 

@@ -309,7 +309,7 @@ class DurableSubscription:
             self._live = None
         if self._own:
             conditions: list[Any] = []
-            if self._count > 1:
+            if len(self._own) < self._count:
                 conditions = [("partitions", str(self._count), [str(number) for number in self.partitions])]
             patience = max(min(self._balance_seconds, self._checkpoint_interval), 0.05)
             first = min(self._own.values(), key=lambda each: each.taken)

@@ -195,15 +195,28 @@ class EventLog:
         return self._store(list(events), checks)
 
     def _store(self, events: list[Event], checks: dict[str, int]) -> list[StoreResult]:
-        core = self._opened_core()
-        while True:
-            try:
-                positions = run(lambda inbox, token: core.store(events, checks, inbox, token))
-                break
-            except BufferFullError:
-                if self.options.on_full == "raise":
-                    raise
-            run(core.wait_for_room)
+        core, ticket = self._opened_core(), 0
+
+        def store(inbox: _core.Inbox, token: int) -> None:
+            nonlocal ticket
+            ticket = core.store(events, checks, ticket, inbox, token)
+
+        def wait(inbox: _core.Inbox, token: int) -> None:
+            nonlocal ticket
+            ticket = core.wait_for_room(ticket, inbox, token)
+
+        positions = None
+        try:
+            while positions is None:
+                try:
+                    positions = run(store)
+                except BufferFullError:
+                    if self.options.on_full == "raise":
+                        raise
+                    run(wait)
+        except BaseException:
+            core.give_up(ticket)
+            raise
         return [
             StoreResult(version, event.id, at, old) for event, (version, at, old) in zip(events, positions, strict=True)
         ]

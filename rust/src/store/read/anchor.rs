@@ -12,7 +12,7 @@ use tokio_postgres::Row;
 use crate::error::{Error, Result};
 use crate::store::event::StoredEvent;
 use crate::store::row::{get, micros};
-use crate::store::table::Table;
+use crate::store::table::{SERVER_SINCE, Table};
 
 /// See the module documentation. The default has version 0 and stands for no event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Anchor {
     /// The statement that reads the id at a version, and when the server was started. It must not run before the statement that reads events: then those
     /// events follow the anchor.
     pub fn sql(table: &Table) -> String {
-        format!("SELECT id, pg_catalog.pg_postmaster_start_time() FROM {} WHERE version = $1", table.name)
+        format!("SELECT id, {SERVER_SINCE} FROM {} WHERE version = $1", table.name)
     }
 
     /// Whether the event is still there, where `rows` are those of [`Anchor::sql`].

@@ -33,8 +33,9 @@ use crate::store::filter::{Filter, Looked};
 use crate::store::pool::{Bind, Pool};
 use crate::store::read::anchor::Anchor;
 use crate::store::read::mark::Marker;
+use crate::store::read::pace::PAUSE;
 use crate::store::read::page_size::PageSize;
-use crate::store::read::reader::{self, Query, Settled, Settler, Statement};
+use crate::store::read::reader::{self, Known, Query, Settled, Settler, Statement};
 use crate::store::read::waiting::Waiting;
 use crate::store::read::wakeup::Wakeup;
 use crate::store::table::{self, Table};
@@ -45,9 +46,8 @@ const PAGE: i64 = 1000;
 const RING_COUNT: usize = 10_000;
 /// Maximum size of the events in the ring.
 const RING_BYTES: usize = 16 * 1024 * 1024;
-/// Shortest and longest delay between looks at the locks of writers that may fill a gap. Looks are needed, because a
-/// rollback sends no notification. On a busy server they are expensive.
-const LOOK_FIRST: Duration = Duration::from_millis(5);
+/// Longest delay between looks at the locks of writers that may fill a gap, of a reader that is alone. Looks are needed,
+/// because a rollback sends no notification.
 const LOOK_LAST: Duration = Duration::from_millis(50);
 /// Delay after a wake-up that has not filled the gap.
 const WAKE_DELAY: Duration = Duration::from_millis(2);
@@ -94,8 +94,8 @@ enum How {
     Rows,
     /// The rows after a look at the locks.
     Look,
-    /// The rows alone, after this look.
-    After(Settled),
+    /// The rows alone, after a look from which this is known.
+    After(Known),
 }
 
 /// A gap that has been open for a while.
@@ -163,8 +163,6 @@ pub struct Feed {
     life: Mutex<Life>,
     stop: Notify,
     pub(super) stats: Mutex<FeedStats>,
-    /// When the locks were read last.
-    looked_at: Mutex<Instant>,
     marker: AsyncMutex<Marker>,
     pages: PageSize,
 }
@@ -199,7 +197,6 @@ impl Feed {
             life: Mutex::default(),
             stop: Notify::new(),
             stats: Mutex::default(),
-            looked_at: Mutex::new(Instant::now()),
             marker: AsyncMutex::default(),
             pages: PageSize::default(),
         })
@@ -342,14 +339,14 @@ impl Feed {
                         !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
                     if is_idle { How::Look } else { How::Rows }
                 }
-                Some(_) if !has_looked && self.looked_at.lock().elapsed() >= LOOK_FIRST => How::Look,
+                Some(_) if !has_looked && Instant::now() >= self.settler.next_look(PAUSE) => How::Look,
                 Some(beyond) => self.wait_at_gap(&from, beyond).await?,
             };
         }
     }
 
     /// Wait until the gap between the anchor and an event beyond is filled, or final. The events beyond are not read again
-    /// meanwhile, and the locks not more often than every [`LOOK_FIRST`].
+    /// meanwhile.
     async fn wait_at_gap(&self, anchor: &Anchor, beyond: i64) -> Result<How> {
         let (since, until, filter) = (anchor.version, beyond - 1, Filter::default());
         let (sql, parameters) =
@@ -357,23 +354,27 @@ impl Feed {
         let binds = reader::binds(&parameters);
         let reads = [(&*sql, &*binds), (&*self.settler.sql_anchor, &[(&anchor.version as _, Type::INT8)][..])];
         let began = Instant::now();
-        let mut delay = LOOK_FIRST;
+        let mut delay = PAUSE;
         loop {
-            let due = *self.looked_at.lock() + delay;
-            if Instant::now() < due && timeout_at(due.into(), self.wakeup.changed.notified()).await.is_ok() {
+            let known = self.settler.known();
+            if known.settled >= until {
+                return Ok(How::After(known)); // others of this process have looked
+            }
+            let next = self.settler.next_look(delay);
+            if Instant::now() < next && timeout_at(next.into(), self.wakeup.changed.notified()).await.is_ok() {
                 let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
                 if !rows.is_empty() || !anchor.is_in(&at_anchor)? {
                     return Ok(How::Rows);
                 }
-                delay = LOOK_FIRST;
+                delay = PAUSE;
                 sleep(WAKE_DELAY).await;
                 continue;
             }
             let (settled, [rows, _]) = self.look(anchor, reads).await?;
-            self.set_gap(Some(settled.holders.iter().cloned().collect()));
+            self.set_gap(Some(settled.holders.into_iter().collect()));
             // Without notifications the gap may be filled while others keep the watermark where it is.
-            if !rows.is_empty() || settled.settled > since || began.elapsed() >= self.poll_interval {
-                return Ok(How::After(settled));
+            if !rows.is_empty() || settled.settled >= until || began.elapsed() >= self.poll_interval {
+                return Ok(How::After(Known { settled: settled.settled, server: Some(settled.server) }));
             }
             delay = (delay * 2).min(LOOK_LAST);
         }
@@ -381,7 +382,6 @@ impl Feed {
 
     /// Look at the locks of writers and read rows after that, and the anchor at last.
     async fn look(&self, anchor: &Anchor, reads: [Statement<'_>; 2]) -> Result<(Settled, [Vec<Row>; 2])> {
-        *self.looked_at.lock() = Instant::now();
         self.stats.lock().looks += 1;
         let (settled, rows) = self.settler.step_and_read(&self.table, reads, self.pages.limit_bytes()).await?;
         let [_, at_anchor] = &rows;
@@ -455,13 +455,13 @@ impl Feed {
         let read = match how {
             How::Rows => self.read_rows(anchor, limit).await?.map(|rows| (rows, from)),
             How::Look => None,
-            How::After(settled) => {
+            How::After(known) => {
                 let mut connection = self.pool.get().await?;
                 connection.set_answer_limit_bytes(self.pages.limit_bytes());
                 let [rows, at_anchor] = connection.pipeline("read events", reads, false).await?;
                 // What was known of another server is of no use. Without an anchor it is not known which server this is.
-                let is_same = Anchor::server_of(&at_anchor)? == Some(settled.server);
-                (is_same && anchor.is_in(&at_anchor)?).then_some((rows, settled.settled))
+                let is_same = known.server.is_some() && Anchor::server_of(&at_anchor)? == known.server;
+                (is_same && anchor.is_in(&at_anchor)?).then_some((rows, known.settled))
             }
         };
         let (rows, settled) = if let Some(read) = read {
@@ -472,7 +472,7 @@ impl Feed {
         };
         let events = reader::events(rows)?;
         self.pages.took(limit, events.len(), reader::size_bytes(&events));
-        let end = reader::run_from(from, &events).max(reader::highest_up_to(settled, from, &events));
+        let end = reader::final_up_to(settled, from, &events);
         let beyond = events.iter().map(|event| event.version).find(|version| *version > end);
         Ok(Read {
             end,

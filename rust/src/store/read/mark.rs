@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::store::pool::Pooled;
 use crate::store::read::anchor::Anchor;
 use crate::store::row::{get, micros};
-use crate::store::table::Table;
+use crate::store::table::{SERVER_SINCE, Table};
 
 /// Shortest time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -24,10 +24,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// is gone.
 pub async fn read(connection: &mut Pooled, table: &Table) -> Result<Option<(i64, i64)>> {
     let Some(side) = side_table(connection, table, "SELECT").await? else { return Ok(None) };
-    let sql = format!(
-        "SELECT m.version, pg_catalog.pg_postmaster_start_time() FROM {side} m WHERE {} = m.id",
-        id_at_mark(table)
-    );
+    let sql = format!("SELECT m.version, {SERVER_SINCE} FROM {side} m WHERE {} = m.id", id_at_mark(table));
     let rows = connection.query("read the settled mark", &sql, &[], false).await?;
     rows.first().map(|row| Ok((get(row, 0)?, micros(row, 1)?.unwrap_or_default()))).transpose()
 }

@@ -1,7 +1,7 @@
 //! Reading pages, and determining up to which version a page is final.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_postgres::types::Type;
@@ -11,12 +11,13 @@ use crate::error::{Error, Result};
 use crate::lock::Mutex;
 use crate::store::event::{COLUMNS, StoredEvent};
 use crate::store::filter::{Filter, Parameter};
-use crate::store::pool::{Bind, PLANNED_BY_VALUES, Pool, Pooled};
+use crate::store::pool::{Bind, Identity, PLANNED_BY_VALUES, Pool, Pooled};
 use crate::store::read::anchor::Anchor;
 use crate::store::read::mark;
+use crate::store::read::pace::Pace;
 use crate::store::read::watermark::{Holders, Watermark};
 use crate::store::row::{get, micros};
-use crate::store::table::{self, Table};
+use crate::store::table::{self, SERVER_SINCE, Table};
 use crate::wire::protocol::quote_literal;
 
 /// Events, and the position from which it is safe to continue.
@@ -44,13 +45,16 @@ pub struct Query {
     pub filter: Filter,
 }
 
-/// Runs the steps of the watermark for one table, one at a time. It uses one connection throughout: a fence is invalid
-/// after a crash of the server, and a crash ends the connection. Behind a pooler it does not, so every step also compares
-/// when the server was started.
+/// Runs the steps of the watermark for one table, one at a time. It uses one connection throughout: what is known of
+/// holders is invalid after a crash of the server, and a crash ends the connection. Behind a pooler it does not, so every
+/// step also compares when the server was started.
 pub struct Settler {
     pool: Arc<Pool>,
     state: AsyncMutex<State>,
     known: Mutex<Known>,
+    pace: Mutex<Pace>,
+    /// Held by the one call of [`Settler::settle_now`] that looks while others wait.
+    turn: AsyncMutex<()>,
     sql_last: String,
     sql_holders: String,
     /// Reads the id at a version.
@@ -60,6 +64,8 @@ pub struct Settler {
 #[derive(Default)]
 struct State {
     connection: Option<Pooled>,
+    /// The connection of the last step.
+    identity: Option<Identity>,
     watermark: Watermark,
     /// When the server was started that the watermark is about; `None` before the first step.
     server: Option<i64>,
@@ -67,9 +73,11 @@ struct State {
 
 /// All versions up to `settled` are final, as long as the server does not crash.
 #[derive(Debug, Clone, Copy, Default)]
-struct Known {
-    settled: i64,
-    server: Option<i64>,
+pub struct Known {
+    /// The version.
+    pub settled: i64,
+    /// When the server was started; `None` before the first look.
+    pub server: Option<i64>,
 }
 
 /// The state of the table that a reader may rely on.
@@ -91,34 +99,40 @@ pub type Statement<'a> = (&'a str, &'a [Bind<'a>]);
 /// A statement without rows.
 pub const NOTHING: Statement<'static> = ("SELECT 1 WHERE false", &[]);
 
-/// Transactions that may still commit a version that they have drawn; see [`Watermark`].
-const HOLDERS: &str = "SELECT virtualtransaction FROM pg_catalog.pg_locks \
-     WHERE locktype = 'relation' AND relation = $1 AND database = \
-     (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
-     AND mode = 'RowExclusiveLock' AND granted";
-/// The statement that reads the holders, when the server was started, and whether the holders mean anything.
+/// The locks of this database.
+const LOCKS: &str = "pg_catalog.pg_locks WHERE database = \
+     (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) AND granted";
+/// Of these, those of transactions that may still commit a version that they have drawn; see [`Watermark`].
+const DRAWING: &str = "locktype = 'relation' AND relation = $1 AND mode = 'RowExclusiveLock'";
+
+/// The statement that reads the holders, when the server was started, whether the holders mean anything, and how many
+/// readers there are.
 fn sql_holders(table: &Table) -> String {
     if table.is_serial {
         // A version drawn by an open transaction follows all visible versions, so there are no holders, as long as the
         // trigger that serializes writers is there.
         let trigger = quote_literal(&table.table_name.bare_text("_serial"));
         return format!(
-            "SELECT '{{}}'::pg_catalog.text[], pg_catalog.pg_postmaster_start_time(), \
+            "SELECT '{{}}'::pg_catalog.text[], {SERVER_SINCE}, \
              EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = {} AND tgname = {trigger} \
-                AND tgenabled IN ('O', 'A')) WHERE $1::pg_catalog.oid IS NOT NULL",
+                AND tgenabled IN ('O', 'A')), 0::pg_catalog.int8 WHERE $1::pg_catalog.oid IS NOT NULL",
             table.oid
         );
     }
     // A session that caches versions has drawn more of them than its locks show. This is looked at after the last
     // version was read, so at that moment nobody had cached any.
+    let readers = Pace::sql_readers();
     format!(
-        "SELECT ARRAY({HOLDERS}), pg_catalog.pg_postmaster_start_time(), \
+        "SELECT coalesce(pg_catalog.array_agg(virtualtransaction) FILTER (WHERE {DRAWING}), '{{}}'), \
+         {SERVER_SINCE}, \
          coalesce((SELECT seqcache = 1 AND seqincrement = 1 AND NOT seqcycle FROM pg_catalog.pg_sequence \
-            WHERE seqrelid = $1), false)"
+            WHERE seqrelid = $1), false), \
+         pg_catalog.count(*) FILTER (WHERE {readers}) \
+         FROM {LOCKS} AND ({DRAWING} OR {readers})"
     )
 }
 
-/// Check that [`HOLDERS`] shows the transactions that have drawn a version. PostgreSQL's documentation does not
+/// Check that [`DRAWING`] finds the transactions that have drawn a version. PostgreSQL's documentation does not
 /// guarantee that, and a compatible server may behave differently. Readers would then skip open transactions and miss
 /// their events.
 ///
@@ -129,9 +143,9 @@ pub async fn check_locks(pool: &Arc<Pool>, table: &Table) -> Result<()> {
         return Ok(());
     }
     let oid = table.sequence_oid;
-    let own = HOLDERS.replace("$1", &oid.to_string());
+    let own = DRAWING.replace("$1", &oid.to_string());
     let sql = format!(
-        "SELECT pg_catalog.pg_sequence_last_value({oid}); SELECT EXISTS ({own} AND pid = pg_catalog.pg_backend_pid())"
+        "SELECT pg_catalog.pg_sequence_last_value({oid}); SELECT EXISTS (SELECT FROM {LOCKS} AND {own} AND pid = pg_catalog.pg_backend_pid())"
     );
     let mut connection = pool.get().await?;
     let context = "look at the sequence's lock";
@@ -161,6 +175,8 @@ impl Settler {
             pool,
             state: AsyncMutex::default(),
             known: Mutex::default(),
+            pace: Mutex::default(),
+            turn: AsyncMutex::default(),
             sql_last: table.sql_last(),
             sql_holders: sql_holders(table),
             sql_anchor: Anchor::sql(table),
@@ -173,20 +189,43 @@ impl Settler {
         Ok(settled)
     }
 
-    /// Wait until all versions drawn by now are final. The wait is short if transactions are short. `waiting` is called
-    /// with the transactions that are waited for.
-    pub async fn settle_now(&self, table: &Table, mut waiting: impl FnMut(&Holders)) -> Result<i64> {
-        let mut delay = Duration::from_millis(1);
+    /// Wait until all versions drawn by now are final. The wait is short if transactions are short. Of those who wait in
+    /// this process, one looks for all.
+    pub async fn settle_now(&self, table: &Table) -> Result<i64> {
         let mut now = self.step(table).await?;
         let mut wanted = now.last;
-        while now.settled < wanted {
-            waiting(&now.holders);
-            tokio::time::sleep(delay).await;
+        if now.settled >= wanted {
+            return Ok(now.settled);
+        }
+        let _turn = self.turn.lock().await;
+        let mut delay = Duration::from_millis(1);
+        loop {
+            let known = self.known();
+            if known.server == Some(now.server) {
+                if known.settled >= wanted {
+                    return Ok(known.settled);
+                }
+                // The keeper looks after one pause, if it is at work, and then nobody else has to.
+                let next = self.pace.lock().next(delay, 2);
+                if Instant::now() < next {
+                    tokio::time::sleep_until(next.into()).await;
+                    continue;
+                }
+            }
             delay = (delay * 2).min(Duration::from_millis(50));
             now = self.step(table).await?;
             wanted = wanted.min(now.last); // lower after a crash: uncommitted versions are drawn again
         }
-        Ok(now.settled)
+    }
+
+    /// What is known from earlier looks.
+    pub fn known(&self) -> Known {
+        *self.known.lock()
+    }
+
+    /// When the keeper, which wants to look after this delay, may look again; see [`Pace`].
+    pub fn next_look(&self, delay: Duration) -> Instant {
+        self.pace.lock().next(delay, 1)
     }
 
     /// Run one step, and two other statements after it, in one round trip. For `limit_bytes` see
@@ -200,12 +239,11 @@ impl Settler {
         let mut state = self.state.lock().await;
         // A lost connection is returned first, because the pool has only one.
         let usable = state.connection.take().filter(|pooled| !pooled.is_closed());
-        let mut pooled = if let Some(pooled) = usable {
-            pooled
-        } else {
-            state.server = None;
-            self.pool.get().await?
-        };
+        let mut pooled = if let Some(pooled) = usable { pooled } else { self.pool.get().await? };
+        // If the last step was given up, its connection has come back by way of the pool.
+        if state.identity.is_none() || state.identity != pooled.identity() {
+            (state.server, state.identity) = (None, pooled.identity());
+        }
         pooled.set_answer_limit_bytes(limit_bytes);
         let (seen, rows) = loop {
             if state.server.is_none() {
@@ -223,8 +261,7 @@ impl Settler {
         state.server = Some(seen.server);
         state.connection = Some(pooled);
         let Seen { last, holders, server } = seen;
-        let settled = state.watermark.observe(last, holders.clone());
-        self.know(settled, server);
+        let settled = self.know(state.watermark.observe(last, &holders), server);
         Ok((Settled { settled, last, holders, server }, rows))
     }
 
@@ -238,6 +275,7 @@ impl Settler {
         let oid: [Bind<'_>; 1] = [(&table.sequence_oid, Type::OID)];
         let [first, second] = reads;
         loop {
+            self.pace.lock().looks();
             let requests = [(&*self.sql_last, &[][..]), (&self.sql_holders, &oid), first, second];
             let [last, holders, first, second] = connection.pipeline("settle", requests, false).await?;
             let (last, before) = last_of(&last)?;
@@ -246,6 +284,7 @@ impl Settler {
                 return Err(table::what_is_wrong(connection, table).await);
             }
             let server = micros(row, 1)?.unwrap_or_default();
+            self.pace.lock().found(get(row, 3)?);
             // If they differ, the server was started between the two statements, behind a pooler.
             if server == before {
                 let holders = get::<Vec<String>>(row, 0)?.into_iter().collect();
@@ -254,10 +293,12 @@ impl Settler {
         }
     }
 
-    fn know(&self, settled: i64, server: i64) {
+    /// Record what a look has found. Returns the version up to which all are final.
+    fn know(&self, settled: i64, server: i64) -> i64 {
         let mut known = self.known.lock();
         let before = if known.server == Some(server) { known.settled } else { 0 };
         *known = Known { settled: settled.max(before), server: Some(server) };
+        known.settled
     }
 
     /// Return the connection to the pool.
@@ -338,7 +379,7 @@ pub async fn load(
 ) -> Result<Page> {
     let since = query.since;
     let may_look = may_look && !query.is_backwards;
-    let known = *settler.known.lock();
+    let known = settler.known();
     let mut events = Vec::new();
     // Nothing can be added up to this version, so events up to here need not be read again.
     let mut floor = since;
@@ -393,8 +434,11 @@ pub async fn load(
 
 /// The version from which it is safe to continue after these events of a query.
 fn safe_since(query: &Query, settled: i64, events: &[Arc<StoredEvent>]) -> i64 {
-    let contiguous = if query.filter.is_empty() { run_from(query.since, events) } else { query.since };
-    contiguous.max(highest_up_to(settled, query.since, events))
+    if query.filter.is_empty() {
+        final_up_to(settled, query.since, events)
+    } else {
+        highest_up_to(settled, query.since, events)
+    }
 }
 
 /// The error of a position beyond the table's end.
@@ -402,8 +446,17 @@ pub fn rewound(table: &Table, position: i64, last_version: i64) -> Error {
     Error::Rewound { table: table.name.clone(), position, last_version, event_id: None, found_id: None }
 }
 
+/// The version of the last of these events, which are all that follow `since`, before which no event can be added, where
+/// all versions up to `settled` are final.
+pub fn final_up_to(settled: i64, since: i64, events: &[Arc<StoredEvent>]) -> i64 {
+    let known = settled.max(since);
+    let later = events.partition_point(|event| event.version <= known);
+    let end = run_from(known, events.get(later..).unwrap_or_default());
+    if end > known { end } else { highest_up_to(settled, since, events) }
+}
+
 /// The version up to which versions follow one another without a gap, so that no event can be added in between.
-pub fn run_from(since: i64, events: &[Arc<StoredEvent>]) -> i64 {
+fn run_from(since: i64, events: &[Arc<StoredEvent>]) -> i64 {
     let mut end = since;
     for event in events {
         if event.version != end + 1 {
@@ -415,15 +468,21 @@ pub fn run_from(since: i64, events: &[Arc<StoredEvent>]) -> i64 {
 }
 
 /// The version of the last event up to `settled`.
-pub fn highest_up_to(settled: i64, since: i64, events: &[Arc<StoredEvent>]) -> i64 {
+fn highest_up_to(settled: i64, since: i64, events: &[Arc<StoredEvent>]) -> i64 {
     let is_settled = |event: &&Arc<StoredEvent>| event.version <= settled;
     events.iter().rev().find(is_settled).map_or(since, |event| event.version)
 }
 
 /// The version of the last event. With `is_settled`, waits until no event can be added before it any more.
 pub async fn latest_version(pool: &Arc<Pool>, settler: &Settler, table: &Table, is_settled: bool) -> Result<i64> {
-    let until = if is_settled { settler.settle_now(table, |_| {}).await? } else { i64::MAX };
+    let until = if is_settled { settler.settle_now(table).await? } else { i64::MAX };
     Ok(latest_up_to(pool, table, until).await?.version)
+}
+
+/// The last version that the sequence has assigned.
+pub async fn last_version(pool: &Arc<Pool>, table: &Table) -> Result<i64> {
+    let rows = pool.get().await?.query("look at the sequence", &table.sql_last(), &[], false).await?;
+    Ok(last_of(&rows)?.0)
 }
 
 /// The last event up to `until`.

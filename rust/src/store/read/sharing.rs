@@ -56,7 +56,7 @@ pub struct Shared {
     pub feed: Arc<Feed>,
     /// The watermark.
     pub settler: Arc<Settler>,
-    /// The keeper's connections: one for rows, and one for the watermark, whose fence is tied to that connection.
+    /// The keeper's connections: one for rows, and one for the watermark, which is tied to that connection.
     pools: [Arc<Pool>; 2],
 }
 

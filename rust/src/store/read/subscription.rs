@@ -205,7 +205,7 @@ impl Subscription {
         let feed = &self.feed;
         match start {
             Start::End => {
-                let settled = feed.settler.settle_now(&feed.table, |_| {}).await?;
+                let settled = feed.settler.settle_now(&feed.table).await?;
                 reader::latest_up_to(&self.owner.pool, &feed.table, settled).await
             }
             Start::After(version) => {
@@ -226,15 +226,18 @@ impl Subscription {
     /// Check that the sequence has assigned a position. The keeper checks its own position; a subscription may be ahead
     /// of it.
     async fn check_position(&self, position: i64) -> Result<()> {
-        let last = self.feed.settler.step(&self.feed.table).await?.last;
+        let last = reader::last_version(&self.owner.pool, &self.feed.table).await?;
         if position > last { Err(reader::rewound(&self.feed.table, position, last)) } else { Ok(()) }
     }
 
     async fn check_anchor(&self, anchor: &Anchor) -> Result<()> {
         let Feed { settler, table, .. } = &*self.feed;
-        let read: reader::Statement<'_> = (&settler.sql_anchor, &[(&anchor.version, Type::INT8)]);
-        let (settled, [rows, _]) = settler.step_and_read(table, [read, reader::NOTHING], usize::MAX).await?;
-        if anchor.is_in(&rows)? { Ok(()) } else { Err(anchor.rewound(table, &rows, settled.last)) }
+        let (pool, binds) = (&self.owner.pool, [(&anchor.version as _, Type::INT8)]);
+        let rows = pool.get().await?.query("look for an event", &settler.sql_anchor, &binds, false).await?;
+        if anchor.is_in(&rows)? {
+            return Ok(());
+        }
+        Err(anchor.rewound(table, &rows, reader::last_version(pool, table).await?))
     }
 
     async fn take(&self, next: Next) -> Result<Batch> {
@@ -365,7 +368,7 @@ impl Subscription {
         let [rows, at_anchor, at_end] = connection.pipeline("read events", requests, false).await?;
         drop(connection);
         if !settled.is_in(&at_anchor)? {
-            let last = settler.step(table).await?.last;
+            let last = reader::last_version(&self.owner.pool, table).await?;
             return Err(settled.rewound(table, &at_anchor, last));
         }
         let mut events = reader::events(rows)?;

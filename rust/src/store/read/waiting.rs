@@ -2,19 +2,21 @@
 //!
 //! Ten thousand subscriptions may each wait for a few aggregates. Waking all of them for every event would cost ten
 //! thousand tasks. Waiting subscriptions are therefore found by what their filters name: an event is compared with those
-//! that its aggregate or its type leads to, and with those whose filters name neither.
+//! that its aggregate, its partition or its type leads to, and with those whose filters name none of these.
 //!
 //! Whoever is not woken was not meant. A subscription that goes on after a wait therefore skips all events before the
 //! one that woke it.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::lock::Mutex;
 use crate::store::event::StoredEvent;
-use crate::store::filter::{Filter, Key, Looked};
+use crate::store::filter::{Filter, Key, Looked, partition_of};
 use crate::store::read::anchor::Anchor;
 
 /// Comparisons of events with filters at a time. Instead of more of them, those who wait are woken, and compare by
@@ -36,7 +38,9 @@ struct State {
     types: HashMap<String, BTreeSet<Id>>,
     aggregate_prefixes: Prefixes,
     type_prefixes: Prefixes,
-    /// Those whose filters name neither an aggregate nor a type.
+    /// By the number of partitions, and then by partition.
+    partitions: HashMap<i32, HashMap<i32, BTreeSet<Id>>>,
+    /// Those whose filters name nothing by which they can be found.
     others: BTreeSet<Id>,
 }
 
@@ -87,21 +91,16 @@ impl Waiting {
     pub fn tell(&self, events: &[Arc<StoredEvent>], before: &Anchor, change: impl FnOnce()) -> u64 {
         let mut state = self.state.lock();
         change();
-        let mut woken = 0;
-        let is_many = events.len().saturating_mul(state.others.len()) > COMPARISONS;
-        if is_many {
-            for id in std::mem::take(&mut state.others) {
-                woken += u64::from(state.wake(id, before));
-            }
-        }
+        let (mut woken, mut compared) = (0, 0);
         for event in events {
             if state.waiters.is_empty() {
                 break;
             }
             let looked = Looked::at(event);
             for id in state.found(event) {
-                let is_wanted =
-                    state.waiters.get(&id).is_some_and(|waiter| waiter.filter.matches(&looked) != Some(false));
+                let Some(waiter) = state.waiters.get(&id) else { continue };
+                compared += 1;
+                let is_wanted = compared > COMPARISONS || waiter.filter.matches(&looked) != Some(false);
                 woken += u64::from(is_wanted && state.wake(id, before));
             }
         }
@@ -132,6 +131,15 @@ impl State {
             Key::Types(texts) => texts.iter().for_each(|text| place(&mut self.types, text, id, is_there)),
             Key::AggregatePrefixes(texts) => self.aggregate_prefixes.place(texts, id, is_there),
             Key::TypePrefixes(texts) => self.type_prefixes.place(texts, id, is_there),
+            Key::Partitions(partitions, own) => {
+                let ids = self.partitions.entry(partitions).or_default();
+                for partition in own {
+                    place(ids, partition, id, is_there);
+                }
+                if ids.is_empty() {
+                    self.partitions.remove(&partitions);
+                }
+            }
             Key::None if is_there => drop(self.others.insert(id)),
             Key::None => drop(self.others.remove(&id)),
         }
@@ -157,6 +165,9 @@ impl State {
         }
         self.aggregate_prefixes.find(&event.aggregate_id, &mut found);
         self.type_prefixes.find(&event.event_type, &mut found);
+        for (&partitions, ids) in &self.partitions {
+            found.extend(ids.get(&partition_of(&event.aggregate_id, partitions)).into_iter().flatten());
+        }
         found
     }
 }
@@ -183,13 +194,17 @@ impl Prefixes {
     }
 }
 
-fn place(ids: &mut HashMap<String, BTreeSet<Id>>, text: &str, id: Id, is_there: bool) {
+fn place<K, Q>(ids: &mut HashMap<K, BTreeSet<Id>>, key: &Q, id: Id, is_there: bool)
+where
+    K: Eq + Hash + Borrow<Q>,
+    Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
+{
     if is_there {
-        ids.entry(text.to_owned()).or_default().insert(id);
-    } else if let Some(those) = ids.get_mut(text) {
+        ids.entry(key.to_owned()).or_default().insert(id);
+    } else if let Some(those) = ids.get_mut(key) {
         those.remove(&id);
         if those.is_empty() {
-            ids.remove(text);
+            ids.remove(key);
         }
     }
 }
@@ -226,6 +241,8 @@ mod tests {
     #[test]
     fn an_event_wakes_those_that_want_it() {
         let waiting = Waiting::default();
+        let own = partition_of("a1", 8);
+        let other = (own + 1) % 8;
         let filters = [
             vec![],
             vec![Condition::Aggregates(texts(&["a1", "a2"]))],
@@ -237,19 +254,22 @@ mod tests {
             vec![Condition::Data(r#"{"n": 1}"#.to_owned())],
             vec![Condition::Data(r#"{"n": 2}"#.to_owned())],
             vec![Condition::Types(vec![])],
+            vec![Condition::Partitions(8, vec![own, other])],
+            vec![Condition::Partitions(8, vec![other])],
+            vec![Condition::Partitions(1, vec![0])],
         ];
         let mut places: Vec<_> =
             filters.iter().map(|conditions| waiting.enter(&filter(conditions.clone()), || true).unwrap()).collect();
         let mut told = false;
-        assert_eq!(waiting.tell(&[event(5, "a1", "T")], &anchor(4), || told = true), 5);
+        assert_eq!(waiting.tell(&[event(5, "a1", "T")], &anchor(4), || told = true), 7);
         assert!(told);
         let woken: Vec<bool> = places.iter_mut().map(|place| place.woken.try_recv() == Ok(anchor(4))).collect();
-        assert_eq!(woken, [true, true, true, false, true, false, false, true, false, false]);
+        assert_eq!(woken, [true, true, true, false, true, false, false, true, false, false, true, false, true]);
         drop(places);
         let state = waiting.state.lock();
         assert!(state.waiters.is_empty() && state.aggregates.is_empty() && state.types.is_empty());
         assert!(state.aggregate_prefixes.ids.is_empty() && state.aggregate_prefixes.lengths.is_empty());
-        assert!(state.type_prefixes.lengths.is_empty() && state.others.is_empty());
+        assert!(state.type_prefixes.lengths.is_empty() && state.others.is_empty() && state.partitions.is_empty());
     }
 
     #[test]
@@ -270,12 +290,15 @@ mod tests {
 
     #[test]
     fn many_comparisons_are_left_to_those_that_wait() {
-        let waiting = Waiting::default();
-        let nothing = filter(vec![Condition::Data("[]".to_owned())]);
-        let places: Vec<_> = (0..COMPARISONS / 100).map(|_| waiting.enter(&nothing, || true)).collect();
-        let events: Vec<_> = (0..100).map(|version| event(version, "a", "T")).collect();
-        assert_eq!(waiting.tell(&events, &anchor(0), || ()), 0);
-        let events: Vec<_> = (0..101).map(|version| event(version, "a", "T")).collect();
-        assert_eq!(waiting.tell(&events, &anchor(0), || ()), places.len() as u64);
+        let nothing = Condition::Data("[]".to_owned());
+        for conditions in [vec![nothing.clone()], vec![nothing, Condition::Types(texts(&["T"]))]] {
+            let waiting = Waiting::default();
+            let nothing = filter(conditions);
+            let places: Vec<_> = (0..COMPARISONS / 100).map(|_| waiting.enter(&nothing, || true)).collect();
+            let events: Vec<_> = (0..100).map(|version| event(version, "a", "T")).collect();
+            assert_eq!(waiting.tell(&events, &anchor(0), || ()), 0);
+            let events: Vec<_> = (0..101).map(|version| event(version, "a", "T")).collect();
+            assert_eq!(waiting.tell(&events, &anchor(0), || ()), places.len() as u64);
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::connect::notify_queue;
 use crate::connect::outage::Outage;
 use crate::connect::probe;
 use crate::error::{Error, Result};
+use crate::store::read::pace::Pace;
 use crate::store::table::{GO_CHANNEL, Table};
 use crate::wire::protocol::quote_identifier;
 
@@ -117,6 +118,7 @@ impl Wakeup {
         };
         let keep = async {
             self.listen(table, &session, &nonce, &tested).await?;
+            self.count_in(table, &session).await?;
             backoff.reset();
             self.outage.ended();
             self.is_connected.store(true, Ordering::Relaxed);
@@ -157,6 +159,18 @@ impl Wakeup {
                     .to_owned(),
             )
         })
+    }
+
+    /// Let other readers know that there is this one. If the server refuses that, it is only quicker than it should be.
+    /// The script begins with LISTEN, so that `pg_stat_activity` still shows what the session is for.
+    async fn count_in(&self, table: &Table, session: &Listening<'_>) -> Result<()> {
+        let context = "be counted as a reader";
+        let script = format!("LISTEN {}; {}", quote_identifier(&table.wake_channel()), Pace::sql_count_in());
+        let work = notify_queue::listen(&session.client, context, &script);
+        match session.ask(context, self.settings.notification_timeout, work).await {
+            Err(Error::Database { .. }) => Ok(()),
+            result => result,
+        }
     }
 
     /// Ask the session for its channels. Without a query, a half-open connection or a hanging server looks healthy.

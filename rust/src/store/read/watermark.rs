@@ -7,13 +7,14 @@
 //! visible before it releases locks, so rows read *after* the holders are complete up to `last` when there are no
 //! holders.
 //!
-//! When there are holders, `last` and the holders are kept as a fence: once none of these holders is left, `last` is
-//! settled. The set of holders is fixed, so new writers cannot delay a fence for ever.
+//! When there are holders, each one bounds what is settled: it has drawn nothing up to the version that was the last one
+//! at the latest look that did not show it. So an event waits only for transactions that may come before it, whatever
+//! others begin meanwhile, and new writers cannot delay it for ever.
 //!
 //! All of this requires that `last` has been drawn already. A plain `SELECT last_value` may be ahead of that; see
 //! `sql_last` in `reader.rs`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Transactions, as `pg_locks.virtualtransaction` names them.
 pub type Holders = BTreeSet<String>;
@@ -22,7 +23,10 @@ pub type Holders = BTreeSet<String>;
 #[derive(Debug, Default, Clone)]
 pub struct Watermark {
     settled: i64,
-    fence: Option<(i64, Holders)>,
+    /// The last version at the latest look.
+    last: i64,
+    /// The holders at the latest look, each with a version up to which it has drawn none.
+    holders: BTreeMap<String, i64>,
 }
 
 impl Watermark {
@@ -31,50 +35,34 @@ impl Watermark {
         self.settled
     }
 
-    /// Record that rows without a gap were read from the watermark up to `version`, so that no event can be added in
-    /// between.
-    pub fn reach(&mut self, version: i64) {
-        self.settled = self.settled.max(version);
-    }
-
     /// Record the sequence's last version (0: none drawn) and the holders of its lock, which must be read after it.
     /// Returns the settled version, which is valid for rows read after both.
-    pub fn observe(&mut self, last: i64, holders: Holders) -> i64 {
-        if holders.is_empty() {
-            self.fence = None;
-            self.reach(last);
-            return self.settled;
-        }
-        let before = self.fence.as_ref().map(|(_, before)| before);
-        if before.is_some_and(|before| holders.iter().any(|holder| is_the_same(holder, before))) {
-            return self.settled;
-        }
-        if let Some((fenced, _)) = self.fence.replace((last, holders)) {
-            self.reach(fenced);
-        }
+    pub fn observe(&mut self, last: i64, holders: &Holders) -> i64 {
+        let bound_of = |holder: &String| match self.holders.get(holder) {
+            Some(bound) => *bound,
+            // A prepared transaction that the server recovered at its start; its previous name is unknown.
+            None if holder.starts_with("-1/") => self.settled,
+            None => self.last.max(self.settled),
+        };
+        let now: BTreeMap<_, _> = holders.iter().map(|holder| (holder.clone(), bound_of(holder))).collect();
+        self.settled = self.settled.max(now.values().copied().min().unwrap_or(last));
+        (self.last, self.holders) = (last, now);
         self.settled
     }
 
-    /// Start again at the version of an event before which nothing can be added any more: the settled mark. Required after every lost connection, because the server
-    /// may have crashed. After a crash the sequence can assign versions again that were drawn but never committed, so
-    /// versions that counted as settled for that reason are not settled any more. The versions of committed events are
-    /// safe, because their commit also wrote the sequence's state.
+    /// Start again at the version of an event before which nothing can be added any more: the settled mark. Required
+    /// after every lost connection, because the server may have crashed. After a crash the sequence can assign versions
+    /// again that were drawn but never committed, so versions that counted as settled for that reason are not settled
+    /// any more. The versions of committed events are safe, because their commit also wrote the sequence's state.
     pub fn restart(&mut self, position: i64) {
-        *self = Self { settled: position, fence: None };
+        *self = Self { settled: position, ..Self::default() };
     }
-}
-
-/// Whether a holder may be one of the fence's holders. A prepared transaction that the server recovered at its start is
-/// named `-1/xid`, and its previous name is unknown.
-fn is_the_same(holder: &str, before: &Holders) -> bool {
-    before.contains(holder) || holder.starts_with("-1/")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
 
     fn holders(names: &[&str]) -> Holders {
         names.iter().map(|&name| name.to_owned()).collect()
@@ -83,27 +71,39 @@ mod tests {
     #[test]
     fn nobody_writes() {
         let mut watermark = Watermark::default();
-        assert_eq!(watermark.observe(0, holders(&[])), 0);
-        assert_eq!(watermark.observe(7, holders(&[])), 7);
-        assert_eq!(watermark.observe(5, holders(&[])), 7, "never goes back by itself");
+        assert_eq!(watermark.observe(0, &holders(&[])), 0);
+        assert_eq!(watermark.observe(7, &holders(&[])), 7);
+        assert_eq!(watermark.observe(5, &holders(&[])), 7, "never goes back by itself");
     }
 
     #[test]
-    fn a_fence_falls_with_its_last_holder() {
+    fn who_began_later_holds_up_only_what_is_later() {
         let mut watermark = Watermark::default();
-        assert_eq!(watermark.observe(3, holders(&["1/1", "2/9"])), 0);
-        assert_eq!(watermark.observe(8, holders(&["2/9", "3/1"])), 0);
-        assert_eq!(watermark.observe(9, holders(&["3/1"])), 3, "others may write on");
-        assert_eq!(watermark.observe(9, holders(&["3/1"])), 3);
-        assert_eq!(watermark.observe(12, holders(&["4/1"])), 9);
+        assert_eq!(watermark.observe(1, &holders(&["1/1"])), 0);
+        assert_eq!(watermark.observe(2, &holders(&["1/1"])), 0);
+        assert_eq!(watermark.observe(3, &holders(&["1/1", "2/9"])), 0);
+        assert_eq!(watermark.observe(4, &holders(&["2/9"])), 2);
+        assert_eq!(watermark.observe(9, &holders(&["2/9", "3/5"])), 2);
+        assert_eq!(watermark.observe(9, &holders(&["3/5"])), 4);
+        assert_eq!(watermark.observe(9, &holders(&[])), 9);
     }
 
     #[test]
-    fn a_recovered_transaction_could_be_any_of_the_fence() {
+    fn a_version_is_final_without_those_that_may_have_drawn_it() {
         let mut watermark = Watermark::default();
-        watermark.observe(3, holders(&["1/1"]));
-        assert_eq!(watermark.observe(5, holders(&["-1/750"])), 0);
-        assert_eq!(watermark.observe(5, holders(&[])), 5);
+        assert_eq!(watermark.observe(3, &holders(&["1/1", "2/9"])), 0);
+        assert_eq!(watermark.observe(8, &holders(&["2/9", "3/1"])), 0);
+        assert_eq!(watermark.observe(9, &holders(&["3/1"])), 3, "others may write on");
+        assert_eq!(watermark.observe(9, &holders(&["3/1"])), 3);
+        assert_eq!(watermark.observe(12, &holders(&["4/1"])), 9);
+    }
+
+    #[test]
+    fn a_recovered_transaction_could_be_any_of_them() {
+        let mut watermark = Watermark::default();
+        watermark.observe(3, &holders(&["1/1"]));
+        assert_eq!(watermark.observe(5, &holders(&["-1/750"])), 0);
+        assert_eq!(watermark.observe(5, &holders(&[])), 5);
     }
 
     /// What a writer does in the model below.
@@ -166,7 +166,7 @@ mod tests {
                     Step::ReadHolders => {
                         if let Some(last) = seen_last.take() {
                             let names = open.keys().map(|&w| format!("{w}/{}", generation[w])).collect();
-                            settled = Some(watermark.observe(last, names));
+                            settled = Some(watermark.observe(last, &names));
                         }
                     }
                     Step::ReadRows => {

@@ -18,6 +18,9 @@ const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// How many calls are looked at for one group, beyond those that it takes.
 const LOOK_AHEAD: usize = 4096;
 
+/// How long others wait for a call that was let in, or that was refused and is to wait.
+const COMING_LIMIT: Duration = Duration::from_secs(10);
+
 /// Where an event was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -28,6 +31,9 @@ pub struct Position {
     /// Whether an earlier call has stored the event already, with the same id and content.
     pub is_duplicate: bool,
 }
+
+/// The place of a call among those that find no room; 0 before it has one.
+pub type Ticket = u64;
 
 /// One call, whose events are stored atomically.
 pub struct Request {
@@ -110,8 +116,11 @@ pub struct Calls {
     /// Calls that are not finished, and their size.
     count: usize,
     bytes: usize,
-    /// Callers that wait for a place.
-    waiters: VecDeque<Completion>,
+    /// Callers that wait for a place, in the order of their first calls.
+    waiters: BTreeMap<Ticket, Completion>,
+    /// Those that were refused or let in, and have not come again yet, since when.
+    coming: BTreeMap<Ticket, Instant>,
+    last_ticket: Ticket,
     /// Counters.
     pub stats: WriterStats,
     /// Whether the task that stores groups runs.
@@ -155,7 +164,9 @@ impl Calls {
             bounds,
             count: 0,
             bytes: 0,
-            waiters: VecDeque::new(),
+            waiters: BTreeMap::new(),
+            coming: BTreeMap::new(),
+            last_ticket: 0,
             stats: WriterStats::default(),
             is_running: false,
             is_room_running: false,
@@ -163,26 +174,64 @@ impl Calls {
         }
     }
 
-    /// Append a call to the queue, or report to its completion why it is not accepted. A single call is accepted whatever
-    /// its size.
-    pub fn push(&mut self, request: Request) {
+    /// Append a call to the queue, or report to its completion why it is not accepted: also if one with an earlier ticket
+    /// has not found room yet. A single call is accepted whatever its size. Returns the call's ticket, with which it is to
+    /// wait or to be given up if it is refused.
+    pub fn push(&mut self, request: Request, ticket: Ticket) -> Ticket {
+        let ticket = self.ticket(ticket);
+        self.coming.remove(&ticket);
         if self.closes_at.is_some() {
-            return request.completion.finish(Err(Error::StoreClosed));
+            request.completion.finish(Err(Error::StoreClosed));
+            return ticket;
         }
-        if self.is_full() {
+        let first = self.first_outside();
+        if self.is_full() || first.is_some_and(|first| first < ticket) {
             let (count, bytes) = (self.count, self.bytes);
-            return request.completion.finish(Err(Error::BufferFull { count, bytes }));
+            self.coming.insert(ticket, Instant::now());
+            request.completion.finish(Err(Error::BufferFull { count, bytes }));
+            return ticket;
         }
         let size_bytes = request.size_bytes();
         self.count += 1;
         self.bytes += size_bytes;
         let (since, trouble) = (Instant::now(), None);
         self.queue.push_back(Call { request, since, doubt: None, away: None, conflicts: 0, trouble, size_bytes });
+        self.admit();
+        ticket
     }
 
-    /// Finish `waiter` once there is room for a call.
-    pub fn wait(&mut self, waiter: Completion) {
-        self.waiters.push_back(waiter);
+    /// The earliest ticket of a call that has found no room yet. Nobody waits for long for one that does not come again.
+    fn first_outside(&mut self) -> Option<Ticket> {
+        while let Some(coming) = self.coming.first_entry()
+            && coming.get().elapsed() >= COMING_LIMIT
+        {
+            coming.remove();
+        }
+        let coming = self.coming.first_key_value().map(|(ticket, _)| *ticket);
+        self.waiters.first_key_value().map(|(ticket, _)| *ticket).into_iter().chain(coming).min()
+    }
+
+    fn ticket(&mut self, ticket: Ticket) -> Ticket {
+        if ticket > 0 {
+            return ticket;
+        }
+        self.last_ticket += 1;
+        self.last_ticket
+    }
+
+    /// Finish `waiter` once there is room for the call with this ticket. Returns the ticket.
+    pub fn wait(&mut self, waiter: Completion, ticket: Ticket) -> Ticket {
+        let ticket = self.ticket(ticket);
+        self.coming.remove(&ticket);
+        self.waiters.insert(ticket, waiter);
+        self.admit();
+        ticket
+    }
+
+    /// Forget a call that found no room and will not come again.
+    pub fn give_up(&mut self, ticket: Ticket) {
+        self.waiters.remove(&ticket);
+        self.coming.remove(&ticket);
         self.admit();
     }
 
@@ -191,14 +240,21 @@ impl Calls {
     }
 
     fn admit(&mut self) {
-        let places = self.bounds.count.saturating_sub(self.count).min(self.waiters.len());
+        if self.waiters.is_empty() {
+            return;
+        }
         let count = match () {
             // Nobody else would let the others in, should those that are let in not come.
             () if self.count == 0 || self.closes_at.is_some() => self.waiters.len(),
-            () if self.is_full() => 0,
-            () => places,
+            // They come first.
+            () if self.is_full() || !self.coming.is_empty() => 0,
+            () => self.bounds.count - self.count,
         };
-        Completion::finish_all(self.waiters.drain(..count), &Ok(()));
+        let rest = self.waiters.keys().nth(count).copied();
+        let rest = rest.map_or_else(BTreeMap::new, |first| self.waiters.split_off(&first));
+        let admitted = std::mem::replace(&mut self.waiters, rest);
+        self.coming.extend(admitted.keys().map(|&ticket| (ticket, Instant::now())));
+        Completion::finish_all(admitted.into_values(), &Ok(()));
     }
 
     /// Forget a call that is finished.
@@ -397,7 +453,7 @@ mod tests {
     fn calls(texts: &[&str]) -> Calls {
         let mut calls = Calls::new(Bounds { count: 100, bytes: 1_000_000 });
         for text in texts {
-            calls.push(request(text));
+            calls.push(request(text), 0);
         }
         calls
     }
@@ -428,7 +484,7 @@ mod tests {
         let mut group = calls.take_group(100);
         calls.send_to_room(group.pop().unwrap());
         for text in ["b:2", "a:3", "c:4 ?a", "c:5", "d:1"] {
-            calls.push(request(text));
+            calls.push(request(text), 0);
         }
         assert_eq!(ids(&calls.take_group(100)), ["2"]);
         let mut taken = calls.take_from_room();
@@ -455,14 +511,43 @@ mod tests {
     fn what_waits_is_bounded() {
         let mut calls = Calls::new(Bounds { count: 2, bytes: 1_000_000 });
         for text in ["a:1", "a:2", "a:3"] {
-            calls.push(request(text));
+            let ticket = calls.push(request(text), 0);
+            calls.give_up(ticket);
         }
         assert_eq!(calls.stats().waiting, 2);
         let group = calls.take_group(1);
-        calls.push(request("a:3"));
+        let ticket = calls.push(request("a:3"), 0);
+        calls.give_up(ticket);
         assert_eq!(calls.stats().waiting, 1, "what is under way counts, too");
         calls.finished(&group[0], &Ok(Vec::new()));
-        calls.push(request("a:3"));
+        calls.push(request("a:3"), 0);
         assert_eq!(calls.stats().waiting, 2);
+    }
+
+    #[test]
+    fn whoever_came_first_finds_room_first() {
+        let mut calls = Calls::new(Bounds { count: 1, bytes: 1_000_000 });
+        let nobody = Arc::new(Nobody);
+        let waiter = || Completion::new(&nobody, 0);
+        let is_in = |calls: &mut Calls, text: &str, ticket| {
+            let waiting = calls.stats().waiting;
+            let ticket = calls.push(request(text), ticket);
+            (calls.stats().waiting > waiting, ticket)
+        };
+        assert_eq!(is_in(&mut calls, "a:1", 0), (true, 1));
+        assert_eq!(is_in(&mut calls, "a:2", 0), (false, 2));
+        assert_eq!(is_in(&mut calls, "a:3", 0), (false, 3));
+        calls.wait(waiter(), 3);
+        calls.wait(waiter(), 2);
+        let group = calls.take_group(1);
+        calls.finished(&group[0], &Ok(Vec::new()));
+        assert_eq!(is_in(&mut calls, "a:4", 0), (false, 4), "others were here before");
+        assert_eq!(is_in(&mut calls, "a:3", 3), (false, 3));
+        calls.wait(waiter(), 3);
+        assert_eq!(is_in(&mut calls, "a:2", 2), (true, 2));
+        let group = calls.take_group(1);
+        calls.finished(&group[0], &Ok(Vec::new()));
+        calls.give_up(3);
+        assert_eq!(is_in(&mut calls, "a:4", 4), (true, 4), "nobody waits for whoever has gone");
     }
 }

@@ -27,7 +27,7 @@ use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::pool::Pool;
 use crate::store::table::{self, Table};
-use crate::store::write::calls::{Bounds, Call, Calls, Position, Request, WriterStats};
+use crate::store::write::calls::{Bounds, Call, Calls, Position, Request, Ticket, WriterStats};
 use crate::store::write::copy::copy;
 use crate::store::write::storing::{self, Attempt, Layout, Outcome, Taking};
 
@@ -85,19 +85,25 @@ impl Writer {
         })
     }
 
-    /// Store the events of a call. Its completion is finished after the commit.
-    pub fn store(self: &Arc<Self>, request: Request) -> Result<()> {
+    /// Store the events of a call. Its completion is finished after the commit. Returns the call's ticket, with which it
+    /// keeps its place among others if it finds no room and comes again.
+    pub fn store(self: &Arc<Self>, request: Request, ticket: Ticket) -> Result<Ticket> {
         let mut calls = self.calls.lock();
-        calls.push(request);
+        let ticket = calls.push(request, ticket);
         if !calls.is_queue_empty() && !std::mem::replace(&mut calls.is_running, true) {
             runtime::handle()?.spawn(run(Arc::clone(self)));
         }
-        Ok(())
+        Ok(ticket)
     }
 
-    /// Finish `waiter` once another call can be accepted, or none will be any more.
-    pub fn wait_for_room(&self, waiter: Completion) {
-        self.calls.lock().wait(waiter);
+    /// Finish `waiter` once the call with this ticket can be accepted, or none will be any more. Returns the ticket.
+    pub fn wait_for_room(&self, waiter: Completion, ticket: Ticket) -> Ticket {
+        self.calls.lock().wait(waiter, ticket)
+    }
+
+    /// Let others go before a call that found no room and will not come again.
+    pub fn give_up(&self, ticket: Ticket) {
+        self.calls.lock().give_up(ticket);
     }
 
     /// Store events by `COPY`, in one transaction, under the same locks as other calls. Events that are there already are
