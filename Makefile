@@ -12,7 +12,7 @@ RUST   := $(shell find rust -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install build build-debug wheel fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
+.PHONY: help install build build-debug wheel musl fmt lint lint-rust lint-python typecheck twins test test-rust test-py \
         test-wheel bench bench-full bench-load bench-store bench-transactions bench-micro bench-rust \
         bench-check fuzz soak demo docs clean all
 
@@ -43,6 +43,10 @@ $(DIST)/.built: $(STAMP) $(RUST) pyproject.toml README.md $(shell find python -n
 
 wheel: $(DIST)/.built  ## Build the wheel and the sdist that users install, into dist/
 
+musl: $(STAMP)  ## Install what the wheel for musl is cross-built with; tests/package then builds it
+	rustup target add x86_64-unknown-linux-musl
+	$(BIN)/python -m pip install --quiet --group musl
+
 build-debug: install  ## Build without optimisation (fast to build, slow to run)
 	$(BIN)/maturin develop
 
@@ -61,6 +65,7 @@ lint-python: install
 	$(BIN)/ruff check python tests benches scripts examples docs/conf.py
 	$(BIN)/ruff format --check python tests benches scripts examples docs/conf.py
 	$(BIN)/python scripts/async_to_sync.py --check
+	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/deptry python
 	$(BIN)/deptry python --extend-exclude '.*/(cli/|demo/|prometheus|opentelemetry)' \
 		--optional-dependencies-dev-groups cli,demo,prometheus,opentelemetry

@@ -1,8 +1,8 @@
 """Plain ASGI: a chat whose rooms span all server processes, and requests to all of them.
 
-pip install socketio-postgres uvicorn websockets
+pip install socketio-postgres 'uvicorn[standard]'
 export DATABASE_URL=postgresql://app@localhost/app
-uvicorn examples.asgi_app:app --workers 2
+uvicorn examples.asgi_app:app --ws websockets-sansio --workers 2
 """
 
 import os

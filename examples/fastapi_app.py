@@ -1,8 +1,8 @@
 """FastAPI and Socket.IO in the same processes; each route of each process can emit to all clients.
 
-pip install socketio-postgres fastapi uvicorn websockets
+pip install socketio-postgres fastapi 'uvicorn[standard]'
 export DATABASE_URL=postgresql://app@localhost/app
-uvicorn examples.fastapi_app:app --workers 2
+uvicorn examples.fastapi_app:app --ws websockets-sansio --workers 2
 curl -X POST 'localhost:8000/announce?text=hello'
 """
 

@@ -3,7 +3,7 @@
 // npm install socket.io @socket.io/postgres-adapter pg
 // export DATABASE_URL=postgresql://app@localhost/app
 // PORT=3000 node examples/node_server.js &
-// uvicorn examples.asgi_app:app --port 8000
+// uvicorn examples.asgi_app:app --ws websockets-sansio --port 8000
 
 const { createServer } = require("node:http");
 const { createAdapter } = require("@socket.io/postgres-adapter");

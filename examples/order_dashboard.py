@@ -2,7 +2,7 @@
 
 pip install socketio-postgres 'uvicorn[standard]' 'psycopg[binary]'
 export DATABASE_URL=postgresql://app@localhost/app
-uvicorn examples.order_dashboard:app --timeout-graceful-shutdown 5
+uvicorn examples.order_dashboard:app --ws websockets-sansio --timeout-graceful-shutdown 5
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """A shop whose page follows its table: whatever changes an order, psql included, changes the page once it commits.
 
-pip install 'socketio-postgres[cli]' 'psycopg[binary]' uvicorn websockets
+pip install 'socketio-postgres[cli]' 'psycopg[binary]' 'uvicorn[standard]'
 export DATABASE_URL=postgresql://app@localhost/app
 (socketio-postgres sql; socketio-postgres sql --functions; cat examples/shop.sql) | psql -1 $DATABASE_URL
-uvicorn examples.shop_app:app --workers 2
+uvicorn examples.shop_app:app --ws websockets-sansio --workers 2
 xdg-open 'http://localhost:8000/?customer=7'
 psql $DATABASE_URL -c "UPDATE orders SET status = 'paid' WHERE customer_id = 7"
 """

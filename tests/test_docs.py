@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,17 +26,20 @@ from psycopg.conninfo import make_conninfo
 
 import socketio_postgres
 from socketio_postgres import (
+    NO_STREAM,
     AsyncEmitter,
     AsyncPostgresManager,
     BusOptions,
     DatabaseError,
     Emitter,
+    Event,
     EventStore,
     EventStoreOptions,
     MessageType,
     OptionsError,
     SocketIOPostgresError,
     _core,
+    exceptions,
 )
 from socketio_postgres._cluster import rooms
 from tests.fixtures.database import Database
@@ -97,6 +101,9 @@ def test_the_reference_has_every_public_name() -> None:
         for module in re.findall(r"automodule:: (\S+)", page.read_text()):
             described |= set(importlib.import_module(module).__all__)
     assert described >= set(socketio_postgres.__all__)
+    public = {module.name for module in pkgutil.iter_modules(socketio_postgres.__path__) if module.name[0] != "_"}
+    pages = {page.stem for page in (ROOT / "docs/api").glob("*.md")} - {"index"}
+    assert pages == public - {"cli", "demo"}, "commands have pages of their own"
 
 
 def test_there_are_snippets() -> None:
@@ -119,6 +126,17 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert target.exists(), match["target"]
         if anchor:
             assert anchor in slugs(target), match["target"]
+
+
+def test_each_promise_names_its_test() -> None:
+    text = (ROOT / "docs/reliability.md").read_text()
+    sections = re.findall(r"^## Promises of the (?:cluster|event store)\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    promises = [line for section in sections for line in section.splitlines()[3:] if line.startswith("| ")]
+    assert len(sections) == 2
+    assert len(promises) > 30
+    for promise in promises:
+        proof = promise.split(" | ")[-1]
+        assert re.search(r"\]\(\.\./(tests|rust/fuzz)/", proof) or "(operations.md" in promise, promise
 
 
 def rows(document: str, heading: str) -> dict[str, list[str]]:
@@ -149,7 +167,8 @@ def test_options_table() -> None:
 
 def test_options_table_of_the_store() -> None:
     documented = {
-        name: ast.literal_eval(cells[0].strip("`")) for name, cells in rows("docs/event-store.md", "Options").items()
+        name: ast.literal_eval(cells[0].strip("`"))
+        for name, cells in rows("docs/event-store-reference.md", "Options").items()
     }
     assert documented == {
         field.name: None if field.default is dataclasses.MISSING else field.default
@@ -171,7 +190,20 @@ def test_statistics_table(database: Database) -> None:
 
 def test_statistics_of_the_store(database: Database) -> None:
     with EventStore(database.dsn) as store:
-        assert rows("docs/event-store.md", "Statistics").keys() == store.stats().keys()
+        assert rows("docs/event-store-reference.md", "Statistics").keys() == store.stats().keys()
+
+
+def test_tables_of_the_store() -> None:
+    """The reference shows the event table as it is created, and names every side table."""
+    page = (ROOT / "docs/event-store-reference.md").read_text()
+    [shown] = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    created = _core.EventStore(EventStoreOptions()).ddl(["events", "settled", "subscriptions"])
+    plain = re.sub(r'pg_catalog\.|"', "", created)
+    assert set(shown.replace('"', "").splitlines()) <= set(plain.splitlines())
+    _, _, section = page.partition("\n## Tables\n")
+    assert set(re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", plain)) - {"events"} == set(
+        re.findall(r"`(events_\w+)`", section.partition("| Side table |")[2].partition("\n\n")[0])
+    )
 
 
 def test_compatibility_table() -> None:
@@ -286,6 +318,33 @@ def emit(dsn: str, *args: object) -> None:
         io.emit("event", *args)
 
 
+def store(dsn: str, *events: Event, **options: Any) -> None:
+    with EventStore(dsn) as events_of_it:
+        for event in events:
+            events_of_it.store(event, **options)
+
+
+def restore_rows_alone(database: Database) -> None:
+    store(database.dsn, *(Event("OrderPlaced", f"order-{i}") for i in range(3)))
+    with database.connect() as admin:
+        admin.execute("SELECT pg_catalog.setval('events_version_seq', 1)")
+    store(database.dsn)
+
+
+def read_after_truncate(dsn: str) -> None:
+    with EventStore(dsn) as events:
+        events.load(10)
+
+
+def lose_a_subscription(dsn: str) -> None:
+    with EventStore(dsn) as events:
+        events.store(Event("OrderPlaced", "order-1"))
+        with events.durable("billing") as durable:
+            event = next(iter(durable))
+            events.rewind_durable("billing", 0)
+            durable.ack(event)
+
+
 def start(dsn: str, **options: Any) -> None:
     async def start_and_close() -> None:
         manager = AsyncPostgresManager(dsn, **options)
@@ -311,7 +370,21 @@ MISTAKES: dict[str, Callable[[Database], None]] = {
     "not JSON": lambda database: emit(database.dsn, {"user": {"born": EPOCH}}),
     "too large": lambda database: emit(database.dsn, "x" * 20_000_000),
     "unescaped password": lambda _: emit("postgresql://app:se/cret@localhost/app"),
+    "another writer": lambda database: store(
+        database.dsn, *(Event("OrderPlaced", "order-1") for _ in range(2)), expected=NO_STREAM
+    ),
+    "an id twice": lambda database: store(database.dsn, Event("A", "order-1", id="a"), Event("B", "order-1", id="a")),
+    "rows restored": restore_rows_alone,
+    "truncated": lambda database: read_after_truncate(database.dsn),
+    "fenced": lambda database: lose_a_subscription(database.dsn),
 }
+
+
+def test_troubleshooting_explains_every_exception() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    _, _, section = page.partition("\n## Every exception\n")
+    explained = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (.*?) \|", section.split("\n## ")[0], re.MULTILINE)))
+    assert sorted(explained) == sorted(exceptions.__all__)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

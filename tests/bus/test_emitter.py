@@ -95,7 +95,7 @@ async def test_the_end_of_the_process_does_not_wait_for_ever(database: Database)
     began = time.monotonic()
     body = "io = Emitter('postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=1')\nio.emit('tick')"
     errors = await run_script(database, body)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert "not committed" in errors
     assert "hunter2" not in errors
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -21,12 +23,14 @@ from sqlalchemy.orm import Session
 from socketio_postgres import (
     AsyncEmitter,
     AsyncPostgresManager,
+    ClosedError,
     Emitter,
     EncodeError,
     OptionsError,
     PayloadTooLargeError,
     PostgresManager,
 )
+from socketio_postgres.cli import main
 from tests.fixtures.bus import BusReader
 from tests.fixtures.database import Database
 from tests.fixtures.spy import Spy, spying
@@ -42,6 +46,7 @@ from tests.fixtures.user_transactions import (
 from tests.fixtures.waiting import eventually, nothing_arrives
 
 FENCE = "fence"
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "emit-with-your-data.md").read_text()
 
 
 @pytest.fixture
@@ -580,3 +585,218 @@ async def test_stored_bodies_are_messagepack(database: Database, io: AsyncEmitte
     body = database.value("SELECT payload FROM socket_io_attachments")
     assert isinstance(body, bytes)
     assert msgpack.unpackb(body)["data"]["packet"]["data"] == ["binary", b"\x00\xff"]
+
+
+@pytest.mark.parametrize("access", ["document", "write"])
+async def test_the_rights_that_are_documented_suffice(
+    database: Database, io: AsyncEmitter, access: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And let nobody read an attachment."""
+    role = database.name + "_app"
+    async with BusReader(database) as reader, await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        await io.in_transaction(conn).emit("e", b"table")
+        await conn.commit()
+        with database.connect() as admin:
+            admin.execute(f"CREATE ROLE {role}")
+            try:
+                if access == "write":
+                    assert main(["sql", "--role", role, "--access", "write"]) == 0
+                    admin.execute(capsys.readouterr().out.encode())
+                else:
+                    [grants] = re.findall(r"`(GRANT INSERT[^`]*?)`", DOCUMENT)
+                    admin.execute(grants.replace(" app", f" {role}").encode())
+                await conn.execute(f"SET ROLE {role}".encode())
+                await io.in_transaction(conn).emit("e", 1)
+                await io.in_transaction(conn).emit_many([("e", b"2"), ("e", b"3")])
+                await conn.execute(*io.statement("e", b"4"))
+                await conn.commit()
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    await conn.execute("SELECT id FROM socket_io_attachments")
+                await conn.rollback()
+            finally:
+                admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        assert await arrived(reader, io) == [["e", b"table"], ["e", 1], ["e", b"2"], ["e", b"3"], ["e", b"4"]]
+
+
+OTHER_DEFAULTS = (
+    """CREATE TABLE socket_io_attachments (id bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+        created_at timestamptz DEFAULT now(), payload bytea)""",
+    """CREATE SEQUENCE own START 100;
+    ALTER TABLE socket_io_attachments ALTER id DROP IDENTITY;
+    ALTER TABLE socket_io_attachments ALTER id SET DEFAULT nextval('own')""",
+    "ALTER SEQUENCE own OWNED BY socket_io_attachments.id",
+)
+
+
+async def test_tables_with_another_default(database: Database, io: AsyncEmitter) -> None:
+    """As somebody may have made or mended them by hand."""
+    async with BusReader(database) as reader, await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        for number, change in enumerate(OTHER_DEFAULTS):
+            await conn.execute(change.encode())
+            await conn.commit()
+            await io.in_transaction(conn).emit("e", number, b"x")
+            await conn.execute(*io.statement("e", number, b"y"))
+            await conn.commit()
+        assert await arrived(reader, io) == [["e", number, body] for number in range(3) for body in (b"x", b"y")]
+
+
+async def test_two_phase_commits_are_refused_by_postgresql(database: Database, io: AsyncEmitter) -> None:
+    conn = await psycopg.AsyncConnection.connect(database.dsn)
+    async with BusReader(database) as reader:
+        await conn.tpc_begin(conn.xid(1, "a", "b"))
+        await io.in_transaction(conn).emit("lost")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="PREPARE"):
+            await conn.tpc_prepare()
+        await conn.close()
+        assert await arrived(reader, io) == []
+
+
+# ------------------------------------------------------------------------------------- what users do to connections
+
+
+@pytest.mark.parametrize("factory", [psycopg.AsyncRawCursor, psycopg.AsyncClientCursor])
+async def test_cursors_of_the_users_own_kind(database: Database, io: AsyncEmitter, factory: Any) -> None:
+    """Raw cursors take `$1` for a parameter."""
+    async with BusReader(database) as reader:
+        async with await psycopg.AsyncConnection.connect(database.dsn, cursor_factory=factory) as conn:
+            await io.in_transaction(conn).emit("e", "100 %s $1")
+            await io.in_transaction(conn).emit_many([("e", 2), ("e", BINARY)])
+            await io.in_transaction(conn.cursor()).emit("e", 3)
+        assert await arrived(reader, io) == [["e", "100 %s $1"], ["e", 2], ["e", BINARY], ["e", 3]]
+
+
+class Proxy:
+    """What tracing libraries put around a connection: it says that it is of the class of what it wraps."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+
+async def test_connections_inside_a_proxy(database: Database, io: AsyncEmitter) -> None:
+    def work() -> None:
+        with Emitter(database.dsn) as emitter:
+            with contextlib.closing(psycopg2.connect(database.dsn)) as old, old:
+                emitter.in_transaction(Proxy(old)).emit("psycopg2")
+            with psycopg.connect(database.dsn) as conn:
+                emitter.in_transaction(Proxy(conn)).emit("psycopg")
+
+    async with BusReader(database) as reader:
+        await asyncio.to_thread(work)
+        raw = await asyncpg.connect(database.url)
+        async with raw.transaction():
+            await io.in_transaction(Proxy(raw)).emit("asyncpg")
+        await raw.close()
+        assert await arrived(reader, io) == [["psycopg2"], ["psycopg"], ["asyncpg"]]
+
+
+@pytest.mark.parametrize("name", ['"a%sb"', '"100%"', '"what?"', '"it\'s %s :a $1 ""x"""'])
+async def test_a_table_of_any_name(database: Database, name: str) -> None:
+    """A name is never taken for a parameter."""
+
+    def work() -> None:
+        with Emitter(database.dsn, table_name=name) as emitter, contextlib.ExitStack() as stack:
+            for number, blocking in enumerate(SYNC.values()):
+                with blocking(database) as conn:
+                    emitter.in_transaction(conn).emit("sync", number, b"x")
+            with contextlib.closing(psycopg2.connect(database.dsn)) as old, old, old.cursor() as cursor:
+                cursor.execute(*emitter.statement("statement", b"psycopg2"))
+            conn = stack.enter_context(psycopg.connect(database.dsn))
+            conn.execute(*emitter.statement("statement", b"psycopg"))
+            raw, _ = emitter.statement("e", b"x", paramstyle="qmark")
+            assert raw.replace(name, "").count("?") == 3
+
+    async with AsyncEmitter(database.dsn, table_name=name) as io, BusReader(database, table_name=name) as reader:
+        for number, transaction in enumerate(ASYNC.values()):
+            async with transaction(database) as conn:
+                await io.in_transaction(conn).emit("async", number, b"x")
+        await asyncio.to_thread(work)
+        packets = await arrived(reader, io)
+    assert packets == [
+        *(["async", number, b"x"] for number in range(len(ASYNC))),
+        *(["sync", number, b"x"] for number in range(len(SYNC))),
+        ["statement", b"psycopg2"],
+        ["statement", b"psycopg"],
+    ]
+
+
+async def test_a_closed_emitter(database: Database) -> None:
+    """It says so each time, whether it has asked before where its connection leads or not."""
+    emitter = Emitter(database.dsn)
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        for is_used in (False, True):
+            io = AsyncEmitter(database.dsn)
+            chain = io.in_transaction(conn)
+            if is_used:
+                await chain.emit("e")
+            await io.close()
+            for call in (chain.emit, io.in_transaction(conn).emit):
+                with pytest.raises(ClosedError):
+                    await call("e")
+    manager = AsyncPostgresManager(database.dsn, write_only=True)
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        await manager.in_transaction(conn).emit("e")
+        await manager.close()
+        with pytest.raises(ClosedError):
+            await manager.in_transaction(conn).emit("e")
+    with psycopg.connect(database.dsn) as blocking:
+        emitter.in_transaction(blocking).emit("e")
+        emitter.close()
+        with pytest.raises(ClosedError):
+            emitter.in_transaction(blocking).emit("e")
+
+
+async def test_a_transaction_that_has_failed(database: Database, io: AsyncEmitter) -> None:
+    """PostgreSQL's own error, and the savepoint before it can be used."""
+    async with BusReader(database) as reader:
+        async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+            chain = io.in_transaction(conn)
+            await chain.emit("e", 1)
+            with contextlib.suppress(psycopg.errors.DivisionByZero):
+                async with conn.transaction():
+                    await chain.emit("e", 2)
+                    with pytest.raises(psycopg.errors.DivisionByZero):
+                        await conn.execute("SELECT 1 / 0")
+                    for body in (3, BINARY):
+                        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+                            await chain.emit("e", body)
+                    raise psycopg.errors.DivisionByZero
+            await chain.emit("e", 4)
+        with pytest.raises(psycopg.OperationalError, match="closed"):
+            await chain.emit("e", 5)
+        assert await arrived(reader, io) == [["e", 1], ["e", 4]]
+
+
+async def test_in_a_pipeline(database: Database, io: AsyncEmitter) -> None:
+    async with BusReader(database) as reader:
+        async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as conn:
+            chain = io.in_transaction(conn)
+            async with conn.pipeline():
+                async with conn.transaction():
+                    await conn.execute("SELECT 1")
+                    await chain.emit("e", 1)
+                    await chain.emit_many([("e", 2), ("e", BINARY), ("e", 3)])
+                with contextlib.suppress(GivenUpError):
+                    async with conn.transaction():
+                        await chain.emit("lost")
+                        raise GivenUpError
+        assert await arrived(reader, io) == [["e", 1], ["e", 2], ["e", BINARY], ["e", 3]]
+
+
+async def test_a_chain_serves_many_transactions(database: Database, io: AsyncEmitter) -> None:
+    async with BusReader(database) as reader, await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        await conn.set_read_only(True)
+        chain = io.in_transaction(conn).to("a")
+        for number in range(3):
+            await chain.emit("e", number)
+            await (conn.commit() if number != 1 else conn.rollback())
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            await chain.emit("e", b"needs a row")
+        await conn.rollback()
+        assert await arrived(reader, io) == [["e", 0], ["e", 2]]

@@ -173,12 +173,9 @@ async def test_a_consumer_survives_outages(database: Database, partitions: int) 
     """Its sessions are ended again and again, for longer than a lease; nothing is lost, each aggregate in order."""
     async with AsyncEventStore(database.dsn) as store, AsyncEventStore(database.dsn) as writer:
         seen: list[int] = []
-
-        async def consume() -> None:
-            async with store.durable("d", partitions=partitions, lease=1.0, checkpoint_interval=0.05) as durable:
-                await durable.run(lambda event: seen.append(event.data))
-
-        consuming = asyncio.create_task(consume())
+        # Entered before anything is ended: a database that is away at that time is an error.
+        durable = await store.durable("d", partitions=partitions, lease=1.0, checkpoint_interval=0.05).__aenter__()
+        consuming = asyncio.create_task(durable.run(lambda event: seen.append(event.data)))
         for number in range(40):
             await fill(writer, 3, number * 3)
             await asyncio.sleep(0.05)
@@ -191,6 +188,7 @@ async def test_a_consumer_survives_outages(database: Database, partitions: int) 
         await eventually(lambda: set(range(120)) <= set(seen), "all have come")
         consuming.cancel()
         await asyncio.gather(consuming, return_exceptions=True)
+        await durable.__aexit__(None, None, None)
         for aggregate in range(3):
             firsts = list(dict.fromkeys(data for data in seen if data % 3 == aggregate))
             assert firsts == sorted(firsts)
@@ -199,10 +197,10 @@ async def test_a_consumer_survives_outages(database: Database, partitions: int) 
 async def test_parking_survives_outages(database: Database) -> None:
     """A failure policy writes to the database, too: its sessions are ended while it does."""
     async with AsyncEventStore(database.dsn) as store, AsyncEventStore(database.dsn) as writer:
-        await fill(writer, 600)
+        await fill(writer, 200)
         async with store.durable("d", lease=5.0) as durable:
             consuming = asyncio.create_task(durable.run(refuse, Park(whole_aggregate=False)))
-            while durable.position < 600 and not consuming.done():
+            while durable.position < 200 and not consuming.done():
                 with database.connect() as admin:
                     admin.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
@@ -212,7 +210,7 @@ async def test_parking_survives_outages(database: Database) -> None:
             assert not consuming.done(), consuming
             consuming.cancel()
             await asyncio.gather(consuming, return_exceptions=True)
-            assert [each.version for each in await durable.parked()] == list(range(1, 601))
+            assert [each.version for each in await durable.parked()] == list(range(1, 201))
 
 
 # ----------------------------------------------------------------------------------------------------- parked ones

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -130,7 +131,7 @@ async def test_a_partition_that_is_locked_is_handed_over_later(our_store: AsyncE
 
 
 async def test_another_history_of_the_same_name(our_store: AsyncEventStore, database: Database) -> None:
-    """Deleted and made again, the owners are counted from the start; the old one is none of them."""
+    """Deleted and made again, and by a failover with the same epoch as before; the old owner is no owner of it."""
     await fill(our_store, 4)
     async with (
         AsyncEventStore(database.dsn) as other_store,
@@ -141,7 +142,8 @@ async def test_another_history_of_the_same_name(our_store: AsyncEventStore, data
         await our_store.delete_durable("d")
         async with other_store.durable("d") as new:
             assert (await anext(new)).version == 1
-            assert new.fencing_token(event) == old.fencing_token(event), "or this test shows nothing"
+            assert new.fencing_token(event) > old.fencing_token(event) > 0, "for systems that know the highest one"
+            execute(database, f"UPDATE events_subscriptions SET epoch = {old.fencing_token(event)}")
             for call in (old.ack(event), old.park(event, None), old.ack_in(connection, event)):
                 with pytest.raises(SubscriptionFencedError):
                     await in_time(call)
@@ -361,6 +363,75 @@ async def test_an_ack_after_a_rolled_back_ack_in_is_refused(our_store: AsyncEven
         with pytest.raises(EventStoreError, match="rolled back"):
             await durable.ack(event)
         assert (await in_time(anext(durable))).version == 1
+
+
+async def test_a_loop_that_is_left_and_entered_again(our_store: AsyncEventStore) -> None:
+    """Leaving it, by an error of the handler for example, acknowledges nothing."""
+    await fill(our_store, 3)
+    seen: list[int] = []
+    async with our_store.durable("d") as durable:
+        for _ in range(2):
+            with contextlib.suppress(ValueError):
+                async for event in durable:
+                    seen.append(event.version)
+                    if len(seen) == 2:
+                        raise ValueError("two")
+                    if len(seen) == 4:
+                        break
+        for _ in range(2):
+            with contextlib.suppress(ValueError):
+                async for batch in durable.batches(max_count=1):
+                    seen += [event.version for event in batch]
+                    if len(seen) == 5:
+                        raise ValueError("five")
+                    if len(seen) == 6:
+                        break
+    assert seen == [1, 2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("is_repeated", [False, True])
+@pytest.mark.parametrize("reason", ["fenced", "connection lost"])
+async def test_a_batch_that_could_not_be_acknowledged_comes_again(
+    our_store: AsyncEventStore, database: Database, reason: str, *, is_repeated: bool
+) -> None:
+    """At least what is still ours of it, although the loop goes on."""
+    await fill(our_store, 4)
+    async with (
+        effects_of(database) as connection,
+        await psycopg.AsyncConnection.connect(database.dsn) as other,
+        our_store.durable("d", partitions=2, checkpoint_interval=0) as durable,
+    ):
+        batches = durable.batches(max_wait=0.05)
+        batch = await in_time(anext(batches))
+        assert [event.version for event in batch] == [1, 2, 3, 4]
+        if reason == "fenced":
+            execute(database, f"{STRANGER} WHERE partition = 0", STRANGER_ARRIVES)
+            with pytest.raises(SubscriptionFencedError):
+                await in_time(batch.ack_in(connection))
+        else:
+            execute(database, f"SELECT pg_terminate_backend({connection.info.backend_pid}, 10000)")
+            with pytest.raises(psycopg.OperationalError):
+                await in_time(batch.ack_in(connection))
+        if is_repeated and reason != "fenced":
+            await batch.ack_in(other)
+            await other.commit()
+            await fill(our_store, 2, 4)
+        expected = [2, 4] if reason == "fenced" else [5, 6] if is_repeated else [1, 2, 3, 4]
+        seen: list[int] = []
+        while len(seen) < len(expected):
+            seen += [event.version for event in await in_time(anext(batches))]
+        assert seen == expected
+
+
+async def test_an_event_that_could_not_be_parked_comes_again(our_store: AsyncEventStore, database: Database) -> None:
+    await fill(our_store, 2)
+    async with our_store.durable("d", lease=1) as durable, effects_of(database) as connection:
+        event = await anext(durable)
+        await connection.execute("SELECT FROM events_subscriptions FOR UPDATE")
+        with pytest.raises(EventStoreError, match="end it first"):
+            await durable.park(event, None)
+        await connection.rollback()
+        assert (await in_time(anext(durable))).version == event.version
 
 
 # --------------------------------------------------------------------------------------------------------- parked

@@ -273,6 +273,9 @@ WRONG_FILTERS: list[tuple[Any, Any]] = [
     ("data", float("nan")),
     ("data", "a\0"),
     ("tenant", 1),
+    ("type", "a\0"),
+    ("stream", "\ud800"),
+    ("tenant", "\udfff"),
 ]
 
 
@@ -280,6 +283,30 @@ WRONG_FILTERS: list[tuple[Any, Any]] = [
 def test_wrong_filters(key: Any, value: Any) -> None:
     with pytest.raises(FilterError):
         Filter(key, value)
+
+
+@pytest.mark.parametrize("event_id", ["", "none", "a\0", "\ud800", "x" * 10_000])
+async def test_an_event_that_cannot_be_there(store: AsyncEventStore, event_id: str) -> None:
+    with pytest.raises(EventNotFoundError) as caught:
+        await store.get(event_id)
+    assert caught.value.event_id == event_id
+
+
+async def test_an_event_that_is_deleted_while_it_is_looked_for(
+    store: AsyncEventStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.store_batch(Event("T", "a", id=f"e{number}") for number in range(2))
+    load = store._load
+
+    async def delete_and_load(*args: Any, **options: Any) -> Any:
+        with database.connect() as admin:
+            admin.execute("DELETE FROM events WHERE id = 'e0'")
+        return await load(*args, **options)
+
+    monkeypatch.setattr(store, "_load", delete_and_load)
+    with pytest.raises(EventNotFoundError):
+        await store.get("e0")
+    assert (await store.get("e1")).version == 2
 
 
 def nested(depth: int) -> Any:

@@ -36,7 +36,7 @@ from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 Transaction: TypeAlias = "Callable[[], AbstractAsyncContextManager[Any]]"
 
 
-@pytest.fixture(params=["psycopg", "asyncpg", "sqlalchemy", "sqlalchemy session"])
+@pytest.fixture(params=["psycopg", "psycopg raw", "asyncpg", "sqlalchemy", "sqlalchemy session"])
 def transaction(request: pytest.FixtureRequest, database: Database) -> Transaction:
     """Opens a transaction of the user's; leaving it with an error rolls it back."""
 
@@ -44,6 +44,12 @@ def transaction(request: pytest.FixtureRequest, database: Database) -> Transacti
     async def of_psycopg() -> AsyncIterator[Any]:
         # Rows as the user likes them are no concern of ours.
         async with await psycopg.AsyncConnection.connect(database.dsn, row_factory=dict_row) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def of_psycopg_raw() -> AsyncIterator[Any]:
+        factory = psycopg.AsyncRawCursor
+        async with await psycopg.AsyncConnection.connect(database.dsn, cursor_factory=factory) as connection:
             yield connection
 
     @contextlib.asynccontextmanager
@@ -73,6 +79,7 @@ def transaction(request: pytest.FixtureRequest, database: Database) -> Transacti
 
     kinds: dict[str, Transaction] = {
         "psycopg": of_psycopg,
+        "psycopg raw": of_psycopg_raw,
         "asyncpg": of_asyncpg,
         "sqlalchemy": of_sqlalchemy,
         "sqlalchemy session": of_session,
@@ -94,6 +101,19 @@ async def test_events_come_with_the_commit(store: AsyncEventStore, transaction: 
         assert (first.version, first.id, first.created_at) == (placed.version, placed.id, placed.created_at)
         assert (first.aggregate_id, first.data, first.metadata) == ("a:1 %s", data, {"m": 1})
         assert [(await live.next(20)).version for _ in batch] == [each.version for each in batch]
+
+
+@pytest.mark.parametrize("table", ['"100 %s"', '"a%"', '":a $1"'])
+async def test_a_table_of_any_name(database: Database, transaction: Transaction, table: str) -> None:
+    """A name is never taken for a parameter."""
+    async with AsyncEventStore(database.dsn, table_name=table) as store:
+        async with transaction() as conn:
+            await store.store_in(conn, Event("T", "a", 1))
+        async with store.durable("reader") as durable:
+            event = await asyncio.wait_for(anext(aiter(durable)), TIMEOUT_S)
+            async with transaction() as conn:
+                await durable.ack_in(conn, event)
+        assert event.data == 1
 
 
 async def test_a_rollback_leaves_nothing(store: AsyncEventStore, transaction: Transaction) -> None:

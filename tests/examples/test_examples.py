@@ -34,7 +34,8 @@ async def running(
         for _ in range(COUNT):
             port = str(free_port())
             env = {"DATABASE_URL": database.url, "PORT": port}
-            asgi = ["-m", "uvicorn", f"examples.{example}:app", "--port", port, "--timeout-graceful-shutdown", "1"]
+            asgi = ["-m", "uvicorn", f"examples.{example}:app", "--port", port, "--ws", "websockets-sansio"]
+            asgi += ["--timeout-graceful-shutdown", "1"]
             wsgi = [f"examples/{example}.py"]
             command = asgi if example in ASGI else wsgi
             program = stack.enter_context(Program(command, env, f"http://127.0.0.1:{port}"))

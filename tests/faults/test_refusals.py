@@ -92,7 +92,7 @@ async def test_what_is_buffered_waits(database: Database, role: Database) -> Non
 
 
 async def test_not_longer_than_their_age(database: Database, role: Database) -> None:
-    async with AsyncEmitter(role.dsn, buffer_age=0.5) as io:
+    async with AsyncEmitter(role.dsn, buffer_age=3) as io:
         await io.emit("first")
         with altered(database, *NO_LOGIN):
             with pytest.raises(DatabaseError) as refused:

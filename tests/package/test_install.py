@@ -6,18 +6,16 @@ SIO_PG_TEST_WHEEL   a wheel that was built already, by `make wheel`; the tests b
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.building import CHEAPLY, maturin, run
 from tests.fixtures.database import Database
 from tests.fixtures.interpreters import interpreters
-from tests.fixtures.program import ROOT
 
 pytestmark = pytest.mark.timeout(1200)  # a build, and packages that come over the network
 
@@ -25,35 +23,6 @@ ONCE = pytest.mark.xdist_group("wheel of the sdist")
 """One worker builds it."""
 
 STRANGER = Path(__file__).with_name("stranger.py")
-LIMIT_S = 1000.0
-
-# To be built in seconds, in a folder that the next run finds again: cargo compiles the crate alone then.
-CHEAPLY = {
-    "CARGO_TARGET_DIR": str(ROOT / "target" / "package"),
-    "CARGO_PROFILE_RELEASE_OPT_LEVEL": "0",
-    "CARGO_PROFILE_RELEASE_LTO": "off",
-    "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "256",
-}
-
-
-def run(command: Sequence[str | Path], **env: str) -> str:
-    """What a command prints; nothing that PYTHONPATH leads to is there for it."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(
-        command, env={**clean, **env}, cwd="/", capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def maturin(command: str, out: Path, *options: str) -> Path:
-    """The one file that it makes."""
-    run(
-        [sys.executable, "-m", "maturin", command, "--manifest-path", ROOT / "Cargo.toml", "--out", out, *options],
-        **CHEAPLY,
-    )
-    (made,) = out.iterdir()
-    return made
 
 
 @pytest.fixture(scope="session")

@@ -160,3 +160,17 @@ async def test_called_from_functions_and_rules(installed: Database, psql: psycop
             psql.execute(f"EXECUTE p('[{number}]')")
         packets = await reader.wait_for(10)
     assert packets == [["do", 1], ["function", "é"], ["rule", 7], *(["prepared", number] for number in range(7))]
+
+
+async def test_in_a_read_only_transaction(installed: Database, psql: psycopg.Connection) -> None:
+    """PostgreSQL lets it notify, and not write the row of a large message."""
+    async with BusReader(installed) as reader:
+        with psql.transaction():
+            psql.execute("SET TRANSACTION READ ONLY")
+            psql.execute("SELECT socketio.emit('small')")
+        psql.execute("BEGIN READ ONLY")
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            psql.execute("SELECT socketio.emit('large', jsonb_build_array(repeat('x', 9000)))")
+        psql.execute("ROLLBACK")
+        psql.execute("SELECT socketio.emit('end')")
+        assert await reader.wait_for(2) == [["small"], ["end"]]

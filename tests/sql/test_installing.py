@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from socketio_postgres import (
     AsyncEmitter,
@@ -27,7 +28,7 @@ from tests.fixtures.database import Database
 
 FOLDER = Path(sql_script.__file__).parent / "sql"
 OLD_VERSIONS = Path(__file__).parent / "versions"
-DIGESTS = {1: "8ccfddac6e99bcaa"}
+DIGESTS = {1: "8ccfddac6e99bcaa", 2: "b77bb7002b4a5c55"}
 """Of `functions.sql` in each version."""
 
 CATALOG = """
@@ -300,6 +301,50 @@ async def test_upgrade(database: Database, version: int) -> None:
             psql.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
     assert catalog(database) == fresh
     assert settings(database)["version"] == sql_script.VERSION
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_older_versions_are_removed(database: Database, version: int) -> None:
+    with Emitter(database.dsn) as io, database.connect() as psql:
+        io.install_sql()
+        io.uninstall_sql()
+        psql.execute(VERSIONS[version])
+        io.uninstall_sql()
+    assert database.value("SELECT to_regnamespace('socketio')::text") is None
+
+
+@pytest.mark.parametrize("how", ["install_sql", "printed"])
+async def test_how_the_database_reads_backslashes_does_not_matter(
+    database: Database, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    channel, key = "it's \\ one", b"\\'\x00\xff" * 5
+    options: dict[str, Any] = {"channel": channel, "signing_key": key}
+    with database.connect() as psql:
+        psql.execute(f'ALTER DATABASE "{database.name}" SET standard_conforming_strings = off')
+        psql.execute(f'ALTER DATABASE "{database.name}" SET escape_string_warning = off')
+    async with AsyncEmitter(database.dsn, **options) as io, BusReader(database, **options) as reader:
+        await io.install_sql()
+        if how == "printed":
+            before = catalog(database)
+            await io.uninstall_sql()
+            assert main(["sql", "--functions", "--channel", channel]) == 0
+            with database.connect() as psql, psql.transaction():
+                psql.execute(capsys.readouterr().out)
+                psql.execute("SELECT socketio.set_signing_key(decode(%s, 'hex'))", [key.hex()])
+            assert catalog(database) == before
+        text = 'x, y: "\\' * 1000
+        with database.connect() as psql:
+            psql.execute("SELECT socketio.emit('e', %s)", [Jsonb([text[:90], "é"])])
+            psql.execute("SELECT socketio.emit('e', %s)", [Jsonb([text, 200])])
+            psql.execute("CREATE TABLE t (a text, b text)")
+            psql.execute(
+                "CREATE TRIGGER x AFTER INSERT ON t FOR EACH ROW"
+                " EXECUTE FUNCTION socketio.emit_row('row', 'a , {a}', '/', 'a , b')"
+            )
+            psql.execute("INSERT INTO t VALUES ('s', 't')")
+        assert (await reader.wait_for(3))[:2] == [["e", text[:90], "é"], ["e", text, 200]]
+        assert (reader.messages[2].to, reader.messages[2].packet()[1]["new"]) == (["a", "s"], {"a": "s", "b": "t"})
+        assert reader.failures == []
 
 
 def test_every_function_is_listed() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from socketio_postgres import Emitter
+from socketio_postgres.demo.postgres_binaries import find_binaries
 from tests.fixtures.bus import BusReader
-from tests.fixtures.database import Database
+from tests.fixtures.database import Database, new_database
 from tests.fixtures.node import NodePeer
 
 
@@ -59,3 +62,47 @@ async def test_psql(installed: Database) -> None:
     assert packets[0] == ["chat", "hi"]
     assert [packet[1]["new"] for packet in packets[1:]] == [{"a": 1, "b": "one"}, {"a": 2, "b": "two"}]
     assert [message.to for message in reader.messages] == [["kitchen"], ["a:1"], ["a:2"]]
+
+
+async def test_dumped_and_restored(postgres_dsn: str, installed: Database) -> None:
+    """With triggers, settings, key and grants."""
+    version = int(str(installed.value("SHOW server_version_num"))) // 10000
+    programs = ("pg_dump", "psql")
+    found = [each.bin_dir for each in find_binaries(version)]
+    folders = [bin_dir for bin_dir in found if all((bin_dir / program).exists() for program in programs)]
+    if not folders:
+        pytest.skip(f"needs pg_dump and psql of PostgreSQL {version}, which are not installed")
+    bin_dir = folders[0]
+    role, key = installed.name + "_role", "correct horse battery staple"
+    with Emitter(installed.dsn, signing_key=key) as io:
+        io.install_sql()
+    with installed.connect() as psql, new_database(postgres_dsn) as other:
+        psql.execute(f"CREATE ROLE {role}; GRANT EXECUTE ON FUNCTION socketio.emit TO {role}")
+        try:
+            psql.execute("CREATE TABLE t (a int, b text)")
+            psql.execute(
+                "CREATE TRIGGER x AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION socketio.emit_row('row', 'a:{a}')"
+            )
+            psql.execute("INSERT INTO t VALUES (1, 'old')")
+            async with BusReader(other, signing_key=key) as reader:
+                dump = await _run(bin_dir / "pg_dump", "-d", installed.dsn)
+                await _run(bin_dir / "psql", "--no-psqlrc", "-qv", "ON_ERROR_STOP=1", "-1", "-d", other.dsn, given=dump)
+                other.value("WITH i AS (INSERT INTO t VALUES (2, 'new') RETURNING a) SELECT a FROM i")
+                assert (await reader.wait_for(1))[0][1]["new"] == {"a": 2, "b": "new"}
+            with Emitter(other.dsn, signing_key=key) as io:
+                io.install_sql()
+            assert other.value(
+                "SELECT has_function_privilege(%s, oid, 'EXECUTE') FROM pg_proc WHERE proname = 'emit'", role
+            )
+        finally:
+            psql.execute(f"DROP OWNED BY {role}")
+            with other.connect() as there:
+                there.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def _run(program: Path, *arguments: str, given: bytes | None = None) -> bytes:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(program, *arguments, stdin=pipe, stdout=pipe, stderr=pipe)
+    printed, errors = await process.communicate(given)
+    assert process.returncode == 0, errors.decode()
+    return printed

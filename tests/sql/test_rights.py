@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from socketio_postgres import Emitter
+from socketio_postgres import DatabaseError, Emitter
 from socketio_postgres._cluster.sql_script import PUBLIC_FUNCTIONS
 from socketio_postgres.cli import main
 from tests.fixtures.bus import BusReader
@@ -175,3 +175,71 @@ async def test_what_was_signed_cannot_be_changed(database: Database) -> None:
                 psql.execute("SELECT pg_notify('socket.io#/', %s)", [text])
         await eventually(lambda: len(reader.failures) == 2, "both are refused")
     assert json.loads(header)["attachmentId"] == str(other[0])
+
+
+@pytest.mark.parametrize("trap", ["table", "view", "function", "schema"])
+def test_what_somebody_else_made_beforehand_is_not_run(database: Database, role: str, trap: str) -> None:
+    """Who may create schemas must not get the rights of whoever installs."""
+    with database.connect() as psql:
+        psql.execute(
+            sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(database.name), sql.Identifier(role))
+        )
+        become(psql, role)
+        psql.execute("CREATE SCHEMA socketio")
+        psql.execute(
+            "CREATE FUNCTION socketio.evil() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'this was run by %', current_user; END $$"
+        )
+        psql.execute(
+            "CREATE FUNCTION socketio.evil_too() RETURNS int LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'this was run by %', current_user; END $$"
+        )
+        if trap == "table":
+            psql.execute("CREATE TABLE socketio.settings (version int)")
+            psql.execute(
+                "CREATE TRIGGER x BEFORE INSERT ON socketio.settings FOR EACH ROW EXECUTE FUNCTION socketio.evil()"
+            )
+        elif trap == "view":
+            psql.execute("CREATE VIEW socketio.settings AS SELECT socketio.evil_too() AS version")
+        elif trap == "function":
+            psql.execute(
+                "CREATE FUNCTION socketio.set_signing_key(bytea) RETURNS void LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE EXCEPTION 'this was run by %', current_user; END $$"
+            )
+        psql.execute("RESET ROLE")
+        if trap != "schema":  # what is in it still belongs to the role
+            psql.execute("ALTER SCHEMA socketio OWNER TO CURRENT_USER")
+        with Emitter(database.dsn) as io:
+            with pytest.raises(DatabaseError, match=f"belongs to {role}") as caught:
+                io.install_sql()
+            assert caught.value.sqlstate == "42501"
+            psql.execute("DROP SCHEMA socketio CASCADE")
+            io.install_sql()
+
+
+def test_a_role_installs_for_itself_in_a_schema_that_it_was_given(database: Database, role: str) -> None:
+    with database.connect() as psql:
+        psql.execute(sql.SQL("ALTER ROLE {} LOGIN").format(sql.Identifier(role)))
+        psql.execute("CREATE SCHEMA socketio")
+        psql.execute(sql.SQL("GRANT CREATE, USAGE ON SCHEMA socketio, public TO {}").format(sql.Identifier(role)))
+        psql.execute(sql.SQL("REVOKE ALL ON SCHEMA public FROM PUBLIC"))
+    with Emitter(psycopg.conninfo.make_conninfo(database.dsn, user=role)) as io:
+        io.install_sql()
+        io.install_sql()
+    with Emitter(database.dsn) as io, pytest.raises(DatabaseError, match=f"belongs to {role}") as caught:
+        io.install_sql()
+    assert f"SET ROLE {role}" in (caught.value.hint or "")
+
+
+def test_others_in_the_schema_keep_what_they_have(database: Database, role: str) -> None:
+    """A schema that holds more than these functions, such as `public`."""
+    with database.connect() as psql, Emitter(database.dsn) as io:
+        psql.execute("CREATE SCHEMA app; CREATE FUNCTION app._mine() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        psql.execute("CREATE PROCEDURE app._too() LANGUAGE sql AS 'SELECT 1'")
+        psql.execute(sql.SQL("GRANT USAGE ON SCHEMA app TO {}").format(sql.Identifier(role)))
+        io.install_sql("app")
+        become(psql, role)
+        assert psql.execute("SELECT app._mine()").fetchone() == (1,)
+        psql.execute("CALL app._too()")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            psql.execute("SELECT app.emit('e')")

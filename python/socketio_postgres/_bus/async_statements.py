@@ -15,6 +15,7 @@ from socketio_postgres._bus.drivers import (
     psycopg2_has_transaction,
     psycopg_cursor,
     psycopg_has_transaction,
+    psycopg_sql,
     refuse_asyncpg,
     sqlalchemy_text,
     texts,
@@ -76,7 +77,8 @@ async def run_on(connection: Any, sql: str, values: list[Any]) -> int:
         text, named = sqlalchemy_text(sql, values)
         return int((await connection.execute(text, named)).rowcount)
     if library == "psycopg":
-        return int((await connection.execute(percent(sql), values)).rowcount)
+        async with psycopg_cursor(connection) as cursor:
+            return int((await cursor.execute(psycopg_sql(cursor, sql), values)).rowcount)
     with psycopg2_cursor(connection) if library == "psycopg2" else connection.cursor() as cursor:
         cursor.execute(percent(sql), values)
         return int(cursor.rowcount)
@@ -98,7 +100,7 @@ async def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[An
         return [texts(row) for row in (await connection.execute(text, named)).all()]
     if library == "psycopg":
         async with psycopg_cursor(connection) as cursor:
-            return [texts(row) for row in await (await cursor.execute(percent(sql), values)).fetchall()]
+            return [texts(row) for row in await (await cursor.execute(psycopg_sql(cursor, sql), values)).fetchall()]
     with psycopg2_cursor(connection) if library == "psycopg2" else connection.cursor() as cursor:
         cursor.execute(percent(sql), values)
         return [texts(row) for row in cursor.fetchall()]

@@ -97,6 +97,15 @@ class Bus:
         """Whether `close` was called in this process."""
         return self._is_closed and self._pid == os.getpid()
 
+    def check_open(self) -> None:
+        """Refuse a bus that is closed.
+
+        Raises:
+            ClosedError: `close` was called in this process.
+        """
+        if self.is_closed:
+            raise ClosedError(f"the connection to {self.description} is closed; create a new object")
+
     @property
     def core(self) -> _core.Bus:
         """The core of this process.
@@ -114,8 +123,7 @@ class Bus:
             if self._pid != os.getpid():
                 _of_the_parent.append(self._open_core)
                 self._open_core, self._is_closed, self._pid = None, False, os.getpid()
-            if self._is_closed:
-                raise ClosedError(f"the connection to {self.description} is closed; create a new object")
+            self.check_open()
             if self._open_core is None:
                 inbox = self._new_inbox()
                 self._open_core = (self._make_core(inbox), inbox)

@@ -1,6 +1,7 @@
 """Connections of the caller's own, and how each library takes a statement.
 
-Statements have parameters `%s`, each of them a text or a number; what else looks like a parameter is escaped.
+Statements have parameters `%s`, each of them a text or a number. What else looks like a parameter is escaped, also in
+the name of a table.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ __all__ = [
     "django_has_transaction",
     "is_passing",
     "library_of",
+    "literal",
     "numbered",
     "percent",
     "psycopg2_cursor",
     "psycopg2_has_transaction",
     "psycopg_cursor",
     "psycopg_has_transaction",
+    "psycopg_sql",
+    "question",
     "refuse_asyncpg",
     "sqlalchemy_text",
     "sqlstate_of",
     "texts",
+    "was_too_long",
 ]
 
 _OWN: Final = {
@@ -53,7 +58,8 @@ def library_of(connection: object) -> str:
         OptionsError: None of them, or a pool, or Django's connection to another database system.
     """
     name = type(connection).__qualname__
-    for kind in type(connection).__mro__:
+    # A tracing library's proxy says that it is of the class of what it wraps.
+    for kind in connection.__class__.__mro__:
         library = kind.__module__.partition(".")[0].removesuffix("_pool")
         if library not in _OWN:
             continue
@@ -82,14 +88,38 @@ def check_kind(connection: object, *, is_async: bool) -> None:
         raise bad_connection(f"this is a connection of {library} for {kind} code: use {classes} emitter or manager")
 
 
+def literal(text: str) -> str:
+    """A text as SQL, however the session reads backslashes."""
+    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
+    return f"E{quoted}" if "\\" in text else quoted
+
+
+_QUOTED_OR_PARAMETER: Final = re.compile(r"""("(?:[^"]|"")*"|'(?:[^']|'')*')|%s""")
+
+
+def _between_parameters(sql: str) -> list[str]:
+    """The statement, cut at its parameters; in quotes there are none."""
+    parts, start = [], 0
+    for found in _QUOTED_OR_PARAMETER.finditer(sql):
+        if found[1] is None:
+            parts.append(sql[start : found.start()])
+            start = found.end()
+    return [*parts, sql[start:]]
+
+
 def percent(sql: str) -> str:
     """The statement for psycopg and Django: `%` is doubled except in parameters."""
-    return "%s".join(part.replace("%", "%%") for part in sql.split("%s"))
+    return "%s".join(part.replace("%", "%%") for part in _between_parameters(sql))
+
+
+def question(sql: str) -> str:
+    """The statement with parameters `?`."""
+    return "?".join(_between_parameters(sql))
 
 
 def numbered(sql: str) -> str:
     """The statement as asyncpg takes it: parameters `$1`, `$2`."""
-    first, *others = sql.split("%s")
+    first, *others = _between_parameters(sql)
     return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
 
 
@@ -99,6 +129,16 @@ def psycopg_cursor(connection: Any) -> Any:
 
     # A cursor will do as well: then its connection is meant.
     return getattr(connection, "connection", connection).cursor(row_factory=tuple_row)
+
+
+def psycopg_sql(cursor: Any, sql: str) -> str:
+    """The statement as a cursor of psycopg takes it: the user chooses the class of a connection's cursors."""
+    import psycopg  # noqa: PLC0415 - the user has it, we do not need it
+
+    raw = tuple(
+        getattr(psycopg, name) for name in ("RawCursor", "AsyncRawCursor") if hasattr(psycopg, name)
+    )  # from 3.2
+    return numbered(sql) if isinstance(cursor, raw) else percent(sql)
 
 
 def psycopg2_cursor(connection: Any) -> Any:
@@ -117,8 +157,11 @@ def sqlstate_of(error: BaseException) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
-_PASSING = ("08", "40", "53", "57P")
-"""Classes of SQLSTATEs of a transaction that another one, or an outage, has ended."""
+_TOO_LONG = ("25P03", "25P04")
+"""SQLSTATEs of a transaction that the server has ended, with its session, because it was idle or open for too long."""
+
+_PASSING = ("08", "25006", "40", "53", "57P", *_TOO_LONG)
+"""SQLSTATEs, and classes of them, of a transaction that another one, a standby, the server or an outage has ended."""
 
 
 def is_passing(error: BaseException) -> bool:
@@ -132,10 +175,17 @@ def is_passing(error: BaseException) -> bool:
     if type(error).__module__.startswith("sqlalchemy"):
         error = error.__cause__ or error
     kind = type(error)
+    # Without a SQLSTATE, psycopg's InternalError is an answer with which the end of the session came.
     return kind.__module__.startswith(("psycopg", "asyncpg")) and kind.__name__ in {
-        "OperationalError",
         "InterfaceError",
+        "InternalError",
+        "OperationalError",
     }
+
+
+def was_too_long(error: BaseException) -> bool:
+    """Whether the server has ended a transaction because it took too long, if the library says so."""
+    return (sqlstate_of(error) or "") in _TOO_LONG
 
 
 def psycopg_has_transaction(connection: Any) -> bool:
@@ -167,7 +217,7 @@ def sqlalchemy_text(sql: str, values: list[Any]) -> tuple[Any, dict[str, Any]]:
     """The statement with named parameters, which is what SQLAlchemy's `text` takes."""
     import sqlalchemy  # noqa: PLC0415 - the user has it, we do not need it
 
-    first, *others = (re.sub(r"(?<![:\\]):(?=\w)", r"\\:", part) for part in sql.split("%s"))
+    first, *others = (re.sub(r"(?<![:\\]):(?=\w)", r"\\:", part) for part in _between_parameters(sql))
     text = first + "".join(f":v{index}{part}" for index, part in enumerate(others))
     return sqlalchemy.text(text), {f"v{index}": value for index, value in enumerate(values)}
 

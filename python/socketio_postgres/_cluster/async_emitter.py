@@ -43,7 +43,7 @@ class AsyncEmitter(Namespace[Coroutine[Any, Any, None]]):
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
-        self._transactions = AsyncTransactions(Framer(self._bus.options), self._find_place)
+        self._transactions = AsyncTransactions(self._bus, self._find_place)
         super().__init__(self)
 
     async def _publish(self, message: Message, target: Target) -> None:

@@ -29,7 +29,6 @@ from socketio_postgres._cluster.async_receiver import AsyncReceiver
 from socketio_postgres._cluster.async_requests import AsyncRequests
 from socketio_postgres._cluster.broadcast_operator import Target
 from socketio_postgres._cluster.callbacks import Callbacks
-from socketio_postgres._cluster.framer import Framer
 from socketio_postgres._cluster.local_sockets import AsyncLocalSockets
 from socketio_postgres._cluster.peers import Peers
 from socketio_postgres._cluster.reports import Reports
@@ -106,7 +105,7 @@ class AsyncNode(Generic[S]):
             before_exit=self._before_exit,
         )
         self.receiver = AsyncReceiver(self)
-        self.transactions = AsyncTransactions(Framer(options), self._find_place)
+        self.transactions = AsyncTransactions(self._bus, self._find_place)
         self._prepare()
 
     # -------------------------------------------------------------------------------------- processes, loops

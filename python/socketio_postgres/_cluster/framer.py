@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from socketio_postgres import _core
-from socketio_postgres._bus.drivers import numbered
+from socketio_postgres._bus.drivers import literal, numbered, percent, question
 from socketio_postgres._bus.messages import Message
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster.rooms import bad
@@ -19,8 +19,8 @@ LONGEST: Final = 60.0
 DAY: Final = 86_400.0
 
 _STYLES: Final[dict[str, Callable[[str], str]]] = {
-    "format": str,
-    "qmark": lambda sql: sql.replace("%s", "?"),
+    "format": percent,
+    "qmark": question,
     "numeric_dollar": numbered,
 }
 
@@ -44,13 +44,16 @@ class Frame(NamedTuple):
 def stored_sql(table: str, longest: float) -> str:
     """The statement that stores a body and notifies; its parameters are body, channel and text.
 
-    Servers delete rows by their age, and see this one only after the commit. So it comes from the future.
+    Servers delete rows by their age, and see this one only after the commit. So it comes from the future. `RETURNING id`
+    would need the right to read the table, so the sequence is asked.
     """
+    sequence = f"pg_catalog.pg_get_serial_sequence({literal(table)}, 'id')"
     return (
         f"WITH body AS (INSERT INTO {table} (created_at, payload)"
         f" VALUES (pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => {longest!r}),"
-        " pg_catalog.decode(%s, 'base64')) RETURNING id)"
-        " SELECT pg_catalog.pg_notify(%s, pg_catalog.concat(CAST(%s AS pg_catalog.text), id, '\"}')) FROM body"
+        " pg_catalog.decode(%s, 'base64')) RETURNING 1)"
+        " SELECT pg_catalog.pg_notify(%s, pg_catalog.concat(CAST(%s AS pg_catalog.text),"
+        f" coalesce(pg_catalog.currval({sequence}), pg_catalog.lastval()), '\"}}')) FROM body"
     )
 
 

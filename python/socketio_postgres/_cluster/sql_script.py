@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Final
 
+from socketio_postgres._bus.drivers import literal
 from socketio_postgres._bus.messages import RESERVED_EVENTS
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster.rooms import bad
@@ -16,7 +17,7 @@ __all__ = ["PUBLIC_FUNCTIONS", "SCHEMA", "VERSION", "install_script", "migration
 SCHEMA: Final = "socketio"
 """Where the functions are unless told otherwise."""
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of `functions.sql`. A change of what it installs needs the next one: an older package must not replace the newer."""
 
 MAX_BYTES: Final = 256 * 1024
@@ -25,8 +26,11 @@ MAX_BYTES: Final = 256 * 1024
 PUBLIC_FUNCTIONS: Final = ("emit", '"join"', "leave", "disconnect", "server_side_emit", "emit_row", "emit_rows")
 """What roles may be granted to execute."""
 
+OBSOLETE: Final = ("_msgpack_bytes", "_old_publish")
+"""What older versions had for themselves, and this one has not."""
+
 # A role must not be able to change the meaning of what runs with the owner's rights.
-_SAFELY: Final = "SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on"
+_SAFELY: Final = "SET search_path = pg_catalog, pg_temp"
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
@@ -42,8 +46,8 @@ def checked_schema(schema: object) -> str:
     return schema
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _literals(texts: Iterable[str]) -> str:
+    return ", ".join(map(literal, sorted(texts)))
 
 
 def _text(name: str) -> str:
@@ -54,8 +58,8 @@ def _filled(name: str, schema: str, values: Mapping[str, str]) -> str:
     text = _text(name)
     quoted = f'"{checked_schema(schema)}"'
     made = set(re.findall(r'CREATE OR REPLACE FUNCTION \{schema\}\."?(\w+)', _text("functions.sql")))
-    names = ", ".join(map(_literal, sorted(made)))
-    for key, value in {"schema": quoted, "schema_text": _literal(quoted), "names": names, **values}.items():
+    lists = {"names": _literals(made), "obsolete": _literals(OBSOLETE)}
+    for key, value in {"schema": quoted, "schema_text": literal(quoted), **lists, **values}.items():
         text = text.replace(f"{{{key}}}", value)
     return text
 
@@ -64,11 +68,11 @@ def _parts(options: BusOptions, table: str, schema: str) -> tuple[str, str]:
     """The schema with its settings, and the functions."""
     values = {
         "version": str(VERSION),
-        "channel": _literal(options.channel),
-        "attachments": _literal(table),
+        "channel": literal(options.channel),
+        "attachments": literal(table),
         "payload_threshold": str(options.payload_threshold),
         "max_bytes": str(min(MAX_BYTES, options.max_payload)),
-        "reserved": ", ".join(map(_literal, sorted(RESERVED_EVENTS))),
+        "reserved": _literals(RESERVED_EVENTS),
         "safely": _SAFELY,
     }
     return _filled("settings.sql", schema, values), _filled("functions.sql", schema, values)
@@ -96,7 +100,7 @@ def install_script(options: BusOptions, table: str, schema: str = SCHEMA) -> str
     """
     settings, functions = _parts(options, table, schema)
     key = options.signing_key.encode() if isinstance(options.signing_key, str) else options.signing_key
-    value = "NULL" if key is None else f"'\\x{key.hex()}'"
+    value = "NULL" if key is None else f"pg_catalog.decode('{key.hex()}', 'hex')"
     return f"""{settings}
 DO $install$
 BEGIN

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.drivers import literal
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres.cli.finding import Finding, fault, note, ok, warning
-from socketio_postgres.cli.session import Session, literal
+from socketio_postgres.cli.session import Session
 from socketio_postgres.events import AsyncEventStore
 from socketio_postgres.exceptions import (
     ConnectionLostError,

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from socketio_postgres import _core
+from socketio_postgres._bus.drivers import literal
 from socketio_postgres.cli.options import as_json
 from socketio_postgres.cli.output import errors, lines, progress, to_json
-from socketio_postgres.cli.session import ask, literal
+from socketio_postgres.cli.session import ask
 from socketio_postgres.cli.store import fields_of, open_store, store_options
 from socketio_postgres.events import DurableState, DurableSubscription, EventStore, Filter, StoredEvent
 from socketio_postgres.events.filter import conditions_of

@@ -9,17 +9,12 @@ from socketio_postgres import _core
 from socketio_postgres._bus.primitives import arun
 from socketio_postgres._typing import Self
 
-__all__ = ["Row", "Session", "ask", "literal"]
+__all__ = ["Row", "Session", "ask"]
 
 Row = list[str | None]
 
 ANSWER_LIMIT = 10.0
 """Seconds without an answer after which a statement is given up."""
-
-
-def literal(text: str) -> str:
-    """A text as a constant of SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 class Session:

@@ -6,9 +6,9 @@ import click
 
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
+from socketio_postgres._bus.drivers import literal
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres._cluster.sql_script import PUBLIC_FUNCTIONS, SCHEMA, migration, remove_script
-from socketio_postgres.cli.session import literal
 from socketio_postgres.events.options import EventStoreOptions
 
 __all__ = ["sql"]

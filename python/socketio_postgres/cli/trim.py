@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from socketio_postgres._bus.drivers import literal
 from socketio_postgres.cli.durables import side_table
 from socketio_postgres.cli.output import errors, progress
-from socketio_postgres.cli.session import Session, ask, literal
+from socketio_postgres.cli.session import Session, ask
 from socketio_postgres.cli.store import open_store, store_options
 
 __all__ = ["trim"]

@@ -20,6 +20,11 @@ from socketio_postgres import AsyncPostgresManager
 from socketio_postgres.demo.process import READY, dsn_from_parent, when_parent_ends
 from socketio_postgres.exceptions import SocketIOPostgresError
 
+try:
+    from uvloop import run  # faster; see docs/asgi-servers.md
+except ImportError:  # no wheel for this Python
+    from asyncio import run  # type: ignore[assignment]  # it has other keywords
+
 if TYPE_CHECKING:
     import socket
 
@@ -90,7 +95,10 @@ async def _serve(name: str, port: int, other_url: str) -> None:
     sio = create_server(name, other_url, manager)
     page = {"filename": str(PAGE), "content_type": "text/html; charset=utf-8"}
     app = socketio.ASGIApp(sio, static_files={"/": page})
-    server = _Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=2))
+    config = uvicorn.Config(
+        app, port=port, ws="websockets-sansio", log_level="warning", lifespan="off", timeout_graceful_shutdown=2
+    )
+    server = _Server(config)
     loop = asyncio.get_running_loop()
     when_parent_ends(lambda: loop.call_soon_threadsafe(server.stop))
     await manager.start()
@@ -102,6 +110,6 @@ async def _serve(name: str, port: int, other_url: str) -> None:
 
 if __name__ == "__main__":
     try:
-        asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+        run(_serve(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
     except SocketIOPostgresError as error:
         sys.exit(f"{sys.argv[1]}: {error}")

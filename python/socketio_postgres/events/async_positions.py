@@ -22,6 +22,9 @@ _GIVEN: Final = """pg_catalog.json_to_recordset($2::pg_catalog.json)
 # Ours without our knowing it: the answer to a claim was lost.
 _FREE: Final = "(lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp() OR owner = $2)"
 
+# Milliseconds: above every epoch of a subscription of the same name that was deleted, for systems that know those.
+_FIRST_EPOCH: Final = "(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000)::bigint"
+
 
 def _until(parameter: str) -> str:
     return f"pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => {parameter}::pg_catalog.float8)"
@@ -32,7 +35,7 @@ class AsyncPositions:
 
     A row belongs to its owner until its lease is over, and while a transaction has it locked. No statement here waits
     for a row that is locked: the lock may be that of the consumer's own transaction. Every change names owner and
-    epoch: the epoch alone starts again when the subscription is deleted and made again, or after a failover.
+    epoch: a failover that loses commits may lead to the same epoch again.
     """
 
     def __init__(
@@ -62,10 +65,10 @@ class AsyncPositions:
     async def make(self, partitions: int, filter_text: str, start: int) -> None:
         """Make the subscription, unless another process does so now: then its number of partitions counts."""
         await self._query(
-            f"WITH first AS (INSERT INTO {self.table} (name, partition, partitions, position, filter)"
-            " VALUES ($1, 0, $2::int, $3::bigint, $4) ON CONFLICT DO NOTHING RETURNING name)"
-            f" INSERT INTO {self.table} (name, partition, partitions, position, filter)"
-            " SELECT name, number, $2::int, $3::bigint, $4"
+            f"WITH first AS (INSERT INTO {self.table} (name, partition, partitions, position, filter, epoch)"
+            f" VALUES ($1, 0, $2::int, $3::bigint, $4, {_FIRST_EPOCH}) ON CONFLICT DO NOTHING RETURNING name, epoch)"
+            f" INSERT INTO {self.table} (name, partition, partitions, position, filter, epoch)"
+            " SELECT name, number, $2::int, $3::bigint, $4, epoch"
             " FROM first, pg_catalog.generate_series(1, $2::int - 1) AS number",
             self._name,
             str(partitions),

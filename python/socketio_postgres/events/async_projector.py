@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from socketio_postgres._bus.async_statements import transaction_on
-from socketio_postgres._bus.drivers import is_passing
+from socketio_postgres._bus.drivers import is_passing, was_too_long
 from socketio_postgres._bus.primitives import afinished, aopened, asleep
 from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.events.event import StoredEvent
@@ -73,6 +73,9 @@ class AsyncProjector:
             except Exception as error:  # noqa: BLE001 - the user's, and those of three libraries
                 if is_passing(error):
                     self._report(error, f"{self._projection.name}: trying again")
+                    if was_too_long(error) and len(events) > 1:
+                        await self._handle_each(events)
+                        return
                     await asleep(delay)
                     delay = min(delay * 2, RETRY_LAST)
                     continue

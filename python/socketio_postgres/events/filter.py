@@ -73,9 +73,17 @@ class Filter:
         return [("data", "", [_json(self.key, self.value)])]
 
 
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can store a text: not with a NUL, and not with half a surrogate pair."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def _text(key: str, value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise FilterError(f"filter {key!r} takes strings without NUL, not {value!r}", key=key)
+    if not isinstance(value, str) or not is_storable(value):
+        raise FilterError(f"filter {key!r} takes strings without NUL or half a surrogate pair, not {value!r}", key=key)
     return value
 
 

@@ -1,4 +1,4 @@
-"""What `stats()` and `layout()` of an event store return; docs/event-store.md says what each counter means."""
+"""What `stats()` and `layout()` of an event store return; docs/event-store-reference.md explains each counter."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from socketio_postgres._bus.drivers import (
     psycopg2_has_transaction,
     psycopg_cursor,
     psycopg_has_transaction,
+    psycopg_sql,
     refuse_asyncpg,
     sqlalchemy_text,
     texts,
@@ -73,7 +74,8 @@ def run_on(connection: Any, sql: str, values: list[Any]) -> int:
         text, named = sqlalchemy_text(sql, values)
         return int(connection.execute(text, named).rowcount)
     if library == "psycopg":
-        return int(connection.execute(percent(sql), values).rowcount)
+        with psycopg_cursor(connection) as cursor:
+            return int(cursor.execute(psycopg_sql(cursor, sql), values).rowcount)
     with psycopg2_cursor(connection) if library == "psycopg2" else connection.cursor() as cursor:
         cursor.execute(percent(sql), values)
         return int(cursor.rowcount)
@@ -93,7 +95,7 @@ def rows_on(connection: Any, sql: str, values: list[Any]) -> list[tuple[Any, ...
         return [texts(row) for row in connection.execute(text, named).all()]
     if library == "psycopg":
         with psycopg_cursor(connection) as cursor:
-            return [texts(row) for row in cursor.execute(percent(sql), values).fetchall()]
+            return [texts(row) for row in cursor.execute(psycopg_sql(cursor, sql), values).fetchall()]
     with psycopg2_cursor(connection) if library == "psycopg2" else connection.cursor() as cursor:
         cursor.execute(percent(sql), values)
         return [texts(row) for row in cursor.fetchall()]

@@ -46,7 +46,7 @@ class Emitter(Namespace[None]):
 
     def __init__(self, dsn: str = "", **options: Unpack[BusKeywords]) -> None:
         self._bus = Bus(BusOptions.of(dsn, options), uid=lambda: EMITTER_UID)
-        self._transactions = Transactions(Framer(self._bus.options), self._find_place)
+        self._transactions = Transactions(self._bus, self._find_place)
         super().__init__(self)
 
     def _publish(self, message: Message, target: Target) -> None:

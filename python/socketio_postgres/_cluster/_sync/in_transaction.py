@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from socketio_postgres import _core
 from socketio_postgres._bus._sync.statements import has_transaction, rows_on
+from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.drivers import bad_connection, check_kind
 from socketio_postgres._bus.messages import Message
 from socketio_postgres._cluster.broadcast_operator import Namespace, Target
@@ -47,12 +48,13 @@ class Transactions:
     """What one emitter or manager sends on connections of the user's own.
 
     Args:
-        framer: Writes its messages.
+        bus: Its bus; nothing is sent on that.
         find_place: Asks where its own connection leads, and for the attachment table if that is needed.
     """
 
-    def __init__(self, framer: Framer, find_place: Callable[[bool], Place]) -> None:
-        self.framer = framer
+    def __init__(self, bus: Bus, find_place: Callable[[bool], Place]) -> None:
+        self.framer = Framer(bus.options)
+        self.check_open = bus.check_open
         self._find_place = find_place
         self._place: Place | None = None
 
@@ -125,6 +127,7 @@ class Transaction:
         self._publish_many(iter([message]), target)
 
     def _publish_many(self, messages: Iterator[Message], target: Target) -> None:
+        self._transactions.check_open()
         if not has_transaction(self._conn):
             raise bad_connection("open a transaction on it first, or switch autocommit off")
         if target.rooms == ():

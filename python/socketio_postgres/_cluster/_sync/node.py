@@ -29,7 +29,6 @@ from socketio_postgres._cluster._sync.requests import Requests
 from socketio_postgres._cluster.answers import Answers
 from socketio_postgres._cluster.broadcast_operator import Target
 from socketio_postgres._cluster.callbacks import Callbacks
-from socketio_postgres._cluster.framer import Framer
 from socketio_postgres._cluster.local_sockets import LocalSockets
 from socketio_postgres._cluster.peers import Peers
 from socketio_postgres._cluster.reports import Reports
@@ -104,7 +103,7 @@ class Node(Generic[S]):
             before_exit=self._before_exit,
         )
         self.receiver = Receiver(self)
-        self.transactions = Transactions(Framer(options), self._find_place)
+        self.transactions = Transactions(self._bus, self._find_place)
         self._prepare()
 
     # -------------------------------------------------------------------------------------- processes, loops

@@ -1,6 +1,7 @@
 -- The SQL functions of socketio-postgres, version {version}, after `settings.sql`. They are created again only over an older
 -- version: what is replaced keeps its identity, for triggers, grants and the sessions that use it. A function
 -- therefore never changes its arguments: a public one gets an overload, and one of `_` a new name.
+-- What has a backslash is written as E'…', which means the same whatever `standard_conforming_strings` is.
 
 -- What an older version had for itself.
 DO $socketio$
@@ -8,7 +9,7 @@ DECLARE
     obsolete pg_catalog.regprocedure;
 BEGIN
     FOR obsolete IN SELECT oid FROM pg_catalog.pg_proc
-        WHERE pronamespace = {schema_text}::pg_catalog.regnamespace AND proname LIKE '\_%' AND proname <> ALL (ARRAY[{names}])
+        WHERE pronamespace = {schema_text}::pg_catalog.regnamespace AND proname = ANY (ARRAY[{obsolete}])
     LOOP
         EXECUTE 'DROP FUNCTION ' || obsolete;
     END LOOP;
@@ -28,7 +29,7 @@ BEGIN
         RETURN short;
     END IF;
     -- Some text in it has lost blanks, too. To tell the tokens apart takes ten times as long.
-    RETURN pg_catalog.regexp_replace(long, '("(?:[^"\\]|\\.)*")|([,:]) ', '\1\2', 'g');
+    RETURN pg_catalog.regexp_replace(long, E'("(?:[^"\\\\]|\\\\.)*")|([,:]) ', E'\\1\\2', 'g');
 END
 $socketio$;
 
@@ -37,7 +38,7 @@ CREATE OR REPLACE FUNCTION {schema}._signature(
     channel pg_catalog.text, message pg_catalog.text, inner_key pg_catalog.bytea, outer_key pg_catalog.bytea)
 RETURNS pg_catalog.text LANGUAGE sql STABLE AS $socketio$
     SELECT pg_catalog.rtrim(pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(outer_key || pg_catalog.sha256(
-        inner_key || pg_catalog.convert_to(channel, 'UTF8') || '\x00'::pg_catalog.bytea
+        inner_key || pg_catalog.convert_to(channel, 'UTF8') || E'\\x00'::pg_catalog.bytea
         || pg_catalog.convert_to(message, 'UTF8'))), 1, 16), 'base64'), '=')
 $socketio$;
 
@@ -112,19 +113,19 @@ BEGIN
     END IF;
     body := {schema}._msgpack(value);
     IF kind = 3 THEN
-        body := '\x83'::pg_catalog.bytea || {schema}._msgpack_text('type') || '\x02'::pg_catalog.bytea
+        body := E'\\x83'::pg_catalog.bytea || {schema}._msgpack_text('type') || E'\\x02'::pg_catalog.bytea
             || {schema}._msgpack_text('nsp') || {schema}._msgpack_text(nsp) || {schema}._msgpack_text('data') || body;
     END IF;
     body := {schema}._msgpack_text(field) || body;
     IF is_for_sockets THEN
-        body := '\x82'::pg_catalog.bytea || {schema}._msgpack_text('opts') || '\x83'::pg_catalog.bytea
+        body := E'\\x82'::pg_catalog.bytea || {schema}._msgpack_text('opts') || E'\\x83'::pg_catalog.bytea
             || {schema}._msgpack_text('rooms') || {schema}._msgpack(pg_catalog.to_jsonb(rooms))
             || {schema}._msgpack_text('except') || {schema}._msgpack(pg_catalog.to_jsonb(except_))
-            || {schema}._msgpack_text('flags') || '\x80'::pg_catalog.bytea || body;
+            || {schema}._msgpack_text('flags') || E'\\x80'::pg_catalog.bytea || body;
     ELSE
-        body := '\x81'::pg_catalog.bytea || body;
+        body := E'\\x81'::pg_catalog.bytea || body;
     END IF;
-    body := '\x85'::pg_catalog.bytea || {schema}._msgpack_text('type') || pg_catalog.set_byte('\x00', 0, kind)
+    body := E'\\x85'::pg_catalog.bytea || {schema}._msgpack_text('type') || pg_catalog.set_byte(E'\\x00', 0, kind)
         || {schema}._msgpack_text('uid') || {schema}._msgpack_text('emitter') || {schema}._msgpack_text('nsp') || {schema}._msgpack_text(nsp)
         || {schema}._msgpack_text('source') || {schema}._msgpack_text('_sio_adapter') || {schema}._msgpack_text('data') || body;
     IF is_for_sockets THEN
@@ -159,13 +160,13 @@ DECLARE
     size int := pg_catalog.octet_length(utf8);
 BEGIN
     IF size < 32 THEN
-        RETURN pg_catalog.set_byte('\x00', 0, 160 + size) || utf8;
+        RETURN pg_catalog.set_byte(E'\\x00', 0, 160 + size) || utf8;
     ELSIF size < 256 THEN
-        RETURN pg_catalog.set_byte('\xd900', 1, size) || utf8;
+        RETURN pg_catalog.set_byte(E'\\xd900', 1, size) || utf8;
     ELSIF size < 65536 THEN
-        RETURN '\xda'::pg_catalog.bytea || pg_catalog.substr(pg_catalog.int4send(size), 3) || utf8;
+        RETURN E'\\xda'::pg_catalog.bytea || pg_catalog.substr(pg_catalog.int4send(size), 3) || utf8;
     END IF;
-    RETURN '\xdb'::pg_catalog.bytea || pg_catalog.int4send(size) || utf8;
+    RETURN E'\\xdb'::pg_catalog.bytea || pg_catalog.int4send(size) || utf8;
 END
 $socketio$;
 
@@ -174,31 +175,31 @@ CREATE OR REPLACE FUNCTION {schema}._msgpack_number(n pg_catalog.numeric)
 RETURNS pg_catalog.bytea LANGUAGE plpgsql IMMUTABLE AS $socketio$
 BEGIN
     IF pg_catalog.scale(n) > 0 OR n < -9223372036854775808 OR n > 18446744073709551615 THEN
-        RETURN '\xcb'::pg_catalog.bytea || pg_catalog.float8send(
+        RETURN E'\\xcb'::pg_catalog.bytea || pg_catalog.float8send(
             CASE WHEN pg_catalog.abs(n) < 2.4703282292062328e-324 THEN 0 ELSE n::pg_catalog.float8 END);
     ELSIF n >= 0 THEN
         IF n < 128 THEN
-            RETURN pg_catalog.set_byte('\x00', 0, n::pg_catalog.int4);
+            RETURN pg_catalog.set_byte(E'\\x00', 0, n::pg_catalog.int4);
         ELSIF n < 256 THEN
-            RETURN pg_catalog.set_byte('\xcc00', 1, n::pg_catalog.int4);
+            RETURN pg_catalog.set_byte(E'\\xcc00', 1, n::pg_catalog.int4);
         ELSIF n < 65536 THEN
-            RETURN '\xcd'::pg_catalog.bytea || pg_catalog.substr(pg_catalog.int4send(n::pg_catalog.int4), 3);
+            RETURN E'\\xcd'::pg_catalog.bytea || pg_catalog.substr(pg_catalog.int4send(n::pg_catalog.int4), 3);
         ELSIF n < 4294967296 THEN
-            RETURN '\xce'::pg_catalog.bytea || pg_catalog.substr(pg_catalog.int8send(n::pg_catalog.int8), 5);
+            RETURN E'\\xce'::pg_catalog.bytea || pg_catalog.substr(pg_catalog.int8send(n::pg_catalog.int8), 5);
         ELSIF n < 9223372036854775808 THEN
-            RETURN '\xcf'::pg_catalog.bytea || pg_catalog.int8send(n::pg_catalog.int8);
+            RETURN E'\\xcf'::pg_catalog.bytea || pg_catalog.int8send(n::pg_catalog.int8);
         END IF;
-        RETURN '\xcf'::pg_catalog.bytea || pg_catalog.int8send((n - 18446744073709551616)::pg_catalog.int8);
+        RETURN E'\\xcf'::pg_catalog.bytea || pg_catalog.int8send((n - 18446744073709551616)::pg_catalog.int8);
     ELSIF n >= -32 THEN
-        RETURN pg_catalog.set_byte('\x00', 0, (256 + n)::pg_catalog.int4);
+        RETURN pg_catalog.set_byte(E'\\x00', 0, (256 + n)::pg_catalog.int4);
     ELSIF n >= -128 THEN
-        RETURN pg_catalog.set_byte('\xd000', 1, (256 + n)::pg_catalog.int4);
+        RETURN pg_catalog.set_byte(E'\\xd000', 1, (256 + n)::pg_catalog.int4);
     ELSIF n >= -32768 THEN
-        RETURN '\xd1'::pg_catalog.bytea || pg_catalog.int2send(n::pg_catalog.int2);
+        RETURN E'\\xd1'::pg_catalog.bytea || pg_catalog.int2send(n::pg_catalog.int2);
     ELSIF n >= -2147483648 THEN
-        RETURN '\xd2'::pg_catalog.bytea || pg_catalog.int4send(n::pg_catalog.int4);
+        RETURN E'\\xd2'::pg_catalog.bytea || pg_catalog.int4send(n::pg_catalog.int4);
     END IF;
-    RETURN '\xd3'::pg_catalog.bytea || pg_catalog.int8send(n::pg_catalog.int8);
+    RETURN E'\\xd3'::pg_catalog.bytea || pg_catalog.int8send(n::pg_catalog.int8);
 END
 $socketio$;
 
@@ -207,13 +208,13 @@ CREATE OR REPLACE FUNCTION {schema}._msgpack_entries(
 RETURNS pg_catalog.bytea LANGUAGE plpgsql IMMUTABLE AS $socketio$
 BEGIN
     IF count = 0 THEN
-        RETURN pg_catalog.set_byte('\x00', 0, fix);
+        RETURN pg_catalog.set_byte(E'\\x00', 0, fix);
     ELSIF count < 16 THEN
-        RETURN pg_catalog.set_byte('\x00', 0, fix + count) || entries;
+        RETURN pg_catalog.set_byte(E'\\x00', 0, fix + count) || entries;
     ELSIF count < 65536 THEN
-        RETURN pg_catalog.set_byte('\x00', 0, long) || pg_catalog.substr(pg_catalog.int4send(count), 3) || entries;
+        RETURN pg_catalog.set_byte(E'\\x00', 0, long) || pg_catalog.substr(pg_catalog.int4send(count), 3) || entries;
     END IF;
-    RETURN pg_catalog.set_byte('\x00', 0, long + 1) || pg_catalog.int4send(count) || entries;
+    RETURN pg_catalog.set_byte(E'\\x00', 0, long + 1) || pg_catalog.int4send(count) || entries;
 END
 $socketio$;
 
@@ -229,9 +230,9 @@ BEGIN
     ELSIF kind = 'number' THEN
         RETURN {schema}._msgpack_number(value::pg_catalog.numeric);
     ELSIF kind = 'boolean' THEN
-        RETURN CASE WHEN value::pg_catalog.bool THEN '\xc3'::pg_catalog.bytea ELSE '\xc2'::pg_catalog.bytea END;
+        RETURN CASE WHEN value::pg_catalog.bool THEN E'\\xc3'::pg_catalog.bytea ELSE E'\\xc2'::pg_catalog.bytea END;
     ELSIF kind = 'null' THEN
-        RETURN '\xc0'::pg_catalog.bytea;
+        RETURN E'\\xc0'::pg_catalog.bytea;
     ELSIF kind = 'array' THEN
         SELECT pg_catalog.count(*), pg_catalog.string_agg({schema}._msgpack(v), '' ORDER BY i) INTO count, entries
         FROM pg_catalog.jsonb_array_elements(value) WITH ORDINALITY AS entry(v, i);
@@ -485,9 +486,9 @@ BEGIN
     END IF;
     event := arguments[0];
     namespace := coalesce(arguments[2], '/');
-    names := pg_catalog.regexp_split_to_array(NULLIF(pg_catalog.btrim(arguments[3]), ''), '\s*,\s*');
+    names := pg_catalog.regexp_split_to_array(NULLIF(pg_catalog.btrim(arguments[3]), ''), E'\\s*,\\s*');
     IF pg_catalog.btrim(arguments[1]) <> '*' THEN
-        templates := pg_catalog.regexp_split_to_array(pg_catalog.btrim(arguments[1]), '\s*,\s*');
+        templates := pg_catalog.regexp_split_to_array(pg_catalog.btrim(arguments[1]), E'\\s*,\\s*');
         templates := {schema}._rooms('the second argument', templates);
     END IF;
 END
@@ -525,12 +526,12 @@ BEGIN
     PERFORM {schema}._check_casts(TG_RELID);
     IF TG_OP <> 'INSERT' THEN
         before := pg_catalog.to_jsonb(OLD);
-        left_ := {schema}._rooms_of(before, given.templates);
+        left_ := pg_catalog.array_remove({schema}._rooms_of(before, given.templates), '');  -- nobody is in that room
         before := {schema}._columns_of(before, given.names);
     END IF;
     IF TG_OP <> 'DELETE' THEN
         after := pg_catalog.to_jsonb(NEW);
-        entered := {schema}._rooms_of(after, given.templates);
+        entered := {schema}._rooms('rooms', {schema}._rooms_of(after, given.templates));
         after := {schema}._columns_of(after, given.names);
     END IF;
     IF TG_OP <> 'UPDATE' OR given.templates IS NULL OR left_ = entered THEN
@@ -581,17 +582,27 @@ BEGIN
     PERFORM {schema}._check_casts(TG_RELID);
     SELECT max_bytes INTO STRICT most FROM {schema}.settings;
     IF tables.tgnewtable IS NOT NULL THEN
-        parts := parts || pg_catalog.format('SELECT true AS is_new, pg_catalog.to_jsonb(r) AS line FROM %I AS r', tables.tgnewtable);
+        parts := parts || pg_catalog.format(
+            'SELECT true AS is_new, pg_catalog.row_number() OVER () AS n, pg_catalog.to_jsonb(r.*) AS line FROM %I AS r',
+            tables.tgnewtable);
     END IF;
     IF tables.tgoldtable IS NOT NULL THEN
-        parts := parts || pg_catalog.format('SELECT false AS is_new, pg_catalog.to_jsonb(r) AS line FROM %I AS r', tables.tgoldtable);
+        parts := parts || pg_catalog.format(
+            'SELECT false AS is_new, pg_catalog.row_number() OVER () AS n, pg_catalog.to_jsonb(r.*) AS line FROM %I AS r',
+            tables.tgoldtable);
     END IF;
-    query := 'SELECT rooms, pg_catalog.count(*) AS count,'
-        ' coalesce(pg_catalog.jsonb_agg(line) FILTER (WHERE is_new), ''[]'') AS new,'
-        ' coalesce(pg_catalog.jsonb_agg(line) FILTER (WHERE NOT is_new), ''[]'') AS old FROM ('
-        'SELECT is_new, {schema}._columns_of(line, $2) AS line,'
-        ' CASE WHEN $1 IS NOT NULL THEN {schema}._rooms_of(line, $1) END AS rooms'
-        ' FROM (' || pg_catalog.array_to_string(parts, ' UNION ALL ') || ') AS lines) AS addressed GROUP BY rooms';
+    -- A client in two rooms must not be told that a row has left the one after it has entered the other. So old rows that
+    -- move come first. Both transition tables have the rows in the order in which they were changed.
+    query := 'SELECT rooms, is_later, pg_catalog.count(*) AS count,'
+        ' coalesce(pg_catalog.jsonb_agg(line ORDER BY n) FILTER (WHERE is_new), ''[]'') AS new,'
+        ' coalesce(pg_catalog.jsonb_agg(line ORDER BY n) FILTER (WHERE NOT is_new), ''[]'') AS old FROM ('
+        'SELECT *, is_new OR ' || CASE WHEN pg_catalog.array_length(parts, 1) = 2 AND given.templates IS NOT NULL
+            THEN 'pg_catalog.count(*) OVER (PARTITION BY n, rooms) = 2' ELSE 'true' END || ' AS is_later FROM ('
+        'SELECT is_new, n, {schema}._columns_of(line, $2) AS line,'
+        ' CASE WHEN $1 IS NULL THEN NULL WHEN is_new THEN {schema}._rooms_of(line, $1)'
+        ' ELSE pg_catalog.array_remove({schema}._rooms_of(line, $1), '''') END AS rooms'
+        ' FROM (' || pg_catalog.array_to_string(parts, ' UNION ALL ') || ') AS lines'
+        ') AS addressed) AS ordered GROUP BY rooms, is_later ORDER BY is_later';
     FOR one IN EXECUTE query USING given.templates, given.names LOOP
         -- More than fits is told without the rows, and clients load again what they show.
         IF pg_catalog.octet_length(one.new::pg_catalog.text) + pg_catalog.octet_length(one.old::pg_catalog.text)
@@ -624,8 +635,8 @@ BEGIN
     END IF;
     key := key || pg_catalog.decode(pg_catalog.repeat('00', 64 - pg_catalog.octet_length(key)), 'hex');
     FOR i IN 0 .. 63 LOOP
-        inner_ := inner_ || pg_catalog.set_byte('\x00', 0, pg_catalog.get_byte(key, i) # 54);
-        outer_ := outer_ || pg_catalog.set_byte('\x00', 0, pg_catalog.get_byte(key, i) # 92);
+        inner_ := inner_ || pg_catalog.set_byte(E'\\x00', 0, pg_catalog.get_byte(key, i) # 54);
+        outer_ := outer_ || pg_catalog.set_byte(E'\\x00', 0, pg_catalog.get_byte(key, i) # 92);
     END LOOP;
     UPDATE {schema}.settings SET inner_key = CASE WHEN key IS NOT NULL THEN inner_ END,
         outer_key = CASE WHEN key IS NOT NULL THEN outer_ END;
@@ -638,7 +649,9 @@ DO $socketio$
 DECLARE
     made pg_catalog.regprocedure;
 BEGIN
-    FOR made IN SELECT oid FROM pg_catalog.pg_proc WHERE pronamespace = {schema_text}::pg_catalog.regnamespace LOOP
+    FOR made IN SELECT oid FROM pg_catalog.pg_proc
+        WHERE pronamespace = {schema_text}::pg_catalog.regnamespace AND proname = ANY (ARRAY[{names}])
+    LOOP
         EXECUTE 'REVOKE ALL ON FUNCTION ' || made || ' FROM PUBLIC';
     END LOOP;
 END

@@ -7,7 +7,7 @@ BEGIN
         RETURN;
     END IF;
     FOR made IN SELECT oid FROM pg_catalog.pg_proc
-        WHERE pronamespace = {schema_text}::pg_catalog.regnamespace AND proname = ANY (ARRAY[{names}])
+        WHERE pronamespace = {schema_text}::pg_catalog.regnamespace AND proname = ANY (ARRAY[{names}, {obsolete}])
     LOOP
         EXECUTE 'DROP FUNCTION ' || made;
     END LOOP;

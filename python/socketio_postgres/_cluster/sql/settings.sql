@@ -1,11 +1,29 @@
 -- The schema of the SQL functions, and their settings. They are brought to what is written here every time.
 
-CREATE SCHEMA IF NOT EXISTS {schema};
-
 DO $socketio$
 DECLARE
     installed pg_catalog.int4;
+    stranger pg_catalog.text;
 BEGIN
+    IF pg_catalog.to_regnamespace({schema_text}) IS NULL THEN
+        CREATE SCHEMA {schema};
+    END IF;
+    -- Whoever owns any of this decides what runs with the rights of the role that installs.
+    SELECT pg_catalog.quote_ident(r.rolname) INTO stranger FROM (
+        SELECT nspowner AS owner FROM pg_catalog.pg_namespace WHERE oid = {schema_text}::pg_catalog.regnamespace
+        UNION ALL SELECT relowner FROM pg_catalog.pg_class
+            WHERE relnamespace = {schema_text}::pg_catalog.regnamespace AND relname = 'settings'
+        UNION ALL SELECT proowner FROM pg_catalog.pg_proc
+            WHERE pronamespace = {schema_text}::pg_catalog.regnamespace AND proname = ANY (ARRAY[{names}, {obsolete}])
+    ) AS found JOIN pg_catalog.pg_roles AS r ON r.oid = found.owner
+    WHERE r.rolname <> current_user AND NOT r.rolsuper AND r.rolname <> 'pg_database_owner'
+        AND r.oid <> (SELECT datdba FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    LIMIT 1;
+    IF stranger IS NOT NULL THEN
+        RAISE EXCEPTION 'the schema % or something in it belongs to %, not to %', {schema_text}, stranger, current_user
+            USING ERRCODE = '42501', HINT = pg_catalog.concat(
+                'Install as that role, for example after SET ROLE ', stranger, ', or drop what it should not have made.');
+    END IF;
     IF pg_catalog.to_regclass({schema_text} || '.settings') IS NOT NULL THEN
         EXECUTE 'SELECT version FROM ' || {schema_text} || '.settings' INTO installed;
     END IF;

@@ -63,8 +63,12 @@ RETRY_LAST: Final = 5.0
 SUSPICIOUS: Final = 2
 """Owners in a row that ended without progress, after which each event is counted before it is handled."""
 
-_AWAY: Final = ("08", "28", "3D", "53", "58")
-"""Classes of SQLSTATEs with which a server refuses, or ends, a connection; class 57 but for a statement's own end."""
+_ENDED: Final = {"FATAL", "PANIC"}
+"""Severities of the errors with which a server refuses, or ends, a session, whatever the reason."""
+
+_PASSING: Final = ("08", "25006", "40001", "40P01", "53", "55P03", "57", "58")
+"""SQLSTATEs, and classes of them, of statements that may succeed later: a pooler's errors, a standby, conflicts, lack
+of memory or disk, and statements that a limit of the role or an administrator has ended."""
 
 
 def _is_name(value: object) -> bool:
@@ -75,8 +79,7 @@ def _is_outage(error: SocketIOPostgresError) -> bool:
     """Whether waiting may help: the database was there before."""
     if isinstance(error, (ConnectionLostError, OperationTimeoutError)):
         return True
-    sqlstate = error.sqlstate if isinstance(error, DatabaseError) else ""
-    return sqlstate.startswith(_AWAY) or sqlstate in {"57P01", "57P02", "57P03", "25006", "40001", "40P01"}
+    return isinstance(error, DatabaseError) and (error.severity in _ENDED or error.sqlstate.startswith(_PASSING))
 
 
 class DurableSubscription:
@@ -165,7 +168,7 @@ class DurableSubscription:
         return sorted(self._own)
 
     def fencing_token(self, event: StoredEvent) -> int:
-        """A number that grows each time the event's partition changes hands.
+        """A number that grows each time the event's partition changes hands, also when the subscription is made anew.
 
         Give it to other systems with your changes: one that remembers the highest number can refuse a consumer that
         was frozen and does not know yet that it has lost the partition.
@@ -361,6 +364,7 @@ class DurableSubscription:
     # --------------------------------------------------------------------------------------------- the iteration
 
     def __iter__(self) -> Self:
+        self._give_back()  # a loop before this one was left with it
         return self
 
     def __next__(self) -> StoredEvent:
@@ -398,6 +402,7 @@ class DurableSubscription:
         self._check_entered()
         check_positive("max_count", max_count)
         check_positive("max_bytes", max_bytes)
+        self._give_back()
         while self._is_entered:
             self._acknowledge_given()
             events = self._next_batch(max_count, max_wait, max_bytes)
@@ -486,6 +491,12 @@ class DurableSubscription:
             else:
                 self._is_away = False
                 return rows
+
+    def _give_back(self) -> None:
+        """Do not acknowledge what was handed out last: it is delivered again, unless it is acknowledged meanwhile."""
+        if self._given is not None:
+            self._given = None
+            self._begin_anew()
 
     def _acknowledge_given(self) -> None:
         if self._given is not None:
@@ -605,11 +616,15 @@ class DurableSubscription:
         self._acknowledge_in(conn, event)
 
     def _acknowledge_in(self, conn: Any, event: StoredEvent) -> None:
-        ours = self._partition_with(event)
-        transaction = self._positions.write_in(conn, ours, event)
-        if transaction is None:
-            self._refuse(conn, ours, event)
-            return
+        try:
+            ours = self._partition_with(event)
+            transaction = self._positions.write_in(conn, ours, event)
+            if transaction is None:
+                self._refuse(conn, ours, event)
+                return
+        except BaseException:
+            self._give_back()
+            raise
         ours.pending, ours.pending_in = max(event.version, ours.pending or 0), transaction
         if event.version <= self._delivered:
             for other in self._own.values():
@@ -836,10 +851,18 @@ class DurableSubscription:
             EventStoreError: A transaction, perhaps one of yours with an `ack_in`, has the position locked; or one was
                 rolled back, but the loop went on.
         """
-        ours = self._partition_with(event)
         text = None if error is None else f"{type(error).__name__}: {error}".replace("\0", "")
-        if not self._when_unlocked(ours, lambda: self._positions.park(ours, event, attempts, text)):
-            raise self._not_next(ours, self._look_at(ours), event)
+        try:
+            ours = self._partition_with(event)
+            is_parked = self._when_unlocked(ours, lambda: self._positions.park(ours, event, attempts, text))
+            found = ours.written if is_parked else self._look_at(ours)
+        except BaseException:
+            self._give_back()
+            raise
+        if not is_parked:
+            problem = self._not_next(ours, found, event)
+            self._give_back()
+            raise problem
         ours.pending, ours.written = None, event.version
         self._take(event)
         if self._held is not None:

@@ -31,7 +31,7 @@ from socketio_postgres.events.event import (
     check_version,
     expected_number,
 )
-from socketio_postgres.events.filter import Filter, conditions_of
+from socketio_postgres.events.filter import Filter, conditions_of, is_storable
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
 from socketio_postgres.events.partition import check_partitions
 from socketio_postgres.events.stats import EventStoreStats, TableLayout
@@ -435,10 +435,14 @@ class EventLog:
             EventNotFoundError: There is none.
         """
         core = self._opened_core()
-        version: int = run(lambda inbox, token: core.version_of(event_id, inbox, token))
-        if version == 0:
+        version, events = 0, list[StoredEvent]()
+        if is_storable(event_id):
+            version = run(lambda inbox, token: core.version_of(event_id, inbox, token))
+        if version:
+            events, _ = self._load(version - 1, [], 1, False, version)
+        # It may have been deleted in between.
+        if not events or events[0].id != event_id:
             raise EventNotFoundError(f"there is no event with id {event_id!r}", event_id=event_id)
-        events, _ = self._load(version - 1, [], 1, False, version)
         return events[0]
 
     def latest_version(self, *, settled: bool = True, timeout: float | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from socketio_postgres._bus._sync.statements import transaction_on
-from socketio_postgres._bus.drivers import is_passing
+from socketio_postgres._bus.drivers import is_passing, was_too_long
 from socketio_postgres._bus.primitives import finished, opened, sleep
 from socketio_postgres.events._sync.durable_subscription import DurableSubscription
 from socketio_postgres.events.event import StoredEvent
@@ -74,6 +74,9 @@ class Projector:
             except Exception as error:  # noqa: BLE001 - the user's, and those of three libraries
                 if is_passing(error):
                     self._report(error, f"{self._projection.name}: trying again")
+                    if was_too_long(error) and len(events) > 1:
+                        self._handle_each(events)
+                        return
                     sleep(delay)
                     delay = min(delay * 2, RETRY_LAST)
                     continue
