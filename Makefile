@@ -108,14 +108,15 @@ bench: build $(VENV)/.bench  ## Measure beside the published rivals and write be
 
 bench-full: build $(VENV)/.bench  ## The same with more repetitions and messages, about an hour
 	$(MAKE) bench-load LOAD_ARGS=--full
-	$(MAKE) bench-store bench-transactions bench-micro
+	$(MAKE) bench-store STORE_ARGS=--large
+	$(MAKE) bench-transactions bench-micro
 	$(BIN)/python -m benches.report
 
 bench-load: build $(VENV)/.bench  ## Only the load bench; LOAD_ARGS="--only across" for some rows
 	$(BIN)/python -m benches.load $(LOAD_ARGS)
 
-bench-store: build $(VENV)/.bench  ## Only the event store, about three minutes
-	$(BIN)/python -m benches.event_store
+bench-store: build $(VENV)/.bench  ## Only the event store; STORE_ARGS=--large for 10 million events
+	$(BIN)/python -m benches.event_store $(STORE_ARGS)
 
 bench-transactions: build $(VENV)/.bench  ## Only transactions that emit, about a minute
 	$(BIN)/python -m benches.transactions

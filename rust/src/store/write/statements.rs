@@ -26,6 +26,8 @@ const TURN_LIMIT: &str = "1s";
 pub struct Sql {
     /// Waits for the locks of aggregates.
     pub lock: String,
+    /// Waits for the locks of the aggregates of unconditional events.
+    pub lock_all: String,
     /// Takes the locks that are free, and returns the numbers of those that are not. Never waits for them.
     pub try_lock: String,
     /// Forgets which locks were not free.
@@ -60,16 +62,7 @@ impl Sql {
         // Without the composite index, PostgreSQL might scan the whole primary key backwards to find an aggregate's
         // maximum. Adding 0 prevents that plan.
         let last = if table.has_aggregate_index { "t.version" } else { "t.version + 0" };
-        // Serialized writers take the turn's lock before the locks of aggregates; otherwise two writers could deadlock.
-        // A separate subquery runs once, before the function that uses its value.
-        let turn = if table.is_serial {
-            format!(
-                " + (SELECT CASE WHEN pg_catalog.set_config('lock_timeout', '{TURN_LIMIT}', true) IS NOT NULL \
-                     AND pg_catalog.pg_advisory_xact_lock({class}, {TURN_KEY})::pg_catalog.text = '' THEN 0 END)"
-            )
-        } else {
-            String::new()
-        };
+        let turn = turn(table);
         // The trigger of a guarded table asks for the exclusive lock. Two writers that hold the shared one would
         // deadlock there.
         let is_exclusive = if table.is_guarded { "true" } else { "pg_catalog.bool_or(x)" };
@@ -110,6 +103,11 @@ impl Sql {
         let is_patient = patience(&format!("'{ID_LIMIT}'"));
         Self {
             lock: format!("WITH {} SELECT pg_catalog.count(answer) FROM locked", locked("pg_advisory_xact_lock")),
+            lock_all: format!(
+                "SELECT pg_catalog.count(pg_catalog.pg_advisory_xact_lock{shared}({class}, key{turn})::pg_catalog.text) \
+                 FROM ({} ORDER BY 1) AS keys",
+                keys("$1")
+            ),
             try_lock: format!(
                 "WITH {} SELECT pg_catalog.set_config('{BUSY}', coalesce((SELECT pg_catalog.string_agg(DISTINCT \
                     call::pg_catalog.text, ',') FROM locked, pg_catalog.unnest(calls) AS call WHERE answer = 'false'), ''), true)",
@@ -127,8 +125,11 @@ impl Sql {
             // A single call need not check which ids are known: if one is, the statement fails, and the call is tried
             // in the waiting room. Rows are returned in the order of insertion.
             insert_batch: format!(
-                "WITH {busy} INSERT INTO {name} ({columns}) SELECT {values} FROM {given} \
-                 WHERE NOT EXISTS (SELECT FROM busy) AND {is_patient} ORDER BY n RETURNING version, created_at"
+                "INSERT INTO {name} ({columns}) SELECT {values} FROM {given} \
+                 WHERE NOT EXISTS (SELECT FROM ({}) AS keys \
+                    WHERE NOT pg_catalog.pg_try_advisory_xact_lock{shared}({class}, key)) AND {is_patient} \
+                 ORDER BY n RETURNING version, created_at",
+                keys("$2")
             ),
             // The locks are taken first, in a materialized query on which the rows depend; versions are drawn for the
             // rows.
@@ -174,6 +175,26 @@ impl Sql {
             ),
         }
     }
+}
+
+/// The statement that returns the keys of the locks of aggregates, each once.
+fn keys(aggregates: &str) -> String {
+    let mask = LOCK_BUCKETS - 1;
+    format!("SELECT DISTINCT pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest({aggregates}) AS a")
+}
+
+/// What is added to the key of a lock to take the turn first. Serialized writers take the turn's lock before the locks of
+/// aggregates; otherwise two writers could deadlock. A separate subquery runs once, before the function that uses its
+/// value.
+fn turn(table: &Table) -> String {
+    if !table.is_serial {
+        return String::new();
+    }
+    format!(
+        " + (SELECT CASE WHEN pg_catalog.set_config('lock_timeout', '{TURN_LIMIT}', true) IS NOT NULL \
+             AND pg_catalog.pg_advisory_xact_lock({}, {TURN_KEY})::pg_catalog.text = '' THEN 0 END)",
+        table.lock_class()
+    )
 }
 
 /// The statement that finds the session which holds the lock of an aggregate.

@@ -287,16 +287,15 @@ async fn store_locked(connection: &mut Pooled, sql: &Sql, calls: &[Call]) -> Res
 
 /// Open a transaction and wait for the locks of aggregates, for at most `limit` each.
 pub async fn wait_for_locks(connection: &mut Pooled, sql: &Sql, events: &[NewEvent], limit: Duration) -> Result<()> {
-    let mut locks = Locks::default();
-    for event in events {
-        locks.add(&event.aggregate_id, false, 0);
-    }
+    let aggregates: HashSet<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
+    let aggregates: Vec<&str> = aggregates.into_iter().collect();
     let limit = format!("{}ms", limit.as_millis().clamp(1, i32::MAX as u128));
     let limit: [Bind<'_>; 1] = [(&limit, Type::TEXT)];
     connection.set_dirty(true);
+    let locks: [Bind<'_>; 1] = [(&aggregates, Type::TEXT_ARRAY)];
     let idle_limit = connection.limit_text(events.iter().map(NewEvent::size_bytes).sum());
     let idle_limit: [Bind<'_>; 1] = [(&idle_limit, Type::TEXT)];
-    let requests = [(BEGIN, &[][..]), (SET_IDLE_LIMIT, &idle_limit), (SET_LIMIT, &limit), (&sql.lock, &locks.binds())];
+    let requests = [(BEGIN, &[][..]), (SET_IDLE_LIMIT, &idle_limit), (SET_LIMIT, &limit), (&sql.lock_all, &locks)];
     connection.pipeline("lock aggregates", requests, false).await?;
     Ok(())
 }
