@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -14,8 +15,9 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from socketio_postgres import AsyncEventStore, DatabaseError, Event, StoredEvent
+from socketio_postgres import AsyncDurableSubscription, AsyncEventStore, DatabaseError, Event, Park, StoredEvent
 from tests.fixtures.database import Database
+from tests.fixtures.proxy import Direction, Link, Proxy
 from tests.fixtures.waiting import eventually
 
 PARTITIONS = [1, 4]
@@ -41,7 +43,7 @@ def known(database: Database, limit: str) -> str:
 # ---------------------------------------------------------------------------------------------------- our sessions
 
 
-@contextmanager
+@contextlib.contextmanager
 def role_of(database: Database) -> Iterator[str]:
     """A role whose limits no session of the test's own has."""
     name = f"role_of_{database.name}"
@@ -165,3 +167,106 @@ async def test_a_transaction_that_took_too_long_is_made_again(
     if library != "asyncpg":  # which does not say why the session has ended
         assert slow.batches[1:] == [1] * count
     await engine.dispose()
+
+
+# --------------------------------------------------------------------------------------- at each of the statements
+
+
+STATEMENT = re.compile(rb"events_(subscriptions|consumers|parked)")
+
+
+class Kill:
+    """Ends the link on which the n-th statement about a durable subscription is sent, before or after that arrives."""
+
+    def __init__(self, proxy: Proxy, number: int, *, arrives: bool) -> None:
+        self.number = number
+        self.count = 0
+        self.arrives = arrives
+        proxy.observe = self.see
+
+    def see(self, link: Link, direction: Direction, data: bytes) -> None:
+        """Called in the proxy's thread, before the data is passed on."""
+        if direction == "to_client" or not STATEMENT.search(data):
+            return
+        self.count += 1
+        if self.count == self.number:
+            if self.arrives:
+                asyncio.get_running_loop().call_soon(link.abort)
+            else:
+                link.abort()
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["lost", "answer lost"])
+async def test_a_connection_that_is_lost_at_the_nth_statement(
+    our_store: AsyncEventStore, database: Database, *, arrives: bool
+) -> None:
+    """Of entering, claiming, counting, writing, parking, replaying and leaving; before it arrives, or after."""
+    with database.connect() as admin:
+        admin.execute("CREATE TABLE effects (id bigserial, name text, data int)")
+    await fill(our_store, 9)
+    async with our_store.durable("makes the tables"):
+        pass
+    number = 0
+    with Proxy(database) as proxy:
+        while True:
+            number += 1
+            kill = Kill(proxy, number, arrives=arrives)
+            # Unprepared: then each statement is sent with its text.
+            async with AsyncEventStore(proxy.dsn, enable_prepared_stmts=False) as store:
+                await consume_all(store, our_store, database, f"d{number}")
+            if kill.count < number:
+                break
+    assert number > 15, "there are as many at least"
+
+
+@contextlib.asynccontextmanager
+async def entered(store: AsyncEventStore, name: str) -> AsyncIterator[AsyncDurableSubscription]:
+    """A durable subscription, entered again if the connection was lost meanwhile."""
+    while True:
+        durable = store.durable(name, partitions=2, lease=600, checkpoint_interval=0)
+        try:
+            await durable.__aenter__()
+            break
+        except DatabaseError:
+            continue
+    yield durable
+    await durable.__aexit__(None, None, None)
+
+
+async def consume_all(store: AsyncEventStore, direct: AsyncEventStore, database: Database, name: str) -> None:
+    """Handle events of three aggregates. One event fails, so that its aggregate is parked; another one is not exact."""
+    async with entered(store, name):
+        pass
+    with database.connect() as admin:  # each event is counted before it is handled
+        admin.execute("UPDATE events_subscriptions SET owner = 'dead', unclean = 2 WHERE name = %s", (name,))
+    handled: list[int] = []
+    async with (
+        await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as connection,
+        entered(store, name) as durable,
+    ):
+
+        async def handler(event: StoredEvent) -> None:
+            handled.append(event.data)
+            if event.data == 1 and handled.count(1) == 1:
+                raise ValueError("one")
+            if event.data % 3 != 2:
+                async with connection.transaction():
+                    await connection.execute("INSERT INTO effects (name, data) VALUES (%s, %s)", (name, event.data))
+                    await durable.ack_in(connection, event)
+
+        running = asyncio.create_task(durable.run(handler, Park()))
+        parked = "SELECT count(*) FROM events_parked WHERE name = %s"
+        await eventually(
+            lambda: running.done() or ({8, 6} <= set(handled) and database.value(parked, name) == 3),
+            f"{name} is through",
+        )
+        assert not running.done(), running
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await durable.replay_parked(handler)
+    effects = database.value("SELECT array_agg(data ORDER BY id) FROM effects WHERE name = %s", name)
+    assert effects == [0, 3, 6, 1, 4, 7], name
+    assert [data for data in handled if data % 3 == 2] == [2, 5, 8], name
+    (state,) = [each for each in await direct.durable_subscriptions() if each.name == name]
+    assert (state.position, state.parked) == (9, 0)
+    assert [each.owner for each in state.partitions] == [None, None], "nobody waits for a lease"

@@ -26,6 +26,7 @@ from socketio_postgres import (
 from tests.fixtures.database import Database
 from tests.fixtures.event_schedule import drop_notify_triggers
 from tests.fixtures.postgres import OwnPostgres, sessions
+from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 
 INSERT = "INSERT INTO events (id, aggregate_id, event_type, data) VALUES ('e', 'a', 'T', '\"late\"')"
@@ -102,6 +103,31 @@ async def test_an_error_instead(store: AsyncEventStore, database: Database) -> N
         for live in lives:  # the error has ended nothing, and nothing was skipped
             assert [(await live.next(20)).data for _ in range(2)] == ["late", "waits"]
             live.close()
+
+
+async def test_an_outage_while_a_transaction_is_open(store: AsyncEventStore, database: Database) -> None:
+    """Who holds readers up cannot be asked then; the subscription waits, as for everything else."""
+    with Proxy(database) as proxy:
+        async with (
+            AsyncEventStore(proxy.dsn, stall_warning=0.1, answer_timeout=1) as far,
+            far.subscribe() as live,
+        ):
+            await store.store(Event("T", "a", "before"))
+            assert (await live.next(20)).data == "before"
+            with database.connect() as writer:
+                writer.execute("BEGIN")
+                writer.execute(INSERT)
+                await store.store(Event("T", "a", "waits"))
+                waiting = asyncio.create_task(live.next(60))
+                await eventually(lambda: (far.stats()["gap_seconds"] or 0) > 0.1, "it is held up")
+                proxy.refuse()
+                proxy.reset()
+                await eventually(lambda: waiting.done() or far.stats()["reader_outage"], "it notices the outage")
+                await asyncio.sleep(2)
+                assert not waiting.done(), waiting
+                proxy.accept()
+                writer.execute("COMMIT")
+            assert (await waiting).data == "late"
 
 
 async def test_a_prepared_transaction_is_rolled_back(store: AsyncEventStore, database: Database) -> None:

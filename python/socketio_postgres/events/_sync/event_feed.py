@@ -40,6 +40,8 @@ from socketio_postgres.events.projection import (
     subscription_name,
 )
 from socketio_postgres.exceptions import (
+    DatabaseError,
+    OperationTimeoutError,
     OptionsError,
     SchemaMismatchError,
     StoreStalledError,
@@ -486,8 +488,12 @@ class EventFeed(EventLog):
         seconds = stats["gap_seconds"]
         if seconds is None or seconds < limit or now - self._warned_at < limit:
             return
+        try:
+            blockers = self.blockers()
+        except (DatabaseError, OperationTimeoutError):
+            return  # the database is away; its next look will tell
         self._warned_at = now
-        stall = Stall(stats["settled_version"], seconds, self.blockers())
+        stall = Stall(stats["settled_version"], seconds, blockers)
         if not stall.blockers:
             return
         self.options.logger.warning("%s", stall)
