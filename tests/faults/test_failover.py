@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 
 import pytest
 
-from socketio_postgres import DatabaseError
+from socketio_postgres import AsyncEventStore, DatabaseError, Event
 from tests.fixtures.bus import serving
 from tests.fixtures.postgres import OwnPostgres, either_of, standby_of
 from tests.fixtures.tables import Recovered
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 from tests.fixtures.workload import Receiver, Workload, at_rest
 
 READ_ONLY = "25006"
@@ -63,3 +64,21 @@ async def test_a_standby_alone_is_refused() -> None:
                 with pytest.raises(DatabaseError, match="is a hot standby: LISTEN/NOTIFY need the primary") as caught:
                     await asyncio.wait_for(one.manager.start(), 10)
                 assert caught.value.sqlstate == READ_ONLY
+
+
+async def test_a_store_on_a_standby_alone_is_refused() -> None:
+    """Whatever is done with it first."""
+    with OwnPostgres() as primary, standby_of(primary) as standby:
+        async with AsyncEventStore(primary.database.dsn) as store:
+            await store.store(Event("T", "a"))
+        refusing = AsyncEventStore(standby.database.dsn)
+        await _is_refused(anext(refusing.subscribe()))
+        await _is_refused(refusing.durable("d").__aenter__())
+        await _is_refused(refusing.durable_subscriptions())
+        await refusing.close()
+
+
+async def _is_refused(call: Awaitable[object]) -> None:
+    with pytest.raises(DatabaseError, match="is a hot standby") as caught:
+        await asyncio.wait_for(call, TIMEOUT_S)
+    assert caught.value.sqlstate == READ_ONLY
