@@ -174,6 +174,13 @@ class World:
             await asyncio.sleep(self.chance.random() * 0.5)
             await asyncio.to_thread(pooler.start)
 
+    async def supervise(self) -> None:
+        """Start poolers again that have crashed, as the service manager of a machine does."""
+        while True:
+            await asyncio.sleep(0.5)
+            for pooler in self.poolers:
+                await asyncio.to_thread(pooler.revive)
+
     async def fail_over(self) -> None:
         """Let the standby take over. What nobody was told of may be lost; what anybody was told of is on both."""
         self.note("failover")
@@ -226,6 +233,7 @@ async def check(world: World, stores: list[AsyncEventStore], writers: Writers, c
         each.begin()
     writing = [asyncio.create_task(writers.write(store)) for store in stores for _ in range(WRITERS)]
     disturbing = asyncio.create_task(world.disturb(durables))
+    supervising = asyncio.create_task(world.supervise())
     try:
         await asyncio.gather(disturbing, *writing)
         with world.primary.database.connect() as connection:
@@ -236,13 +244,15 @@ async def check(world: World, stores: list[AsyncEventStore], writers: Writers, c
     except BaseException as error:
         for store in stores:
             world.note(f"{store.description}: {store.stats()}")
+        for pooler in world.poolers:
+            world.note(pooler.story)
         raise AssertionError("\n".join(world.log)) from error
     finally:
-        for task in (disturbing, *writing):
+        for task in (disturbing, supervising, *writing):
             task.cancel()
         for handle in world.later:
             handle.cancel()
-        await asyncio.gather(disturbing, *writing, return_exceptions=True)
+        await asyncio.gather(disturbing, supervising, *writing, return_exceptions=True)
         ends = await asyncio.gather(*(each.end() for each in everyone), return_exceptions=True)
     failed = [end for end in ends if end is not None]
     if failed:
