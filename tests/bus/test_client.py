@@ -222,6 +222,7 @@ async def test_a_gap_is_told_and_healed(database: Database, kind: Any, other: As
     for channel in ("jobs", "more"):
         await other.notify(channel, "after")
         assert (await client.next()).channel == channel
+    await eventually(lambda: gaps, "it is told")  # of the blocking one, in a thread of its own
     [gap] = gaps
     assert (gap.reason, gap.namespace, gap.sender, gap.missing) == ("reconnect", None, None, None)
     assert before <= gap.since <= time.time()

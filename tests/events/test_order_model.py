@@ -213,7 +213,7 @@ async def last_version_statement(store: AsyncEventStore, database: Database) -> 
     with database.connect() as blocker, database.connect() as spy:
         blocker.execute("BEGIN")
         blocker.execute("ALTER SEQUENCE events_version_seq RENAME TO held")
-        loading = asyncio.create_task(store.load())
+        loading = asyncio.create_task(store.load(1))  # from the beginning it need not ask
         waiting = "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         row = await eventually(lambda: spy.execute(waiting).fetchone(), "the reader waits")
         blocker.execute("ROLLBACK")

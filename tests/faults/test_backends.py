@@ -127,12 +127,12 @@ async def test_a_frozen_publisher_is_replaced(database: Database, rounds: Rounds
 async def test_idle_sessions_are_ended_by_the_server(database: Database) -> None:
     """`idle_session_timeout`: the listener is always idle and must not be meant; the publisher connects again."""
     with database.connect() as connection:
-        connection.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '200ms'")
+        connection.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '2s'")
     async with Receiver(database) as receiver, AsyncEmitter(database.dsn) as io:
-        for number in range(4):
+        for number in range(3):
             await io.emit(EVENT, "a", number, 0, f"{checksum_of(''):010}", "")
             await eventually(lambda: sessions(database, PUBLISHES) == [], "the publisher's session is ended")
-        await eventually(lambda: receiver.stream == [Arrival("a", number) for number in range(4)], "all are in")
+        await eventually(lambda: receiver.stream == [Arrival("a", number) for number in range(3)], "all are in")
         assert receiver.gaps == []
         assert receiver.stats["listener_reconnects"] == 0
 

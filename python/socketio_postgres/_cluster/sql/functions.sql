@@ -1,7 +1,7 @@
 -- The SQL functions of socketio-postgres, version {version}, after `settings.sql`. They are created again only over an older
 -- version: what is replaced keeps its identity, for triggers, grants and the sessions that use it. A function
 -- therefore never changes its arguments: a public one gets an overload, and one of `_` a new name.
--- What has a backslash is written as E'…', which means the same whatever `standard_conforming_strings` is.
+-- What has a backslash is written as E'...', which means the same whatever `standard_conforming_strings` is.
 
 -- What an older version had for itself.
 DO $socketio$
