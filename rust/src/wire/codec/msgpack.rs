@@ -141,14 +141,16 @@ pub fn read(bytes: &[u8], uid: &str, nsp: &str) -> Result<Message> {
     let mut message = Message::new(json::message_type(kind, bytes.len())?, "");
     let mut packet = None;
     if let Some(data) = data {
-        let mut reader = Reader::new(data, bytes.len(), MAX_DEPTH + 1);
+        // Of a broadcast, the user data is inside the packet.
+        let in_packet = usize::from(message.kind == MessageType::Broadcast);
+        let mut reader = Reader::new(data, bytes.len(), MAX_DEPTH);
         reader.entries(|reader, key| {
             match key {
                 "opts" => message.opts = reader.opts()?,
                 "rooms" => message.rooms = reader.names()?,
                 "close" => message.close = reader.bool()?.unwrap_or_default(),
                 "requestId" => message.request_id = reader.name()?,
-                "packet" => packet = Some(reader.slice()?),
+                "packet" => packet = Some(reader.deeper(in_packet, Reader::slice)?),
                 "sockets" => message.sockets = reader.present_slice()?.map(owned),
                 "clientCount" => message.client_count = reader.uint()?.unwrap_or_default(),
                 "args" => message.args = Some(owned(reader.slice()?)),

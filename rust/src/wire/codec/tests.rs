@@ -880,6 +880,13 @@ fn nesting_is_limited() {
         assert!(found.contains("nest"), "{found}");
         let found = reason(decode_attachment(&packed(depth), "", "/"));
         assert!(found.contains("nest"), "{found}");
+        // user data that is not inside a packet of a broadcast: of a server-side emit, answers, and sockets
+        for (kind, key) in [("09", "a67061636b6574"), ("0c", "a461726773"), ("08", "a7736f636b657473")] {
+            let head = unhex(&format!("82 a474797065 {kind} a464617461 81 {key}"));
+            let bytes = [&head[..], &vec![0x91; depth], &[0xa1, b'e']].concat();
+            let found = reason(decode_attachment(&bytes, "", "/"));
+            assert!(found.contains("nest"), "{found}");
+        }
         // depth must not exhaust the stack in unknown keys or values of an unexpected type, either
         let _ = decode_notification(&format!(r#"{{"type":2,"x":{}}}"#, nested(depth)), "/");
         let _ = decode_notification(&format!(r#"{{"type":4,"data":{{"rooms":{}}}}}"#, nested(depth)), "/");

@@ -182,6 +182,14 @@ impl<'a> Reader<'a> {
         if self.nil() { Ok(None) } else { self.slice().map(Some) }
     }
 
+    /// Read something that may be nested some levels deeper than everything else.
+    pub(super) fn deeper<T>(&mut self, levels: usize, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.max_depth += levels;
+        let found = read(self);
+        self.max_depth -= levels;
+        found
+    }
+
     /// The bytes of the next value.
     pub(super) fn slice(&mut self) -> Result<&'a [u8]> {
         let start = self.rest;
