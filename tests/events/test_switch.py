@@ -729,13 +729,16 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 @contextmanager
 def stored(store: EventStore, served: Served) -> Iterator[list[int]]:
-    """Events are stored while the block runs, as fast as the new version applies them; the list has their number."""
+    """Events are stored while the block runs; the list has their number.
+
+    They are a few more than the new version has applied, so that it catches up on a slow machine, too.
+    """
     total = [0]
     is_done = threading.Event()
 
     def write() -> None:
         while not is_done.is_set():
-            if total[0] < len(served.of(2)) + 500:
+            if total[0] < max(200, len(served.of(2)) + 32):
                 store.store_batch(Event("T", f"a{i % 16}", i) for i in range(total[0], total[0] + 16))
                 total[0] += 16
             time.sleep(0.02)
