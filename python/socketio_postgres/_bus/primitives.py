@@ -83,7 +83,10 @@ class AsyncBackground:
         if task is asyncio.current_task():
             return
         if loop is asyncio.get_running_loop():
-            task.cancel()
+            # Again: before Python 3.12, `asyncio.wait_for` loses a cancellation that comes together with the result.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.1)
             await asyncio.gather(task, return_exceptions=True)
         elif self.is_running:
             with contextlib.suppress(RuntimeError):  # it was closed just now
