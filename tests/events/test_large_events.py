@@ -1,4 +1,4 @@
-"""Events of 1 MiB each are read with the memory of a few pages, whichever way they are read and however many they are."""
+"""Events of 1 MiB each are read with the memory of a few pages, however they are read and however many there are."""
 
 from __future__ import annotations
 

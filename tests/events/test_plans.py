@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from socketio_postgres import END, NO_STREAM, AsyncEventStore, Event, EventNotFoundError, Filter
+from socketio_postgres import ANY, END, NO_STREAM, AsyncEventStore, Event, EventNotFoundError, Filter
 from tests.events.conftest import GO_TABLE, OUR_TABLE
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
@@ -141,16 +141,28 @@ async def rows_read(database: Database) -> int:
     return int(str(database.value(READ)))
 
 
-def fill(database: Database) -> None:
-    """Many events, without statistics."""
+def without_autovacuum(database: Database) -> None:
     with database.connect() as admin:
         admin.execute("ALTER TABLE events SET (autovacuum_enabled = false)")
-        admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
+
+
+def insert(database: Database) -> None:
+    """Many events."""
+    with database.connect() as admin:
         admin.execute(
             "INSERT INTO events (id, aggregate_id, event_type, data) SELECT 'e' || i, 'a' || i % %s, 'T' || i %% 3,"
             " jsonb_build_object('n', i) FROM generate_series(1, %s) AS i".replace("i % %s", "i %% %s"),
             (AGGREGATES, ROWS),
         )
+
+
+def fill(database: Database) -> None:
+    """Many events, without statistics."""
+    without_autovacuum(database)
+    with database.connect() as admin:
+        admin.execute("ALTER TABLE events DISABLE TRIGGER USER")
+    insert(database)
+    with database.connect() as admin:
         admin.execute("ALTER TABLE events ENABLE TRIGGER USER")
 
 
@@ -173,6 +185,46 @@ async def test_rows_read(store: AsyncEventStore, database: Database, has_statist
             too_many[name] = f"{after - before} rows read, at most {job.limit} expected"
         before = after
     assert too_many == {}
+
+
+async def write_at_once(store: AsyncEventStore, name: str, *, expected: bool) -> None:
+    """Ten calls, which share a group or two; some of them expect something."""
+    wanted = NO_STREAM if expected else ANY
+    await asyncio.gather(*(store.store(Event("T", f"{name}-{i}"), expected=wanted) for i in range(10)))
+
+
+async def use(store: AsyncEventStore, name: str) -> None:
+    """Each of the statements that a busy process has prepared."""
+    last = await store.latest_version(settled=False)
+    await write_at_once(store, f"{name}-any", expected=False)
+    await write_at_once(store, f"{name}-new", expected=True)
+    await store.store(Event("T", name))
+    await store.load_by_aggregate(name)
+    await store.load(last, limit=10)
+    await store.load(limit=3, backwards=True)
+    await store.latest_version()
+    with pytest.raises(EventNotFoundError):
+        await store.get("missing")
+
+
+@pytest.mark.parametrize("has_statistics", [True, False], ids=["analyzed", "not analyzed"])
+async def test_a_table_that_grows(store: AsyncEventStore, database: Database, has_statistics: bool) -> None:
+    """What PostgreSQL planned for a table of a few rows is not kept while the table grows.
+
+    Until then autovacuum, which is switched off here, was all that ended it: each group of calls read the whole table.
+    """
+    without_autovacuum(database)
+    for i in range(10):  # a prepared statement has a plan for any parameters after five uses
+        await use(store, f"few-{i}")
+        if i == 0 and has_statistics:
+            with database.connect() as admin:
+                admin.execute("ANALYZE events")
+    insert(database)  # and no ALTER TABLE, which would end the plans
+    await store.store(Event("T", "the first to see how large it is"))
+    for i in range(10):
+        await use(store, f"many-{i}")
+    await store.close()
+    assert await rows_read(database) < 3 * ROWS
 
 
 VERSIONS = {OUR_TABLE: {"events_pkey"}, GO_TABLE: {"events_pkey", "idx_events_version"}}

@@ -1,11 +1,13 @@
-"""Work beside a task ends when it is told to."""
+"""What a task waits for, and the work beside it, end when they are told to."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 
-from socketio_postgres._bus.primitives import AsyncBackground
+import pytest
+
+from socketio_postgres._bus.primitives import AsyncBackground, awithin
 
 
 async def test_a_cancellation_that_was_lost_is_asked_for_again() -> None:
@@ -20,3 +22,30 @@ async def test_a_cancellation_that_was_lost_is_asked_for_again() -> None:
     await asyncio.sleep(0)
     await asyncio.wait_for(background.stop(), 20)
     assert not background.is_running
+
+
+async def test_a_cancellation_that_comes_with_the_result_is_not_lost() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(awithin(future, 20))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    future.set_result(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_what_is_awaited_for_too_long_is_cancelled() -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    with pytest.raises(asyncio.TimeoutError):
+        await awithin(future, 0.01)
+    assert future.cancelled()
+
+
+async def test_what_was_awaited_in_time_gives_its_result_or_its_exception() -> None:
+    async def fails() -> int:
+        raise ValueError("no")
+
+    assert await awithin(asyncio.sleep(0, 7), 20) == 7
+    with pytest.raises(ValueError, match="no"):
+        await awithin(fails(), None)

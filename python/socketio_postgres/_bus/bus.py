@@ -22,7 +22,7 @@ from socketio_postgres._bus.handover import SIGNAL_INTERVAL, AsyncCalls, Blockin
 from socketio_postgres._bus.messages import Message
 from socketio_postgres._bus.options import BusOptions, BusSettings
 from socketio_postgres._bus.password import AsyncPasswordCall
-from socketio_postgres._bus.primitives import arun
+from socketio_postgres._bus.primitives import arun, awithin
 from socketio_postgres.exceptions import ClosedError, ForkedProcessError, OperationTimeoutError, SocketIOPostgresError
 
 __all__ = ["Bus"]
@@ -225,7 +225,7 @@ class Bus:
     async def readable(self, inbox: _core.Inbox, timeout: float | None, *, again: bool) -> None:
         """Wait until an inbox holds something, or the time is over; `again` as in `AsyncCalls.readable`."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(readable(inbox, again=again), timeout)
+            await awithin(readable(inbox, again=again), timeout)
 
     async def close(self, limit: float) -> None:
         """Commit the buffer within `limit` seconds, and disconnect."""

@@ -24,6 +24,7 @@ __all__ = [
     "achunks_of",
     "arun",
     "asleep",
+    "awithin",
     "call",
     "chunks_of",
     "run",
@@ -51,11 +52,28 @@ async def arun(operation: Operation, timeout: float | None = None) -> Any:
         OperationTimeoutError: It did not end within `timeout` seconds. It goes on in the background.
     """
     try:
-        return await asyncio.wait_for(AsyncCalls.of_running_loop().start(operation), timeout)
+        return await awithin(AsyncCalls.of_running_loop().start(operation), timeout)
     except OperationTimeoutError:
         raise  # the core's own, which says what took so long
     except asyncio.TimeoutError:
         raise OperationTimeoutError(f"PostgreSQL did not answer within {timeout} s") from None
+
+
+async def awithin(awaitable: Awaitable[T], timeout: float | None) -> T:
+    """What an awaitable returns, or `asyncio.TimeoutError` after `timeout` seconds; it is cancelled then.
+
+    Unlike `asyncio.wait_for` before Python 3.12, it loses no cancellation that comes together with the result.
+    """
+    if timeout is None:
+        return await awaitable
+    future = asyncio.ensure_future(awaitable)
+    try:
+        await asyncio.wait([future], timeout=timeout)
+        if not future.done():
+            raise asyncio.TimeoutError
+        return future.result()
+    finally:
+        future.cancel()
 
 
 def run(operation: Operation, timeout: float | None = None) -> Any:

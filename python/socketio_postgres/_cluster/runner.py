@@ -19,6 +19,7 @@ from socketio_postgres import _core
 from socketio_postgres._bus.green import pause
 from socketio_postgres._bus.handover import BATCH, batches_of
 from socketio_postgres._bus.hook import AsyncHook, Hook
+from socketio_postgres._bus.primitives import awithin
 from socketio_postgres._cluster.fast_path import FastPath
 from socketio_postgres.exceptions import (
     ClosedError,
@@ -246,7 +247,7 @@ class AsyncRunner:
         """
         task, deadline = self._ask(namespace)
         try:
-            await asyncio.wait_for(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
+            await awithin(asyncio.shield(task), max(deadline - time.monotonic(), 0.0))
         except SocketIOPostgresError:
             raise  # the core's own, which says more
         except asyncio.TimeoutError:

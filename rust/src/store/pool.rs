@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -29,6 +29,9 @@ pub const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// Maximum number of prepared statements per connection. The store itself has about a dozen; filters add others.
 const STATEMENTS: usize = 100;
+
+/// Among so many rows it hardly matters how a row is found.
+const FEW_ROWS: i64 = 100;
 
 /// A statement that begins so is planned each time, for the values of its parameters. A prepared one is planned for all
 /// values at once after its fifth use.
@@ -78,8 +81,23 @@ struct Idle {
 
 struct Connection {
     open: Arc<OpenConnection>,
-    statements: HashMap<String, Statement>,
+    statements: HashMap<String, Prepared>,
     born: Instant,
+}
+
+/// A prepared statement. PostgreSQL keeps its plan, which it has made for the table as large as it was: for a table of a
+/// few rows it reads all of them, and goes on doing so until autovacuum looks at the table, up to a minute later.
+struct Prepared {
+    statement: Statement,
+    /// The last version known when it was prepared.
+    version: i64,
+}
+
+impl Prepared {
+    /// Whether the table has doubled since.
+    fn is_outgrown(&self, version: i64) -> bool {
+        version > self.version.saturating_mul(2).saturating_add(FEW_ROWS)
+    }
 }
 
 #[derive(Default)]
@@ -96,6 +114,8 @@ pub struct Pool {
     permits: Arc<Semaphore>,
     state: Mutex<State>,
     is_closed: AtomicBool,
+    /// The last version known, which says how large the table is.
+    version: AtomicI64,
 }
 
 /// A connection taken from the pool. It is returned when dropped, unless it was lost or a transaction is open on it.
@@ -138,7 +158,13 @@ impl Pool {
             permits: Arc::new(Semaphore::new(limits.max_open)),
             state: Mutex::default(),
             is_closed: AtomicBool::new(false),
+            version: AtomicI64::new(0),
         })
+    }
+
+    /// The table has this version. When it has doubled, statements are prepared anew.
+    pub fn has_seen(&self, version: i64) {
+        self.version.fetch_max(version, Ordering::Relaxed);
     }
 
     /// Get an idle connection or open a new one. Waits while all connections are in use.
@@ -405,6 +431,7 @@ impl Pooled {
         in_flight: bool,
     ) -> Result<[Vec<Row>; N]> {
         let is_preparing = self.pool.limits.is_preparing;
+        let version = self.pool.version.load(Ordering::Relaxed);
         let (is_open, patience, sent_bytes) = (self.is_dirty, self.patience, self.sent_bytes);
         let limit_bytes = self.answer_limit_bytes;
         let Connection { open, statements: known, .. } = self.connection()?;
@@ -416,7 +443,7 @@ impl Pooled {
             for (sql, binds) in requests {
                 let is_prepared = is_preparing && !sql.starts_with(PLANNED_BY_VALUES);
                 statements.push(if is_prepared {
-                    Some(prepared(client, known, context, sql, binds).await?)
+                    Some(prepared(client, known, version, context, sql, binds).await?)
                 } else {
                     None
                 });
@@ -530,13 +557,16 @@ async fn all(mut running: Vec<Running<'_>>) -> Vec<Answer> {
 
 async fn prepared(
     client: &Client,
-    known: &mut HashMap<String, Statement>,
+    known: &mut HashMap<String, Prepared>,
+    version: i64,
     context: &str,
     sql: &str,
     binds: &[Bind<'_>],
 ) -> Result<Statement> {
-    if let Some(statement) = known.get(sql) {
-        return Ok(statement.clone());
+    if let Some(prepared) = known.get(sql)
+        && !prepared.is_outgrown(version)
+    {
+        return Ok(prepared.statement.clone());
     }
     let types: Vec<Type> = binds.iter().map(|(_, kind)| kind.clone()).collect();
     let statement = client.prepare_typed(sql, &types).await;
@@ -544,7 +574,7 @@ async fn prepared(
     if known.len() >= STATEMENTS {
         known.clear();
     }
-    known.insert(sql.to_owned(), statement.clone());
+    known.insert(sql.to_owned(), Prepared { statement: statement.clone(), version });
     Ok(statement)
 }
 

@@ -86,6 +86,9 @@ impl Sql {
                  AND coalesce(t.metadata, 'null') = coalesce({metadata}, 'null')"
             )
         };
+        // The event with an id, for each row: OFFSET forbids PostgreSQL to compare all rows of a table that was small when
+        // it made the plan.
+        let by_id = |columns: &str| format!("LATERAL (SELECT {columns} FROM {name} t WHERE t.id = e.id OFFSET 0) AS t");
         let columns = "id, aggregate_id, event_type, data, metadata";
         let values = "id, aggregate_id, event_type, data::pg_catalog.jsonb, metadata::pg_catalog.jsonb";
         let given = "unnest($1, $2, $3, $4, $5, $6) WITH ORDINALITY AS \
@@ -134,16 +137,16 @@ impl Sql {
             // The locks are taken first, in a materialized query on which the rows depend; versions are drawn for the
             // rows.
             insert_any: format!(
-                "WITH {busy}, known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1, $6) AS e(id, call) \
-                    WHERE EXISTS (SELECT FROM {name} t WHERE t.id = e.id)) \
+                "WITH {busy}, known AS MATERIALIZED (SELECT DISTINCT call FROM unnest($1, $6) AS e(id, call), {}) \
                  INSERT INTO {name} ({columns}) SELECT {values} FROM {given} \
                  WHERE call NOT IN (SELECT call FROM known) AND call NOT IN (SELECT call FROM busy) AND {is_patient} \
-                 ORDER BY n RETURNING id, version, created_at"
+                 ORDER BY n RETURNING id, version, created_at",
+                by_id("")
             ),
             // One statement, so that everything is seen at one and the same moment.
             store: format!(
                 "WITH known AS MATERIALIZED (SELECT e.n, e.call, t.version, t.created_at, {} AS is_same \
-                    FROM {given} JOIN {name} t ON t.id = e.id), \
+                    FROM {given}, {}), \
                  found AS MATERIALIZED (SELECT x.n, x.call, x.expected, \
                     coalesce((SELECT pg_catalog.max({last}) FROM {name} t WHERE t.aggregate_id = x.aggregate_id), 0) \
                         AS last \
@@ -160,6 +163,7 @@ impl Sql {
                  UNION ALL SELECT NULL, -n, last, NULL, NULL FROM found \
                  UNION ALL SELECT id, 0, version, created_at, NULL FROM stored",
                 same("e.data::pg_catalog.jsonb", "e.metadata::pg_catalog.jsonb"),
+                by_id(&format!("version, created_at, {columns}")),
                 patience("$10")
             ),
             holder: holder(table),

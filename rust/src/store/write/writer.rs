@@ -225,6 +225,9 @@ impl Writer {
     }
 
     fn finish(&self, call: Call, result: Result<Vec<Position>>) {
+        if let Ok(positions) = &result {
+            self.pool.has_seen(positions.last().map_or(0, |position| position.version));
+        }
         self.calls.lock().finished(&call, &result);
         call.request.completion.finish(result);
     }
