@@ -86,9 +86,6 @@ impl Sql {
                  AND coalesce(t.metadata, 'null') = coalesce({metadata}, 'null')"
             )
         };
-        // The event with an id, for each row: OFFSET forbids PostgreSQL to compare all rows of a table that was small when
-        // it made the plan.
-        let by_id = |columns: &str| format!("LATERAL (SELECT {columns} FROM {name} t WHERE t.id = e.id OFFSET 0) AS t");
         let columns = "id, aggregate_id, event_type, data, metadata";
         let values = "id, aggregate_id, event_type, data::pg_catalog.jsonb, metadata::pg_catalog.jsonb";
         let given = "unnest($1, $2, $3, $4, $5, $6) WITH ORDINALITY AS \
@@ -141,7 +138,7 @@ impl Sql {
                  INSERT INTO {name} ({columns}) SELECT {values} FROM {given} \
                  WHERE call NOT IN (SELECT call FROM known) AND call NOT IN (SELECT call FROM busy) AND {is_patient} \
                  ORDER BY n RETURNING id, version, created_at",
-                by_id("")
+                by_id(table, "")
             ),
             // One statement, so that everything is seen at one and the same moment.
             store: format!(
@@ -163,7 +160,7 @@ impl Sql {
                  UNION ALL SELECT NULL, -n, last, NULL, NULL FROM found \
                  UNION ALL SELECT id, 0, version, created_at, NULL FROM stored",
                 same("e.data::pg_catalog.jsonb", "e.metadata::pg_catalog.jsonb"),
-                by_id(&format!("version, created_at, {columns}")),
+                by_id(table, &format!("version, created_at, {columns}")),
                 patience("$10")
             ),
             holder: holder(table),
@@ -179,6 +176,12 @@ impl Sql {
             ),
         }
     }
+}
+
+/// The event `t` with the id of each row `e`. OFFSET forbids PostgreSQL to compare the rows with the whole table, which
+/// seems to be best while the table is small.
+fn by_id(table: &Table, columns: &str) -> String {
+    format!("LATERAL (SELECT {columns} FROM {} t WHERE t.id = e.id OFFSET 0) AS t", table.name)
 }
 
 /// The statement that returns the keys of the locks of aggregates, each once.
