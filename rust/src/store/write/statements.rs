@@ -79,13 +79,6 @@ impl Sql {
                        FROM unnest($1, $2, $3) AS l(a, x, call) GROUP BY 1 ORDER BY 1) AS keys)"
             )
         };
-        let same = |data: &str, metadata: &str| {
-            format!(
-                "t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
-                 AND coalesce(t.data, 'null') = coalesce({data}, 'null') \
-                 AND coalesce(t.metadata, 'null') = coalesce({metadata}, 'null')"
-            )
-        };
         let columns = "id, aggregate_id, event_type, data, metadata";
         let values = "id, aggregate_id, event_type, data::pg_catalog.jsonb, metadata::pg_catalog.jsonb";
         let given = "unnest($1, $2, $3, $4, $5, $6) WITH ORDINALITY AS \
@@ -176,6 +169,15 @@ impl Sql {
             ),
         }
     }
+}
+
+/// Whether the event `t` is the event `e`, whose JSON is given.
+fn same(data: &str, metadata: &str) -> String {
+    format!(
+        "t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type \
+         AND coalesce(t.data, 'null') = coalesce({data}, 'null') \
+         AND coalesce(t.metadata, 'null') = coalesce({metadata}, 'null')"
+    )
 }
 
 /// The event `t` with the id of each row `e`. OFFSET forbids PostgreSQL to compare the rows with the whole table, which
