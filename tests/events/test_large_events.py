@@ -123,6 +123,7 @@ async def test_memory(our_store: AsyncEventStore, database: Database, name: str)
     assert peak_bytes() - before < LIMIT_BYTES
 
 
+@pytest.mark.timeout(600)  # a GiB goes through the server twice, beside whatever else runs
 async def test_what_is_committed_at_once_comes_live_in_bounded_memory(
     our_store: AsyncEventStore, database: Database
 ) -> None:
