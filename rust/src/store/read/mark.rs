@@ -37,12 +37,14 @@ pub async fn read(connection: &mut Pooled, table: &Table) -> Result<Option<(i64,
     rows.first().map(|row| Ok((get(row, 0)?, micros(row, 1)?.unwrap_or_default()))).transpose()
 }
 
-/// Run a statement that does not wait for locks. It is not prepared, because that would wait.
+/// Run a statement that does not wait for locks. Nothing is prepared: that would wait, and a pooler that forgets prepared
+/// statements would break the transaction.
 async fn quickly(connection: &mut Pooled, context: &str, sql: &str, binds: &[Bind<'_>]) -> Result<Vec<Row>> {
-    let sql = &*format!("{PLANNED_BY_VALUES}{sql}");
+    let statements = [BEGIN, QUICK, sql, "COMMIT"].map(|sql| format!("{PLANNED_BY_VALUES}{sql}"));
+    let [begin, quick, sql, commit] = &statements;
     connection.set_dirty(true);
     // After a failure COMMIT rolls back, so no transaction stays open.
-    let requests = [(BEGIN, &[][..]), (QUICK, &[]), (sql, binds), ("COMMIT", &[])];
+    let requests: [(&str, &[Bind<'_>]); 4] = [(begin, &[]), (quick, &[]), (sql, binds), (commit, &[])];
     let result = connection.pipeline(context, requests, false).await;
     connection.set_dirty(result.as_ref().is_err_and(Error::is_connection_lost));
     let [_, _, rows, _] = result?;
