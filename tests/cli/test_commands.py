@@ -23,6 +23,7 @@ from socketio_postgres.cli import main
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database, new_database
+from tests.fixtures.postgres import terminate
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
@@ -162,13 +163,77 @@ def test_events_go_out_and_in_again(database: Database, tmp_path: Path, capsys: 
         assert "T1 a-3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"event_type": "T"}', '{"aggregate_id": "a", "event_type": "T", "x": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{", "[]", "7", '{"event_type": "T"}', '{"aggregate_id": "a", "event_type": "T", "x": 1}'),
+        *('{"aggregate_id": "", "event_type": "T"}', '{"aggregate_id": "a", "event_type": 1}'),
+        *(
+            '{"aggregate_id": "a", "event_type": "T", ' + rest
+            for rest in (
+                *('"id": null}', '"id": "\\u0000"}', '"metadata": []}', '"metadata": {"\\ud800": 1}}', '"data": NaN}'),
+                *('"data": {"a": [1e999]}}', '"data": ["\\udfff"]}', '"data": ' + "[" * 101 + "]" * 101 + "}"),
+            )
+        ),
+    ],
+    ids=lambda line: str(line)[:70],
+)
 def test_import_names_the_line(database: Database, tmp_path: Path, capsys: Capture, line: str) -> None:
     with EventStore(database.dsn) as store:
         (tmp_path / "file").write_text('{"aggregate_id": "a", "event_type": "T"}\n' + line)
         assert main(["events", "import", str(tmp_path / "file"), "--dsn", database.dsn]) == 1
         assert "line 2" in capsys.readouterr().err
         assert list(store.read()) == []
+
+
+def test_what_is_imported_at_the_limits(database: Database, tmp_path: Path) -> None:
+    values: list[object] = [None, [], {"é": "\x7f\u2028😀"}, "\\u0000", 2**64, 1e-300]
+    deep: list[object] = []
+    for _ in range(99):
+        deep = [deep]
+    (tmp_path / "file").write_text(
+        "".join(
+            json.dumps({"aggregate_id": "a", "event_type": "T", "data": value, "metadata": None}) + "\n"
+            for value in (*values, deep)
+        )
+    )
+    with EventStore(database.dsn) as store:
+        store.open()
+        assert main(["events", "import", str(tmp_path / "file"), "--dsn", database.dsn]) == 0
+        assert [each.data for each in store.read()] == [*values, deep]
+
+
+def test_import_needs_ids_to_skip(database: Database, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text('{"aggregate_id": "a", "event_type": "T"}\n')
+    with EventStore(database.dsn) as store:
+        store.open()
+        assert main(["events", "import", "--skip-existing", str(tmp_path / "file"), "--dsn", database.dsn]) == 1
+        assert "line 1 lacks id" in capsys.readouterr().err
+        assert list(store.read()) == []
+
+
+@pytest.mark.parametrize(("size", "status", "text"), [(20_000_000, 1, "the limit is"), (None, 2, "does not exist")])
+def test_emit_refuses_a_file(
+    database: Database, tmp_path: Path, capsys: Capture, size: int | None, status: int, text: str
+) -> None:
+    if size is not None:
+        (tmp_path / "file").write_bytes(b"\0" * size)
+    assert main(["emit", "a", "--binary", str(tmp_path / "file"), "--dsn", database.dsn]) == status
+    assert text in capsys.readouterr().err
+
+
+async def test_tail_goes_on_when_postgres_was_away(database: Database) -> None:
+    process = await tail(database, "--count", "1")
+    terminate(database)
+    assert process.stderr is not None
+    told = b""
+    while b"it is active again" not in told:
+        told = await asyncio.wait_for(process.stderr.readline(), TIMEOUT_S)
+        assert told, "it ended"
+    async with AsyncEmitter(database.dsn) as io_:
+        await io_.emit("after")
+    out, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+    assert b'["after"]' in out
 
 
 def test_events_tail(database: Database, capsys: Capture) -> None:
@@ -252,7 +317,7 @@ def test_emit_names_the_bad_line(
     monkeypatch.setattr(sys, "stdin", Stdin(f'["good"]\n\n{line}\n'))
     assert main(["emit", "-", "--dsn", database.dsn]) == 1
     told = capsys.readouterr().err
-    assert "1 events are committed" in told
+    assert "1 event is committed" in told
     assert "Error: line 3" in told
 
 
@@ -272,7 +337,7 @@ def test_emit_says_how_far_it_came_when_it_is_interrupted(database: Database) ->
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130
-    assert told.strip() == b"1 events are committed"
+    assert told.strip() == b"1 event is committed"
 
 
 async def test_tail_filters_attachments(database: Database) -> None:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import click
 
 from socketio_postgres.cli.options import bus_keywords, bus_options, namespaces_of
-from socketio_postgres.cli.output import errors, from_json, progress
+from socketio_postgres.cli.output import errors, events_are, from_json, progress
 from socketio_postgres.emitter import Emitter
 from socketio_postgres.exceptions import SocketIOPostgresError
 
@@ -99,7 +99,7 @@ def emit(
 
 
 def _tell(count: int) -> None:
-    errors.print(f"{count} events are committed")
+    errors.print(f"{events_are(count)} committed")
 
 
 def _value(text: str) -> Any:

@@ -11,7 +11,7 @@ import click
 
 from socketio_postgres.cli import durables
 from socketio_postgres.cli.options import as_json
-from socketio_postgres.cli.output import errors, from_json, lines, progress, to_json, until_reader_ends
+from socketio_postgres.cli.output import errors, events_are, from_json, lines, progress, to_json, until_reader_ends
 from socketio_postgres.cli.store import async_store, fields_of, filter_options, filters_of, open_store, store_options
 from socketio_postgres.cli.trim import trim
 from socketio_postgres.events import END, START, Event, Filter, StoredEvent
@@ -116,7 +116,7 @@ def export_(
             file.write(to_json(fields_of(event)) + "\n")
             count += 1
             bar.update(task, completed=count)
-    errors.print(f"{count} events are exported")
+    errors.print(f"{events_are(count)} exported")
 
 
 @events.command("import")
@@ -150,10 +150,10 @@ def import_(file: BinaryIO, *, skip_existing: bool, **options: Any) -> None:
                 given = counted(_lines(file, needs_id=skip_existing))
                 stored = store.import_events(given, skip_existing=skip_existing, progress=told)
         except BaseException:  # a bad line, an id that exists, or Ctrl-C
-            errors.print(f"{stored} events are stored; --skip-existing goes on after them")
+            errors.print(f"{events_are(stored)} stored; --skip-existing goes on after them")
             raise
     left_out = f", {read - stored} were stored already" if skip_existing else ""
-    errors.print(f"{stored} events are stored{left_out}")
+    errors.print(f"{events_are(stored)} stored{left_out}")
 
 
 def _print(event: StoredEvent[Any], *, is_json: bool) -> None:

@@ -18,7 +18,17 @@ import rich.console
 import rich.markup
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["Console", "LogHandler", "errors", "from_json", "lines", "progress", "to_json", "until_reader_ends"]
+__all__ = [
+    "Console",
+    "LogHandler",
+    "errors",
+    "events_are",
+    "from_json",
+    "lines",
+    "progress",
+    "to_json",
+    "until_reader_ends",
+]
 
 
 class Console(rich.console.Console):
@@ -66,6 +76,11 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """As any other line."""
         errors.print(f"[yellow]{errors.plain(record.getMessage())}[/]")
+
+
+def events_are(count: int) -> str:
+    """The beginning of a sentence about so many events."""
+    return "1 event is" if count == 1 else f"{count} events are"
 
 
 def progress() -> Progress:
