@@ -86,6 +86,23 @@ def test_a_full_disk(thousand: Database, command: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("doctor {} >&- 2>&-", 0),
+        ("events load {} >&-", 0),
+        ("events export {} >&-", 0),
+        ("events import {} <&-", 0),
+        ("emit - {} <&-", 0),
+        ("emit a {} <&- >&- 2>&-", 0),
+    ],
+)
+def test_closed_descriptors(thousand: Database, line: str, status: int) -> None:
+    ended = shell("sp " + line.replace("{}", f"--dsn '{thousand.dsn}'"))
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("command", ["tail", "top", "events tail", "emit -", "events import"])
 def test_interrupted(thousand: Database, command: str) -> None:
     def sessions() -> set[int]:
@@ -341,6 +358,11 @@ def test_top_on_a_terminal_of_any_size(database: Database, rows: int, columns: i
         )
     assert "Traceback" not in printed
     assert printed.rstrip().endswith("\x1b[?25h"), "the cursor is back"
+
+
+def test_top_hides_no_loss_on_a_narrow_terminal(database: Database) -> None:
+    printed = on_a_terminal(["top", "--once", "--interval", "0.1", "--dsn", database.dsn], {}, size=(40, 30))
+    assert "0 messages missing, 0 undecodable" in " ".join(re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", printed).split())
 
 
 def test_a_bad_line_below_a_progress_bar(database: Database, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import click
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
@@ -218,8 +219,10 @@ def _page(view: View) -> Group:
         f"[bold]{lines.plain(view.time)}[/] {_rates(snapshot)}, {snapshot.attachments_per_second:,.1f} attachments/s\n"
         f"queue {usage}, lag {view.lag_seconds * 1000:,.1f} ms, [{colour}]{losses}[/]"
     )
-    parts: list[str | Table] = [
-        head,
+    told = Text.from_markup(head, overflow="fold")
+    told.no_wrap = False  # on a narrow terminal, too, all of it is shown
+    parts: list[Text | Table] = [
+        told,
         _table(
             ("server", "language", "namespaces", "messages/s", "bytes/s", "silent", "session"),
             [*snapshot.servers, *snapshot.emitters],
