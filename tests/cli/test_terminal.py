@@ -135,7 +135,12 @@ def test_interrupted(thousand: Database, command: str) -> None:
 
 
 def on_a_terminal(
-    arguments: list[str], env: Mapping[str, str], *, stdin: Path | None = None, size: tuple[int, int] = (24, 80)
+    arguments: list[str],
+    env: Mapping[str, str],
+    *,
+    stdin: Path | None = None,
+    typed: bytes = b"",
+    size: tuple[int, int] = (24, 80),
 ) -> str:
     """What is printed on a terminal with so many rows and columns, by a command that ends by itself."""
     pid, terminal = pty.fork()
@@ -144,6 +149,7 @@ def on_a_terminal(
         if stdin is not None:
             os.dup2(os.open(stdin, os.O_RDONLY), 0)
         os.execve(sys.executable, [*PROGRAM, *arguments], {**os.environ, "TERM": "xterm", **env})  # noqa: S606
+    os.write(terminal, typed)
     printed = b""
     while True:
         try:
@@ -363,6 +369,17 @@ def test_top_on_a_terminal_of_any_size(database: Database, rows: int, columns: i
 def test_top_hides_no_loss_on_a_narrow_terminal(database: Database) -> None:
     printed = on_a_terminal(["top", "--once", "--interval", "0.1", "--dsn", database.dsn], {}, size=(40, 30))
     assert "0 messages missing, 0 undecodable" in " ".join(re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", printed).split())
+
+
+@pytest.mark.parametrize(
+    ("command", "line"), [("emit -", b'["a"]'), ("events import", b'{"aggregate_id": "a", "event_type": "T"}')]
+)
+def test_no_bar_gets_into_what_is_typed(database: Database, command: str, line: bytes) -> None:
+    with EventStore(database.dsn) as store:
+        store.open()
+        printed = on_a_terminal([*command.split(), "--dsn", database.dsn], {}, typed=line + b"\n\x04")
+    assert "1 event is" in printed
+    assert "\x1b[?25l" not in printed
 
 
 def test_a_bad_line_below_a_progress_bar(database: Database, tmp_path: Path) -> None:

@@ -52,3 +52,19 @@ def test_its_reader_may_end(database: Database) -> None:
     )
     assert "Traceback" not in ended.stderr
     assert ended.returncode == 0, ended.stderr
+
+
+def test_no_password_is_shown() -> None:
+    ended = subprocess.run(
+        [*DEMO, "--check", "--dsn", "postgresql://u:geheim@127.0.0.1:1/d"],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * TIMEOUT_S,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "ended before it was ready" in ended.stderr
+    assert "Connection refused" in ended.stderr
+    assert "geheim" not in ended.stdout + ended.stderr

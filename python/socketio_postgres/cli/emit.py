@@ -74,7 +74,7 @@ def emit(
     count = 0
     with Emitter(dsn, **bus_keywords(**options)) as io:
         try:
-            with progress() as bar:
+            with progress(sys.stdin.buffer if is_stream else None) as bar:
                 task = bar.add_task("events", total=None)
                 for number, line in given:
                     try:

@@ -137,7 +137,7 @@ def import_(file: BinaryIO, *, skip_existing: bool, **options: Any) -> None:
 
     with open_store(**options) as store:
         try:
-            with progress() as bar:
+            with progress(file) as bar:
                 task = bar.add_task("events", total=None)
 
                 def counted(given: Iterable[Event]) -> Iterator[Event]:

@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import IO, Any
 
 import rich.console
 import rich.markup
@@ -83,8 +83,12 @@ def events_are(count: int) -> str:
     return "1 event is" if count == 1 else f"{count} events are"
 
 
-def progress() -> Progress:
-    """A bar on standard error for work that takes long; nothing where that is no terminal."""
+def progress(source: IO[Any] | None = None) -> Progress:
+    """A bar on standard error for work that takes long; nothing where that is no terminal.
+
+    Args:
+        source: What the work reads. Nothing is shown either while somebody types it on a terminal.
+    """
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -92,7 +96,7 @@ def progress() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=errors,
-        disable=not errors.is_terminal,
+        disable=not errors.is_terminal or (source is not None and source.isatty()),
         transient=True,
     )
 
