@@ -22,7 +22,7 @@ from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres.cli import session
 from socketio_postgres.cli.options import as_json, bus_keywords, bus_options, namespaces_of
-from socketio_postgres.cli.output import errors, lines, to_json
+from socketio_postgres.cli.output import errors, lines, to_json, until_reader_ends
 from socketio_postgres.cli.traffic import Session, Snapshot, Traffic, lock_class
 from socketio_postgres.client import AsyncPostgresClient, GapInfo
 from socketio_postgres.exceptions import ClosedError, SocketIOPostgresError
@@ -195,7 +195,7 @@ async def _top(watch: _Watch, interval: float, count: int | None, *, is_json: bo
     is_live = lines.is_terminal and not is_json
     number = 0
     screen = Live(console=lines, auto_refresh=False) if is_live else contextlib.nullcontext()
-    async with contextlib.aclosing(watch.views(interval)) as views:
+    async with until_reader_ends(), contextlib.aclosing(watch.views(interval)) as views:
         with screen as live:
             async for view in views:
                 if live is not None:
