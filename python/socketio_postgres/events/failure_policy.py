@@ -6,7 +6,7 @@ import dataclasses
 
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["FailurePolicy", "Park", "ParkedEvent", "Skip", "Stop"]
+__all__ = ["FailurePolicy", "Park", "ParkedEvent", "Skip", "Stop", "policy_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +71,19 @@ class ParkedEvent:
     aggregate_id: str
     attempts: int
     last_error: str | None
+
+
+def policy_of(on_error: object) -> FailurePolicy:
+    """The policy that was asked for; `Stop()` without one.
+
+    Raises:
+        OptionsError: It is none, for example a class instead of an object.
+    """
+    if on_error is None:
+        return Stop()
+    if not isinstance(on_error, FailurePolicy):
+        reason = "must be Stop(), Skip() or Park()"
+        raise OptionsError(
+            f"invalid on_error: {reason} (got {on_error!r})", option="on_error", value=repr(on_error), reason=reason
+        )
+    return on_error
