@@ -706,6 +706,9 @@ async def test_options_are_checked_before_anything_is_made(our_store: AsyncEvent
                 await durable.run(lambda _: None, policy)  # type: ignore[arg-type]
         with pytest.raises(OptionsError, match="max_wait"):
             await anext(durable.batches(max_wait=-1))
+    for options in ({"after": 0}, {"after": "3"}, {"delay": -1}, {"max_delay": "1"}):
+        with pytest.raises(OptionsError, match=next(iter(options))):
+            Park(**options)
 
 
 def test_blocking_projections_are_no_coroutine_functions(database: Database) -> None:

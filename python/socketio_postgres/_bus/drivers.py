@@ -205,8 +205,8 @@ _PASSING = ("08", "25006", "40", "53", "57P", *_TOO_LONG)
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same transaction may succeed later: a conflict with another one, or a lost connection."""
-    if isinstance(error, (ConnectionError, socket.gaierror)):  # ours is a ConnectionError, too
-        return True
+    if isinstance(error, (ConnectionError, socket.gaierror)) or type(error).__module__ == "ssl":
+        return True  # ours is a ConnectionError, too
     if type(error) in {OSError, TimeoutError}:
         return error.errno is not None  # type: ignore[attr-defined]  # the system's, and not of `asyncio.timeout`
     sqlstate = sqlstate_of(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from socketio_postgres.events.event import check_positive, check_seconds
 from socketio_postgres.exceptions import OptionsError
 
 __all__ = ["FailurePolicy", "Park", "ParkedEvent", "Skip", "Stop", "policy_of"]
@@ -24,13 +25,9 @@ class FailurePolicy:
     max_delay: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.after < 1:
-            raise OptionsError(
-                f"invalid after: must be at least 1 (got {self.after!r})",
-                option="after",
-                value=repr(self.after),
-                reason="must be an integer of at least 1",
-            )
+        check_positive("after", self.after or 0)
+        check_seconds("delay", self.delay, 0)
+        check_seconds("max_delay", self.max_delay, 0)
 
     def pause(self, attempts: int) -> float:
         """Seconds to wait after so many attempts."""
