@@ -178,6 +178,19 @@ async def test_the_new_version_is_repartitioned_at_the_switch(
     assert sorted(served.data()) == list(range(40))
 
 
+@pytest.mark.parametrize("change", ["pause_durable", "delete_durable"])
+async def test_changes_at_a_repartition(our_store: AsyncEventStore, database: Database, change: str) -> None:
+    """They are made to the new partitions: the subscription was there all the time."""
+    async with our_store.durable("effects"):
+        pass
+    async with repartitioning(our_store, database, "effects", 4):
+        changing = asyncio.create_task(getattr(our_store, change)("effects"))
+        await waits(database)
+    await in_time(changing)
+    states = await our_store.durable_subscriptions()
+    assert [state.is_paused for state in states] == ([True] if change == "pause_durable" else [])
+
+
 # ------------------------------------------------------------------------------------------------------ deleted
 
 

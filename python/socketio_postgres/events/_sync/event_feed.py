@@ -422,9 +422,11 @@ class EventFeed(EventLog):
             f" UPDATE {table} SET {change}, updated_at = pg_catalog.now() WHERE name = $1"
             " AND partition IN (SELECT partition FROM held) AND replaced_by IS NULL RETURNING name"
         )
-        if not self._query_durable(sql, name, *texts):
-            self._check_not_replaced(name)
-            raise _no_durable(name)
+        for _ in range(2):  # the second time, if `repartition_durable` has just replaced them
+            if self._query_durable(sql, name, *texts):
+                return
+        self._check_not_replaced(name)
+        raise _no_durable(name)
 
     def _check_not_replaced(self, name: str) -> None:
         table = self._core.table("_subscriptions")
