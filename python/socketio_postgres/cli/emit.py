@@ -91,7 +91,7 @@ def emit(
         except BaseException:  # a bad line, or Ctrl-C: whoever goes on must know where
             io.flush(timeout=LAST_LIMIT)
             if is_stream:
-                _tell(count)
+                _tell(max(count, io.stats()["published"]))  # Ctrl-C may come between an event and its count
             raise
         io.flush()
     if is_stream:
