@@ -483,7 +483,7 @@ def fan_out(stage: Stage) -> list[Table]:
 CREATE_TOTALS = "CREATE TABLE totals (aggregate_id text PRIMARY KEY, total bigint)"
 ADD = "INSERT INTO totals VALUES (%s, 1) ON CONFLICT (aggregate_id) DO UPDATE SET total = totals.total + 1"
 ADD_ALL = (
-    "INSERT INTO totals SELECT id, count(*) FROM unnest(%s) AS id GROUP BY id"
+    "INSERT INTO totals SELECT id, count(*) FROM unnest(%s::text[]) AS id GROUP BY id"
     " ON CONFLICT (aggregate_id) DO UPDATE SET total = totals.total + excluded.total"
 )
 

@@ -34,6 +34,7 @@ NAMES: Final = {
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
     "__anext__": "__next__",
+    "asynccontextmanager": "contextmanager",
     "StopAsyncIteration": "StopIteration",
 }
 """Names that change, beside `Async…`, which becomes `…`."""

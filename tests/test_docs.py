@@ -246,6 +246,14 @@ def test_compatibility_table() -> None:
     assert f"| python-socketio | {socketio_[1]} to" in text
 
 
+def test_each_row_of_the_compatibility_names_its_test() -> None:
+    _, _, section = (ROOT / "docs/compatibility.md").read_text().partition("\n## Compatibility\n")
+    lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) > 10
+    for line in lines:
+        assert re.search(r"\]\(\.\./(tests/|\.ci/)", line.removesuffix(" |").split(" | ")[-1]), line
+
+
 def described(function: Callable[[Any], Any], value: Any) -> str:
     """What a function of `socketio_postgres._cluster.rooms` makes of a value, in the words of docs/rooms.md."""
     try:

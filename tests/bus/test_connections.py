@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import stat
+from pathlib import Path
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from socketio_postgres import AsyncEmitter, ConnectionLostError, Emitter
+from socketio_postgres import AsyncEmitter, AsyncPostgresClient, ConnectionLostError, Emitter
 from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.fixtures.bus import BusReader, acquainted, serving
 from tests.fixtures.clients import PythonClient
@@ -166,3 +171,35 @@ async def test_a_commit_under_way_is_in_doubt_and_what_waits_is_not(database: Da
         assert [frame.message["data"]["packet"]["data"][0] for frame in spy.frames] == ["second"]
         stats = io._bus.stats()
         assert (stats["published"], stats["publish_failed"], stats["publisher_reconnects"]) == (1, 1, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux' list of descriptors")
+async def test_small_messages_are_sent_at_once(database: Database) -> None:
+    """TCP_NODELAY, on every connection to PostgreSQL, as docs/operations.md says."""
+    dsn = make_conninfo(database.dsn, host="127.0.0.1")
+    port = int(conninfo_to_dict(dsn)["port"] or 0)
+
+    def options() -> dict[int, int]:
+        """Whether it is set, by the local port of each connection."""
+        found = {}
+        for file in Path("/proc/self/fd").iterdir():
+            try:
+                descriptor = os.dup(int(file.name))
+            except OSError:  # of the listing itself
+                continue
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                continue
+            with socket.socket(fileno=descriptor) as each:
+                if each.family == socket.AF_INET and each.getpeername()[1] == port:
+                    found[each.getsockname()[1]] = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        return found
+
+    before = options()
+    async with AsyncPostgresClient(dsn) as client:
+        await client.listen("channel")
+        attachment_id = await client.insert_attachment(b"body")
+        assert await client.get_attachment(attachment_id) == b"body"
+        opened = {port: option for port, option in options().items() if port not in before}
+    assert len(opened) == 3, "publisher, listener, attachments"
+    assert all(opened.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from socketio_postgres.cli.tail import TYPES
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import TIMEOUT_S
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "command-line.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "command-line.md"
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDLESS = ("socketio-postgres tail", "socketio-postgres top")
 
@@ -44,7 +46,7 @@ def test_all_commands(database: Database, tmp_path: Path) -> None:
             command = line.replace("dbname=postgres", f"dbname={database.name}")
             if command.startswith(ENDLESS):
                 command = command.partition("|")[0] + " --help"
-            elif " import " in command:
+            elif " import " in command and "--skip-existing" not in command:
                 _give_other_ids(tmp_path / "events.jsonl")
             ended = subprocess.run(  # noqa: S602 - these lines are for a shell
                 command,
@@ -79,3 +81,43 @@ def test_every_option_has_a_help_text() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option) and parameter.name not in {"namespace", "limit"}:
                 assert parameter.help, f"{command.name} --{parameter.name}"
+
+
+MENTION = re.compile(r"socketio-postgres +(?P<words>[^\n]+)")
+NOT_COMMANDS = {"cluster", "server"}
+"""What docs/operations.md hashes for advisory locks."""
+
+
+def mentions() -> list[tuple[str, str]]:
+    """Everything that a document calls the program with, and where: in code spans, in blocks, and in indented lines."""
+    found = []
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]):
+        text = path.read_text()
+        blocks = re.findall(r"^```.*?^```$", text, re.MULTILINE | re.DOTALL)
+        spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+        lines = [
+            line.strip() for line in [*"\n".join(blocks).splitlines(), *re.findall(r"^    .*$", text, re.MULTILINE)]
+        ]
+        for code in [*(" ".join(span.split()) for span in spans), *lines]:
+            match = MENTION.match(code)
+            if match is not None and match["words"].split()[0] not in NOT_COMMANDS:
+                found.append((path.name, match["words"]))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("page", "words"), mentions(), ids=" ".join)
+def test_every_command_of_every_document_exists(page: str, words: str) -> None:
+    command: click.Command = program
+    for word in shlex.split(words.replace("…", "x"), comments=True):
+        if word in {"|", "||", "&", "&&", ">", "<", "--", "-h"}:
+            break
+        if word.startswith("-") and word != "-":
+            known = {name for parameter in command.params for name in parameter.opts}
+            assert word.partition("=")[0] in known, f"{page}: {command.name} has no {word}"
+        elif isinstance(command, click.Group):
+            assert word in command.commands, f"{page}: {command.name} has no command {word}"
+            command = command.commands[word]
+
+
+def test_documents_name_many_commands() -> None:
+    assert len(mentions()) > 50

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import io
 import json
 import os
 import pty
+import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+import termios
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from socketio_postgres import AsyncEmitter, Event, EventStore
 from socketio_postgres.cli import main
@@ -79,6 +86,23 @@ def test_a_full_disk(thousand: Database, command: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("doctor {} >&- 2>&-", 0),
+        ("events load {} >&-", 0),
+        ("events export {} >&-", 0),
+        ("events import {} <&-", 0),
+        ("emit - {} <&-", 0),
+        ("emit a {} <&- >&- 2>&-", 0),
+    ],
+)
+def test_closed_descriptors(thousand: Database, line: str, status: int) -> None:
+    ended = shell("sp " + line.replace("{}", f"--dsn '{thousand.dsn}'"))
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("command", ["tail", "top", "events tail", "emit -", "events import"])
 def test_interrupted(thousand: Database, command: str) -> None:
     def sessions() -> set[int]:
@@ -110,11 +134,22 @@ def test_interrupted(thousand: Database, command: str) -> None:
     assert b"Traceback" not in told
 
 
-def on_a_terminal(arguments: list[str], env: Mapping[str, str]) -> str:
-    """What is printed on a terminal, by a command that ends by itself."""
+def on_a_terminal(
+    arguments: list[str],
+    env: Mapping[str, str],
+    *,
+    stdin: Path | None = None,
+    typed: bytes = b"",
+    size: tuple[int, int] = (24, 80),
+) -> str:
+    """What is printed on a terminal with so many rows and columns, by a command that ends by itself."""
     pid, terminal = pty.fork()
     if pid == 0:
+        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        if stdin is not None:
+            os.dup2(os.open(stdin, os.O_RDONLY), 0)
         os.execve(sys.executable, [*PROGRAM, *arguments], {**os.environ, "TERM": "xterm", **env})  # noqa: S606
+    os.write(terminal, typed)
     printed = b""
     while True:
         try:
@@ -249,3 +284,130 @@ def test_a_question_without_an_answer(database: Database) -> None:
 def test_wrong_usage(capsys: Capture, arguments: list[str]) -> None:
     assert main(arguments) == 2
     assert "Error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["tail", "tail --json", "top --interval 3600", "events tail", "events tail --json"])
+def test_a_reader_that_ends_while_nothing_happens(thousand: Database, command: str) -> None:
+    ended = shell(f"sp {command} --dsn '{thousand.dsn}' | true")
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_tail_ends_after_the_one_line_that_is_wanted(database: Database) -> None:
+    """As in `socketio-postgres tail | head -n 1`: nothing else is ever emitted."""
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM, "tail", "--dsn", database.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stdout is not None
+    await asyncio.wait_for(process.stderr.readline(), TIMEOUT_S)
+    async with AsyncEmitter(database.dsn) as emitter:
+        await emitter.emit("one")
+    assert b'["one"]' in await asyncio.wait_for(process.stdout.readline(), TIMEOUT_S)
+    process.stdout._transport.close()  # type: ignore[attr-defined]  # as `head` does
+    assert await asyncio.wait_for(process.wait(), TIMEOUT_S) == 0
+    assert await process.stderr.read() == b""
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[tuple[str, socket.socket]]:
+    """The connection string of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(TIMEOUT_S)
+        yield f"host=127.0.0.1 port={server.getsockname()[1]} user=u dbname=d connect_timeout=600", server
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "doctor",
+        "emit a",
+        "emit -",
+        "tail",
+        "top",
+        "events load",
+        "events tail",
+        "events export",
+        "events import",
+        "events subscriptions",
+        "events parked x",
+        "events replay x true",
+        "events trim 1",
+    ],
+)
+def test_interrupted_while_it_connects(command: str) -> None:
+    with silent_server() as (dsn, server):
+        process = subprocess.Popen(
+            [*PROGRAM, *command.split(), "--dsn", dsn],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        )
+        try:
+            accepted, _ = server.accept()
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=TIMEOUT_S)
+            accepted.close()
+        finally:
+            process.kill()
+    assert process.returncode == 130, told
+    assert b"Traceback" not in told
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (5, 20), (1, 1), (2, 300)])
+def test_top_on_a_terminal_of_any_size(database: Database, rows: int, columns: int) -> None:
+    with EventStore(database.dsn):
+        printed = on_a_terminal(
+            ["top", "--count", "2", "--interval", "0.1", "--dsn", database.dsn], {}, size=(rows, columns)
+        )
+    assert "Traceback" not in printed
+    assert printed.rstrip().endswith("\x1b[?25h"), "the cursor is back"
+
+
+def test_top_hides_no_loss_on_a_narrow_terminal(database: Database) -> None:
+    printed = on_a_terminal(["top", "--once", "--interval", "0.1", "--dsn", database.dsn], {}, size=(40, 30))
+    assert "0 messages missing, 0 undecodable" in " ".join(re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", printed).split())
+
+
+@pytest.mark.parametrize(
+    ("command", "line"), [("emit -", b'["a"]'), ("events import", b'{"aggregate_id": "a", "event_type": "T"}')]
+)
+def test_no_bar_gets_into_what_is_typed(database: Database, command: str, line: bytes) -> None:
+    with EventStore(database.dsn) as store:
+        store.open()
+        printed = on_a_terminal([*command.split(), "--dsn", database.dsn], {}, typed=line + b"\n\x04")
+    assert "1 event is" in printed
+    assert "\x1b[?25l" not in printed
+
+
+def test_a_bad_line_below_a_progress_bar(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text('["a"]\n["b"]\n{\n["c"]\n')
+    printed = on_a_terminal(["emit", "-", "--dsn", database.dsn], {}, stdin=tmp_path / "lines")
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", printed)
+    assert "2 events are committed" in plain
+    assert plain.rstrip().splitlines()[-1].startswith("Error: line 3 is not JSON")
+    assert printed.count("\x1b[?25l") == printed.count("\x1b[?25h"), "the cursor is back"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "doctor",
+        "doctor --json",
+        "top --once --interval 0.1",
+        "top --once --interval 0.1 --json",
+        "emit a",
+        "events load",
+        "events export",
+        "events subscriptions",
+    ],
+)
+@pytest.mark.parametrize("source", ["dsn", "environment"])
+def test_no_password_is_shown_of_a_connection_that_works(thousand: Database, command: str, source: str) -> None:
+    given = make_conninfo(thousand.dsn, password="geheim") if source == "dsn" else thousand.dsn
+    listen = f"--listen-dsn '{given}'"
+    ended = shell(f"sp {command} --dsn '{given}' {listen}", PGPASSWORD="geheim")
+    assert ended.returncode == 0, ended.stderr
+    assert "geheim" not in ended.stdout + ended.stderr

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -17,8 +19,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from socketio_postgres import AsyncDurableSubscription, AsyncEventStore, DatabaseError, Event, Park, StoredEvent
 from tests.fixtures.database import Database
-from tests.fixtures.proxy import Direction, Link, Proxy
-from tests.fixtures.waiting import eventually
+from tests.fixtures.proxy import Direction, Link, Proxy, Shape
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 PARTITIONS = [1, 4]
 SQLSTATES = {"statement_timeout": "57014", "lock_timeout": "55P03", "transaction_timeout": "25P04"}
@@ -270,3 +272,55 @@ async def consume_all(store: AsyncEventStore, direct: AsyncEventStore, database:
     (state,) = [each for each in await direct.durable_subscriptions() if each.name == name]
     assert (state.position, state.parked) == (9, 0)
     assert [each.owner for each in state.partitions] == [None, None], "nobody waits for a lease"
+
+
+# ---------------------------------------------------------------------------------------------- leaving, and reading
+
+
+@pytest.mark.parametrize("partitions", PARTITIONS)
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "silent"])
+async def test_leaving_while_the_database_is_away(database: Database, partitions: int, *, is_silent: bool) -> None:
+    """D6: the user's error is not hidden, and not kept waiting until a statement is given up."""
+    with Proxy(database) as proxy:
+        async with AsyncEventStore(proxy.dsn, answer_timeout=10 * TIMEOUT_S) as store:
+            await fill(store, 3)
+
+            async def leave() -> None:
+                async with store.durable("d", partitions=partitions) as durable:
+                    for _ in range(2):
+                        await anext(durable)
+                    if is_silent:
+                        proxy.swallow_from(b"", count=float("inf"))
+                        for link in proxy.links:
+                            link.swallow()
+                    else:
+                        proxy.refuse()
+                        proxy.reset()
+                    raise ValueError("the user's")
+
+            with pytest.raises(ValueError, match="the user's"):
+                await asyncio.wait_for(leave(), TIMEOUT_S)
+            proxy.traps.clear()
+            proxy.accept()
+            proxy.reset()
+
+
+async def test_a_read_that_takes_longer_than_the_lease(our_store: AsyncEventStore, database: Database) -> None:
+    """D7: it is renewed meanwhile. Otherwise whoever stands by would take over, and read for as long, and so on."""
+    lease = 4.0
+    await our_store.store_batch(Event("T", "a", os.urandom(10_000).hex()) for _ in range(100))
+    with Proxy(database) as proxy:
+        async with (
+            AsyncEventStore(proxy.dsn) as far,
+            far.durable("d", lease=lease, checkpoint_interval=0) as durable,
+        ):
+            standing_by = asyncio.create_task(our_store.durable("d", lease=lease).__aenter__())
+            proxy.shape = Shape(bytes_per_second=200_000)
+            began = time.monotonic()
+            event = await anext(durable)
+            assert time.monotonic() - began > 2 * lease
+            assert not standing_by.done(), standing_by
+            proxy.shape = Shape()
+            await durable.ack(event)
+            standing_by.cancel()
+            await asyncio.gather(standing_by, return_exceptions=True)

@@ -1,10 +1,13 @@
-"""Durable subscriptions at their seams: committed and not told, handed over halfway, deleted and made again."""
+"""Durable subscriptions at their seams: committed and not told, handed over halfway, deleted and made again.
+
+Directly, and behind a pooler in transaction mode, where each transaction may run in another session.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,7 +30,10 @@ from socketio_postgres import (
 )
 from socketio_postgres.events.failure_policy import FailurePolicy
 from tests.fixtures.database import Database
+from tests.fixtures.pgbouncer import PgBouncer, pgbouncer_program
 from tests.fixtures.waiting import TIMEOUT_S, eventually
+
+__all__ = ["pgbouncer_program"]
 
 IN_FIRST, IN_SECOND = "a2", "a0"
 """Aggregates that fall into the first and the second of two partitions."""
@@ -37,6 +43,24 @@ STRANGER_LEAVES = (
     "DELETE FROM events_consumers WHERE owner = 'stranger'",
     "UPDATE events_subscriptions SET owner = NULL, lease_until = NULL WHERE owner = 'stranger'",
 )
+
+
+@pytest.fixture(params=["direct", "pooler"])
+def way(request: pytest.FixtureRequest, database: Database) -> Iterator[Database]:
+    """The way to the database, of stores and of the user's transactions."""
+    if request.param == "direct":
+        yield database
+        return
+    program = request.getfixturevalue("pgbouncer_program")
+    with PgBouncer(program, database, "transaction") as pooler:
+        yield Database(pooler.dsn)
+
+
+@pytest.fixture
+async def our_store(way: Database, database: Database) -> AsyncIterator[AsyncEventStore]:
+    """A store that is open on a table of its own."""
+    async with AsyncEventStore(way.dsn, listen_dsn=database.dsn, enable_prepared_stmts=way is database) as store:
+        yield store
 
 
 async def fill(store: AsyncEventStore, count: int, start: int = 0) -> None:
@@ -53,10 +77,10 @@ def execute(database: Database, *statements: str) -> None:
 
 
 @asynccontextmanager
-async def effects_of(database: Database) -> AsyncIterator[psycopg.AsyncConnection]:
+async def effects_of(database: Database, way: Database) -> AsyncIterator[psycopg.AsyncConnection]:
     """A connection of the user's, and a table for effects without a key, so that nothing hides what came twice."""
     execute(database, "CREATE TABLE effects (id bigserial, data int)")
-    async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
+    async with await psycopg.AsyncConnection.connect(way.dsn, prepare_threshold=None) as connection:
         yield connection
 
 
@@ -110,10 +134,12 @@ async def test_a_partition_that_comes_while_a_batch_is_filled(our_store: AsyncEv
     assert sorted(seen) == list(range(1, last + 1))
 
 
-async def test_a_partition_that_is_locked_is_handed_over_later(our_store: AsyncEventStore, database: Database) -> None:
+async def test_a_partition_that_is_locked_is_handed_over_later(
+    our_store: AsyncEventStore, database: Database, way: Database
+) -> None:
     """A transaction of the user's has it; once that has ended, nobody waits for the lease to run out."""
     await fill(our_store, 4)
-    async with effects_of(database) as connection, our_store.durable("d", partitions=2) as durable:
+    async with effects_of(database, way) as connection, our_store.durable("d", partitions=2) as durable:
         await anext(durable)
         event = await anext(durable)
         assert event.aggregate_id == IN_SECOND
@@ -130,12 +156,12 @@ async def test_a_partition_that_is_locked_is_handed_over_later(our_store: AsyncE
         await asyncio.gather(handled, return_exceptions=True)
 
 
-async def test_another_history_of_the_same_name(our_store: AsyncEventStore, database: Database) -> None:
+async def test_another_history_of_the_same_name(our_store: AsyncEventStore, database: Database, way: Database) -> None:
     """Deleted and made again, and by a failover with the same epoch as before; the old owner is no owner of it."""
     await fill(our_store, 4)
     async with (
         AsyncEventStore(database.dsn) as other_store,
-        effects_of(database) as connection,
+        effects_of(database, way) as connection,
         our_store.durable("d") as old,
     ):
         event = await anext(old)
@@ -174,11 +200,11 @@ async def test_a_claim_that_was_committed_and_not_told(our_store: AsyncEventStor
 
 
 async def test_repartitioning_does_not_overtake_an_open_transaction(
-    our_store: AsyncEventStore, database: Database
+    our_store: AsyncEventStore, database: Database, way: Database
 ) -> None:
     """The lease is over, but its transaction will still commit. The position of one is not that of the others."""
     await fill(our_store, 4)
-    async with effects_of(database) as connection:
+    async with effects_of(database, way) as connection:
         async with our_store.durable("d", partitions=2, lease=0.1) as durable:
             await durable.ack_in(connection, await anext(durable))
         execute(database, "UPDATE events_subscriptions SET position = 0 WHERE partition = 1")
@@ -199,10 +225,12 @@ async def test_repartitioning_does_not_overtake_an_open_transaction(
 
 
 @pytest.mark.parametrize("call", ["fence_in", "ack_in"])
-async def test_positions_are_locked_in_one_order(our_store: AsyncEventStore, database: Database, call: str) -> None:
+async def test_positions_are_locked_in_one_order(
+    our_store: AsyncEventStore, database: Database, way: Database, call: str
+) -> None:
     """A batch begins with the second partition, while somebody rewinds the subscription."""
     await fill(our_store, 3)
-    async with effects_of(database) as connection, our_store.durable("d", partitions=2) as durable:
+    async with effects_of(database, way) as connection, our_store.durable("d", partitions=2) as durable:
         await durable.ack(await anext(durable))
         batch = await in_time(anext(durable.batches()))
         assert [event.aggregate_id for event in batch] == [IN_SECOND, IN_FIRST]
@@ -226,12 +254,12 @@ async def test_positions_are_locked_in_one_order(our_store: AsyncEventStore, dat
 
 @pytest.mark.parametrize("policy", [Park(after=3, delay=0.001), Park(), Skip()], ids=["retry", "park", "skip"])
 async def test_a_commit_in_doubt_is_not_applied_again(
-    our_store: AsyncEventStore, database: Database, policy: FailurePolicy
+    our_store: AsyncEventStore, database: Database, way: Database, policy: FailurePolicy
 ) -> None:
     """The connection breaks while it commits: the handler sees an error, and the database has its changes."""
     await fill(our_store, 4)
     lost: list[int] = []
-    async with effects_of(database) as connection, our_store.durable("d") as durable:
+    async with effects_of(database, way) as connection, our_store.durable("d") as durable:
 
         async def handler(event: StoredEvent) -> None:
             async with connection.transaction():
@@ -250,10 +278,12 @@ async def test_a_commit_in_doubt_is_not_applied_again(
     assert applied(database) == [0, 1, 2, 3]
 
 
-async def test_an_event_is_acknowledged_in_one_transaction(our_store: AsyncEventStore, database: Database) -> None:
+async def test_an_event_is_acknowledged_in_one_transaction(
+    our_store: AsyncEventStore, database: Database, way: Database
+) -> None:
     """In another one the call says that it was acknowledged, instead of letting its changes happen twice."""
     await fill(our_store, 4)
-    async with effects_of(database) as connection, our_store.durable("d") as durable:
+    async with effects_of(database, way) as connection, our_store.durable("d") as durable:
         first = await anext(durable)
         await durable.ack_in(connection, first)
         second = await anext(durable)
@@ -303,7 +333,7 @@ async def test_a_parking_that_was_committed_and_not_told(our_store: AsyncEventSt
 
 @pytest.mark.parametrize("is_suspicious", [False, True])
 async def test_parking_does_not_wait_for_the_users_own_transaction(
-    our_store: AsyncEventStore, database: Database, *, is_suspicious: bool
+    our_store: AsyncEventStore, database: Database, way: Database, *, is_suspicious: bool
 ) -> None:
     """The handler fails after `ack_in`, or its beginning is to be counted, and its transaction is still open."""
     await fill(our_store, 3)
@@ -312,7 +342,7 @@ async def test_parking_does_not_wait_for_the_users_own_transaction(
     if is_suspicious:
         crashed = "owner = 'dead', lease_until = now() - interval '1 s', unclean = 2"
         execute(database, f"UPDATE events_subscriptions SET {crashed}")
-    async with effects_of(database) as connection, our_store.durable("d", lease=1) as durable:
+    async with effects_of(database, way) as connection, our_store.durable("d", lease=1) as durable:
         if is_suspicious:
             await connection.execute("SELECT FROM events_subscriptions FOR UPDATE")
 
@@ -353,10 +383,12 @@ async def test_a_handler_that_was_cancelled_has_acknowledged_nothing(our_store: 
     assert seen == [0, 1, 1, 2]
 
 
-async def test_an_ack_after_a_rolled_back_ack_in_is_refused(our_store: AsyncEventStore, database: Database) -> None:
+async def test_an_ack_after_a_rolled_back_ack_in_is_refused(
+    our_store: AsyncEventStore, database: Database, way: Database
+) -> None:
     """It would acknowledge what was rolled back."""
     await fill(our_store, 3)
-    async with effects_of(database) as connection, our_store.durable("d") as durable:
+    async with effects_of(database, way) as connection, our_store.durable("d") as durable:
         await durable.ack_in(connection, await anext(durable))
         event = await anext(durable)
         await connection.rollback()
@@ -392,12 +424,12 @@ async def test_a_loop_that_is_left_and_entered_again(our_store: AsyncEventStore)
 @pytest.mark.parametrize("is_repeated", [False, True])
 @pytest.mark.parametrize("reason", ["fenced", "connection lost"])
 async def test_a_batch_that_could_not_be_acknowledged_comes_again(
-    our_store: AsyncEventStore, database: Database, reason: str, *, is_repeated: bool
+    our_store: AsyncEventStore, database: Database, way: Database, reason: str, *, is_repeated: bool
 ) -> None:
     """At least what is still ours of it, although the loop goes on."""
     await fill(our_store, 4)
     async with (
-        effects_of(database) as connection,
+        effects_of(database, way) as connection,
         await psycopg.AsyncConnection.connect(database.dsn) as other,
         our_store.durable("d", partitions=2, checkpoint_interval=0) as durable,
     ):
@@ -409,7 +441,8 @@ async def test_a_batch_that_could_not_be_acknowledged_comes_again(
             with pytest.raises(SubscriptionFencedError):
                 await in_time(batch.ack_in(connection))
         else:
-            execute(database, f"SELECT pg_terminate_backend({connection.info.backend_pid}, 10000)")
+            cursor = await connection.execute("SELECT pg_backend_pid()")
+            execute(database, "SELECT pg_terminate_backend({}, 10000)".format(*await cursor.fetchone() or ()))
             with pytest.raises(psycopg.OperationalError):
                 await in_time(batch.ack_in(connection))
         if is_repeated and reason != "fenced":
@@ -423,9 +456,11 @@ async def test_a_batch_that_could_not_be_acknowledged_comes_again(
         assert seen == expected
 
 
-async def test_an_event_that_could_not_be_parked_comes_again(our_store: AsyncEventStore, database: Database) -> None:
+async def test_an_event_that_could_not_be_parked_comes_again(
+    our_store: AsyncEventStore, database: Database, way: Database
+) -> None:
     await fill(our_store, 2)
-    async with our_store.durable("d", lease=1) as durable, effects_of(database) as connection:
+    async with our_store.durable("d", lease=1) as durable, effects_of(database, way) as connection:
         event = await anext(durable)
         await connection.execute("SELECT FROM events_subscriptions FOR UPDATE")
         with pytest.raises(EventStoreError, match="end it first"):
@@ -515,13 +550,15 @@ async def test_a_rewind_forgets_how_often_an_event_was_begun(our_store: AsyncEve
 
 
 @pytest.mark.parametrize("how", ["idle", "ack_in", "other partition", "repartitioned", "rewound"])
-async def test_every_position_knows_its_event(our_store: AsyncEventStore, database: Database, how: str) -> None:
+async def test_every_position_knows_its_event(
+    our_store: AsyncEventStore, database: Database, way: Database, how: str
+) -> None:
     """Whichever way it got there: otherwise nobody notices that the table was set back."""
     await fill(our_store, 3)
     options: dict[str, Any] = {"partitions": 2} if how in {"other partition", "repartitioned"} else {}
     if how == "idle":
         options["types"] = "rare"
-    async with effects_of(database) as connection, our_store.durable("d", **options) as durable:
+    async with effects_of(database, way) as connection, our_store.durable("d", **options) as durable:
         if how == "idle":
             await idle_until(durable, 3)
         elif how in {"ack_in", "other partition"}:
@@ -546,10 +583,12 @@ async def test_every_position_knows_its_event(our_store: AsyncEventStore, databa
 
 
 @pytest.mark.parametrize("call", ["ack", "ack_in", "loop"])
-async def test_a_position_that_is_set_back(our_store: AsyncEventStore, database: Database, call: str) -> None:
+async def test_a_position_that_is_set_back(
+    our_store: AsyncEventStore, database: Database, way: Database, call: str
+) -> None:
     """By a failover that loses commits; owner and epoch are the same, and no transaction was rolled back."""
     await fill(our_store, 5)
-    async with effects_of(database) as connection, our_store.durable("d", checkpoint_interval=0) as durable:
+    async with effects_of(database, way) as connection, our_store.durable("d", checkpoint_interval=0) as durable:
         for _ in range(3):
             event = await anext(durable)
         await durable.ack(event)

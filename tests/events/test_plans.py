@@ -11,6 +11,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import psycopg
 import pytest
 
 from socketio_postgres import ANY, END, NO_STREAM, AsyncEventStore, Event, EventNotFoundError, Filter
@@ -146,13 +147,13 @@ def without_autovacuum(database: Database) -> None:
         admin.execute("ALTER TABLE events SET (autovacuum_enabled = false)")
 
 
-def insert(database: Database) -> None:
-    """Many events."""
+def insert(database: Database, name: str = "e") -> None:
+    """Many events, with this at the beginning of their ids."""
     with database.connect() as admin:
         admin.execute(
-            "INSERT INTO events (id, aggregate_id, event_type, data) SELECT 'e' || i, 'a' || i % %s, 'T' || i %% 3,"
-            " jsonb_build_object('n', i) FROM generate_series(1, %s) AS i".replace("i % %s", "i %% %s"),
-            (AGGREGATES, ROWS),
+            "INSERT INTO events (id, aggregate_id, event_type, data) SELECT %s || i, 'a' || i %% %s, 'T' || i %% 3,"
+            " jsonb_build_object('n', i) FROM generate_series(1, %s) AS i",
+            (name, AGGREGATES, ROWS),
         )
 
 
@@ -225,6 +226,18 @@ async def test_a_table_that_grows(store: AsyncEventStore, database: Database, ha
         await use(store, f"many-{i}")
     await store.close()
     assert await rows_read(database) < 3 * ROWS
+
+
+async def test_a_table_that_grows_beside_a_connection_of_the_user(store: AsyncEventStore, database: Database) -> None:
+    without_autovacuum(database)
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        for name in ("few", "many"):
+            for i in range(15):  # psycopg prepares what was used five times, and then PostgreSQL plans it five times
+                async with conn.transaction():
+                    await store.store_in(conn, Event("T", f"{name}-{i}"))
+            insert(database, name)
+    await store.close()
+    assert await rows_read(database) < ROWS
 
 
 VERSIONS = {OUR_TABLE: {"events_pkey"}, GO_TABLE: {"events_pkey", "idx_events_version"}}

@@ -128,6 +128,34 @@ async def test_with_every_library(
         assert (await our_store.durable_subscriptions())[0].lag_seconds > 0
 
 
+CONFLICTS = """
+CREATE SEQUENCE attempts;
+CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS
+'BEGIN IF nextval(''attempts'') <= 3 THEN RAISE serialization_failure; END IF; RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER conflict AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION conflict();
+"""
+"""Three transactions fail while they commit, after everything in them has succeeded."""
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg_pool", "asyncpg", "asyncpg pool", "engine", "session"])
+async def test_a_conflict_at_commit(
+    our_store: AsyncEventStore, database: Database, effects: Callable[[], list[int]], kind: str
+) -> None:
+    """D3: the position was moved and is where it was; nobody's policy is asked."""
+    with database.connect() as admin:
+        admin.execute(CONFLICTS)
+    await fill(our_store, 6)
+    async with (
+        connecting(kind, database) as connect,
+        running(our_store.run(Effects(), connect=connect, on_error=Skip())),
+    ):
+        await eventually(lambda: len(effects()) >= 6, "all are applied")
+        await our_store.wait_for(6, durable="effects", timeout=TIMEOUT_S)
+    assert effects() == list(range(6))
+    assert database.value("SELECT last_value FROM attempts") > 3  # type: ignore[operator]
+
+
 async def test_a_function(our_store: AsyncEventStore, database: Database, effects: Callable[[], list[int]]) -> None:
     @our_store.projection("counts")
     async def counts(conn: Any, events: Sequence[StoredEvent]) -> None:

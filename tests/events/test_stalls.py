@@ -81,6 +81,7 @@ async def test_a_callback_that_ends_by_it_is_told_and_no_longer_listed(
             await store.store(Event("T", "a", "waits"))
             await eventually(lambda: not callback.is_active, "it has ended")
             writer.execute("COMMIT")
+        await eventually(lambda: strict.stats()["subscriptions"] == 0, "it reads no more")
         assert strict.active_subscriptions() == []
         await eventually(lambda: any(isinstance(error, StoreStalledError) for error in told), "it is told")
 

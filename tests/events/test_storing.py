@@ -8,6 +8,7 @@ import datetime as dt
 import os
 import pickle
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
@@ -32,7 +33,11 @@ from socketio_postgres import (
     WrongExpectedVersionError,
 )
 from tests.fixtures.database import Database
+from tests.fixtures.pgbouncer import PgBouncer, pgbouncer_program
+from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import eventually
+
+__all__ = ["pgbouncer_program"]
 
 
 async def test_what_is_stored_comes_back(store: AsyncEventStore) -> None:
@@ -477,6 +482,44 @@ async def test_a_connection_through_which_nothing_is_prepared(database: Database
         with database.connect() as admin:
             count = "SELECT query FROM pg_stat_activity WHERE query LIKE '%PREPARE%' AND pid <> pg_backend_pid()"
             assert admin.execute(count).fetchall() == []
+
+
+CALLS: dict[str, Callable[[AsyncEventStore], Awaitable[Any]]] = {
+    "store": lambda store: store.store(Event("T", "b")),
+    "expected": lambda store: store.store(Event("T", uuid.uuid4().hex), expected=NO_STREAM),
+    "batch": lambda store: store.store_batch([Event("T", "b"), Event("T", "c")]),
+    "import": lambda store: store.import_events([Event("T", "b")]),
+    "skip_existing": lambda store: store.import_events([Event("T", "b")], skip_existing=True),
+    "load": lambda store: store.load(1),
+    "load_by_aggregate": lambda store: store.load_by_aggregate("a"),
+    "durable_subscriptions": lambda store: store.durable_subscriptions(),
+}
+
+
+@pytest.mark.parametrize("others", ["DEALLOCATE", "PREPARE"])
+async def test_a_pooler_that_knows_no_prepared_statements(pgbouncer_program: str, others: str) -> None:
+    """It puts sessions behind a connection where ours are missing, or where others have the names that come next."""
+    with (
+        OwnPostgres() as server,
+        PgBouncer(pgbouncer_program, server.database, "transaction", pool_size=1) as pooler,
+        Database(pooler.dsn).connect() as other,
+    ):
+        other.prepare_threshold = None
+        for name, call in CALLS.items():
+            async with AsyncEventStore(pooler.dsn, listen_dsn=server.database.dsn) as store:
+                await store.store(Event("T", "a", id=f"{name} {others}"))
+                if others == "DEALLOCATE":
+                    for each in CALLS.values():
+                        await each(store)
+                    other.execute("DEALLOCATE ALL")
+                else:
+                    numbers = "SELECT coalesce(max(substr(name, 2)::int), 0) FROM pg_prepared_statements"
+                    row = other.execute(numbers).fetchone()
+                    assert row is not None
+                    for number in range(row[0] + 1, row[0] + 100):
+                        other.execute(f"PREPARE s{number} AS SELECT 'of somebody else'".encode())
+                await asyncio.wait_for(call(store), 20)
+            other.execute("DEALLOCATE ALL")
 
 
 async def test_statements_that_no_longer_fit_are_made_anew(our_store: AsyncEventStore, database: Database) -> None:

@@ -6,6 +6,7 @@ SIO_PG_TEST_WHEEL   a wheel that was built already, by `make wheel`; the tests b
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tarfile
 import zipfile
@@ -16,6 +17,7 @@ import pytest
 from tests.fixtures.building import CHEAPLY, maturin, run
 from tests.fixtures.database import Database
 from tests.fixtures.interpreters import interpreters
+from tests.fixtures.program import ROOT
 
 pytestmark = pytest.mark.timeout(1200)  # a build, and packages that come over the network
 
@@ -107,3 +109,24 @@ def test_the_sdist_has_what_building_needs_and_no_more(sdist: Path) -> None:
     folders = {name.partition("/")[0] for name in names if "/" in name}
     assert folders == {"python", "rust"}
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def stated_sizes() -> tuple[float, float]:
+    """Megabytes of the wheel and of the sdist, as the documents have them."""
+    text = (ROOT / "docs" / "installation.md").read_text()
+    match = re.search(r"for Linux x86-64 has ([\d.]+) MB, and the source distribution ([\d.]+) MB", text)
+    assert match is not None
+    return float(match[1]), float(match[2])
+
+
+def test_the_stated_size_of_the_sdist_is_true(sdist: Path) -> None:
+    _, stated = stated_sizes()
+    assert sdist.stat().st_size / 1e6 == pytest.approx(stated, abs=0.1)
+
+
+def test_the_stated_size_of_the_wheel_is_true() -> None:
+    given = os.environ.get("SIO_PG_TEST_WHEEL")
+    if given is None:
+        pytest.skip("needs SIO_PG_TEST_WHEEL: the wheels that the tests build are not optimised")
+    stated, _ = stated_sizes()
+    assert Path(given).stat().st_size / 1e6 == pytest.approx(stated, rel=0.1)

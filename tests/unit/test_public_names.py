@@ -56,6 +56,14 @@ def test_only_the_managers_import_python_socketio(name: str) -> None:
     assert packages.isdisjoint({"socketio", "engineio", "aiohttp", "requests"})
 
 
+def test_the_package_itself_loads_next_to_nothing() -> None:
+    """So that the time which docs/installation.md states stays true; a test of time would depend on the machine."""
+    modules = run("import sys; import socketio_postgres; print(*sys.modules)").split()
+    ours = {module for module in modules if module.startswith("socketio_postgres")}
+    assert ours == {"socketio_postgres", "socketio_postgres._core", "socketio_postgres.exceptions"}
+    assert {"asyncio", "dataclasses", "inspect", "json", "logging"}.isdisjoint(modules)
+
+
 def test_an_error_of_the_core_finds_its_class_in_a_fresh_process() -> None:
     assert "1 to 65535" in run(
         "import socketio_postgres\n"

@@ -46,6 +46,14 @@ def test_tests_run_what_ci_runs() -> None:
     assert (ROOT / ".ci" / "run").exists()
 
 
+def test_screenshots_are_kept() -> None:
+    (job,) = workflow(FOLDER / "tests.yml")["jobs"].values()
+    kept = [
+        step["with"]["path"] for step in job["steps"] if step.get("uses", "").startswith("actions/upload-artifact@")
+    ]
+    assert kept == [".cache/screenshots"]
+
+
 def test_every_promised_wheel_is_built_and_published() -> None:
     jobs = workflow(FOLDER / "wheels.yml")["jobs"]
     assert set(jobs) == {"linux", "macos", "sdist", "publish"}
@@ -66,10 +74,27 @@ def test_every_promised_wheel_is_built_and_published() -> None:
     assert "password" not in (FOLDER / "wheels.yml").read_text(), "trusted publishing needs no secret"
 
 
-def test_the_documents_name_every_extra() -> None:
+def test_what_is_installed_is_installed_with_a_python_of_its_own() -> None:
+    """The one of the system refuses pip on Ubuntu 24.04."""
+    for name, job in workflow(FOLDER / "wheels.yml")["jobs"].items():
+        for number, step in enumerate(job["steps"]):
+            if re.match(r"pip install", step.get("run", "")):
+                before = [each.get("uses", "") for each in job["steps"][:number]]
+                assert any(each.startswith("actions/setup-python@") for each in before), name
+
+
+def test_the_documents_name_every_extra_and_what_it_needs() -> None:
     told = (ROOT / "docs" / "installation.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", told.partition("## Wheels")[0], re.MULTILINE))
     # tomllib is new in Python 3.11.
     section = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
-    extras = re.findall(r"^(\w+) = \[", section, re.MULTILINE)
-    assert len(extras) == 4
-    assert all(f"| `{extra}` |" in told for extra in extras)
+    extras = dict(re.findall(r"^(\w+) = (\[.*?\]$|\[.*?^\])", section, re.MULTILINE | re.DOTALL))
+    assert rows.keys() == extras.keys()
+    for extra, requirements in extras.items():
+        lines = [line.partition("#")[0] for line in requirements.splitlines()]
+        needed = set(re.findall(r'"([\w-]+)', "\n".join(lines)))
+        # One extra of this package brings another, and one of python-socketio's brings aiohttp.
+        names = {
+            {"socketio-postgres": "the extra `cli`", "python-socketio": "aiohttp"}.get(name, name) for name in needed
+        }
+        assert set(rows[extra].split(", ")) == names

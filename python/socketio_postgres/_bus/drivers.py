@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import socket
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
@@ -16,10 +17,12 @@ from socketio_postgres.exceptions import OptionsError
 __all__ = [
     "asyncpg_has_transaction",
     "bad_connection",
+    "check_connect",
     "check_kind",
     "connection_of",
     "django_has_transaction",
     "is_passing",
+    "is_unavailable",
     "library_of",
     "literal",
     "numbered",
@@ -101,9 +104,27 @@ def connection_of(connect: Any) -> Any:
             return method()
     if callable(connect):
         return connect()
+    raise _bad_connect(connect)
+
+
+def check_connect(connect: Any) -> None:
+    """Check what connections are to come from. Nothing is connected yet.
+
+    Raises:
+        OptionsError: It is no pool, engine or function; perhaps a connection.
+    """
+    methods = (getattr(connect.__class__, name, None) for name in ("connection", "acquire", "connect"))
+    if not callable(connect) and not any(map(callable, methods)):
+        raise _bad_connect(connect)
+    # A connection of psycopg has a `connect`, too: a class method, which would lead somewhere else.
+    if connect.__class__.__module__.partition(".")[0] == "psycopg":
+        raise _bad_connect(connect)
+
+
+def _bad_connect(connect: object) -> OptionsError:
     reason = "must be a pool, an engine, or a function that returns a connection"
     shown = type(connect).__name__
-    raise OptionsError(f"invalid connect: {reason} (got {shown})", option="connect", value=shown, reason=reason)
+    return OptionsError(f"invalid connect: {reason} (got {shown})", option="connect", value=shown, reason=reason)
 
 
 def literal(text: str) -> str:
@@ -184,8 +205,10 @@ _PASSING = ("08", "25006", "40", "53", "57P", *_TOO_LONG)
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same transaction may succeed later: a conflict with another one, or a lost connection."""
-    if isinstance(error, OSError):  # ours is a ConnectionError, too
-        return True
+    if isinstance(error, (ConnectionError, socket.gaierror)) or type(error).__module__ == "ssl":
+        return True  # ours is a ConnectionError, too
+    if type(error) in {OSError, TimeoutError}:
+        return error.errno is not None  # type: ignore[attr-defined]  # the system's, and not of `asyncio.timeout`
     sqlstate = sqlstate_of(error)
     if sqlstate:
         return sqlstate.startswith(_PASSING)
@@ -199,6 +222,23 @@ def is_passing(error: BaseException) -> bool:
         "InternalError",
         "OperationalError",
     }
+
+
+_UNAVAILABLE = ("55P03", "57014", "58")
+"""SQLSTATEs, and classes of them, with which a limit, or the system, ends a statement that waits for a lock."""
+
+_NO_CONNECTION = {"ConnectionTimeout", "OperationalError", "PoolTimeout", "TimeoutError", "TooManyRequests"}
+"""Names of errors, of psycopg, its pool and SQLAlchemy's, when there is no connection for a while."""
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether a transaction that has done nothing but wait for its connection and a lock may get them later."""
+    if isinstance(error, OSError) or is_passing(error):
+        return True
+    kind = type(error)
+    if kind.__module__.startswith(("psycopg", "sqlalchemy", "asyncio")) and kind.__name__ in _NO_CONNECTION:
+        return not sqlstate_of(error)
+    return (sqlstate_of(error) or "").startswith(_UNAVAILABLE)
 
 
 def was_too_long(error: BaseException) -> bool:

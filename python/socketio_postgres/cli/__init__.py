@@ -21,4 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("the command line needs its extra: pip install 'socketio-postgres[cli]'", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # importing takes a moment
+        return 130
     return run(sys.argv[1:] if argv is None else argv)

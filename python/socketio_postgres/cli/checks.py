@@ -74,8 +74,10 @@ _TABLE: Final = """SELECT pg_catalog.json_build_object('exists', c.relation IS N
     'select', pg_catalog.has_table_privilege(c.relation, 'SELECT'),
     'insert', pg_catalog.has_table_privilege(c.relation, 'INSERT'),
     'delete', pg_catalog.has_table_privilege(c.relation, 'DELETE'),
-    'sequence', pg_catalog.has_sequence_privilege(
-        pg_catalog.pg_get_serial_sequence(c.relation::pg_catalog.regclass::pg_catalog.text, 'id'), 'USAGE'),
+    'sequence', CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = c.relation AND attname = 'id')
+        THEN pg_catalog.has_sequence_privilege(
+            pg_catalog.pg_get_serial_sequence(c.relation::pg_catalog.regclass::pg_catalog.text, 'id'), 'USAGE')
+        ELSE true END,
     'create', pg_catalog.has_schema_privilege(
         coalesce(pg_catalog.current_schema(), 'public'), 'CREATE'))::pg_catalog.text
     FROM (SELECT pg_catalog.to_regclass({table})::pg_catalog.oid AS relation) AS c"""

@@ -12,9 +12,11 @@ import click
 
 from socketio_postgres.cli import checks
 from socketio_postgres.cli.finding import Finding, Level
+from socketio_postgres.cli.nodelay import nodelay
 from socketio_postgres.cli.options import as_json, bus_keywords, bus_options, namespaces_of
 from socketio_postgres.cli.output import lines, to_json
 from socketio_postgres.cli.session import Session
+from socketio_postgres.cli.sql_functions import sql_functions
 
 __all__ = ["doctor"]
 
@@ -35,8 +37,8 @@ def doctor(namespaces: tuple[str, ...], events_table: str | None, *, as_json: bo
     """Connect as the manager would; say what is wrong and how to mend it.
 
     Looks at the connections, the server's version, encoding and notification queue, poolers and standbys, the
-    attachment table and its rights, and the event store. Changes nothing. The exit status is 1 when something does not
-    work.
+    attachment table and its rights, the SQL functions, the event store, and the event loop of this environment.
+    Changes nothing. The exit status is 1 when something does not work.
     """
     return asyncio.run(_doctor(dsn, bus_keywords(**options), namespaces_of(namespaces), events_table, is_json=as_json))
 
@@ -75,7 +77,9 @@ async def _findings(
             checks.server(session),
             checks.pooling(listening_dsn),
             checks.cluster(dsn, keywords, namespaces, session),
+            sql_functions(keywords, session),
             checks.event_store(dsn, listen_dsn, events_table, session),
+            nodelay(),
         ):
             async with contextlib.aclosing(check) as findings:
                 async for finding in findings:

@@ -11,13 +11,17 @@ from typing import Any, BinaryIO
 import click
 
 from socketio_postgres.cli.options import bus_keywords, bus_options, namespaces_of
-from socketio_postgres.cli.output import errors, from_json, progress
+from socketio_postgres.cli.output import errors, events_are, from_json, progress
 from socketio_postgres.emitter import Emitter
+from socketio_postgres.exceptions import SocketIOPostgresError
 
 __all__ = ["emit"]
 
 FIELDS = {"event", "args", "to", "except", "namespace"}
 """What a line of standard input may have."""
+
+LAST_LIMIT = 5.0
+"""Seconds for what was emitted before a bad line or Ctrl-C."""
 
 
 @click.command()
@@ -52,33 +56,50 @@ def emit(
 
     With EVENT `-`, each line of standard input is one event: `["event", 1]`, or
     `{"event": "e", "args": [1], "to": ["room"], "except": [], "namespace": "/"}`. The options apply to lines that do
-    not say otherwise.
+    not say otherwise. The first bad line ends the command; what is before it is committed.
 
     Ends when everything is committed.
 
       socketio-postgres emit --to room1 hello '"world"' '{"a": 1}'
     """
-    if event == "-":
+    is_stream = event == "-"
+    if is_stream:
         if args or binary:
             raise click.UsageError("with - the arguments come from standard input")
-        given: Iterator[dict[str, Any]] = _lines(sys.stdin.buffer)
+        given = _lines(sys.stdin.buffer)
     else:
         values = [_value(text) for text in args]
-        given = iter([{"event": event, "args": [*values, *(Path(name).read_bytes() for name in binary)]}])
+        given = iter([(0, {"event": event, "args": [*values, *(Path(name).read_bytes() for name in binary)]})])
     (usual,) = namespaces_of([namespace])
     count = 0
-    with Emitter(dsn, **bus_keywords(**options)) as io, progress() as bar:
-        task = bar.add_task("events", total=None)
-        for line in given:
-            chain = io.of(line.get("namespace", usual)).except_(line.get("except", except_))
-            if to or "to" in line:  # an empty list of rooms means nobody
-                chain = chain.to(line.get("to", to))
-            (chain.volatile if volatile else chain).emit(line["event"], *line.get("args", ()))
-            count += 1
-            bar.update(task, completed=count)
+    with Emitter(dsn, **bus_keywords(**options)) as io:
+        try:
+            with progress(sys.stdin.buffer if is_stream else None) as bar:
+                task = bar.add_task("events", total=None)
+                for number, line in given:
+                    try:
+                        chain = io.of(line.get("namespace", usual)).except_(line.get("except", except_))
+                        if to or "to" in line:  # an empty list of rooms means nobody
+                            chain = chain.to(line.get("to", to))
+                        (chain.volatile if volatile else chain).emit(line["event"], *line.get("args", ()))
+                    except SocketIOPostgresError as error:
+                        if is_stream:
+                            raise click.ClickException(f"line {number}: {error}") from error
+                        raise
+                    count += 1
+                    bar.update(task, completed=count)
+        except BaseException:  # a bad line, or Ctrl-C: whoever goes on must know where
+            io.flush(timeout=LAST_LIMIT)
+            if is_stream:
+                _tell(max(count, io.stats()["published"]))  # Ctrl-C may come between an event and its count
+            raise
         io.flush()
-    if event == "-":
-        errors.print(f"{count} events are committed")
+    if is_stream:
+        _tell(count)
+
+
+def _tell(count: int) -> None:
+    errors.print(f"{events_are(count)} committed")
 
 
 def _value(text: str) -> Any:
@@ -90,8 +111,8 @@ def _value(text: str) -> Any:
         ) from None
 
 
-def _lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:
-    """The events of standard input; empty lines do not count."""
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The events of standard input, each with the number of its line; empty lines are none."""
     for number, raw in enumerate(stream, 1):
         if not raw.strip():
             continue
@@ -108,4 +129,4 @@ def _lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:
             )
         if not isinstance(line.get("args", []), list):
             raise click.ClickException(f"line {number}: args must be a list")
-        yield line
+        yield number, line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -9,16 +11,19 @@ import click
 
 from socketio_postgres.cli import durables
 from socketio_postgres.cli.options import as_json
-from socketio_postgres.cli.output import errors, from_json, lines, progress, to_json
-from socketio_postgres.cli.store import fields_of, filter_options, filters_of, open_store, store_options
+from socketio_postgres.cli.output import errors, events_are, from_json, lines, progress, to_json, until_reader_ends
+from socketio_postgres.cli.store import async_store, fields_of, filter_options, filters_of, open_store, store_options
 from socketio_postgres.cli.trim import trim
-from socketio_postgres.events import END, START, Event, StoredEvent
+from socketio_postgres.events import END, START, Event, Filter, StoredEvent
 from socketio_postgres.events.event import AfterVersion
 
 __all__ = ["events"]
 
 FIELDS = frozenset({"id", "aggregate_id", "event_type", "data", "metadata"})
 """What an imported event may have."""
+
+DEEPEST = 100
+"""Levels of data and metadata."""
 
 IGNORED = frozenset({"version", "created_at"})
 """What an export has besides; the store assigns both anew."""
@@ -51,13 +56,20 @@ def tail(
 ) -> None:
     """Print events as they are committed."""
     start: AfterVersion = END if after is None else (after or START)
-    with open_store(**options) as store:
-        subscription = store.subscribe(start, filters=filters_of(types, aggregate, aggregate_prefix))
-        with subscription:
-            for number, event in enumerate(subscription, 1):
-                _print(event, is_json=as_json)
-                if number == count:
-                    return
+    filters = filters_of(types, aggregate, aggregate_prefix)
+    asyncio.run(_tail(start, filters, count, is_json=as_json, **options))
+
+
+async def _tail(
+    start: AfterVersion, filters: list[Filter], count: int | None, *, is_json: bool, **options: Any
+) -> None:
+    printed = 0
+    async with until_reader_ends(), async_store(**options) as store, store.subscribe(start, filters=filters) as live:
+        async for event in live:
+            _print(event, is_json=is_json)
+            printed += 1
+            if printed == count:
+                return
 
 
 @events.command()
@@ -87,40 +99,61 @@ def load(
 
 @events.command("export")
 @click.argument("file", type=click.File("w", encoding="utf-8"), default="-")
+@click.option("--since", type=click.IntRange(min=0), default=0, show_default=True, help="Only later versions.")
 @filter_options
 @store_options
 def export_(
-    file: Any, types: tuple[str, ...], aggregate: str | None, aggregate_prefix: str | None, **options: Any
+    file: Any, since: int, types: tuple[str, ...], aggregate: str | None, aggregate_prefix: str | None, **options: Any
 ) -> None:
-    """Write stored events to FILE as JSON lines, which `import` reads."""
+    """Write stored events to FILE as JSON lines, which `import` reads.
+
+    An export that ended early goes on with --since and the last version that it has written.
+    """
     count = 0
     with open_store(**options) as store, progress() as bar:
         task = bar.add_task("events", total=None)
-        for event in store.read(filters=filters_of(types, aggregate, aggregate_prefix)):
+        for event in store.read(since, filters=filters_of(types, aggregate, aggregate_prefix)):
             file.write(to_json(fields_of(event)) + "\n")
             count += 1
             bar.update(task, completed=count)
-    errors.print(f"{count} events are exported")
+    errors.print(f"{events_are(count)} exported")
 
 
 @events.command("import")
 @click.argument("file", type=click.File("rb"), default="-")
+@click.option("--skip-existing", is_flag=True, help="Leave out events that are stored already; each needs its id.")
 @store_options
-def import_(file: BinaryIO, **options: Any) -> None:
+def import_(file: BinaryIO, *, skip_existing: bool, **options: Any) -> None:
     """Store the JSON lines of FILE with COPY.
 
     A line has `event_type` and `aggregate_id`, and may have `data`, `metadata` and `id`. Versions are assigned anew.
+    Every 10,000 events are a transaction. An import that ended early goes on with --skip-existing.
     """
-    with open_store(**options) as store, progress() as bar:
-        task = bar.add_task("events", total=None)
+    stored = read = 0
 
-        def counted(given: Iterable[Event]) -> Iterator[Event]:
-            for number, event in enumerate(given, 1):
-                bar.update(task, completed=number)
-                yield event
+    def told(total: int) -> None:
+        nonlocal stored
+        stored = total
 
-        count = store.import_events(counted(_lines(file)))
-    errors.print(f"{count} events are stored")
+    with open_store(**options) as store:
+        try:
+            with progress(file) as bar:
+                task = bar.add_task("events", total=None)
+
+                def counted(given: Iterable[Event]) -> Iterator[Event]:
+                    nonlocal read
+                    for event in given:
+                        read += 1
+                        bar.update(task, completed=read)
+                        yield event
+
+                given = counted(_lines(file, needs_id=skip_existing))
+                stored = store.import_events(given, skip_existing=skip_existing, progress=told)
+        except BaseException:  # a bad line, an id that exists, or Ctrl-C
+            errors.print(f"{events_are(stored)} stored; --skip-existing goes on after them")
+            raise
+    left_out = f", {read - stored} were stored already" if skip_existing else ""
+    errors.print(f"{events_are(stored)} stored{left_out}")
 
 
 def _print(event: StoredEvent[Any], *, is_json: bool) -> None:
@@ -134,7 +167,7 @@ def _print(event: StoredEvent[Any], *, is_json: bool) -> None:
     )
 
 
-def _lines(stream: BinaryIO) -> Iterator[Event]:
+def _lines(stream: BinaryIO, *, needs_id: bool) -> Iterator[Event]:
     for number, raw in enumerate(stream, 1):
         if not raw.strip():
             continue
@@ -142,9 +175,42 @@ def _lines(stream: BinaryIO) -> Iterator[Event]:
             line = from_json(raw)
         except ValueError as error:
             raise click.ClickException(f"line {number} is not JSON: {error}") from None
-        if not isinstance(line, dict) or not line.keys() - IGNORED <= FIELDS:
-            raise click.ClickException(f"line {number} is not an object with {', '.join(sorted(FIELDS))}")
-        missing = {"aggregate_id", "event_type"} - line.keys()
-        if missing:
-            raise click.ClickException(f"line {number} lacks {', '.join(sorted(missing))}")
+        problem = _problem(line, needs_id=needs_id)
+        if problem is not None:
+            raise click.ClickException(f"line {number} {problem}")
         yield Event(**{name: value for name, value in line.items() if name in FIELDS})
+
+
+def _problem(line: Any, *, needs_id: bool) -> str | None:
+    """Why a line is no event that PostgreSQL can store, or None."""
+    if not isinstance(line, dict) or not line.keys() - IGNORED <= FIELDS:
+        return f"is not an object with {', '.join(sorted(FIELDS))}"
+    names = sorted({"aggregate_id", "event_type"} | ({"id"} if needs_id or "id" in line else set()))
+    missing = [name for name in names if name not in line]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    bad = [name for name in names if not isinstance(line[name], str) or not line[name]]
+    if bad:
+        return f"has no text as {', '.join(bad)}"
+    if not isinstance(line.get("metadata"), (dict, type(None))):
+        return "has metadata that are no object"
+    reason = _unstorable(line)
+    return f"holds {reason}" if reason else None
+
+
+def _unstorable(value: Any, depth: int = -1) -> str | None:
+    """What PostgreSQL or this package refuses in a value, or None. The line itself is no level."""
+    reason = None
+    if isinstance(value, str):
+        if "\0" in value:
+            reason = "a NUL character, which PostgreSQL cannot store"
+        elif not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            reason = "half a surrogate pair"
+    elif isinstance(value, float) and math.isinf(value):
+        reason = "a number that is too large"
+    elif isinstance(value, (dict, list)):
+        if depth >= DEEPEST:
+            return f"more than {DEEPEST} levels"
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        reason = next(filter(None, (_unstorable(each, depth + 1) for each in inner)), None)
+    return reason

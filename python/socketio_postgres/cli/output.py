@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import codecs
+import contextlib
 import json
 import logging
+import os
+import stat
 import sys
-from typing import Any
+from collections.abc import AsyncGenerator
+from typing import IO, Any
 
 import rich.console
 import rich.markup
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["Console", "LogHandler", "errors", "from_json", "lines", "progress", "to_json"]
+__all__ = [
+    "Console",
+    "LogHandler",
+    "errors",
+    "events_are",
+    "from_json",
+    "lines",
+    "progress",
+    "to_json",
+    "until_reader_ends",
+]
 
 
 class Console(rich.console.Console):
@@ -63,8 +78,17 @@ class LogHandler(logging.Handler):
         errors.print(f"[yellow]{errors.plain(record.getMessage())}[/]")
 
 
-def progress() -> Progress:
-    """A bar on standard error for work that takes long; nothing where that is no terminal."""
+def events_are(count: int) -> str:
+    """The beginning of a sentence about so many events."""
+    return "1 event is" if count == 1 else f"{count} events are"
+
+
+def progress(source: IO[Any] | None = None) -> Progress:
+    """A bar on standard error for work that takes long; nothing where that is no terminal.
+
+    Args:
+        source: What the work reads. Nothing is shown either while somebody types it on a terminal.
+    """
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -72,18 +96,65 @@ def progress() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=errors,
-        disable=not errors.is_terminal,
+        disable=not errors.is_terminal or (source is not None and source.isatty()),
         transient=True,
     )
+
+
+@contextlib.asynccontextmanager
+async def until_reader_ends() -> AsyncGenerator[None, None]:
+    """End the block when the reader of standard output, such as `head`, has ended.
+
+    A command that follows something prints nothing while nothing happens, so it would not notice.
+
+    Raises:
+        BrokenPipeError: The reader has ended.
+    """
+    pipe = _pipe()
+    if pipe is None:
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    has_ended = False
+
+    def on_end() -> None:
+        nonlocal has_ended
+        has_ended = True
+        loop.remove_reader(pipe)
+        if task is not None:
+            task.cancel()
+
+    loop.add_reader(pipe, on_end)  # nothing can be read from this end, so this is only called for an error
+    try:
+        yield
+    except asyncio.CancelledError:
+        if has_ended:
+            raise BrokenPipeError from None
+        raise
+    finally:
+        loop.remove_reader(pipe)
+
+
+def _pipe() -> int | None:
+    """The descriptor of standard output, if it is a pipe."""
+    try:
+        descriptor = sys.stdout.fileno()
+        return descriptor if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else None
+    except (AttributeError, OSError, ValueError):  # there is none, or something else takes what is printed
+        return None
 
 
 def from_json(text: str | bytes) -> Any:
     """A value from JSON in UTF-8.
 
     Raises:
-        ValueError: It is none, or nests too deep.
+        ValueError: It is none, for example because of NaN or infinity, or nests too deep.
     """
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text)
+        return json.loads(text.decode() if isinstance(text, bytes) else text, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("it nests too deep") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")

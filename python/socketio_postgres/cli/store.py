@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import click
 
 from socketio_postgres.cli.options import dsn_option, listen_dsn_option
-from socketio_postgres.events import EventStore, Filter, StoredEvent
+from socketio_postgres.events import AsyncEventStore, EventStore, Filter, StoredEvent
 
-__all__ = ["fields_of", "filter_options", "filters_of", "open_store", "store_options"]
+__all__ = ["async_store", "fields_of", "filter_options", "filters_of", "open_store", "store_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,6 +38,11 @@ def filters_of(types: tuple[str, ...], aggregate: str | None, aggregate_prefix: 
 def open_store(dsn: str, listen_dsn: str | None, table_name: str) -> EventStore:
     """A store that creates no event table: a wrong name is an error here."""
     return EventStore(dsn, listen_dsn=listen_dsn, table_name=table_name, create_table=False)
+
+
+def async_store(dsn: str, listen_dsn: str | None, table_name: str) -> AsyncEventStore:
+    """The same for asyncio."""
+    return AsyncEventStore(dsn, listen_dsn=listen_dsn, table_name=table_name, create_table=False)
 
 
 def fields_of(event: StoredEvent[Any]) -> dict[str, Any]:

@@ -16,13 +16,14 @@ import click
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from socketio_postgres import _core
 from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.options import BusOptions
 from socketio_postgres.cli import session
 from socketio_postgres.cli.options import as_json, bus_keywords, bus_options, namespaces_of
-from socketio_postgres.cli.output import errors, lines, to_json
+from socketio_postgres.cli.output import errors, lines, to_json, until_reader_ends
 from socketio_postgres.cli.traffic import Session, Snapshot, Traffic, lock_class
 from socketio_postgres.client import AsyncPostgresClient, GapInfo
 from socketio_postgres.exceptions import ClosedError, SocketIOPostgresError
@@ -195,7 +196,7 @@ async def _top(watch: _Watch, interval: float, count: int | None, *, is_json: bo
     is_live = lines.is_terminal and not is_json
     number = 0
     screen = Live(console=lines, auto_refresh=False) if is_live else contextlib.nullcontext()
-    async with contextlib.aclosing(watch.views(interval)) as views:
+    async with until_reader_ends(), contextlib.aclosing(watch.views(interval)) as views:
         with screen as live:
             async for view in views:
                 if live is not None:
@@ -218,8 +219,10 @@ def _page(view: View) -> Group:
         f"[bold]{lines.plain(view.time)}[/] {_rates(snapshot)}, {snapshot.attachments_per_second:,.1f} attachments/s\n"
         f"queue {usage}, lag {view.lag_seconds * 1000:,.1f} ms, [{colour}]{losses}[/]"
     )
-    parts: list[str | Table] = [
-        head,
+    told = Text.from_markup(head, overflow="fold")
+    told.no_wrap = False  # on a narrow terminal, too, all of it is shown
+    parts: list[Text | Table] = [
+        told,
         _table(
             ("server", "language", "namespaces", "messages/s", "bytes/s", "silent", "session"),
             [*snapshot.servers, *snapshot.emitters],

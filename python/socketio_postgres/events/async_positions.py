@@ -119,8 +119,10 @@ class AsyncPositions:
                     owned[owner] += 1
         return owned, owners, replaced_by
 
-    async def claim(self, most: int, own: Iterable[int]) -> list[tuple[Partition, str | None, str | None]]:
-        """Take free partitions. Returns each, the event id at its position, and the id that the table has there.
+    async def claim(
+        self, most: int, own: Iterable[int], partitions: int
+    ) -> list[tuple[Partition, str | None, str | None]]:
+        """Take free partitions, of so many. Returns each, its event id, and the id that the table has there.
 
         Of an owner that has not let go it is counted how often that happened, until the position moves on.
         """
@@ -130,6 +132,7 @@ class AsyncPositions:
             " ELSE unclean + 1 END"
             f" WHERE name = $1 AND partition IN (SELECT partition FROM {self.table}"
             f" WHERE name = $1 AND NOT is_paused AND NOT partition = ANY($5::pg_catalog.text::int[]) AND {_FREE}"
+            " AND partitions = $6::int"
             " ORDER BY partition LIMIT $4::int FOR UPDATE SKIP LOCKED)"
             " RETURNING partition::pg_catalog.text, epoch::pg_catalog.text, position::pg_catalog.text,"
             " unclean::pg_catalog.text, attempts::pg_catalog.text, position_id,"
@@ -139,6 +142,7 @@ class AsyncPositions:
             self._lease,
             str(most),
             _numbers(own),
+            str(partitions),
         )
         claimed = []
         for *numbers, expected, found in rows:
@@ -282,32 +286,39 @@ class AsyncPositions:
         ((found,),) = await rows_on(conn, sql, [])
         return None if found is None else str(found)
 
-    async def fence_in(self, conn: Any, own: Iterable[Partition]) -> dict[int, int]:
+    async def fence_in(self, conn: Any, own: Iterable[Partition]) -> tuple[dict[int, int], str]:
         """Lock positions in the user's transaction; returns those of partitions that still belong to this consumer.
 
-        In one order, in which others lock them, too.
+        In one order, in which others lock them, too. The second result names the transaction.
         """
         found: dict[int, int] = {}
+        transaction = ""
         for ours in sorted(own, key=lambda each: each.number):
             rows = await rows_on(
                 conn,
-                f"SELECT position FROM {self.table} WHERE name = %s AND partition = %s AND epoch = %s AND owner = %s"
+                "SELECT position, CAST(pg_catalog.txid_current() AS pg_catalog.text)"
+                f" FROM {self.table} WHERE name = %s AND partition = %s AND epoch = %s AND owner = %s"
                 " AND CAST(tableoid AS bigint) = %s FOR UPDATE",
                 [self._name, ours.number, ours.epoch, self._owner, self._oid],
             )
             if rows:
                 found[ours.number] = int(rows[0][0])
-        return found
+                transaction = str(rows[0][1])
+        return found, transaction
 
-    async def move_in(self, conn: Any, changes: list[tuple[Partition, StoredEvent]]) -> None:
-        """Move positions that the user's transaction has locked."""
+    async def move_in(self, conn: Any, changes: list[tuple[Partition, StoredEvent]], transaction: str) -> bool:
+        """Move positions that the user's transaction has locked; False when it is another one by now."""
         for ours, event in changes:
-            await run_on(
+            count = await run_on(
                 conn,
                 f"UPDATE {self.table} SET position = %s, position_id = %s, attempts = 0, unclean = 0,"
-                " updated_at = pg_catalog.now() WHERE name = %s AND partition = %s AND epoch = %s AND owner = %s",
-                [event.version, event.id, self._name, ours.number, ours.epoch, self._owner],
+                " updated_at = pg_catalog.now() WHERE name = %s AND partition = %s AND epoch = %s AND owner = %s"
+                " AND CAST(pg_catalog.txid_current() AS pg_catalog.text) = %s",
+                [event.version, event.id, self._name, ours.number, ours.epoch, self._owner, transaction],
             )
+            if not count:
+                return False
+        return True
 
     async def is_on(self, conn: Any) -> bool:
         """Whether the user's connection leads to the same table: another schema or database may have one so named."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from socketio_postgres._bus.async_statements import transaction_on
-from socketio_postgres._bus.drivers import connection_of, is_passing, was_too_long
-from socketio_postgres._bus.primitives import AsyncBackground, afinished, aopened, asleep
+from socketio_postgres._bus.drivers import is_passing, is_unavailable, was_too_long
+from socketio_postgres._bus.primitives import AsyncBackground, afinished, asleep
 from socketio_postgres.events.async_durable_subscription import AsyncDurableSubscription
 from socketio_postgres.events.async_switch import AsyncSwitch
+from socketio_postgres.events.async_transaction import transaction_from
 from socketio_postgres.events.event import StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, Skip
 from socketio_postgres.events.projection import Projection
@@ -40,6 +40,9 @@ class AsyncProjector:
         self._policy = policy
         self._switch = switch
         self._report = report
+        self._is_handling = False
+        # No transaction is open here when an event is parked, so a lock is somebody else's, and ends.
+        durable.wait_for_locks()
 
     async def run(self, max_count: int, max_wait: float, max_bytes: int) -> None:
         """Run until a newer version is served."""
@@ -87,8 +90,10 @@ class AsyncProjector:
                 await self._apply(events)
             except SubscriptionFencedError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the user's, and those of three libraries
-                if is_passing(error):
+            except Exception as error:
+                if not self._is_handling and not is_unavailable(error):
+                    raise  # whatever the policy: it is not the event's fault
+                if is_passing(error) or not self._is_handling:
                     self._report(error, f"{self._durable.name}: trying again")
                     if was_too_long(error) and len(events) > 1:
                         await self._handle_each(events)
@@ -123,9 +128,11 @@ class AsyncProjector:
 
     async def _apply(self, events: list[StoredEvent]) -> None:
         """Apply events and move the position, in one transaction."""
-        async with aopened(connection_of(self._connect)) as conn, transaction_on(conn):
-            fresh = await self._durable.fence_in(conn, events)
+        self._is_handling = False
+        async with transaction_from(self._connect) as conn:
+            fresh, transaction = await self._durable.fence_in(conn, events)
+            self._is_handling = True
             if fresh:
                 await afinished(self._projection.handle(conn, fresh))
-                await self._durable.move_in(conn, fresh)
+                await self._durable.move_in(conn, fresh, transaction)
         self._durable.has_committed(events)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Callable, Iterable
 from logging import Logger
 from typing import Any, Final
 
-from socketio_postgres._bus.async_statements import rows_on, run_on, transaction_on
-from socketio_postgres._bus.drivers import connection_of
-from socketio_postgres._bus.primitives import afinished, aopened, asleep
+from socketio_postgres._bus.async_statements import rows_on, run_on
+from socketio_postgres._bus.drivers import sqlstate_of
+from socketio_postgres._bus.primitives import afinished, asleep
 from socketio_postgres.events.async_positions import QueryFunction
+from socketio_postgres.events.async_transaction import transaction_from
 from socketio_postgres.events.partition import retired
-from socketio_postgres.events.projection import Projection, subscription_name
+from socketio_postgres.events.projection import Projection, base_of, subscription_name
 from socketio_postgres.exceptions import EventStoreError, SchemaMismatchError, SocketIOPostgresError
 
 __all__ = ["AsyncSwitch", "begin_anew"]
@@ -31,6 +31,9 @@ longest wait for a lock."""
 
 TICK: Final = 0.05
 """Seconds between two looks at whether that is so, or whether to end."""
+
+CONFLICTS_MAX: Final = 5
+"""How often `rebuild` is tried when it conflicts with another transaction, such as that of a replay."""
 
 _RETIRE: Final = (
     "is_paused = true, owner = NULL, lease_until = NULL, epoch = epoch + 1, updated_at = pg_catalog.now(),"
@@ -180,9 +183,7 @@ class AsyncSwitch:
         """The version whose durable subscription has this name; 0 if there is none."""
         if name == self._base:
             return 1
-        matched = re.fullmatch(r"@([1-9][0-9]{0,18})", name[len(self._base) :])
-        number = int(matched[1]) if matched and name.startswith(self._base) else 0
-        return 0 if number == 1 else number
+        return int(name[len(self._base) + 1 :]) if base_of(name) == self._base else 0
 
     def _served(self, versions: dict[int, _Version]) -> tuple[int, _Version | None]:
         """The version that is served, and what it is at; 0 if there is none."""
@@ -192,7 +193,13 @@ class AsyncSwitch:
 
     async def _retire_ourselves(self, newer: str) -> None:
         """A newer version took over while our rows were being made, and did not see them."""
-        await self._query(f"UPDATE {self._table} SET {_RETIRE} $2 WHERE name = $1", self._name, newer)
+        await self._query(
+            f"WITH parked AS (DELETE FROM {self._parked} WHERE name = $1),"
+            f" consumers AS (DELETE FROM {self._consumers} WHERE name = $1)"
+            f" UPDATE {self._table} SET {_RETIRE} $2 WHERE name = $1",
+            self._name,
+            newer,
+        )
 
     # ------------------------------------------------------------------------------------------ the transaction
 
@@ -203,9 +210,8 @@ class AsyncSwitch:
             _NotYetError: That version is ahead, and stays ahead for a while.
             Exception: What `switch` of the projection raised, or a library. Nothing is changed.
         """
-        async with aopened(connection_of(self._connect)) as conn, transaction_on(conn):
-            # Each statement is to see what was committed by others while it waited.
-            await run_on(conn, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED", [])
+        async with transaction_from(self._connect) as conn:
+            await _read_committed(conn)
             await self._limit(conn, "lock_timeout", HOLD_SECONDS)
             await self._limit(conn, "idle_in_transaction_session_timeout", self._lease)
             await _check_table(conn, self._query, self._table)
@@ -241,6 +247,8 @@ class AsyncSwitch:
         older = await self._older(conn)
         for name in older[1:]:
             held[name] = await _locked(conn, self._table, name)
+        if served in held and not held[served]:
+            raise _NotYetError  # it was divided anew, more than once
         return max((position for position, *_ in held.get(served, [])), default=0), older
 
     async def _older(self, conn: Any) -> list[str]:
@@ -283,9 +291,29 @@ async def begin_anew(
         SubscriptionRetiredError: It was replaced.
         Exception: What `reset` of the projection raised, or a library. Nothing is changed.
     """
-    events, table, parked = tables
+    table = tables[1]
     await query(f"SELECT FROM {table} LIMIT 0")  # makes the tables
-    async with aopened(connection_of(connect)) as conn, transaction_on(conn):
+    attempts = 0
+    while True:
+        try:
+            return await _begin_anew(projection, name, connect, position, query, tables)
+        except Exception as error:
+            attempts += 1
+            if attempts == CONFLICTS_MAX or not (sqlstate_of(error) or "").startswith("40"):
+                raise
+
+
+async def _begin_anew(
+    projection: Projection,
+    name: str,
+    connect: Any,
+    position: int,
+    query: QueryFunction,
+    tables: tuple[str, str, str],
+) -> bool:
+    events, table, parked = tables
+    async with transaction_from(connect) as conn:
+        await _read_committed(conn)
         await _check_table(conn, query, table)
         found = await _locked(conn, table, name)
         if not found:
@@ -300,9 +328,15 @@ async def begin_anew(
             " updated_at = pg_catalog.now() WHERE name = %s",
             [position, position, name],
         )
-        await run_on(conn, f"DELETE FROM {parked} WHERE name = %s", [name])
+        # In the order of a replay, which changes the table before it removes the event.
         await afinished(projection.reset(conn))
+        await run_on(conn, f"DELETE FROM {parked} WHERE name = %s", [name])
     return True
+
+
+async def _read_committed(conn: Any) -> None:
+    """Let each statement see what was committed by others while it waited."""
+    await run_on(conn, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED", [])
 
 
 async def _locked(conn: Any, table: str, name: str) -> list[tuple[Any, ...]]:

@@ -34,11 +34,17 @@ __all__ = [
     "StartPosition",
     "StoreResult",
     "StoredEvent",
+    "check_name",
+    "check_positive",
+    "check_seconds",
     "check_version",
     "expected_number",
+    "is_storable",
 ]
 
 VERSION_MAX: Final = 2**63 - 1
+
+SECONDS_MAX: Final = 86_400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +252,36 @@ def check_positive(name: str, value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= VERSION_MAX):
         reason = "must be an integer of at least 1"
         raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)
+
+
+def check_seconds(name: str, value: object, low: float) -> None:
+    """Check an argument in seconds, from `low` to a day.
+
+    Raises:
+        OptionsError: It is no such number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= SECONDS_MAX:
+        reason = f"must be a number of seconds from {low} to {SECONDS_MAX}"
+        raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)
+
+
+def check_name(value: object) -> None:
+    """Check the name of a durable subscription.
+
+    Raises:
+        OptionsError: It is empty, or no string that PostgreSQL can store.
+    """
+    if not isinstance(value, str) or not value or not is_storable(value):
+        reason = "must be a string that is not empty, without NUL or half a surrogate pair"
+        raise OptionsError(f"invalid name: {reason} (got {value!r})", option="name", value=repr(value), reason=reason)
+
+
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can store a text: not with a NUL, and not with half a surrogate pair."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def expected_number(expected: ExpectedVersion) -> int | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from socketio_postgres.events.event import check_positive, check_seconds
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["FailurePolicy", "Park", "ParkedEvent", "Skip", "Stop"]
+__all__ = ["FailurePolicy", "Park", "ParkedEvent", "Skip", "Stop", "policy_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +25,9 @@ class FailurePolicy:
     max_delay: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.after < 1:
-            raise OptionsError(
-                f"invalid after: must be at least 1 (got {self.after!r})",
-                option="after",
-                value=repr(self.after),
-                reason="must be an integer of at least 1",
-            )
+        check_positive("after", self.after or 0)
+        check_seconds("delay", self.delay, 0)
+        check_seconds("max_delay", self.max_delay, 0)
 
     def pause(self, attempts: int) -> float:
         """Seconds to wait after so many attempts."""
@@ -71,3 +68,19 @@ class ParkedEvent:
     aggregate_id: str
     attempts: int
     last_error: str | None
+
+
+def policy_of(on_error: object) -> FailurePolicy:
+    """The policy that was asked for; `Stop()` without one.
+
+    Raises:
+        OptionsError: It is none, for example a class instead of an object.
+    """
+    if on_error is None:
+        return Stop()
+    if not isinstance(on_error, FailurePolicy):
+        reason = "must be Stop(), Skip() or Park()"
+        raise OptionsError(
+            f"invalid on_error: {reason} (got {on_error!r})", option="on_error", value=repr(on_error), reason=reason
+        )
+    return on_error

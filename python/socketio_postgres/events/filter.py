@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from socketio_postgres.events.event import is_storable
 from socketio_postgres.exceptions import FilterError
 
 __all__ = ["Filter", "conditions_of"]
@@ -74,14 +75,6 @@ class Filter:
                 raise FilterError(f"filter 'metadata' takes a dict with string keys, not {self.value!r}", key=self.key)
             return [("metadata", _text(self.key, key), [_json(self.key, value)]) for key, value in self.value.items()]
         return [("data", "", [_json(self.key, self.value)])]
-
-
-def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can store a text: not with a NUL, and not with half a surrogate pair."""
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _text(key: str, value: object) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
-from socketio_postgres.events.event import START, AfterVersion, StoredEvent, check_positive
+from socketio_postgres.events.event import START, AfterVersion, StoredEvent, check_name, check_positive
 from socketio_postgres.events.filter import Filter
 from socketio_postgres.exceptions import OptionsError
 
-__all__ = ["HandleFunction", "Projection", "named", "projection_of", "subscription_name"]
+__all__ = ["HandleFunction", "Projection", "base_of", "named", "projection_of", "subscription_name"]
 
 HandleFunction: TypeAlias = Callable[[Any, Sequence[StoredEvent]], Awaitable[None] | None]
 """Receives a connection and events, as `Projection.handle`."""
+
+_VERSIONED: Final = re.compile(r"(.*)@((?!1$)[1-9][0-9]{0,18})", re.DOTALL)
+"""Name of the durable subscription of a version from 2 on."""
 
 
 class Projection:
@@ -31,7 +35,8 @@ class Projection:
     version starts at the beginning, beside the one that is served, and replaces it by `switch`.
 
     Attributes:
-        name: Name of its durable subscription. That of a version from 2 on has the version added: `totals@2`.
+        name: Name of its durable subscription. That of a version from 2 on has the version added: `totals@2`; so no
+            name ends like this.
         version: Version of the code, from 1 on. Default 1.
         types: Only events of these types. Default: all.
         filters: Conditions, all of which must hold. Default: none.
@@ -93,14 +98,25 @@ def projection_of(projection: object) -> Projection:
     """Check a projection.
 
     Raises:
-        OptionsError: It is none, or has no name, or its version is no positive integer.
+        OptionsError: It is none, or has no name or that of a version, or its version is no positive integer.
     """
     if isinstance(projection, Projection) and projection.name:
+        check_name(projection.name)
         check_positive("version", projection.version or 0)
+        if (found := _VERSIONED.fullmatch(projection.name)) is not None:
+            reason = f"is that of version {found[2]} of a projection {found[1]!r}"
+            shown = repr(projection.name)
+            raise OptionsError(f"invalid name: {shown} {reason}", option="name", value=shown, reason=reason)
         return projection
     reason = "must be an object of a subclass of Projection with a name, or what @store.projection(name) made"
     shown = type(projection).__name__
     raise OptionsError(f"invalid projection: {reason} (got {shown})", option="projection", value=shown, reason=reason)
+
+
+def base_of(name: str) -> str:
+    """Name of the projection of which a durable subscription is a version; its own, if it is of none."""
+    found = _VERSIONED.fullmatch(name)
+    return name if found is None else found[1]
 
 
 def subscription_name(name: str, version: int) -> str:

@@ -15,13 +15,14 @@ use crate::store::add_index::add_index;
 use crate::store::event::NewEvent;
 use crate::store::filter::Filter;
 use crate::store::indexes::Index;
-use crate::store::pool::{Bind, Pool};
+use crate::store::pool::{Bind, PLANNED_BY_VALUES, Pool};
 use crate::store::read::feed::Feed;
 use crate::store::read::page_size::PageSize;
 use crate::store::read::reader::{self, Page, Query};
 use crate::store::read::sharing::{self, Member, Shared, Wanted};
 use crate::store::read::subscription::{self, Owner, Subscription};
 use crate::store::row::get;
+use crate::store::server;
 use crate::store::table::{self, Part, Table};
 use crate::store::write::calls::{Request, Ticket};
 use crate::store::write::writer::{self, Writer};
@@ -294,7 +295,10 @@ impl EventStore {
         self.open().await?;
         let binds: Vec<Bind<'_>> = texts.iter().map(|text| (text as _, Type::TEXT)).collect();
         let mut connection = self.pool.get().await?;
-        let rows = connection.query("query", &sql, &binds, true).await?;
+        // Never prepared: all would run again if it became stale.
+        let look = format!("{PLANNED_BY_VALUES}{}", server::IS_STANDBY);
+        let [looked, rows] = connection.pipeline("query", [(&*look, &[][..]), (&*sql, &*binds)], true).await?;
+        server::check_primary(&looked)?;
         let row = |row: &tokio_postgres::Row| (0..row.len()).map(|column| get(row, column)).collect::<Result<_>>();
         rows.iter().map(row).collect()
     }

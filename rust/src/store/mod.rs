@@ -13,5 +13,6 @@ pub mod json;
 pub mod pool;
 pub mod read;
 pub mod row;
+pub mod server;
 pub mod table;
 pub mod write;

@@ -19,6 +19,7 @@ use crate::connect::connection::Connector;
 use crate::connect::session::OpenConnection;
 use crate::error::{Error, Result};
 use crate::lock::Mutex;
+use crate::store::server;
 
 /// Opens a transaction in which each statement sees everything committed before the statement. Expected versions rely
 /// on that, because they are read after waiting for a lock. The default isolation level of the role or the database may
@@ -116,6 +117,9 @@ pub struct Pool {
     is_closed: AtomicBool,
     /// The last version known, which says how large the table is.
     version: AtomicI64,
+    /// A pooler has put another session behind a connection, where nothing was prepared, or others prepare under the same
+    /// names. So nothing is prepared any more.
+    is_forgetful: AtomicBool,
 }
 
 /// A connection taken from the pool. It is returned when dropped, unless it was lost or a transaction is open on it.
@@ -159,6 +163,7 @@ impl Pool {
             state: Mutex::default(),
             is_closed: AtomicBool::new(false),
             version: AtomicI64::new(0),
+            is_forgetful: AtomicBool::new(false),
         })
     }
 
@@ -385,7 +390,7 @@ impl Pooled {
         *is_busy = true;
         let result = open.answer(context, open.limit_of(sent_bytes) + *patience, work).await;
         *is_busy = false;
-        result
+        result.map_err(server::as_outage)
     }
 
     /// Commit the open transaction.
@@ -430,7 +435,8 @@ impl Pooled {
         requests: [(&str, &[Bind<'_>]); N],
         in_flight: bool,
     ) -> Result<[Vec<Row>; N]> {
-        let is_preparing = self.pool.limits.is_preparing;
+        let pool = Arc::clone(&self.pool);
+        let is_preparing = pool.limits.is_preparing && !pool.is_forgetful.load(Ordering::Relaxed);
         let version = self.pool.version.load(Ordering::Relaxed);
         let (is_open, patience, sent_bytes) = (self.is_dirty, self.patience, self.sent_bytes);
         let limit_bytes = self.answer_limit_bytes;
@@ -442,16 +448,25 @@ impl Pooled {
             let mut statements = Vec::with_capacity(N);
             for (sql, binds) in requests {
                 let is_prepared = is_preparing && !sql.starts_with(PLANNED_BY_VALUES);
-                statements.push(if is_prepared {
-                    Some(prepared(client, known, version, context, sql, binds).await?)
-                } else {
-                    None
+                let statement =
+                    if is_prepared { prepared(client, known, version, sql, binds).await.map(Some) } else { Ok(None) };
+                statements.push(match statement {
+                    Err(error) if !is_open && is_taken(&error) => {
+                        pool.is_forgetful.store(true, Ordering::Relaxed);
+                        None
+                    }
+                    statement => statement.map_err(|error| Error::from_postgres(context, &error, false))?,
                 });
             }
             is_sent.store(true, Ordering::Relaxed);
             let mut results = send(client, &requests, &statements, limit_bytes).await;
-            let is_stale = |result: &Answer| matches!(result, Err(Failure::Refused(error)) if is_stale(error));
-            if !is_open && is_preparing && results.iter().any(is_stale) {
+            let is_one = |is_so: fn(&tokio_postgres::Error) -> bool| {
+                results.iter().any(|result| matches!(result, Err(Failure::Refused(error)) if is_so(error)))
+            };
+            if is_one(is_forgotten) {
+                pool.is_forgetful.store(true, Ordering::Relaxed);
+            }
+            if !is_open && is_preparing && is_one(is_stale) {
                 // Everything runs again, because a statement relies on what the ones before it have read.
                 known.clear();
                 results = send(client, &requests, &[], limit_bytes).await;
@@ -480,7 +495,7 @@ impl Pooled {
                 let may_be_sent = in_flight && is_sent.load(Ordering::Relaxed);
                 Error::ConnectionLost { context, reason, may_be_sent }
             }
-            other => other,
+            other => server::as_outage(other),
         })
     }
 }
@@ -559,18 +574,16 @@ async fn prepared(
     client: &Client,
     known: &mut HashMap<String, Prepared>,
     version: i64,
-    context: &str,
     sql: &str,
     binds: &[Bind<'_>],
-) -> Result<Statement> {
+) -> std::result::Result<Statement, tokio_postgres::Error> {
     if let Some(prepared) = known.get(sql)
         && !prepared.is_outgrown(version)
     {
         return Ok(prepared.statement.clone());
     }
     let types: Vec<Type> = binds.iter().map(|(_, kind)| kind.clone()).collect();
-    let statement = client.prepare_typed(sql, &types).await;
-    let statement = statement.map_err(|error| Error::from_postgres(context, &error, false))?;
+    let statement = client.prepare_typed(sql, &types).await?;
     if known.len() >= STATEMENTS {
         known.clear();
     }
@@ -581,9 +594,17 @@ async fn prepared(
 /// Whether the prepared statement no longer exists (a pooler switched to another session) or no longer fits its table.
 /// The statement had no effect.
 fn is_stale(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|code| {
-        code.code() == "26000"
-            || code.code() == "0A000"
-                && error.as_db_error().is_some_and(|report| report.routine() == Some("RevalidateCachedQuery"))
-    })
+    is_forgotten(error)
+        || error.code().is_some_and(|code| code.code() == "0A000")
+            && error.as_db_error().is_some_and(|report| report.routine() == Some("RevalidateCachedQuery"))
+}
+
+/// Whether the prepared statement no longer exists. Only a pooler makes that happen.
+fn is_forgotten(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == "26000")
+}
+
+/// Whether somebody else has prepared a statement under this name in the session that a pooler has chosen.
+fn is_taken(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == "42P05")
 }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::store::indexes::Indexes;
 use crate::store::pool::{Pool, Pooled};
 use crate::store::row::get;
+use crate::store::server::{self, SERVER_SINCE};
 use crate::table_name::TableName;
 use crate::wire::protocol::quote_literal;
 
@@ -20,11 +21,6 @@ const MIGRATION_LOCK: i64 = 0x7369_6f2e_6573;
 pub const LOCK_BUCKETS: i32 = 1024;
 /// Key of the advisory lock that serializes writers, where the serial trigger is installed. No aggregate has this key.
 pub const TURN_KEY: i32 = -1;
-/// When the server was started, or crashed and recovered by itself: the start is then that of before, and the statistics
-/// begin anew. Before PostgreSQL 15 it would take too long to ask for the latter.
-pub const SERVER_SINCE: &str = "GREATEST(pg_catalog.pg_postmaster_start_time(), CASE WHEN \
-    pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 \
-    THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END)";
 /// go-sync-kit's channel for all events.
 pub const GO_CHANNEL: &str = "events_global";
 /// How long a migration waits for transactions that have written to the table, beyond the limit of other statements.
@@ -161,6 +157,7 @@ pub async fn check_sequence(connection: &mut Pooled, table: &Table) -> Result<()
 /// Check again what was found when the table was opened. An error says why reading is not safe any more. Returns what
 /// has changed without affecting readers.
 pub async fn check_again(connection: &mut Pooled, table: &Table) -> Result<Vec<Error>> {
+    server::check_primary(&connection.query("look at the server", server::IS_STANDBY, &[], false).await?)?;
     let Some(now) = find(connection, &table.table_name).await? else { return Err(table.mismatch("it was dropped")) };
     if now.oid != table.oid {
         return Err(table.mismatch("it was replaced by another table of this name; open a new store"));

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -17,8 +18,8 @@ from socketio_postgres._typing import Self
 from socketio_postgres.events._sync.event_batch import EventBatch
 from socketio_postgres.events._sync.positions import Positions, QueryFunction
 from socketio_postgres.events._sync.subscription import Subscription
-from socketio_postgres.events.event import EventHandler, StoredEvent, check_positive
-from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip
+from socketio_postgres.events.event import EventHandler, StoredEvent, check_name, check_positive, check_seconds
+from socketio_postgres.events.failure_policy import FailurePolicy, Park, ParkedEvent, Skip, policy_of
 from socketio_postgres.events.partition import Found, Partition, partition_of, retired, shares
 from socketio_postgres.exceptions import (
     AlreadyAcknowledgedError,
@@ -34,7 +35,7 @@ from socketio_postgres.exceptions import (
     SubscriptionRetiredError,
 )
 
-__all__ = ["DurableSubscription"]
+__all__ = ["DurableSubscription", "check_batch"]
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 """Size of events at which a batch ends, unless the caller says otherwise."""
@@ -75,8 +76,15 @@ of memory or disk, and statements that a limit of the role or an administrator h
 _UNKNOWN: Final = Found(0, 0, None)
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value
+def check_batch(max_count: int, max_wait: float, max_bytes: int) -> None:
+    """Check the limits of a batch.
+
+    Raises:
+        OptionsError: One of them is wrong.
+    """
+    check_positive("max_count", max_count or 0)
+    check_positive("max_bytes", max_bytes or 0)
+    check_seconds("max_wait", max_wait, 0)
 
 
 def _is_outage(error: SocketIOPostgresError) -> bool:
@@ -123,13 +131,7 @@ class DurableSubscription:
         reset: bool,
         report: Callable[[Exception, str], None],
     ) -> None:
-        if not _is_name(name):
-            raise OptionsError(
-                f"invalid name: must be a string that is not empty (got {name!r})",
-                option="name",
-                value=repr(name),
-                reason="must be a string that is not empty",
-            )
+        check_name(name)
         self.name = name
         self._query = query
         self._subscribe = subscribe
@@ -159,6 +161,7 @@ class DurableSubscription:
         self._held: set[str] | None = None
         self._is_entered = False
         self._is_away = False
+        self._lock_limit = min(lease, CLOSE_LIMIT)
         self._renewing: Background | None = None
 
     @property
@@ -213,14 +216,7 @@ class DurableSubscription:
         partitions, filter_text, replaced_by = made
         if replaced_by is not None:
             raise retired(self.name, replaced_by)
-        if partitions != self._count:
-            raise OptionsError(
-                f"invalid partitions: the durable subscription {self.name!r} was made with {partitions}; give as many,"
-                " or change it with repartition_durable",
-                option="partitions",
-                value=str(self._count),
-                reason=f"the subscription was made with {partitions}",
-            )
+        self._check_count(partitions)
         if filter_text != self._filter_text:
             raise OptionsError(
                 f"invalid filters: the durable subscription {self.name!r} was made with {filter_text}; give the same,"
@@ -228,6 +224,16 @@ class DurableSubscription:
                 option="filters",
                 value=self._filter_text,
                 reason="differ from those the subscription was made with",
+            )
+
+    def _check_count(self, partitions: int) -> None:
+        if partitions != self._count:
+            raise OptionsError(
+                f"invalid partitions: the durable subscription {self.name!r} was made with {partitions}; give as many,"
+                " or change it with repartition_durable",
+                option="partitions",
+                value=str(self._count),
+                reason=f"the subscription was made with {partitions}",
             )
 
     def _deleted(self) -> SubscriptionFencedError:
@@ -256,6 +262,7 @@ class DurableSubscription:
             raise self._deleted()
         if replaced_by is not None:
             raise retired(self.name, replaced_by)
+        self._check_count(len(owners))  # it may have been divided anew
         before = {number: each.epoch for number, each in self._own.items()}
         self._drop([number for number, each in self._own.items() if owners.get(number) != (each.epoch, self._owner)])
         share = 1 if self._count == 1 else shares(owned | {self._owner: len(self._own)}, self._count)[self._owner]
@@ -268,7 +275,7 @@ class DurableSubscription:
             self._begin_anew()
 
     def _claim(self, most: int) -> None:
-        claimed = self._positions.claim(most, self._own)
+        claimed = self._positions.claim(most, self._own, self._count)
         for ours, expected, found in claimed:
             if expected is not None and expected != found:
                 self._positions.write([each for each, _, _ in claimed], releases=True)
@@ -408,8 +415,7 @@ class DurableSubscription:
             OptionsError: An argument is wrong.
         """
         self._check_entered()
-        check_positive("max_count", max_count)
-        check_positive("max_bytes", max_bytes)
+        check_batch(max_count, max_wait, max_bytes)
         self._give_back()
         while self._is_entered:
             self._acknowledge_given()
@@ -713,25 +719,36 @@ class DurableSubscription:
 
     # -------------------------------------------------------------------------------------------- projections
 
-    def fence_in(self, conn: Any, events: list[StoredEvent]) -> list[StoredEvent]:
-        """Lock the positions of events in a transaction; returns the events that it has not been moved past.
+    def wait_for_locks(self) -> None:
+        """Let parking wait for a position that is locked as long as it takes: no lock is the caller's own."""
+        self._lock_limit = math.inf
+
+    def fence_in(self, conn: Any, events: list[StoredEvent]) -> tuple[list[StoredEvent], str]:
+        """Lock the positions of events in a transaction; returns the events that it has not been moved past, and it.
 
         Raises:
             SubscriptionFencedError: A partition belongs to somebody else.
             SchemaMismatchError: The connection leads to another table.
         """
         own = {ours.number: ours for ours in map(self._partition_with, events)}
-        positions = self._positions.fence_in(conn, own.values())
+        positions, transaction = self._positions.fence_in(conn, own.values())
         for number, ours in own.items():
             if number not in positions:
                 self._refuse(conn, ours, events[-1])
                 raise self._fenced(number)  # it was somebody else's for a moment
-        return [each for each in events if each.version > positions[partition_of(each.aggregate_id, self._count)]]
+        fresh = [each for each in events if each.version > positions[partition_of(each.aggregate_id, self._count)]]
+        return fresh, transaction
 
-    def move_in(self, conn: Any, events: list[StoredEvent]) -> None:
-        """Move positions past events in the transaction that has locked them."""
+    def move_in(self, conn: Any, events: list[StoredEvent], transaction: str) -> None:
+        """Move positions past events in the transaction that has locked them.
+
+        Raises:
+            EventStoreError: That has ended.
+        """
         last = {partition_of(event.aggregate_id, self._count): event for event in events}
-        self._positions.move_in(conn, [(self._own[number], event) for number, event in last.items()])
+        changes = [(self._own[number], event) for number, event in last.items()]
+        if not self._positions.move_in(conn, changes, transaction):
+            raise EventStoreError(f"the handler of {self.name!r} has ended the transaction, which is not its own")
 
     def has_committed(self, events: list[StoredEvent]) -> None:
         """Note that a transaction that moved positions past events was committed."""
@@ -781,7 +798,7 @@ class DurableSubscription:
             SubscriptionFencedError: The subscription was deleted.
         """
         Hook.check("handler", handler)
-        policy = on_error or FailurePolicy()
+        policy = policy_of(on_error)
         for event in self:
             is_handled = False
             try:
@@ -883,11 +900,11 @@ class DurableSubscription:
 
     def _when_unlocked(self, ours: Partition, change: Callable[[], int | None]) -> int | None:
         """Try to change a position that a transaction may have locked; a falsy result stands for no change."""
-        deadline = time.monotonic() + min(self._lease, CLOSE_LIMIT)
+        begun_at = time.monotonic()
         while not (changed := change()):
             if not self._positions.is_locked(ours):
                 return change()
-            if time.monotonic() >= deadline:
+            if time.monotonic() - begun_at >= self._lock_limit:
                 raise EventStoreError(
                     f"partition {ours.number} of the durable subscription {self.name!r} is locked by a transaction,"
                     " perhaps one of yours with an ack_in: end it first"

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from socketio_postgres import _core
+from socketio_postgres._bus.drivers import check_connect
 from socketio_postgres._bus.hook import Hook
+from socketio_postgres._bus.options import bad_option
 from socketio_postgres._bus.primitives import run
 from socketio_postgres._typing import Unpack
-from socketio_postgres.events._sync.durable_subscription import BATCH_BYTES, DurableSubscription
+from socketio_postgres.events._sync.durable_subscription import BATCH_BYTES, DurableSubscription, check_batch
 from socketio_postgres.events._sync.event_log import EventLog
 from socketio_postgres.events._sync.projector import Projector
 from socketio_postgres.events._sync.subscription import PATIENCE, Subscription
@@ -26,15 +29,17 @@ from socketio_postgres.events.event import (
     AfterVersion,
     StoredEvent,
     StoreResult,
+    check_seconds,
     check_version,
 )
-from socketio_postgres.events.failure_policy import FailurePolicy
+from socketio_postgres.events.failure_policy import FailurePolicy, policy_of
 from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords
 from socketio_postgres.events.partition import check_partitions
 from socketio_postgres.events.projection import (
     HandleFunction,
     Projection,
+    base_of,
     named,
     projection_of,
     subscription_name,
@@ -50,7 +55,6 @@ from socketio_postgres.exceptions import (
 __all__ = ["EventFeed"]
 
 _LEASE_MIN: Final = 0.1
-_SECONDS_MAX: Final = 86_400
 
 
 class EventFeed(EventLog):
@@ -169,8 +173,8 @@ class EventFeed(EventLog):
         conditions = conditions_of(filters, types)
         after = start if start is END or start is START else check_version(start, "start")
         check_partitions(partitions)
-        _check_seconds("lease", lease, _LEASE_MIN)
-        _check_seconds("checkpoint_interval", checkpoint_interval, 0)
+        check_seconds("lease", lease, _LEASE_MIN)
+        check_seconds("checkpoint_interval", checkpoint_interval, 0)
 
         def get(version: int) -> StoredEvent | None:
             events, _ = self._load(version - 1, [], 1, False, version)
@@ -215,8 +219,8 @@ class EventFeed(EventLog):
         """Keep a projection up to date, for ever: each event is applied exactly once, in order of its aggregate.
 
         A batch of events is one transaction on a connection of yours, which also moves the position. What conflicts
-        with another transaction (40001, 40P01), or loses its connection, is tried again. When `handle` raises, its
-        events are tried one by one; `on_error` decides about the one that fails. Run it in any number of processes:
+        with another transaction (40001, 40P01), has no connection, or loses it, is tried again. When `handle` raises,
+        its events are tried one by one; `on_error` decides about the one that fails. Run it in any number of processes:
         with `partitions` they share the work; without it, one works and the others stand by.
 
         A version of the projection that is newer than the one that is served is built beside it, from the projection's
@@ -237,12 +241,17 @@ class EventFeed(EventLog):
                 the switch waits until they are replayed.
 
         Raises:
-            OptionsError: An argument is wrong.
-            Exception: What `handle` raised, with `Stop`.
+            OptionsError: An argument is wrong, the subscription was divided anew, or `connect` gives connections that
+                commit each statement.
+            SchemaMismatchError: The connection leads to another table.
+            Exception: What `handle` raised, with `Stop`; or what `connect` raised, unless it may succeed later.
             SubscriptionRetiredError: A newer version is served now, so that this one may end.
             SubscriptionFencedError: The subscription was deleted.
         """
-        checked = projection_of(projection)
+        checked = self._checked(projection)
+        check_connect(connect)
+        policy = policy_of(on_error)
+        check_batch(max_count, max_wait, max_bytes)
         table, parked, consumers = (self._core.table(each) for each in ("_subscriptions", "_parked", "_consumers"))
         switch = Switch(
             checked,
@@ -262,7 +271,7 @@ class EventFeed(EventLog):
             partitions=partitions,
             lease=lease,
         )
-        projector = Projector(durable, checked, connect, on_error or FailurePolicy(), switch, self._report)
+        projector = Projector(durable, checked, connect, policy, switch, self._report)
         projector.run(max_count, max_wait, max_bytes)
 
     def rebuild(self, projection: Projection, *, connect: Any) -> None:
@@ -279,9 +288,10 @@ class EventFeed(EventLog):
         Raises:
             OptionsError: An argument is wrong, there is no `reset`, or the projection has never run.
             SubscriptionRetiredError: A newer version is served.
-            Exception: What `reset` raised. Nothing is changed.
+            Exception: What `reset` raised. Nothing is changed. After a conflict with another transaction `reset` is
+                called again.
         """
-        checked = projection_of(projection)
+        checked = self._checked(projection)
         if type(checked).reset is Projection.reset:
             reason = "has no reset"
             raise OptionsError(
@@ -290,12 +300,21 @@ class EventFeed(EventLog):
                 value=repr(checked.name),
                 reason=reason,
             )
+        check_connect(connect)
         start = checked.start
         position = self._version_of(start if start is END or start is START else check_version(start, "start"))
         name = subscription_name(checked.name, checked.version)
         events, table, parked = (self._core.table(suffix) for suffix in ("", "_subscriptions", "_parked"))
         if not begin_anew(checked, name, connect, position, self._query_durable, (events, table, parked)):
             raise _no_durable(name)
+
+    @staticmethod
+    def _checked(projection: object) -> Projection:
+        checked = projection_of(projection)
+        for name in ("handle", "switch", "reset"):
+            if inspect.iscoroutinefunction(getattr(checked, name)):
+                raise bad_option("projection", checked.name, f"its {name} is a coroutine function")
+        return checked
 
     @staticmethod
     def projection(name: str) -> Callable[[HandleFunction], Projection]:
@@ -403,9 +422,11 @@ class EventFeed(EventLog):
             f" UPDATE {table} SET {change}, updated_at = pg_catalog.now() WHERE name = $1"
             " AND partition IN (SELECT partition FROM held) AND replaced_by IS NULL RETURNING name"
         )
-        if not self._query_durable(sql, name, *texts):
-            self._check_not_replaced(name)
-            raise _no_durable(name)
+        for _ in range(2):  # the second time, if `repartition_durable` has just replaced them
+            if self._query_durable(sql, name, *texts):
+                return
+        self._check_not_replaced(name)
+        raise _no_durable(name)
 
     def _check_not_replaced(self, name: str) -> None:
         table = self._core.table("_subscriptions")
@@ -417,8 +438,9 @@ class EventFeed(EventLog):
     def repartition_durable(self, name: str, partitions: int) -> None:
         """Divide a durable subscription into another number of partitions.
 
-        No consumer may own it, so stop the consumers or pause it. All partitions must be at the same position, as they
-        are once all events are processed; `rewind_durable` sets them all to one position.
+        No consumer may own it, so stop the consumers or pause it; those that still run then end with
+        `OptionsError`. All partitions must be at the same position, as they are once all events are processed;
+        `rewind_durable` sets them all to one position.
 
         Raises:
             OptionsError: The subscription does not exist, a consumer owns it, or the positions differ.
@@ -453,19 +475,30 @@ class EventFeed(EventLog):
         """Delete a durable subscription and its parked events, in one transaction. Its owner loses it.
 
         With the version of a projection that is served, those that it has replaced are deleted, too: the next `run`
-        begins anew. Deleting a version that is yet to be served ends its rebuild.
+        begins anew. Deleting a version that is yet to be served ends its rebuild. It waits for transactions that have
+        a version of the projection locked, such as a switch.
 
         Raises:
             OptionsError: It was replaced by another one.
         """
-        self._check_not_replaced(name)
         parked, consumers, table = (self._core.table(suffix) for suffix in ("_parked", "_consumers", "_subscriptions"))
-        self._query_durable(
-            f"WITH parked AS (DELETE FROM {parked} WHERE name = $1),"
-            f" consumers AS (DELETE FROM {consumers} WHERE name = $1)"
-            f" DELETE FROM {table} WHERE name = $1 AND replaced_by IS NULL OR replaced_by = $1",
-            name,
+        # What counts is what the rows are once they are locked, in the order in which a switch does so: it may just be
+        # replacing some of them, by this one or by a newer one.
+        sql = (
+            f"WITH held AS MATERIALIZED (SELECT name, partition, replaced_by FROM {table} WHERE name IN ($1, $2)"
+            " OR pg_catalog.starts_with(name, $3) AND pg_catalog.substr(name, pg_catalog.length($3) + 1) ~ '^[0-9]+$'"
+            ' ORDER BY pg_catalog.length(name), name COLLATE pg_catalog."C", partition FOR UPDATE),'
+            " gone AS MATERIALIZED (SELECT * FROM held WHERE name = $1 AND replaced_by IS NULL OR replaced_by = $1),"
+            f" parked AS (DELETE FROM {parked} WHERE name = $1 OR name IN (SELECT name FROM gone)),"
+            f" consumers AS (DELETE FROM {consumers} WHERE name = $1 OR name IN (SELECT name FROM gone))"
+            f" DELETE FROM {table} s USING gone WHERE s.name = gone.name AND s.partition = gone.partition"
+            " RETURNING s.name"
         )
+        base = base_of(name)
+        # The second time, if `repartition_durable` has just replaced them.
+        if not self._query_durable(sql, name, base, f"{base}@"):
+            self._check_not_replaced(name)
+            self._query_durable(sql, name, base, f"{base}@")
 
     def _look_around(self) -> None:
         """Report why no events have arrived for a while, if there is a reason."""
@@ -510,9 +543,3 @@ def _no_durable(name: str | None) -> OptionsError:
         value=repr(name),
         reason="is not the name of a durable subscription",
     )
-
-
-def _check_seconds(name: str, value: float, low: float) -> None:
-    if not low <= value <= _SECONDS_MAX:
-        reason = f"must be a number of seconds from {low} to {_SECONDS_MAX}"
-        raise OptionsError(f"invalid {name}: {reason} (got {value!r})", option=name, value=repr(value), reason=reason)

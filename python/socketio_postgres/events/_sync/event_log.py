@@ -30,8 +30,9 @@ from socketio_postgres.events.event import (
     check_positive,
     check_version,
     expected_number,
+    is_storable,
 )
-from socketio_postgres.events.filter import Filter, conditions_of, is_storable
+from socketio_postgres.events.filter import Filter, conditions_of
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
 from socketio_postgres.events.partition import check_partitions
 from socketio_postgres.events.stats import EventStoreStats, TableLayout

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from socketio_postgres._bus._sync.statements import transaction_on
-from socketio_postgres._bus.drivers import connection_of, is_passing, was_too_long
-from socketio_postgres._bus.primitives import Background, finished, opened, sleep
+from socketio_postgres._bus.drivers import is_passing, is_unavailable, was_too_long
+from socketio_postgres._bus.primitives import Background, finished, sleep
 from socketio_postgres.events._sync.durable_subscription import DurableSubscription
 from socketio_postgres.events._sync.switch import Switch
+from socketio_postgres.events._sync.transaction import transaction_from
 from socketio_postgres.events.event import StoredEvent
 from socketio_postgres.events.failure_policy import FailurePolicy, Park, Skip
 from socketio_postgres.events.projection import Projection
@@ -41,6 +41,9 @@ class Projector:
         self._policy = policy
         self._switch = switch
         self._report = report
+        self._is_handling = False
+        # No transaction is open here when an event is parked, so a lock is somebody else's, and ends.
+        durable.wait_for_locks()
 
     def run(self, max_count: int, max_wait: float, max_bytes: int) -> None:
         """Run until a newer version is served."""
@@ -88,8 +91,10 @@ class Projector:
                 self._apply(events)
             except SubscriptionFencedError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the user's, and those of three libraries
-                if is_passing(error):
+            except Exception as error:
+                if not self._is_handling and not is_unavailable(error):
+                    raise  # whatever the policy: it is not the event's fault
+                if is_passing(error) or not self._is_handling:
                     self._report(error, f"{self._durable.name}: trying again")
                     if was_too_long(error) and len(events) > 1:
                         self._handle_each(events)
@@ -124,9 +129,11 @@ class Projector:
 
     def _apply(self, events: list[StoredEvent]) -> None:
         """Apply events and move the position, in one transaction."""
-        with opened(connection_of(self._connect)) as conn, transaction_on(conn):
-            fresh = self._durable.fence_in(conn, events)
+        self._is_handling = False
+        with transaction_from(self._connect) as conn:
+            fresh, transaction = self._durable.fence_in(conn, events)
+            self._is_handling = True
             if fresh:
                 finished(self._projection.handle(conn, fresh))
-                self._durable.move_in(conn, fresh)
+                self._durable.move_in(conn, fresh, transaction)
         self._durable.has_committed(events)

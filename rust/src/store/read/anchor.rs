@@ -11,8 +11,9 @@ use tokio_postgres::Row;
 
 use crate::error::{Error, Result};
 use crate::store::event::StoredEvent;
-use crate::store::row::{get, micros};
-use crate::store::table::{SERVER_SINCE, Table};
+use crate::store::row::get;
+use crate::store::server::{self, SERVER_SINCE};
+use crate::store::table::Table;
 
 /// See the module documentation. The default has version 0 and stands for no event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,10 +36,10 @@ impl Anchor {
         rows.first().map_or_else(|| Ok(Self::default()), read)
     }
 
-    /// The statement that reads the id at a version, and when the server was started. It must not run before the statement that reads events: then those
-    /// events follow the anchor.
+    /// The statement that reads the id at a version, and when the server was started. It must not run before the statement
+    /// that reads events: then those events follow the anchor.
     pub fn sql(table: &Table) -> String {
-        format!("SELECT id, {SERVER_SINCE} FROM {} WHERE version = $1", table.name)
+        format!("SELECT (SELECT id FROM {} WHERE version = $1), {SERVER_SINCE}", table.name)
     }
 
     /// Whether the event is still there, where `rows` are those of [`Anchor::sql`].
@@ -47,8 +48,8 @@ impl Anchor {
     }
 
     /// When the server was started that returned `rows`, the rows of [`Anchor::sql`].
-    pub fn server_of(rows: &[Row]) -> Result<Option<i64>> {
-        rows.first().map_or(Ok(None), |row| micros(row, 1))
+    pub fn server_of(rows: &[Row]) -> Result<i64> {
+        server::since(rows.first().ok_or(Error::Closed("connection"))?, 1)
     }
 
     /// The error of an event that is not there any more.
@@ -61,6 +62,8 @@ impl Anchor {
     }
 }
 
+/// The id that is there now. A standby that lags behind may lack the event.
 fn found(rows: &[Row]) -> Result<Option<String>> {
-    rows.first().map(|row| get(row, 0)).transpose()
+    Anchor::server_of(rows)?;
+    rows.first().map_or(Ok(None), |row| get(row, 0))
 }

@@ -466,8 +466,8 @@ impl Feed {
                 let mut connection = self.pool.get().await?;
                 connection.set_answer_limit_bytes(self.pages.limit_bytes());
                 let [rows, at_anchor] = connection.pipeline("read events", reads, false).await?;
-                // What was known of another server is of no use. Without an anchor it is not known which server this is.
-                let is_same = known.server.is_some() && Anchor::server_of(&at_anchor)? == known.server;
+                // What was known of another server is of no use.
+                let is_same = Some(Anchor::server_of(&at_anchor)?) == known.server;
                 (is_same && anchor.is_in(&at_anchor)?).then_some((rows, known.settled))
             }
         };

@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::store::pool::{BEGIN, Bind, PLANNED_BY_VALUES, Pooled};
 use crate::store::read::anchor::Anchor;
 use crate::store::row::{get, micros};
-use crate::store::table::{SERVER_SINCE, Table};
+use crate::store::server::SERVER_SINCE;
+use crate::store::table::Table;
 
 /// Shortest time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -17,8 +17,9 @@ use crate::store::read::anchor::Anchor;
 use crate::store::read::mark;
 use crate::store::read::pace::Pace;
 use crate::store::read::watermark::{Holders, Watermark};
-use crate::store::row::{get, micros};
-use crate::store::table::{self, SERVER_SINCE, Table};
+use crate::store::row::get;
+use crate::store::server::{self, SERVER_SINCE};
+use crate::store::table::{self, Table};
 use crate::wire::protocol::quote_literal;
 
 /// Events, and the position from which it is safe to continue.
@@ -311,7 +312,7 @@ impl Settler {
             if !get::<bool>(row, 2)? {
                 return Err(table::what_is_wrong(connection, table).await);
             }
-            let server = micros(row, 1)?.unwrap_or_default();
+            let server = server::since(row, 1)?;
             self.pace.lock().found(get(row, 3)?);
             // If they differ, the server was started between the two statements, behind a pooler.
             if server == before {
@@ -345,7 +346,7 @@ struct Seen {
 /// The last version, and when the server was started.
 fn last_of(rows: &[Row]) -> Result<(i64, i64)> {
     let row = rows.first().ok_or(Error::Closed("connection"))?;
-    Ok((get(row, 0)?, micros(row, 1)?.unwrap_or_default()))
+    Ok((get(row, 0)?, server::since(row, 1)?))
 }
 
 /// Statement and parameters of a query. The statement contains only bounds that have an effect. With two bounds, on a

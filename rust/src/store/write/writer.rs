@@ -119,9 +119,11 @@ impl Writer {
                     return Err(storing::locked(&self.pool, &layout.sql, &aggregates, began.elapsed()).await);
                 }
                 // Nothing of it is there. After a deadlock the guard may be, which was not; and an event with the same
-                // id, which was not, either.
+                // id, which was not, either. Behind a pooler, nothing will be prepared.
                 Err(error)
-                    if is_conflict(&error) && (skips_existing || is_deadlock(&error)) && conflicts < ATTEMPTS =>
+                    if is_conflict(&error)
+                        && (skips_existing || is_deadlock(&error) || is_forgotten(&error))
+                        && conflicts < ATTEMPTS =>
                 {
                     conflicts += 1;
                     self.look_again_after_conflict().await;
@@ -552,10 +554,16 @@ fn is_held(error: &Error) -> bool {
 }
 
 /// Whether another writer caused a conflict, so that the call is to be tried again. 23505 unique violation, 40001
-/// serialization failure, 40P01 deadlock; 0A000 and 26000: a prepared statement that no longer fits, or no longer exists.
+/// serialization failure, 40P01 deadlock; 0A000: a prepared statement that no longer fits.
 fn is_conflict(error: &Error) -> bool {
-    matches!(error, Error::Database { report, .. }
-        if matches!(report.sqlstate.as_str(), "23505" | "40001" | "40P01" | "0A000" | "26000"))
+    is_forgotten(error)
+        || matches!(error, Error::Database { report, .. }
+            if matches!(report.sqlstate.as_str(), "23505" | "40001" | "40P01" | "0A000"))
+}
+
+/// 26000 and 42P05: behind a pooler, a prepared statement no longer exists, or one of this name exists already.
+fn is_forgotten(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. } if matches!(report.sqlstate.as_str(), "26000" | "42P05"))
 }
 
 /// Whether an id or a version exists already.
