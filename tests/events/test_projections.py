@@ -24,7 +24,6 @@ from socketio_postgres import (
     OptionsError,
     Park,
     Projection,
-    SchemaMismatchError,
     Skip,
     StoredEvent,
 )
@@ -217,20 +216,6 @@ async def test_stop_and_skip(our_store: AsyncEventStore, database: Database, eff
     async with running(our_store.run(Effects(before), connect=connect, on_error=Skip())):
         await our_store.wait_for(5, durable="effects", timeout=TIMEOUT_S)
     assert effects() == [0, 1, 3, 4]
-
-
-async def test_another_table_on_the_connection(our_store: AsyncEventStore, database: Database) -> None:
-    await fill(our_store, 1)
-    with database.connect() as admin:
-        async with our_store.durable("effects"):
-            admin.execute("CREATE SCHEMA other")
-            admin.execute("CREATE TABLE other.events_subscriptions (LIKE public.events_subscriptions INCLUDING ALL)")
-
-    def connect() -> Any:
-        return psycopg.AsyncConnection.connect(database.dsn, options="-c search_path=other,public")
-
-    with pytest.raises(SchemaMismatchError):
-        await asyncio.wait_for(our_store.run(Effects(), connect=connect), TIMEOUT_S)
 
 
 # ----------------------------------------------------------------------------------------------------- processes

@@ -24,6 +24,7 @@ from socketio_postgres import (
     Projection,
     SchemaMismatchError,
     Skip,
+    Stop,
     StoredEvent,
     SubscriptionRetiredError,
 )
@@ -267,9 +268,9 @@ async def test_a_version_that_retires_itself_leaves_nothing_parked(
 # ------------------------------------------------------------------------------- failures that are not the event's
 
 
-@pytest.mark.parametrize("policy", [Skip(), Park()])
+@pytest.mark.parametrize("policy", [Stop(), Skip(), Park()])
 async def test_another_table_on_the_connection_is_not_the_fault_of_events(
-    our_store: AsyncEventStore, database: Database, served: Served, policy: Skip | Park
+    our_store: AsyncEventStore, database: Database, served: Served, policy: Stop | Skip | Park
 ) -> None:
     """They are neither skipped nor parked, and the operator hears why."""
     await fill(our_store, 3)
