@@ -356,6 +356,17 @@ async def test_only_filters_are_filters(store: AsyncEventStore) -> None:
         await store.load(filters=[("type", "x")])  # type: ignore[list-item]
 
 
+async def test_more_conditions_than_a_statement_can_have(store: AsyncEventStore) -> None:
+    """Each needs parameters. The driver cannot send so many, which looked like a lost connection."""
+    many = [Filter("metadata", {str(number): number for number in range(40_000)})]
+    with pytest.raises(FilterError, match="40000 conditions"):
+        await asyncio.wait_for(store.load(filters=many), 20)
+    with pytest.raises(FilterError, match="40000 conditions"):
+        store.subscribe(filters=many)
+    few = [Filter("metadata", {str(number): number for number in range(1000)})]
+    assert len(await store.load(filters=few)) == 0
+
+
 # ---------------------------------------------------------------- filters: the server and we agree
 
 NUMBERS = st.one_of(

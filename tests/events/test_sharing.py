@@ -70,16 +70,17 @@ async def test_what_listens_otherwise_or_elsewhere_is_apart(store: AsyncEventSto
         AsyncEventStore(database.dsn, poll_interval=0.5) as slower,
         AsyncEventStore(database.dsn, table_name="other") as elsewhere,
         AsyncEventStore(database.dsn + " application_name=mine") as named,
+        AsyncEventStore(database.dsn, answer_timeout=5) as hasty,
     ):
-        stores = [store, slower, elsewhere, named]
+        stores = [store, slower, elsewhere, named, hasty]
         lives = [each.subscribe() for each in stores]
         for live in lives:
             await live.__aenter__()
         await eventually(lambda: all(each.is_listener_connected for each in stores), "they listen")
-        assert database.value(LISTENERS) == 4
+        assert database.value(LISTENERS) == 5
         await elsewhere.store(Event("T", "a", "elsewhere"))
         await store.store(Event("T", "a", "here"))
-        assert [(await live.next(60)).data for live in lives] == ["here", "here", "elsewhere", "here"]
+        assert [(await live.next(60)).data for live in lives] == ["here", "here", "elsewhere", "here", "here"]
         for live in lives:
             live.close()
 

@@ -27,7 +27,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.event_schedule import drop_notify_triggers
 from tests.fixtures.postgres import OwnPostgres, sessions
 from tests.fixtures.proxy import Proxy
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, nothing_arrives
 
 INSERT = "INSERT INTO events (id, aggregate_id, event_type, data) VALUES ('e', 'a', 'T', '\"late\"')"
 
@@ -419,6 +419,67 @@ async def test_all_readers_together_look_200_times_a_second() -> None:
                 assert await take(live, 201) == list(range(3, 204))
 
 
+READER = "SELECT pg_advisory_lock_shared(x'73696f2e6c6f6f6b'::bigint)"
+"""What the listening session of a reader does, to be counted."""
+
+
+async def test_readers_that_have_nothing_to_do_share_the_looks_too(database: Database) -> None:
+    """Forty of them: each looks every 0.2 seconds at most, however often it polls."""
+    async with AsyncEventStore(database.dsn, poll_interval=0.01) as store, store.subscribe():
+        await eventually(lambda: store.is_listener_connected, "it listens")
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(database.connect()).execute(READER)
+            start = store.stats()["lock_looks"]
+            await eventually(lambda: store.stats()["lock_looks"] >= start + 2, "it knows of them")
+            before, began = store.stats(), time.monotonic()
+            await eventually(lambda: store.stats()["reads"] >= before["reads"] + 100, "it polls")
+            looked = store.stats()["lock_looks"] - before["lock_looks"]
+            assert looked <= (time.monotonic() - began) / 0.2 + 1
+
+
+async def test_those_who_ask_at_the_same_time_share_a_look() -> None:
+    """Each needs one that begins after it has asked, and nobody needs one of its own."""
+    with OwnPostgres(log_statement="all") as server, Proxy(server.database) as proxy:
+        async with AsyncEventStore(proxy.dsn) as store:
+            await store.store(Event("T", "a"))
+            assert await store.latest_version() == 1
+            before = looks(server)
+            links = proxy.links
+            for link in links:
+                link.freeze("to_server")
+            asking = [asyncio.create_task(store.latest_version()) for _ in range(500)]
+            await nothing_arrives()
+            for link in links:
+                link.thaw()
+            assert await asyncio.wait_for(asyncio.gather(*asking), 60) == [1] * 500
+            assert looks(server) - before <= 10
+
+
+@pytest.mark.parametrize("held", ["row", "table"])
+async def test_nobody_waits_for_the_settled_mark(our_store: AsyncEventStore, database: Database, held: str) -> None:
+    """Readers go on while somebody holds it, and write it again afterwards."""
+    lock = {"row": "SELECT FROM events_settled FOR UPDATE", "table": "LOCK TABLE events_settled"}[held]
+    mark = "SELECT coalesce(max(version), 0) FROM events_settled"
+    async with our_store.subscribe() as live:
+        stored = await our_store.store(Event("T", "a"))
+        await live.next(20)
+        await eventually(lambda: database.value(mark) == stored.version, "the mark is there")
+        with database.connect() as admin:
+            admin.execute("BEGIN")
+            admin.execute(lock.encode())
+            began = time.monotonic()
+            while time.monotonic() < began + 3:  # at least once in a second it is to be written
+                stored = await our_store.store(Event("T", "a"))
+                assert (await live.next(10)).version == stored.version
+            if held == "table":
+                async with AsyncEventStore(database.dsn, poll_interval=0.5) as other, other.subscribe() as late:
+                    assert (await late.next(10)).version == 1
+            admin.execute("COMMIT")
+        stored = await our_store.store(Event("T", "a"))
+        await eventually(lambda: database.value(mark) == stored.version, "it is written again")
+
+
 async def test_of_those_who_begin_at_the_end_one_looks() -> None:
     """However many subscriptions wait for what is open when they begin."""
     with OwnPostgres(log_statement="all") as server:
@@ -427,10 +488,9 @@ async def test_of_those_who_begin_at_the_end_one_looks() -> None:
             with server.database.connect() as writer:
                 writer.execute("BEGIN")
                 writer.execute(INSERT)
+                before, began = looks(server), time.monotonic()
                 lives = [store.subscribe(END) for _ in range(100)]
                 entering = [asyncio.ensure_future(live.__aenter__()) for live in lives]
-                await eventually(lambda: looks(server) >= 100, "each has looked once")
-                before, began = looks(server), time.monotonic()
                 await eventually(lambda: looks(server) >= before + 20, "one goes on looking")
                 await asyncio.sleep(1)
                 assert looks(server) - before <= 200 * (time.monotonic() - began) + 2

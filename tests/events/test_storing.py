@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from socketio_postgres import (
     EXISTS,
@@ -182,6 +183,29 @@ async def test_concurrent_calls_share_commits_and_fail_alone(store: AsyncEventSt
     assert isinstance(results[-1], WrongExpectedVersionError)
     assert results[-1].actual == taken.version
     assert store.stats()["store_groups"] - before < len(calls), "some waited together, however slow this machine is"
+
+
+async def test_a_backslash_in_a_name_whatever_it_means(database: Database) -> None:
+    """`standard_conforming_strings = off`, as old applications have it."""
+    dsn = make_conninfo(database.dsn, options="-c standard_conforming_strings=off")
+    for _ in range(2):
+        async with AsyncEventStore(dsn, table_name='"a\\\'b"') as store, store.subscribe() as live:
+            stored = await store.store(Event("T", "a", id="e1"))
+            assert (await live.next(20)).version == stored.version == 1
+
+
+async def test_only_what_stores_events_counts(our_store: AsyncEventStore) -> None:
+    """Looking for the event that a call repeats is no such transaction, and an import is one for each chunk."""
+    event = Event("T", "a", 1, id="e1")
+    await our_store.store(event)
+    assert (await our_store.store(event)).is_duplicate
+    with pytest.raises(WrongExpectedVersionError):
+        await our_store.store(Event("T", "a"), expected=NO_STREAM)
+    stats = our_store.stats()
+    assert (stats["stored"], stats["store_groups"]) == (1, 1)
+    await our_store.import_events((Event("T", f"a{i}") for i in range(25)), chunk_size=10)
+    stats = our_store.stats()
+    assert (stats["stored"], stats["store_groups"]) == (26, 4)
 
 
 async def test_import(store: AsyncEventStore, database: Database) -> None:

@@ -32,7 +32,9 @@ from socketio_postgres import (
     StoredEvent,
 )
 from socketio_postgres.demo.embedded import EmbeddedPostgres
+from socketio_postgres.events.event import AfterVersion
 from tests.fixtures.database import Database
+from tests.fixtures.proxy import Direction, Proxy
 from tests.fixtures.waiting import eventually, nothing_arrives
 
 KILL_LISTENER = (
@@ -184,6 +186,61 @@ async def test_a_filter_that_is_too_slow_for_any_part(our_store: AsyncEventStore
             with pytest.raises(DatabaseError) as caught:
                 await live.next(60)
             assert caught.value.sqlstate == "57014"
+
+
+@pytest.mark.xdist_group("slow reader")
+@pytest.mark.parametrize("start", [START, END], ids=["behind", "live"])
+async def test_pages_that_take_too_long_are_read_in_parts(
+    our_store: AsyncEventStore, database: Database, start: AfterVersion
+) -> None:
+    """Without a filter, too: those of a subscription that catches up, and those of the reader that serves all."""
+    await our_store.store_batch(Event("T", "a", i) for i in range(1500))
+    with slow_reader(database, 0.002, "1s") as dsn:
+        async with AsyncEventStore(dsn) as store, store.subscribe(start, prefetch=1000) as live:
+            if start == START:
+                assert [event.data for event in await take(live, 1500, 60)] == list(range(1500))
+            else:
+                await our_store.store_batch(Event("T", "a", i) for i in range(1500, 3000))
+                assert [event.data for event in await take(live, 1500, 60)] == list(range(1500, 3000))
+            assert store.stats()["page_timeouts"] > 0
+
+
+@pytest.mark.parametrize("limit", ["statement_timeout", "lock_timeout"])
+async def test_a_table_that_is_locked_for_longer_than_a_limit(
+    our_store: AsyncEventStore, database: Database, limit: str
+) -> None:
+    """While an administrator changes it, readers wait."""
+    await our_store.store(Event("T", "a", 0))
+    dsn = make_conninfo(database.dsn, options=f"-c {limit}=200ms")
+    async with AsyncEventStore(dsn, poll_interval=0.1) as store, store.subscribe() as live:
+        assert (await live.next(20)).data == 0
+        waiting = asyncio.create_task(live.next(60))
+        with database.connect() as admin:
+            admin.execute("BEGIN")
+            admin.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+            await eventually(lambda: waiting.done() or store.stats()["reader_outage"], "a statement is ended")
+            admin.execute("COMMIT")
+        await our_store.store(Event("T", "a", 1))
+        assert (await waiting).data == 1
+
+
+async def test_a_filter_that_hardly_matches_behind_a_slow_link(our_store: AsyncEventStore, database: Database) -> None:
+    """Ranges of versions follow the server's speed, and not how long an answer travels or waits for a connection."""
+    first = await our_store.store(Event("T", "a"))
+    with database.connect() as admin:
+        admin.execute("SELECT setval('events_version_seq', 3000000)")
+    rare = await our_store.store(Event("T", "a", "rare"))
+    with Proxy(database) as proxy:
+        async with AsyncEventStore(proxy.dsn) as store, store.subscribe(first.version, filters=RARE) as live:
+
+            def delay(direction: Direction, data: bytes) -> bytes:
+                if direction == "to_server" and b"planned by values" in data:
+                    time.sleep(0.3)
+                return data
+
+            proxy.rewrite = delay
+            assert (await live.next(60)).version == rare.version
+            assert store.stats()["pages"] < 100
 
 
 async def test_one_listener_and_one_reader_for_all(store: AsyncEventStore, database: Database) -> None:

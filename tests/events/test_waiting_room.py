@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable, Callable
 
 import psycopg
@@ -18,8 +20,9 @@ from socketio_postgres import (
     Event,
     PayloadTooLargeError,
 )
+from socketio_postgres.events.event import ExpectedVersion
 from tests.fixtures.database import Database
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, nothing_arrives
 
 WAITERS = 1000
 LIMIT_S = 60
@@ -151,6 +154,108 @@ async def test_whoever_goes_away_keeps_nobody_out(database: Database) -> None:
         results = await asyncio.wait_for(asyncio.gather(*inside, *outside[1::2]), LIMIT_S)
         assert [result.version for result in results] == sorted(result.version for result in results)
         assert [event.data for event in await store.load_by_aggregate("b")] == list(range(1, 20, 2))
+
+
+def test_whoever_was_refused_keeps_nobody_out(database: Database) -> None:
+    """`on_full="raise"`: while somebody has not noticed the refusal yet, there may be room for others again."""
+
+    async def run() -> None:
+        async with AsyncEventStore(database.dsn, buffer_count=1, on_full="raise") as store:
+            await store.open()
+            with database.connect() as holder:
+                holder.execute("BEGIN")
+                lock = "SELECT pg_advisory_xact_lock(%s::oid::int, hashtext('a') & 1023)"
+                holder.execute(lock, (store.layout()["oid"],))
+                inside, refused = (asyncio.create_task(store.store(Event("T", "a"))) for _ in range(2))
+                await asyncio.sleep(0)
+                holder.execute("COMMIT")
+            while store.stats()["stored"] < 1:
+                time.sleep(0.01)  # noqa: ASYNC251 - the event loop is to learn nothing meanwhile
+            await asyncio.create_task(store.store(Event("T", "a")))
+            await inside
+            with pytest.raises(BufferFullError):
+                await refused
+
+    asyncio.run(run())
+
+
+async def test_calls_of_one_aggregate_keep_their_order_behind_an_id(table: str, database: Database) -> None:
+    """Also if the first of them waits for longer, and others are let go first."""
+    del table
+    async with (
+        AsyncEventStore(database.dsn) as store,
+        await psycopg.AsyncConnection.connect(database.dsn) as user,
+    ):
+        await store.store_in(user, Event("T", "other", id="e1"))
+        first = asyncio.create_task(store.store(Event("T", "a", 1, id="e1")))
+        await eventually(lambda: store.stats()["store_alone"] == 1, "it waits for the id")
+        second = asyncio.create_task(store.store(Event("T", "a", 2)))
+        await eventually(lambda: store.stats()["store_alone"] == 2, "the next one lines up")
+        await asyncio.wait_for(store.store(Event("T", "b")), LIMIT_S)
+        await nothing_arrives()
+        assert not second.done()
+        await user.rollback()
+        await asyncio.wait_for(asyncio.gather(first, second), LIMIT_S)
+        assert [event.data for event in await store.load_by_aggregate("a")] == [1, 2]
+
+
+async def test_whoever_queues_for_its_locks_overtakes_nobody(table: str, database: Database) -> None:
+    """A call with several aggregates waits in PostgreSQL's queue now and then, which another one's lock may end."""
+    del table
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with (
+        AsyncEventStore(database.dsn) as store,
+        await psycopg.AsyncConnection.connect(database.dsn) as user,
+    ):
+        for number in range(3):
+            held, free = f"held{number}", f"free{number}"
+            await store.store_in(user, Event("T", held, 0), expected=NO_STREAM)
+            first = asyncio.create_task(store.store(Event("T", held, 1)))
+            await eventually(lambda: store.stats()["store_waiting"] == 1, "it waits")
+            second = asyncio.create_task(store.store_batch([Event("T", held, 2), Event("T", free)]))
+            with contextlib.suppress(AssertionError):
+                await eventually(lambda: database.value(waits), "the second one queues up", timeout=3)
+            await user.commit()
+            await asyncio.wait_for(asyncio.gather(first, second), LIMIT_S)
+            assert [event.data for event in await store.load_by_aggregate(held)] == [0, 1, 2]
+
+
+async def test_whoever_queues_for_many_locks_does_so_for_a_moment(
+    our_store: AsyncEventStore, database: Database
+) -> None:
+    """All others of the waiting room wait meanwhile: also if each of its locks falls soon, one after the other."""
+    await our_store.open()
+    oid, aggregates = our_store.layout()["oid"], [f"a{number}" for number in range(100)]
+    queued = (
+        "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - query_start)), 0)::float FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event = 'advisory'"
+    )
+    with database.connect() as holder:
+        distinct = "SELECT DISTINCT hashtext(a) & 1023 FROM unnest(%s::text[]) AS a ORDER BY 1"
+        keys = [key for (key,) in holder.execute(distinct, (aggregates,))]
+        for key in keys:
+            holder.execute("SELECT pg_advisory_lock(%s::oid::int, %s)", (oid, key))
+        storing = asyncio.create_task(our_store.store_batch(Event("T", each) for each in aggregates))
+        await eventually(lambda: database.value(queued), "it queues up")
+        longest = 0.0
+        for key in keys:
+            await asyncio.sleep(0.08)
+            holder.execute("SELECT pg_advisory_unlock(%s::oid::int, %s)", (oid, key))
+            longest = max(longest, float(str(database.value(queued))))
+        await asyncio.wait_for(storing, LIMIT_S)
+    assert longest < 4
+
+
+@pytest.mark.parametrize("expected", [None, NO_STREAM], ids=["unconditional", "conditional"])
+async def test_whoever_need_not_wait_has_time_enough(database: Database, expected: ExpectedVersion | None) -> None:
+    """However short `lock_wait` is: a call that was left out for another reason has its turn."""
+    given = {} if expected is None else {"expected": expected}
+    async with AsyncEventStore(database.dsn, lock_wait=0.001) as hasty:
+        for number in range(10):
+            event = Event("T", f"a{number}", number, id=f"e{number}")
+            first = await hasty.store(event, **given)
+            again = await asyncio.gather(*(hasty.store(event, **given) for _ in range(3)))
+            assert [(each.version, each.is_duplicate) for each in again] == [(first.version, True)] * 3
 
 
 AGGREGATES = [f"a{number}" for number in range(8)]

@@ -27,6 +27,9 @@ _TEXTS: Final = {
 _DEPTH_MAX: Final = 100
 """As the core parses it."""
 
+_CONDITIONS_MAX: Final = 1000
+"""Each needs parameters, of which a statement has 65,535 at most."""
+
 _KEYS: Final = (*_TEXTS, "tenant", "metadata", "data")
 
 
@@ -114,7 +117,7 @@ def conditions_of(filters: Iterable[Filter], types: Iterable[str] | str | None =
     """Of all filters together.
 
     Raises:
-        FilterError: One of them is no `Filter`.
+        FilterError: One of them is no `Filter`, or they have more than 1,000 conditions.
     """
     conditions: list[Condition] = []
     for item in filters:
@@ -123,4 +126,6 @@ def conditions_of(filters: Iterable[Filter], types: Iterable[str] | str | None =
         conditions += item.conditions()
     if types is not None:
         conditions += Filter("type", types).conditions()
+    if len(conditions) > _CONDITIONS_MAX:
+        raise FilterError(f"{len(conditions)} conditions are too many: at most {_CONDITIONS_MAX}", key="")
     return conditions

@@ -63,6 +63,7 @@ struct GivenSettings {
     answer_timeout: f64,
     buffer_count: usize,
     buffer_bytes: usize,
+    on_full: String,
 }
 
 /// See `_core.pyi`.
@@ -190,7 +191,11 @@ impl PyEventStore {
                 batch_size: settings.batch_size,
                 lock_wait: seconds("lock_wait", settings.lock_wait)?,
                 away_limit: answer_limit,
-                bounds: Bounds { count: settings.buffer_count, bytes: settings.buffer_bytes },
+                bounds: Bounds {
+                    count: settings.buffer_count,
+                    bytes: settings.buffer_bytes,
+                    is_waiting: settings.on_full == "wait",
+                },
             },
         });
         Ok(Self { pid: std::process::id(), description, table_name, store, _lease: Lease::new() })

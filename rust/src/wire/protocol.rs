@@ -295,9 +295,11 @@ pub fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Quote a string literal. With `standard_conforming_strings`, the default, only quotes need escaping.
+/// Quote a string literal, as the server's own function does: what a backslash means in another kind of literal depends on
+/// `standard_conforming_strings`.
 pub fn quote_literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+    let quoted = text.replace('\'', "''");
+    if text.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 #[cfg(test)]
@@ -312,6 +314,12 @@ mod tests {
         }
         assert_eq!(MessageType::from_number(0), None);
         assert_eq!(MessageType::from_number(14), None);
+    }
+
+    #[test]
+    fn a_literal_is_the_same_whatever_a_backslash_means() {
+        assert_eq!(quote_literal("it's"), "'it''s'");
+        assert_eq!(quote_literal(r"a\'b"), r" E'a\\''b'");
     }
 
     #[test]

@@ -118,7 +118,8 @@ pub struct FeedStats {
     pub reads: u64,
     /// Pages read for subscriptions that were behind the ring.
     pub pages: u64,
-    /// Pages that took longer than the server's `statement_timeout`, and were then read in smaller parts.
+    /// Pages, and reads of the keeper, that took longer than the server's `statement_timeout`, and were then read in
+    /// smaller parts.
     pub page_timeouts: u64,
     /// How often the locks of writers were read.
     pub looks: u64,
@@ -312,6 +313,12 @@ impl Feed {
                     how = How::Rows;
                     continue;
                 }
+                Err(error) if is_cancelled(&error) && self.pages.halve(self.pages.rows(PAGE)) => {
+                    self.stats.lock().page_timeouts += 1;
+                    self.timeouts.failed(&error);
+                    how = How::Rows;
+                    continue;
+                }
                 read => read?,
             };
             backoff.reset();
@@ -337,7 +344,7 @@ impl Feed {
                     // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
                     let is_idle =
                         !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
-                    if is_idle { How::Look } else { How::Rows }
+                    if is_idle && Instant::now() >= self.settler.next_look(PAUSE) { How::Look } else { How::Rows }
                 }
                 Some(_) if !has_looked && Instant::now() >= self.settler.next_look(PAUSE) => How::Look,
                 Some(beyond) => self.wait_at_gap(&from, beyond).await?,
@@ -531,10 +538,18 @@ impl Feed {
     }
 }
 
-/// Whether another connection can help. The store was opened successfully, so a refused or lost connection is an outage
-/// now, whatever its SQLSTATE.
+/// Whether another attempt can help. The store was opened successfully, so a refused or lost connection is an outage now,
+/// whatever its SQLSTATE. Others may have locked the table for longer than this role may wait (55P03), or be in the way
+/// otherwise (class 40).
 pub(super) fn passes(error: &Error) -> bool {
-    error.is_transient() || error.is_connection_lost()
+    let is_conflict = matches!(error, Error::Database { report, .. }
+        if report.sqlstate == "55P03" || report.sqlstate.starts_with("40"));
+    is_conflict || error.is_transient() || error.is_connection_lost()
+}
+
+/// Whether the server cancelled a statement, because it took too long or because an administrator asked for it.
+pub(super) fn is_cancelled(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. } if report.sqlstate == "57014")
 }
 
 async fn run(feed: Arc<Feed>) {

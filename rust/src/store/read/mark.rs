@@ -9,10 +9,11 @@
 
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::error::{Error, Result};
-use crate::store::pool::Pooled;
+use crate::store::pool::{BEGIN, Bind, PLANNED_BY_VALUES, Pooled};
 use crate::store::read::anchor::Anchor;
 use crate::store::row::{get, micros};
 use crate::store::server::SERVER_SINCE;
@@ -20,14 +21,35 @@ use crate::store::table::Table;
 
 /// Shortest time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Readers wait hardly at all while somebody has locked the mark, and its next write need not wait for the disk: to lose
+/// one in a crash does no harm.
+const QUICK: &str = "SELECT pg_catalog.set_config('lock_timeout', '20ms', true), \
+    pg_catalog.set_config('synchronous_commit', 'off', true)";
 
 /// Read the mark's version, and when the server was started that it is about; `None` if there is no mark, or if its event
 /// is gone.
 pub async fn read(connection: &mut Pooled, table: &Table) -> Result<Option<(i64, i64)>> {
     let Some(side) = side_table(connection, table, "SELECT").await? else { return Ok(None) };
     let sql = format!("SELECT m.version, {SERVER_SINCE} FROM {side} m WHERE {} = m.id", id_at_mark(table));
-    let rows = connection.query("read the settled mark", &sql, &[], false).await?;
+    let rows = match quickly(connection, "read the settled mark", &sql, &[]).await {
+        Err(error) if is_locked(&error) => return Ok(None),
+        rows => rows?,
+    };
     rows.first().map(|row| Ok((get(row, 0)?, micros(row, 1)?.unwrap_or_default()))).transpose()
+}
+
+/// Run a statement that does not wait for locks. Nothing is prepared: that would wait, and a pooler that forgets prepared
+/// statements would break the transaction.
+async fn quickly(connection: &mut Pooled, context: &str, sql: &str, binds: &[Bind<'_>]) -> Result<Vec<Row>> {
+    let statements = [BEGIN, QUICK, sql, "COMMIT"].map(|sql| format!("{PLANNED_BY_VALUES}{sql}"));
+    let [begin, quick, sql, commit] = &statements;
+    connection.set_dirty(true);
+    // After a failure COMMIT rolls back, so no transaction stays open.
+    let requests: [(&str, &[Bind<'_>]); 4] = [(begin, &[]), (quick, &[]), (sql, binds), (commit, &[])];
+    let result = connection.pipeline(context, requests, false).await;
+    connection.set_dirty(result.as_ref().is_err_and(Error::is_connection_lost));
+    let [_, _, rows, _] = result?;
+    Ok(rows)
 }
 
 /// Reads the id of the event at the mark. For a join PostgreSQL might walk the whole table, because without statistics it
@@ -57,11 +79,10 @@ pub struct Marker {
 impl Marker {
     /// A marker for a new reader.
     pub async fn new(connection: &mut Pooled, table: &Table) -> Result<Self> {
-        // The mark of another history is replaced. To lose one in a crash does no harm, so nobody waits for the disk.
+        // The mark of another history is replaced.
         let sql = side_table(connection, table, "INSERT, UPDATE, SELECT").await?.map(|side| {
             format!(
-                "WITH quick AS MATERIALIZED (SELECT pg_catalog.set_config('synchronous_commit', 'off', true)) \
-                 INSERT INTO {side} AS m (version, id) SELECT $1, $2 FROM quick \
+                "INSERT INTO {side} AS m (version, id) VALUES ($1, $2) \
                  ON CONFLICT (is_only) DO UPDATE SET version = excluded.version, id = excluded.id \
                  WHERE m.version < excluded.version OR {} IS DISTINCT FROM m.id",
                 id_at_mark(table)
@@ -80,16 +101,28 @@ impl Marker {
         anchor.version <= self.written
     }
 
-    /// Write the mark. What the server refuses, for example on a standby, is not tried again.
+    /// Write the mark. While it is locked, it is left as it is. What the server refuses for another reason, for example on
+    /// a standby, is not tried again.
     pub async fn write(&mut self, connection: &mut Pooled, anchor: &Anchor) -> Result<()> {
         let Some(sql) = &self.sql else { return Ok(()) };
         let id = &*anchor.id;
         let binds = [(&anchor.version as _, Type::INT8), (&id as _, Type::TEXT)];
-        match connection.query("write the settled mark", sql, &binds, false).await {
+        match quickly(connection, "write the settled mark", sql, &binds).await {
+            Err(error) if is_locked(&error) => {}
             Err(Error::Database { .. }) => self.sql = None,
-            result => drop(result?),
+            result => {
+                result?;
+                self.written = anchor.version;
+            }
         }
-        (self.written, self.at) = (anchor.version, Some(Instant::now()));
+        self.at = Some(Instant::now());
         Ok(())
     }
+}
+
+/// Whether others hold what the statement needs, or took it away: 55P03 lock not available, 57014 cancelled, 40001 and
+/// 40P01 conflicts.
+fn is_locked(error: &Error) -> bool {
+    matches!(error, Error::Database { report, .. }
+        if matches!(report.sqlstate.as_str(), "55P03" | "57014" | "40001" | "40P01"))
 }

@@ -1,7 +1,8 @@
 //! How many events one statement asks for, so that a page stays within bounded memory however large the events are.
 //!
 //! PostgreSQL counts rows and not bytes. A page therefore asks for as many rows as fit into the aim by the average of the
-//! last page, and a statement whose rows turn out to be much larger is given up and asks for fewer.
+//! last page, and a statement whose rows turn out to be much larger is given up and asks for fewer. So does one for which
+//! the server has no time.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -62,6 +63,12 @@ impl PageSize {
         true
     }
 
+    /// Ask for half as many rows after a statement that asked for so many took too long. Returns false if it was one.
+    pub fn halve(&self, asked: i64) -> bool {
+        self.rows.store((asked / 2).max(1), Ordering::Relaxed);
+        asked > 1
+    }
+
     fn fitting(&self, average_bytes: usize) -> i64 {
         i64::try_from(self.aim_bytes / average_bytes.max(1)).unwrap_or(i64::MAX).max(1)
     }
@@ -85,6 +92,17 @@ mod tests {
         pages.took(2, 1, 50000);
         assert_eq!(pages.rows(1000), 1, "an event of any size can be read");
         assert!(!pages.shrink(&Error::StoreClosed));
+    }
+
+    #[test]
+    fn follows_the_time_that_statements_have() {
+        let pages = PageSize::new(10_000);
+        assert!(pages.halve(pages.rows(1000)));
+        assert_eq!(pages.rows(1000), 500);
+        pages.took(500, 500, 500);
+        assert_eq!(pages.rows(10_000), 1000, "twice as many");
+        while pages.halve(pages.rows(1000)) {}
+        assert_eq!(pages.rows(1000), 1);
     }
 
     #[test]

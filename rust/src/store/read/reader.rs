@@ -1,6 +1,7 @@
 //! Reading pages, and determining up to which version a page is final.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex as AsyncMutex;
@@ -52,6 +53,8 @@ pub struct Query {
 pub struct Settler {
     pool: Arc<Pool>,
     state: AsyncMutex<State>,
+    /// How many have asked for a step.
+    asked: AtomicU64,
     known: Mutex<Known>,
     pace: Mutex<Pace>,
     /// Held by the one call of [`Settler::settle_now`] that looks while others wait.
@@ -70,6 +73,8 @@ struct State {
     watermark: Watermark,
     /// When the server was started that the watermark is about; `None` before the first step.
     server: Option<i64>,
+    /// What the last step has found, and how many had asked before it began.
+    found: Option<(u64, Settled)>,
 }
 
 /// All versions up to `settled` are final, as long as the server does not crash.
@@ -175,6 +180,7 @@ impl Settler {
         Self {
             pool,
             state: AsyncMutex::default(),
+            asked: AtomicU64::new(0),
             known: Mutex::default(),
             pace: Mutex::default(),
             turn: AsyncMutex::default(),
@@ -184,9 +190,17 @@ impl Settler {
         }
     }
 
-    /// Run one step. Rows that are read after it are complete up to [`Settled::settled`].
+    /// Run one step. Rows that are read after it are complete up to [`Settled::settled`]. Those who ask while a step is
+    /// running share the next one.
     pub async fn step(&self, table: &Table) -> Result<Settled> {
-        let (settled, _) = self.step_and_read(table, [NOTHING, NOTHING], usize::MAX).await?;
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut state = self.state.lock().await;
+        if let Some((asked, settled)) = &state.found
+            && *asked >= number
+        {
+            return Ok(settled.clone());
+        }
+        let (settled, _) = self.step_in(&mut state, table, [NOTHING, NOTHING], usize::MAX).await?;
         Ok(settled)
     }
 
@@ -238,6 +252,17 @@ impl Settler {
         limit_bytes: usize,
     ) -> Result<(Settled, [Vec<Row>; 2])> {
         let mut state = self.state.lock().await;
+        self.step_in(&mut state, table, reads, limit_bytes).await
+    }
+
+    async fn step_in(
+        &self,
+        state: &mut State,
+        table: &Table,
+        reads: [Statement<'_>; 2],
+        limit_bytes: usize,
+    ) -> Result<(Settled, [Vec<Row>; 2])> {
+        let asked = self.asked.load(Ordering::Relaxed);
         // A lost connection is returned first, because the pool has only one.
         let usable = state.connection.take().filter(|pooled| !pooled.is_closed());
         let mut pooled = if let Some(pooled) = usable { pooled } else { self.pool.get().await? };
@@ -263,7 +288,9 @@ impl Settler {
         state.connection = Some(pooled);
         let Seen { last, holders, server } = seen;
         let settled = self.know(state.watermark.observe(last, &holders), server);
-        Ok((Settled { settled, last, holders, server }, rows))
+        let settled = Settled { settled, last, holders, server };
+        state.found = Some((asked, settled.clone()));
+        Ok((settled, rows))
     }
 
     /// Read the last version and then the holders, from one and the same server, and after them two other statements.

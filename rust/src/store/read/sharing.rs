@@ -36,6 +36,7 @@ impl Wanted {
             && self.listening == other.listening
             && self.poll_interval == other.poll_interval
             && self.limits.is_preparing == other.limits.is_preparing
+            && self.limits.answer_limit == other.limits.answer_limit
     }
 }
 

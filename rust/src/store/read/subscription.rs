@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::connect::backoff::Backoff;
@@ -18,10 +19,11 @@ use crate::store::event::StoredEvent;
 use crate::store::filter::Filter;
 use crate::store::pool::Pool;
 use crate::store::read::anchor::Anchor;
-use crate::store::read::feed::{Feed, Progress, passes};
+use crate::store::read::feed::{Feed, Progress, is_cancelled, passes};
 use crate::store::read::page_size::PageSize;
-use crate::store::read::reader::{self, Query};
+use crate::store::read::reader::{self, NOTHING, Query, Statement};
 use crate::store::read::window::Window;
+use crate::store::row::micros;
 
 /// The position at which a subscription begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,22 +330,28 @@ impl Subscription {
             return Ok(self.batch_up_to(events, settled, settled, is_full));
         }
         loop {
-            let began = Instant::now();
             match self.read_page(position, settled, limit).await {
                 Err(error) if self.pages.shrink(&error) => {}
                 Err(error) if is_cancelled(&error) => {
                     self.feed.stats.lock().page_timeouts += 1;
                     self.feed.timeouts.failed(&error);
-                    if self.filter.is_empty() || !self.window.lock().shrink() {
+                    let is_smaller = if self.filter.is_empty() {
+                        self.pages.halve(self.page_rows(limit))
+                    } else {
+                        self.window.lock().shrink()
+                    };
+                    if !is_smaller {
                         return Err(error);
                     }
                 }
-                batch => {
-                    self.window.lock().took(began.elapsed());
-                    return batch;
-                }
+                batch => return batch,
             }
         }
+    }
+
+    /// Number of events to ask for, where `limit` are wanted.
+    fn page_rows(&self, limit: usize) -> i64 {
+        self.pages.rows(i64::try_from(limit).unwrap_or(i64::MAX))
     }
 
     /// Read a page of the table. With a filter it covers a window of versions only, so that the work is bounded although
@@ -351,25 +359,32 @@ impl Subscription {
     async fn read_page(&self, position: i64, settled: &Anchor, limit: usize) -> Result<Batch> {
         let Feed { settler, table, stats, .. } = &*self.feed;
         stats.lock().pages += 1;
-        let limit = self.pages.rows(i64::try_from(limit).unwrap_or(i64::MAX));
+        let limit = self.page_rows(limit);
         // Without a filter, events that are not settled are removed here and not by the statement; see `reader::sql`.
         let until = if self.filter.is_empty() { i64::MAX } else { self.window.lock().end(position, settled.version) };
         let query = Query { since: position, until, limit, is_backwards: false, filter: (*self.filter).clone() };
         let (sql, parameters) = reader::sql(table, &query);
         let (binds, sql_latest) = (reader::binds(&parameters), reader::sql_latest(table));
         let end = until.min(settled.version);
+        let clock = if self.filter.is_empty() { NOTHING } else { CLOCK };
         let requests = [
+            clock,
             (&*sql, &*binds),
+            clock,
             (&*settler.sql_anchor, &[(&settled.version as _, Type::INT8)][..]),
             (&sql_latest, &[(&end, Type::INT8)]),
         ];
         let mut connection = self.owner.pool.get().await?;
         connection.set_answer_limit_bytes(self.pages.limit_bytes());
-        let [rows, at_anchor, at_end] = connection.pipeline("read events", requests, false).await?;
+        let [began, rows, ended, at_anchor, at_end] = connection.pipeline("read events", requests, false).await?;
         drop(connection);
         if !settled.is_in(&at_anchor)? {
             let last = reader::last_version(&self.owner.pool, table).await?;
             return Err(settled.rewound(table, &at_anchor, last));
+        }
+        if let (Some(began), Some(ended)) = (time(&began)?, time(&ended)?) {
+            let micros = u64::try_from(ended.saturating_sub(began)).unwrap_or_default();
+            self.window.lock().took(Duration::from_micros(micros));
         }
         let mut events = reader::events(rows)?;
         self.pages.took(limit, events.len(), reader::size_bytes(&events));
@@ -385,9 +400,12 @@ impl Subscription {
     }
 }
 
-/// Whether the server cancelled a statement, because it took too long or because an administrator asked for it.
-fn is_cancelled(error: &Error) -> bool {
-    matches!(error, Error::Database { report, .. } if report.sqlstate == "57014")
+/// The statement that reads the server's clock.
+const CLOCK: Statement<'static> = ("SELECT pg_catalog.clock_timestamp()", &[]);
+
+/// The time that it has read, in microseconds.
+fn time(rows: &[Row]) -> Result<Option<i64>> {
+    rows.first().map_or(Ok(None), |row| micros(row, 0))
 }
 
 impl Drop for Subscription {

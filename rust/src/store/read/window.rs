@@ -11,7 +11,7 @@ const FIRST: i64 = 16_384;
 const SMALLEST: i64 = 64;
 /// Largest size.
 const LARGEST: i64 = 1 << 40;
-/// Statements that are quicker than this lead to a larger size, and those that are slower to a smaller one.
+/// Statements that the server runs in less time than this lead to a larger size, and those that are slower to a smaller one.
 const QUICK: Duration = Duration::from_millis(50);
 const SLOW: Duration = Duration::from_millis(250);
 
@@ -33,7 +33,8 @@ impl Window {
         since.saturating_add(self.size).min(settled)
     }
 
-    /// Record how long a statement took.
+    /// Record for how long the server ran a statement. How long an answer travels, or waits for a connection, does not
+    /// count: a smaller window would make it no quicker, and only need more of them.
     pub fn took(&mut self, time: Duration) {
         if time < QUICK {
             self.size = (self.size * 2).min(LARGEST);

@@ -20,6 +20,10 @@ const LOOK_AHEAD: usize = 4096;
 
 /// How long others wait for a call that was let in, or that was refused and is to wait.
 const COMING_LIMIT: Duration = Duration::from_secs(10);
+/// How much longer a call may wait that was not tried yet.
+const TURN_LIMIT: Duration = Duration::from_secs(1);
+/// After so long a call with several aggregates queues up for their locks now and then.
+const QUEUES_AFTER: Duration = Duration::from_secs(1);
 
 /// Where an event was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +71,10 @@ impl Request {
 pub struct Call {
     /// What is to be stored.
     pub request: Request,
-    /// When it was accepted.
+    /// When it was accepted, or came to the waiting room.
     pub since: Instant,
+    /// Whether the waiting room has tried it.
+    pub is_tried: bool,
     /// Since when a commit of it has been in doubt.
     pub doubt: Option<Instant>,
     /// Since when the server has been away.
@@ -87,7 +93,7 @@ pub struct WriterStats {
     pub stored: u64,
     /// Calls that failed.
     pub failed: u64,
-    /// Transactions that stored calls.
+    /// Transactions that stored events.
     pub groups: u64,
     /// Calls that went to the waiting room.
     pub alone: u64,
@@ -102,6 +108,14 @@ pub struct Bounds {
     pub count: usize,
     /// The size of their events.
     pub bytes: usize,
+    /// Whether those that find no room wait for it.
+    pub is_waiting: bool,
+}
+
+/// A call that was refused or let in, and has not come again yet.
+struct Coming {
+    since: Instant,
+    size_bytes: usize,
 }
 
 /// The queue and the waiting room.
@@ -116,10 +130,10 @@ pub struct Calls {
     /// Calls that are not finished, and their size.
     count: usize,
     bytes: usize,
-    /// Callers that wait for a place, in the order of their first calls.
-    waiters: BTreeMap<Ticket, Completion>,
-    /// Those that were refused or let in, and have not come again yet, since when.
-    coming: BTreeMap<Ticket, Instant>,
+    /// Callers that wait for a place, in the order of their first calls, and the sizes of these.
+    waiters: BTreeMap<Ticket, (Completion, usize)>,
+    /// Those that were refused or let in, and have not come again yet.
+    coming: BTreeMap<Ticket, Coming>,
     last_ticket: Ticket,
     /// Counters.
     pub stats: WriterStats,
@@ -184,18 +198,20 @@ impl Calls {
             request.completion.finish(Err(Error::StoreClosed));
             return ticket;
         }
+        let (since, size_bytes) = (Instant::now(), request.size_bytes());
         let first = self.first_outside();
         if self.is_full() || first.is_some_and(|first| first < ticket) {
             let (count, bytes) = (self.count, self.bytes);
-            self.coming.insert(ticket, Instant::now());
+            if self.bounds.is_waiting {
+                self.coming.insert(ticket, Coming { since, size_bytes });
+            }
             request.completion.finish(Err(Error::BufferFull { count, bytes }));
             return ticket;
         }
-        let size_bytes = request.size_bytes();
         self.count += 1;
         self.bytes += size_bytes;
-        let (since, trouble) = (Instant::now(), None);
-        self.queue.push_back(Call { request, since, doubt: None, away: None, conflicts: 0, trouble, size_bytes });
+        let (is_tried, doubt, away, conflicts, trouble) = (false, None, None, 0, None);
+        self.queue.push_back(Call { request, since, is_tried, doubt, away, conflicts, trouble, size_bytes });
         self.admit();
         ticket
     }
@@ -203,7 +219,7 @@ impl Calls {
     /// The earliest ticket of a call that has found no room yet. Nobody waits for long for one that does not come again.
     fn first_outside(&mut self) -> Option<Ticket> {
         while let Some(coming) = self.coming.first_entry()
-            && coming.get().elapsed() >= COMING_LIMIT
+            && coming.get().since.elapsed() >= COMING_LIMIT
         {
             coming.remove();
         }
@@ -222,8 +238,8 @@ impl Calls {
     /// Finish `waiter` once there is room for the call with this ticket. Returns the ticket.
     pub fn wait(&mut self, waiter: Completion, ticket: Ticket) -> Ticket {
         let ticket = self.ticket(ticket);
-        self.coming.remove(&ticket);
-        self.waiters.insert(ticket, waiter);
+        let size_bytes = self.coming.remove(&ticket).map_or(0, |coming| coming.size_bytes);
+        self.waiters.insert(ticket, (waiter, size_bytes));
         self.admit();
         ticket
     }
@@ -248,13 +264,27 @@ impl Calls {
             () if self.count == 0 || self.closes_at.is_some() => self.waiters.len(),
             // They come first.
             () if self.is_full() || !self.coming.is_empty() => 0,
-            () => self.bounds.count - self.count,
+            () => self.fitting(),
         };
         let rest = self.waiters.keys().nth(count).copied();
         let rest = rest.map_or_else(BTreeMap::new, |first| self.waiters.split_off(&first));
         let admitted = std::mem::replace(&mut self.waiters, rest);
-        self.coming.extend(admitted.keys().map(|&ticket| (ticket, Instant::now())));
-        Completion::finish_all(admitted.into_values(), &Ok(()));
+        let since = Instant::now();
+        let coming = admitted.iter().map(|(&ticket, &(_, size_bytes))| (ticket, Coming { since, size_bytes }));
+        self.coming.extend(coming);
+        Completion::finish_all(admitted.into_values().map(|(waiter, _)| waiter), &Ok(()));
+    }
+
+    /// How many of the callers that wait find room.
+    fn fitting(&self) -> usize {
+        let Bounds { count, bytes, .. } = self.bounds;
+        let mut free = (count - self.count, bytes.saturating_sub(self.bytes));
+        let fits = |(_, size_bytes): &&(Completion, usize)| {
+            let is_room = free.0 > 0 && free.1 > 0;
+            free = (free.0.saturating_sub(1), free.1.saturating_sub(*size_bytes));
+            is_room
+        };
+        self.waiters.values().take_while(fits).count()
     }
 
     /// Forget a call that is finished.
@@ -266,6 +296,12 @@ impl Calls {
         self.count -= 1;
         self.bytes -= call.size_bytes;
         self.admit();
+    }
+
+    /// Count the events of an import.
+    pub fn imported(&mut self, count: i64) {
+        self.stats.stored += u64::try_from(count).unwrap_or_default();
+        self.stats.groups += u64::from(count > 0);
     }
 
     /// Accept no more calls, and let those that are not finished by `at` fail.
@@ -328,9 +364,10 @@ impl Calls {
         group.calls
     }
 
-    /// Let a call wait in the room.
-    pub fn send_to_room(&mut self, call: Call) {
+    /// Let a call wait in the room. What it waits for begins now.
+    pub fn send_to_room(&mut self, mut call: Call) {
         self.stats.alone += 1;
+        call.since = Instant::now();
         let (ids, aggregates) = self.marks(&call.request);
         for mark in ids.into_iter().chain(aggregates) {
             *self.held.entry(mark).or_default() += 1;
@@ -365,9 +402,26 @@ impl Calls {
         }
     }
 
-    /// Put a call to the end of the room.
-    pub fn requeue_in_room(&mut self, call: Call) {
-        self.room.push_back(call);
+    /// Put calls that have to wait for longer behind all others that they do not affect. Those that they affect remain
+    /// behind them, in their order.
+    pub fn requeue_in_room(&mut self, calls: Vec<Call>) {
+        let all_marks = |calls: &Self, call: &Call| {
+            let (ids, aggregates) = calls.marks(&call.request);
+            ids.into_iter().chain(aggregates)
+        };
+        let mut affected: HashSet<u64> = calls.iter().flat_map(|call| all_marks(self, call)).collect();
+        let (mut ahead, mut behind) = (VecDeque::new(), VecDeque::from(calls));
+        for call in std::mem::take(&mut self.room) {
+            let marks: Vec<u64> = all_marks(self, &call).collect();
+            if marks.iter().any(|mark| affected.contains(mark)) {
+                affected.extend(marks);
+                behind.push_back(call);
+            } else {
+                ahead.push_back(call);
+            }
+        }
+        ahead.append(&mut behind);
+        self.room = ahead;
     }
 
     /// Take a call that is finished out of the room's books.
@@ -383,12 +437,16 @@ impl Calls {
         }
     }
 
-    /// The calls of the room that have waited for too long: for a lock, for the server, or until the end.
+    /// The calls of the room that have waited for too long: for a lock, for the server, or until the end. Who does not
+    /// come although it was let in is forgotten, too: this is asked again and again while calls are in the room.
     pub fn take_expired(&mut self, lock_wait: Duration, away_limit: Duration) -> Vec<Call> {
         let now = Instant::now();
+        self.coming.retain(|_, coming| now.duration_since(coming.since) < COMING_LIMIT);
+        self.admit();
         let is_over = |call: &Call| {
             let is_away = call.away.is_some_and(|since| now.duration_since(since) >= away_limit);
-            let has_waited = call.away.is_none() && now.duration_since(call.since) >= lock_wait;
+            let limit = if call.is_tried { lock_wait } else { lock_wait.saturating_add(TURN_LIMIT) };
+            let has_waited = call.away.is_none() && now.duration_since(call.since) >= limit;
             is_away || has_waited || self.closes_at.is_some_and(|at| now >= at)
         };
         let (expired, rest) = std::mem::take(&mut self.room).into_iter().partition::<VecDeque<_>, _>(is_over);
@@ -412,6 +470,21 @@ pub fn size_bytes(calls: &[Call]) -> usize {
     calls.iter().map(|call| call.size_bytes).sum()
 }
 
+/// Of calls of the room in their order, the one that is to queue up for its locks, each in its turn. A call that follows
+/// another one of its aggregates does not, because it would overtake that one.
+pub fn whose_turn_to_queue(calls: &[Call], turn: u64) -> Option<usize> {
+    let (mut before, mut queueing) = (HashSet::new(), Vec::new());
+    for (index, Call { request, since, .. }) in calls.iter().enumerate() {
+        let aggregates: HashSet<&str> = request.aggregates().collect();
+        if aggregates.len() > 1 && since.elapsed() >= QUEUES_AFTER && before.is_disjoint(&aggregates) {
+            queueing.push(index);
+        }
+        before.extend(aggregates);
+    }
+    let turn = turn.checked_rem(queueing.len() as u64)?;
+    queueing.get(usize::try_from(turn).ok()?).copied()
+}
+
 /// Split off the calls that do not fit into one statement of at most `batch_size` events and `most` calls.
 pub fn split_off(calls: &mut Vec<Call>, batch_size: usize, most: usize) -> Vec<Call> {
     let (mut events, mut bytes, mut count) = (0, 0, 0);
@@ -430,13 +503,31 @@ pub fn split_off(calls: &mut Vec<Call>, batch_size: usize, most: usize) -> Vec<C
 mod tests {
     use std::sync::Arc;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::handover::completion::Answers;
+    use crate::lock::Mutex;
 
     struct Nobody;
 
     impl<T> Answers<T> for Nobody {
         fn finished(&self, _: &mut dyn Iterator<Item = (u64, Result<T>)>) {}
+    }
+
+    /// Who was told that there is room.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<u64>>);
+
+    impl Answers<()> for Told {
+        fn finished(&self, results: &mut dyn Iterator<Item = (u64, Result<()>)>) {
+            self.0.lock().extend(results.filter(|(_, result)| result.is_ok()).map(|(token, _)| token));
+        }
+    }
+
+    /// Longer ago than any limit.
+    fn long_ago() -> Instant {
+        Instant::now().checked_sub(2 * COMING_LIMIT).unwrap()
     }
 
     /// A call like `a:e1 b:e2 ?a`: events of aggregates with ids, and what is expected of aggregates.
@@ -454,7 +545,7 @@ mod tests {
     }
 
     fn calls(texts: &[&str]) -> Calls {
-        let mut calls = Calls::new(Bounds { count: 100, bytes: 1_000_000 });
+        let mut calls = Calls::new(Bounds { count: 100, bytes: 1_000_000, is_waiting: true });
         for text in texts {
             calls.push(request(text), 0);
         }
@@ -506,13 +597,54 @@ mod tests {
         for call in calls.take_group(100) {
             calls.send_to_room(call);
         }
+        assert!(calls.take_expired(Duration::ZERO, Duration::ZERO).is_empty(), "they have not had their turn");
+        let mut taken = calls.take_from_room();
+        for call in &mut taken {
+            call.is_tried = true;
+        }
+        calls.return_to_room(taken);
         assert!(calls.take_expired(Duration::from_secs(60), Duration::ZERO).is_empty());
         assert_eq!(ids(&calls.take_expired(Duration::ZERO, Duration::ZERO)), ["1", "2"]);
     }
 
     #[test]
+    fn the_wait_begins_in_the_room() {
+        let mut calls = calls(&["a:1"]);
+        let mut call = calls.take_group(100).remove(0);
+        (call.since, call.is_tried) = (long_ago(), true);
+        calls.send_to_room(call);
+        assert!(calls.take_expired(Duration::from_secs(60), Duration::ZERO).is_empty());
+    }
+
+    #[test]
+    fn whoever_has_to_wait_for_longer_lets_others_go_first_but_not_those_behind_it() {
+        let mut calls = calls(&["a:1", "b:2", "a:3 c:4", "c:5", "d:6", "e:7"]);
+        for call in calls.take_group(100) {
+            calls.send_to_room(call);
+        }
+        let mut taken = calls.take_from_room();
+        let last = taken.pop().unwrap();
+        let first = taken.remove(0);
+        calls.return_to_room(taken);
+        calls.requeue_in_room(vec![first, last]);
+        assert_eq!(ids(&calls.take_from_room()), ["2", "6", "1", "7", "3", "4", "5"]);
+    }
+
+    #[test]
+    fn whoever_queues_up_overtakes_nobody_and_each_has_its_turn() {
+        let mut group = calls(&["a:1", "a:2 b:3", "c:4 d:5", "d:6", "e:7 f:8", "b:9"]).take_group(100);
+        assert_eq!(whose_turn_to_queue(&group, 0), None, "they have hardly waited");
+        for call in &mut group {
+            call.since = long_ago();
+        }
+        let turns: Vec<_> = (0..4).map(|turn| whose_turn_to_queue(&group, turn)).collect();
+        assert_eq!(turns, [Some(2), Some(4), Some(2), Some(4)]);
+        assert_eq!(whose_turn_to_queue(&group[..2], 7), None);
+    }
+
+    #[test]
     fn what_waits_is_bounded() {
-        let mut calls = Calls::new(Bounds { count: 2, bytes: 1_000_000 });
+        let mut calls = Calls::new(Bounds { count: 2, bytes: 1_000_000, is_waiting: true });
         for text in ["a:1", "a:2", "a:3"] {
             let ticket = calls.push(request(text), 0);
             calls.give_up(ticket);
@@ -529,7 +661,7 @@ mod tests {
 
     #[test]
     fn whoever_came_first_finds_room_first() {
-        let mut calls = Calls::new(Bounds { count: 1, bytes: 1_000_000 });
+        let mut calls = Calls::new(Bounds { count: 1, bytes: 1_000_000, is_waiting: true });
         let nobody = Arc::new(Nobody);
         let waiter = || Completion::new(&nobody, 0);
         let is_in = |calls: &mut Calls, text: &str, ticket| {
@@ -552,5 +684,137 @@ mod tests {
         calls.finished(&group[0], &Ok(Vec::new()));
         calls.give_up(3);
         assert_eq!(is_in(&mut calls, "a:4", 4), (true, 4), "nobody waits for whoever has gone");
+    }
+
+    #[test]
+    fn where_nobody_waits_for_room_nobody_is_expected_to_come() {
+        let mut calls = Calls::new(Bounds { count: 1, bytes: 1_000_000, is_waiting: false });
+        for text in ["a:1", "a:2"] {
+            calls.push(request(text), 0);
+        }
+        let group = calls.take_group(100);
+        calls.finished(&group[0], &Ok(Vec::new()));
+        calls.push(request("a:3"), 0);
+        assert_eq!(ids(&calls.take_group(100)), ["3"]);
+    }
+
+    #[test]
+    fn as_many_are_let_in_as_find_room() {
+        let size_bytes = request("a:1").size_bytes();
+        let mut calls = Calls::new(Bounds { count: 100, bytes: 3 * size_bytes, is_waiting: true });
+        let told = Arc::new(Told::default());
+        for number in 1..=20 {
+            let ticket = calls.push(request("a:1"), 0);
+            if number > 3 {
+                calls.wait(Completion::new(&told, number), ticket);
+            }
+        }
+        let call = calls.take_group(100).remove(0);
+        calls.finished(&call, &Ok(Vec::new()));
+        assert_eq!(*told.0.lock(), [4]);
+    }
+
+    #[test]
+    fn nobody_waits_for_long_for_whoever_does_not_come() {
+        let mut calls = Calls::new(Bounds { count: 2, bytes: 1_000_000, is_waiting: true });
+        let told = Arc::new(Told::default());
+        for (number, text) in (1..).zip(["a:1", "b:2", "c:3", "d:4"]) {
+            let ticket = calls.push(request(text), 0);
+            if number > 2 {
+                calls.wait(Completion::new(&told, number), ticket);
+            }
+        }
+        let mut group = calls.take_group(100);
+        calls.send_to_room(group.pop().unwrap());
+        calls.finished(&group[0], &Ok(Vec::new()));
+        assert_eq!(*told.0.lock(), [3]);
+        let second = Duration::from_secs(1);
+        assert!(calls.take_expired(second, second).is_empty());
+        assert_eq!(*told.0.lock(), [3]);
+        calls.coming.get_mut(&3).unwrap().since = long_ago();
+        assert!(calls.take_expired(second, second).is_empty());
+        assert_eq!(*told.0.lock(), [3, 4], "it has gone without a word, and the other call is still there");
+    }
+
+    /// What a caller does in the model below.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Come,
+        /// A caller outside does what is next: it waits for room, or comes again.
+        GoOn(usize),
+        GiveUp(usize),
+        Finish,
+    }
+
+    proptest! {
+        /// Calls are accepted in the order in which they first came, and whoever waits is let in at the latest when all
+        /// others have gone.
+        #[test]
+        fn whoever_came_first_is_let_in_first(
+            count in 1..4_usize,
+            bytes in 100..400_usize,
+            steps in proptest::collection::vec(
+                prop_oneof![
+                    3 => Just(Step::Come),
+                    5 => (0..8_usize).prop_map(Step::GoOn),
+                    1 => (0..8_usize).prop_map(Step::GiveUp),
+                    2 => Just(Step::Finish),
+                ],
+                1..200,
+            ),
+        ) {
+            let mut calls = Calls::new(Bounds { count, bytes, is_waiting: true });
+            let told = Arc::new(Told::default());
+            // Those outside, with what they do next: wait, or come again once they are told.
+            let mut outside: BTreeMap<Ticket, bool> = BTreeMap::new();
+            let mut inside = Vec::new();
+            let come = |calls: &mut Calls, outside: &mut BTreeMap<Ticket, bool>, ticket| {
+                let before = calls.count;
+                let ticket = calls.push(request(&format!("a:{}", "x".repeat(before * 40))), ticket);
+                outside.remove(&ticket);
+                if calls.count > before {
+                    prop_assert!(outside.keys().all(|&other| other > ticket), "{ticket} overtakes {outside:?}");
+                } else {
+                    outside.insert(ticket, true);
+                }
+                Ok(())
+            };
+            for step in steps {
+                let nth = |outside: &BTreeMap<Ticket, bool>, n: usize| {
+                    outside.iter().nth(n.checked_rem(outside.len())?).map(|(&ticket, &waits)| (ticket, waits))
+                };
+                match step {
+                    Step::Come => come(&mut calls, &mut outside, 0)?,
+                    Step::GoOn(n) => match nth(&outside, n) {
+                        Some((ticket, true)) => {
+                            outside.insert(ticket, false);
+                            calls.wait(Completion::new(&told, ticket), ticket);
+                        }
+                        Some((ticket, false)) if told.0.lock().contains(&ticket) => {
+                            told.0.lock().retain(|&other| other != ticket);
+                            come(&mut calls, &mut outside, ticket)?;
+                        }
+                        _ => {}
+                    },
+                    Step::GiveUp(n) => {
+                        if let Some((ticket, _)) = nth(&outside, n) {
+                            outside.remove(&ticket);
+                            calls.give_up(ticket);
+                        }
+                    }
+                    Step::Finish => {
+                        inside.extend(calls.take_group(100));
+                        if let Some(call) = inside.pop() {
+                            calls.finished(&call, &Ok(Vec::new()));
+                        }
+                    }
+                }
+                prop_assert!(calls.count <= count);
+                if calls.count == 0 {
+                    let is_told = |(ticket, waits): (&Ticket, &bool)| *waits || told.0.lock().contains(ticket);
+                    prop_assert!(outside.iter().all(is_told));
+                }
+            }
+        }
     }
 }

@@ -18,10 +18,13 @@ use crate::store::write::statements::{CREATE_STAGE, Checks, Columns, ID_LIMIT, L
 
 /// Longest wait in the waiting room for another transaction that is storing an event with the same id.
 const ID_LIMIT_IN_ROOM: &str = "20ms";
-/// Longest wait of a call that queues up for its locks.
+/// Longest wait of a call that queues up for its locks, all of them together. The others of the room wait meanwhile.
 const QUEUE_LIMIT: &str = "200ms";
 /// Sets how long the following statements of the transaction wait for a lock.
 const SET_LIMIT: &str = "SELECT pg_catalog.set_config('lock_timeout', $1, true)";
+/// Sets how long the next statement of the transaction may take, however many locks it waits for.
+const SET_TIME_LIMIT: &str = "SELECT pg_catalog.set_config('statement_timeout', $1, true)";
+const RESET_TIME_LIMIT: &str = "SET LOCAL statement_timeout TO DEFAULT";
 
 /// Ends the session when the transaction is idle for so long: behind a link that swallows packets, the server does not
 /// notice that its client is gone, and would hold the locks for hours.
@@ -261,8 +264,19 @@ async fn take_locks(connection: &mut Pooled, sql: &Sql, calls: &[Call], taking: 
     connection.set_dirty(true);
     if taking == Taking::Queued {
         let limit: [Bind<'_>; 1] = [(&QUEUE_LIMIT, Type::TEXT)];
-        let requests = [(BEGIN, &[][..]), (SET_IDLE_LIMIT, &idle_limit), (SET_LIMIT, &limit), (&sql.lock, &binds)];
-        connection.pipeline("lock aggregates", requests, false).await?;
+        let requests = [
+            (BEGIN, &[][..]),
+            (SET_IDLE_LIMIT, &idle_limit),
+            (SET_TIME_LIMIT, &limit),
+            (&sql.lock, &binds),
+            (RESET_TIME_LIMIT, &[]),
+        ];
+        connection.pipeline("lock aggregates", requests, false).await.map_err(|error| match error {
+            Error::Database { report, .. } if report.sqlstate == "57014" => {
+                Error::refused("55P03", "lock aggregates", "not all locks were free in time")
+            }
+            other => other,
+        })?;
         return Ok(HashSet::new());
     }
     let requests = [(BEGIN, &[][..]), (SET_IDLE_LIMIT, &idle_limit), (&sql.try_lock, &binds)];

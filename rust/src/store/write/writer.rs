@@ -27,7 +27,7 @@ use crate::lock::Mutex;
 use crate::store::event::NewEvent;
 use crate::store::pool::Pool;
 use crate::store::table::{self, Table};
-use crate::store::write::calls::{Bounds, Call, Calls, Position, Request, Ticket, WriterStats};
+use crate::store::write::calls::{Bounds, Call, Calls, Position, Request, Ticket, WriterStats, whose_turn_to_queue};
 use crate::store::write::copy::copy;
 use crate::store::write::storing::{self, Attempt, Layout, Outcome, Taking};
 
@@ -39,9 +39,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause while the server is away.
 const LAST_PAUSE_AWAY: Duration = Duration::from_secs(1);
-/// After so long a call with several aggregates queues up for their locks now and then.
-const QUEUES_AFTER: Duration = Duration::from_secs(1);
-/// One of so many attempts is for such a call.
+/// One of so many attempts is for a call that queues up for its locks.
 const QUEUES_EVERY: u64 = 8;
 /// Shortest time between two looks at the table's layout after conflicts.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -157,6 +155,7 @@ impl Writer {
         };
         connection.set_patience(Duration::ZERO);
         connection.commit().await?;
+        self.calls.lock().imported(count);
         Ok(count)
     }
 
@@ -226,6 +225,14 @@ impl Writer {
         self.calls.lock().stats()
     }
 
+    /// Count a transaction, if it has stored events.
+    fn count_group(&self, outcomes: &[Outcome]) {
+        let has_stored = |outcome: &Outcome| matches!(outcome, Outcome::Stored(positions) if positions.iter().any(|position| !position.is_duplicate));
+        if outcomes.iter().any(has_stored) {
+            self.calls.lock().stats.groups += 1;
+        }
+    }
+
     fn finish(&self, call: Call, result: Result<Vec<Position>>) {
         if let Ok(positions) = &result {
             self.pool.has_seen(positions.last().map_or(0, |position| position.version));
@@ -291,7 +298,7 @@ async fn commit(writer: &Arc<Writer>, mut group: Vec<Call>) {
     };
     match result {
         Ok(outcomes) => {
-            writer.calls.lock().stats.groups += 1;
+            writer.count_group(&outcomes);
             let mut left_out = Vec::new();
             for (call, outcome) in group.into_iter().zip(outcomes) {
                 match outcome {
@@ -364,7 +371,7 @@ impl Room<'_> {
         self.attempts += 1;
         let mut taking = Taking::Free(self.most);
         if self.attempts.is_multiple_of(QUEUES_EVERY)
-            && let Some(index) = calls.iter().position(has_to_queue)
+            && let Some(index) = whose_turn_to_queue(&calls, self.attempts / QUEUES_EVERY)
         {
             taking = Taking::Queued;
             let call = calls.remove(index);
@@ -373,6 +380,9 @@ impl Room<'_> {
         if calls.len() > self.most_looked {
             let rest = calls.split_off(self.most_looked);
             writer.calls.lock().return_to_room(rest);
+        }
+        for call in &mut calls {
+            call.is_tried = true;
         }
         let layout = writer.layout();
         let attempt = storing::attempt(&writer.pool, &layout, calls, writer.settings.batch_size, taking).await;
@@ -410,8 +420,8 @@ impl Room<'_> {
 
     fn stored(&mut self, tried: Vec<Call>, outcomes: Vec<Outcome>) -> bool {
         let writer = self.writer;
-        writer.calls.lock().stats.groups += 1;
-        let mut has_progress = false;
+        writer.count_group(&outcomes);
+        let (mut has_progress, mut again) = (false, Vec::new());
         for (mut call, outcome) in tried.into_iter().zip(outcomes) {
             let result = match outcome {
                 Outcome::Stored(positions) => Ok(positions),
@@ -421,7 +431,7 @@ impl Room<'_> {
                     let error = Error::refused("23505", "store events", reason);
                     call.conflicts += 1;
                     if call.conflicts < ATTEMPTS {
-                        writer.calls.lock().requeue_in_room(call);
+                        again.push(call);
                         continue;
                     }
                     Err(error)
@@ -429,6 +439,9 @@ impl Room<'_> {
             };
             has_progress = true;
             writer.finish_in_room(call, result);
+        }
+        if !again.is_empty() {
+            writer.calls.lock().requeue_in_room(again);
         }
         if !has_progress {
             return self.wait(LAST_PAUSE);
@@ -453,7 +466,7 @@ impl Room<'_> {
         call.conflicts += u32::from(is_conflict(&error));
         if is_held(&error) || is_conflict(&error) && call.conflicts < ATTEMPTS {
             // The next one may be able to go on.
-            writer.calls.lock().requeue_in_room(call);
+            writer.calls.lock().requeue_in_room(vec![call]);
             return self.wait(LAST_PAUSE);
         }
         let error = writer.why_refused(&call.request.events, error).await;
@@ -516,11 +529,6 @@ impl Call {
         }
         self.trouble = None;
     }
-}
-
-fn has_to_queue(call: &Call) -> bool {
-    let aggregates: HashSet<&str> = call.request.aggregates().collect();
-    aggregates.len() > 1 && call.since.elapsed() >= QUEUES_AFTER
 }
 
 /// Whether the connection was lost while a commit may have been in flight. A timeout can only come from connecting.
