@@ -201,11 +201,11 @@ async def test_it_goes_on_when_postgres_was_away(database: Database) -> None:
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
 
-
         async def is_back() -> bool:
             seen = await views(process)
             # Not how full the queue is: all databases of the server share it, and other tests stop listeners.
-            assert seen["gaps"] == 1 and seen["queue_usage"] is not None, seen
+            assert seen["gaps"] == 1, seen
+            assert seen["queue_usage"] is not None, seen
             return True
 
         await eventually(is_back, "it listens again, and says that something may be missing")
