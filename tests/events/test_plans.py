@@ -244,16 +244,23 @@ async def test_a_table_that_grows(
     assert await rows_read(database) < 3 * ROWS
 
 
-async def test_a_table_that_grows_beside_a_connection_of_the_user(store: AsyncEventStore, database: Database) -> None:
+@pytest.mark.parametrize("has_statistics", [True, False], ids=["analyzed", "not analyzed"])
+async def test_a_table_that_grows_beside_a_connection_of_the_user(
+    store: AsyncEventStore, database: Database, has_statistics: bool
+) -> None:
     without_autovacuum(database)
     async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
         for name in ("few", "many"):
             for i in range(15):  # psycopg prepares what was used five times, and then PostgreSQL plans it five times
                 async with conn.transaction():
                     await store.store_in(conn, Event("T", f"{name}-{i}"))
+                if i == 0 and name == "few" and has_statistics:
+                    with database.connect() as admin:
+                        admin.execute("ANALYZE events")
             insert(database, name)
     await store.close()
-    assert await rows_read(database) < ROWS
+    # Only the first call that comes after others have written does not know how many events there are.
+    assert await rows_read(database) < 2 * ROWS
 
 
 @pytest.mark.parametrize("has_statistics", [True, False], ids=["analyzed", "not analyzed"])
