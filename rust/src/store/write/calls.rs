@@ -86,6 +86,13 @@ pub struct Call {
     size_bytes: usize,
 }
 
+impl Call {
+    /// Whether the call has stored the event at a position. What was in doubt and is found, it has most likely stored.
+    pub fn has_stored(&self, position: &Position) -> bool {
+        !position.is_duplicate || self.doubt.is_some()
+    }
+}
+
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WriterStats {
@@ -290,7 +297,9 @@ impl Calls {
     /// Forget a call that is finished.
     pub fn finished(&mut self, call: &Call, result: &Result<Vec<Position>>) {
         match result {
-            Ok(positions) => self.stats.stored += positions.iter().filter(|p| !p.is_duplicate).count() as u64,
+            Ok(positions) => {
+                self.stats.stored += positions.iter().filter(|position| call.has_stored(position)).count() as u64;
+            }
             Err(_) => self.stats.failed += 1,
         }
         self.count -= 1;

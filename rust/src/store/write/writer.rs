@@ -109,11 +109,12 @@ impl Writer {
     /// stored.
     pub async fn import(&self, events: &[NewEvent], skips_existing: bool) -> Result<i64> {
         let (mut began, mut away, mut is_doubtful, mut conflicts) = (Instant::now(), None, false, 0);
+        let mut doubtful = 0;
         let mut backoff = Backoff::up_to(LAST_PAUSE_AWAY);
         loop {
             let layout = self.layout();
             check(events, &layout.table)?;
-            match self.import_in(&layout, events, skips_existing).await {
+            match self.import_in(&layout, events, skips_existing, &mut doubtful).await {
                 Err(error) if is_lock_timeout(&error) => {
                     let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
                     return Err(storing::locked(&self.pool, &layout.sql, &aggregates, began.elapsed()).await);
@@ -144,7 +145,15 @@ impl Writer {
         }
     }
 
-    async fn import_in(&self, layout: &Layout, events: &[NewEvent], skips_existing: bool) -> Result<i64> {
+    /// Import once. `doubtful` is how many events the last commit in doubt was to store: if none is missing any more, it has
+    /// stored them.
+    async fn import_in(
+        &self,
+        layout: &Layout,
+        events: &[NewEvent],
+        skips_existing: bool,
+        doubtful: &mut i64,
+    ) -> Result<i64> {
         let mut connection = self.pool.get().await?;
         connection.set_patience(self.settings.lock_wait);
         storing::wait_for_locks(&mut connection, &layout.sql, events, self.settings.lock_wait).await?;
@@ -154,7 +163,12 @@ impl Writer {
             copy(&mut connection, &layout.table.name, events).await?
         };
         connection.set_patience(Duration::ZERO);
-        connection.commit().await?;
+        let committed = connection.commit().await;
+        let count = if count == 0 { *doubtful } else { count };
+        if committed.as_ref().is_err_and(is_in_doubt) {
+            *doubtful = count;
+        }
+        committed?;
         self.calls.lock().imported(count);
         Ok(count)
     }
@@ -226,9 +240,12 @@ impl Writer {
     }
 
     /// Count a transaction, if it has stored events.
-    fn count_group(&self, outcomes: &[Outcome]) {
-        let has_stored = |outcome: &Outcome| matches!(outcome, Outcome::Stored(positions) if positions.iter().any(|position| !position.is_duplicate));
-        if outcomes.iter().any(has_stored) {
+    fn count_group(&self, group: &[Call], outcomes: &[Outcome]) {
+        let has_stored = |(call, outcome): (&Call, &Outcome)| match outcome {
+            Outcome::Stored(positions) => positions.iter().any(|position| call.has_stored(position)),
+            _ => false,
+        };
+        if group.iter().zip(outcomes).any(has_stored) {
             self.calls.lock().stats.groups += 1;
         }
     }
@@ -298,7 +315,7 @@ async fn commit(writer: &Arc<Writer>, mut group: Vec<Call>) {
     };
     match result {
         Ok(outcomes) => {
-            writer.count_group(&outcomes);
+            writer.count_group(&group, &outcomes);
             let mut left_out = Vec::new();
             for (call, outcome) in group.into_iter().zip(outcomes) {
                 match outcome {
@@ -420,7 +437,7 @@ impl Room<'_> {
 
     fn stored(&mut self, tried: Vec<Call>, outcomes: Vec<Outcome>) -> bool {
         let writer = self.writer;
-        writer.count_group(&outcomes);
+        writer.count_group(&tried, &outcomes);
         let (mut has_progress, mut again) = (false, Vec::new());
         for (mut call, outcome) in tried.into_iter().zip(outcomes) {
             let result = match outcome {
