@@ -13,7 +13,7 @@
 //! again, on one connection, which it returns between the attempts. So it makes no difference to anybody else how many
 //! calls wait.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -117,7 +117,8 @@ impl Writer {
             match self.import_in(&layout, events, skips_existing, &mut doubtful).await {
                 Err(error) if is_lock_timeout(&error) => {
                     let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
-                    return Err(storing::locked(&self.pool, &layout.sql, &aggregates, began.elapsed()).await);
+                    let holders = storing::holders(&self.pool, &layout.sql, &aggregates).await;
+                    return Err(holders.locked(&aggregates, began.elapsed()));
                 }
                 // Nothing of it is there. After a deadlock the guard may be, which was not; and an event with the same
                 // id, which was not, either. Behind a pooler, nothing will be prepared.
@@ -499,27 +500,28 @@ impl Room<'_> {
     /// Finish calls that have waited for too long, and say what for.
     async fn give_up(&self, expired: Vec<Call>) {
         let writer = self.writer;
-        let layout = writer.layout();
-        // Asked once for all that wait for the same aggregate.
-        let mut lockers: HashMap<String, Error> = HashMap::new();
+        let is_closing = writer.calls.lock().closes_at.is_some_and(|at| Instant::now() >= at);
+        let mut locked = Vec::new();
         for call in expired {
-            let is_closing = writer.calls.lock().closes_at.is_some_and(|at| Instant::now() >= at);
             let error = match &call.trouble {
                 trouble if call.doubt.is_some() => in_doubt(trouble.clone().unwrap_or(Error::StoreClosed)),
                 _ if is_closing => Error::StoreClosed,
                 Some(error) if !is_lock_timeout(error) => error.clone(),
                 _ => {
-                    let aggregates: Vec<&str> = call.request.aggregates().collect();
-                    let first = aggregates.first().copied().unwrap_or_default();
-                    if let Some(error) = lockers.get(first) {
-                        error.clone()
-                    } else {
-                        let error = storing::locked(&writer.pool, &layout.sql, &aggregates, call.since.elapsed()).await;
-                        lockers.insert(first.to_owned(), error.clone());
-                        error
-                    }
+                    locked.push(call);
+                    continue;
                 }
             };
+            writer.finish_in_room(call, Err(error));
+        }
+        if locked.is_empty() {
+            return;
+        }
+        let aggregates: Vec<&str> = locked.iter().flat_map(|call| call.request.aggregates()).collect();
+        let holders = storing::holders(&writer.pool, &writer.layout().sql, &aggregates).await;
+        for call in locked {
+            let aggregates: Vec<&str> = call.request.aggregates().collect();
+            let error = holders.locked(&aggregates, call.since.elapsed());
             writer.finish_in_room(call, Err(error));
         }
     }
