@@ -129,6 +129,33 @@ async def test_all_who_have_waited_too_long_share_a_look_at_the_locks() -> None:
         assert asked <= 20, "all but a few of the 200 have waited equally long"
 
 
+@pytest.mark.parametrize("shares", [True, False], ids=["one aggregate", "many aggregates"])
+async def test_arrivals_do_not_make_those_who_wait_look_more_often(*, shares: bool) -> None:
+    """A look is at each newcomer that does not line up behind others; besides, there is one every 25 to 50 ms."""
+    with OwnPostgres(log_statement="all") as server:
+        dsn = server.database.dsn
+
+        def looks() -> list[str]:
+            """The locks that each attempt of the waiting room asked for."""
+            lines = server.log_path.read_text(errors="replace").splitlines()
+            return [line for line in lines if "parameters" in line.lower() and "waits" in line]
+
+        async with AsyncEventStore(dsn) as store, await psycopg.AsyncConnection.connect(dsn) as user:
+            held = [Event("T", f"hot{number}") for number in range(1 if shares else 300)]
+            await store.store_batch_in(user, [Event("T", "waits"), *held], expected={"waits": 0})
+            calls = [asyncio.create_task(store.store(Event("T", "waits"), expected=EXISTS))]
+            await eventually(lambda: store.stats()["store_alone"] > 0, "it waits")
+            before, began = len(looks()), time.monotonic()
+            for number in range(300):
+                event = Event("T", "waits" if shares else f"hot{number}")
+                calls.append(asyncio.create_task(store.store(event, expected=EXISTS)))
+                await asyncio.sleep(0.005)
+            count, seconds = len(looks()) - before, time.monotonic() - began
+            assert count <= seconds / 0.025 + 20
+            await user.commit()
+            await asyncio.wait_for(asyncio.gather(*calls), LIMIT_S)
+
+
 async def test_a_bounded_number_of_calls_waits(database: Database) -> None:
     """The others wait outside, or are refused."""
     async with (

@@ -229,7 +229,11 @@ pub async fn attempt(
     let is_busy = |_: &mut Call| number.next().is_some_and(|number| busy.contains(&number));
     untried.extend(calls.extract_if(.., is_busy));
     let most = if let Taking::Free(most) = taking { most } else { 1 };
-    untried.extend(split_off(&mut calls, batch_size, most));
+    let mut too_many = split_off(&mut calls, batch_size, most);
+    for call in &mut too_many {
+        call.is_tried = false;
+    }
+    untried.extend(too_many);
     let (tried, result) = if calls.is_empty() {
         connection.roll_back().await;
         (calls, Ok(Vec::new()))

@@ -270,10 +270,6 @@ impl Writer {
         for call in waiting {
             calls.send_to_room(call);
         }
-        self.serve_room(&mut calls);
-    }
-
-    fn serve_room(self: &Arc<Self>, calls: &mut Calls) {
         if !calls.is_room_empty() && !std::mem::replace(&mut calls.is_room_running, true) {
             tokio::spawn(serve(Arc::clone(self)));
         }
@@ -286,11 +282,7 @@ async fn run(writer: Arc<Writer>) {
     loop {
         let group = {
             let mut calls = writer.calls.lock();
-            let waiting = calls.stats.alone;
             let group = calls.take_group(writer.settings.batch_size);
-            if calls.stats.alone > waiting {
-                writer.serve_room(&mut calls);
-            }
             calls.is_running = !group.is_empty();
             group
         };
@@ -344,29 +336,33 @@ async fn commit(writer: &Arc<Writer>, mut group: Vec<Call>) {
     }
 }
 
-/// The task of the waiting room: attempt after attempt until nobody waits.
+/// The task of the waiting room: attempt after attempt until nobody waits. Newcomers are tried at once. What was tried in
+/// vain waits for the end of the pause, whoever comes meanwhile.
 async fn serve(writer: Arc<Writer>) {
-    let (pause, attempts) = (FIRST_PAUSE, 0);
-    let mut room = Room { writer: &writer, most_looked: usize::MAX, most: usize::MAX, pause, attempts };
+    let (is_due, pause, attempts) = (true, FIRST_PAUSE, 0);
+    let mut room = Room { writer: &writer, most_looked: usize::MAX, most: usize::MAX, is_due, pause, attempts };
+    let mut due = Instant::now();
     loop {
+        room.is_due = Instant::now() >= due;
         let (expired, calls) = {
             let mut calls = writer.calls.lock();
             let Settings { lock_wait, away_limit, .. } = writer.settings;
             let expired = calls.take_expired(lock_wait, away_limit);
-            let waiting = calls.take_from_room();
-            calls.is_room_running = !expired.is_empty() || !waiting.is_empty();
+            calls.is_room_running = !expired.is_empty() || !calls.is_room_empty();
             if !calls.is_room_running {
                 return;
             }
-            (expired, waiting)
+            (expired, calls.take_from_room(room.is_due))
         };
+        let is_waiting = expired.is_empty() && calls.is_empty();
         room.give_up(expired).await;
-        if !calls.is_empty() && !room.attempt(calls).await {
-            let pause = room.pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        if is_waiting {
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep_until(due.into()) => {}
                 () = writer.arrival.notified() => {}
             }
+        } else if !calls.is_empty() && !room.attempt(calls).await && room.is_due {
+            due = Instant::now() + room.pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
         }
     }
 }
@@ -378,6 +374,8 @@ struct Room<'a> {
     most_looked: usize,
     /// The same for storing those whose locks were free.
     most: usize,
+    /// Whether this attempt is for all calls, and not for newcomers alone.
+    is_due: bool,
     pause: Duration,
     attempts: u64,
 }
@@ -386,9 +384,10 @@ impl Room<'_> {
     /// Try to store calls. Returns whether to try again at once.
     async fn attempt(&mut self, mut calls: Vec<Call>) -> bool {
         let Self { writer, .. } = *self;
-        self.attempts += 1;
+        self.attempts += u64::from(self.is_due);
         let mut taking = Taking::Free(self.most);
-        if self.attempts.is_multiple_of(QUEUES_EVERY)
+        if self.is_due
+            && self.attempts.is_multiple_of(QUEUES_EVERY)
             && let Some(index) = whose_turn_to_queue(&calls, self.attempts / QUEUES_EVERY)
         {
             taking = Taking::Queued;
@@ -464,7 +463,9 @@ impl Room<'_> {
         if !has_progress {
             return self.wait(LAST_PAUSE);
         }
-        self.pause = FIRST_PAUSE;
+        if self.is_due {
+            self.pause = FIRST_PAUSE;
+        }
         true
     }
 
@@ -477,6 +478,9 @@ impl Room<'_> {
         }
         if tried.len() > 1 {
             *(if has_looked { &mut self.most } else { &mut self.most_looked }) = tried.len() / 2;
+            for call in &mut tried {
+                call.is_tried = false;
+            }
             writer.calls.lock().return_to_room(tried);
             return true;
         }
@@ -493,7 +497,9 @@ impl Room<'_> {
     }
 
     fn wait(&mut self, longest: Duration) -> bool {
-        self.pause = (self.pause * 2).min(longest);
+        if self.is_due {
+            self.pause = (self.pause * 2).min(longest);
+        }
         false
     }
 
