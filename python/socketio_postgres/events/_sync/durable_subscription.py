@@ -47,7 +47,8 @@ BALANCE_SECONDS: Final = 1.0
 """Seconds between two looks at who else takes part; less with a short lease."""
 
 ALONE_SECONDS: Final = 5.0
-"""The same for the owner of an undivided subscription, who only looks whether it was rewound, paused or deleted."""
+"""The same for the owner of an undivided subscription, who only looks whether it was rewound, paused or deleted, in
+case the notification of that was lost."""
 
 CLOSE_LIMIT: Final = 5.0
 """Seconds for which leaving waits for a database that is away."""
@@ -162,6 +163,7 @@ class DurableSubscription:
         self._is_entered = False
         self._is_away = False
         self._lock_limit = min(lease, CLOSE_LIMIT)
+        self._instead = "another name, or reset=True to go on with the new ones"
         self._renewing: Background | None = None
 
     @property
@@ -220,7 +222,7 @@ class DurableSubscription:
         if filter_text != self._filter_text:
             raise OptionsError(
                 f"invalid filters: the durable subscription {self.name!r} was made with {filter_text}; give the same,"
-                " another name, or reset=True to go on with the new ones",
+                f" {self._instead}",
                 option="filters",
                 value=self._filter_text,
                 reason="differ from those the subscription was made with",
@@ -482,7 +484,9 @@ class DurableSubscription:
         is_due = self._unwritten >= CHECKPOINT_COUNT * max(len(self._own), 1)
         if is_due or (self._unwritten and now - self._written_at >= self._checkpoint_interval):
             self._write()
-        if self._balanced_at is None or now - self._balanced_at >= self._balance_seconds:
+        if self._live is not None and self._live.was_changed():
+            self._balance()
+        elif self._balanced_at is None or now - self._balanced_at >= self._balance_seconds:
             # An owner of the one partition hears from its own statements when it has lost it.
             is_time = self._balanced_at is None or now - self._balanced_at >= min(self._lease / 3, ALONE_SECONDS)
             if self._count > 1 or not self._own or is_time:
@@ -549,6 +553,8 @@ class DurableSubscription:
         lost = [number for number in missing if self._is_lost(number)]
         self._unwritten = len(missing) - len(lost)
         self._drop(lost)
+        if lost:
+            self._balanced_at = None  # look at once who has them: perhaps nobody, after a rewind
         if lost or is_back:
             self._begin_anew()
 
@@ -675,6 +681,7 @@ class DurableSubscription:
         found = self._positions.look(ours.number)
         if found is None or not self._positions.is_ours(found, ours):
             self._drop([ours.number])
+            self._balanced_at = None
             self._begin_anew()
             raise self._fenced(ours.number, found)
         return found.position
@@ -719,9 +726,10 @@ class DurableSubscription:
 
     # -------------------------------------------------------------------------------------------- projections
 
-    def wait_for_locks(self) -> None:
+    def serve_projection(self) -> None:
         """Let parking wait for a position that is locked as long as it takes: no lock is the caller's own."""
         self._lock_limit = math.inf
+        self._instead = "or give the projection a new version"
 
     def fence_in(self, conn: Any, events: list[StoredEvent]) -> tuple[list[StoredEvent], str]:
         """Lock the positions of events in a transaction; returns the events that it has not been moved past, and it.
