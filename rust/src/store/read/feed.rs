@@ -72,6 +72,8 @@ struct Ring {
 pub(super) struct Progress {
     /// All events up to this one are final and read; `None` before the first settled version is known.
     pub position: Option<Anchor>,
+    /// What follows the position was not read yet, since the keeper has begun there.
+    pub is_beginning: bool,
     pub failure: Option<Error>,
 }
 
@@ -337,6 +339,9 @@ impl Feed {
                 from = self.append(&from, &read.events, read.end);
                 *position = Some(from.clone());
             }
+            if self.progress.borrow().is_beginning && (!read.is_full || read.beyond.is_some()) {
+                self.set_progress(|progress| progress.is_beginning = false);
+            }
             self.leave_mark(&from).await?;
             how = match read.beyond {
                 None => {
@@ -420,7 +425,10 @@ impl Feed {
     async fn begin_at(&self, settled: i64) -> Result<Anchor> {
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
         *self.ring.lock() = Ring { floor: position.version, ..Ring::default() };
-        self.set_progress(|progress| progress.position = Some(position.clone()));
+        self.set_progress(|progress| {
+            progress.position = Some(position.clone());
+            progress.is_beginning = true;
+        });
         Ok(position)
     }
 
