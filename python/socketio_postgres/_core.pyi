@@ -501,7 +501,7 @@ class EventStore:
     def query(self, sql: str, texts: list[str | None], inbox: Inbox, token: int) -> None:
         """Run a statement whose parameters and results are texts; ends with a list of rows."""
 
-    def subscribe(self, conditions: list[tuple[str, str, list[str]]]) -> Subscription: ...
+    def subscribe(self, conditions: list[tuple[str, str, list[str]]], is_durable: bool) -> Subscription: ...
     def close(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...
     def take_failures(self) -> list[SocketIOPostgresError]:
         """Why subscriptions had to wait for a connection, each reason once, since this was asked last."""
@@ -551,5 +551,11 @@ class Subscription:
 
     def nudge(self) -> None:
         """Answer the question under way, or the next one, with what is known, even if it is nothing."""
+
+    def was_changed(self) -> bool:
+        """Whether somebody may have changed durable subscriptions since the last call; always False if not durable.
+
+        Until it is called, the question under way, and each after it, is answered at once.
+        """
 
     def close(self) -> None: ...

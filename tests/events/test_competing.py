@@ -58,9 +58,9 @@ async def test_whoever_owns_all_partitions_needs_no_filter(
     asked: list[list[Any]] = []
     make = store._subscription
 
-    def subscription(conditions: list[Any], *rest: Any) -> AsyncSubscription:
+    def subscription(conditions: list[Any], *rest: Any, is_durable: bool) -> AsyncSubscription:
         asked.append(conditions)
-        return make(conditions, *rest)
+        return make(conditions, *rest, is_durable=is_durable)
 
     monkeypatch.setattr(store, "_subscription", subscription)
     await fill(store, 20)

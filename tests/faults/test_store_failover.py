@@ -220,7 +220,8 @@ async def test_a_consumer_does_not_believe_a_standby(failover: Failover) -> None
             assert not looking.done(), looking
             assert durable.partitions == [0, 1]
             failover.promote()
-            assert await asyncio.wait_for(looking, TIMEOUT_S) == event.version
+            # The consumer goes on beside the look, and may have acknowledged more by then.
+            assert await asyncio.wait_for(looking, TIMEOUT_S) >= event.version
             await eventually(lambda: running.done() or handled == [2, 3], "it goes on")
             assert not running.done(), running
             running.cancel()

@@ -46,7 +46,8 @@ BALANCE_SECONDS: Final = 1.0
 """Seconds between two looks at who else takes part; less with a short lease."""
 
 ALONE_SECONDS: Final = 5.0
-"""The same for the owner of an undivided subscription, who only looks whether it was rewound, paused or deleted."""
+"""The same for the owner of an undivided subscription, who only looks whether it was rewound, paused or deleted, in
+case the notification of that was lost."""
 
 CLOSE_LIMIT: Final = 5.0
 """Seconds for which leaving waits for a database that is away."""
@@ -481,7 +482,9 @@ class AsyncDurableSubscription:
         is_due = self._unwritten >= CHECKPOINT_COUNT * max(len(self._own), 1)
         if is_due or (self._unwritten and now - self._written_at >= self._checkpoint_interval):
             await self._write()
-        if self._balanced_at is None or now - self._balanced_at >= self._balance_seconds:
+        if self._live is not None and self._live.was_changed():
+            await self._balance()
+        elif self._balanced_at is None or now - self._balanced_at >= self._balance_seconds:
             # An owner of the one partition hears from its own statements when it has lost it.
             is_time = self._balanced_at is None or now - self._balanced_at >= min(self._lease / 3, ALONE_SECONDS)
             if self._count > 1 or not self._own or is_time:
@@ -548,6 +551,8 @@ class AsyncDurableSubscription:
         lost = [number for number in missing if await self._is_lost(number)]
         self._unwritten = len(missing) - len(lost)
         self._drop(lost)
+        if lost:
+            self._balanced_at = None  # look at once who has them: perhaps nobody, after a rewind
         if lost or is_back:
             self._begin_anew()
 
@@ -674,6 +679,7 @@ class AsyncDurableSubscription:
         found = await self._positions.look(ours.number)
         if found is None or not self._positions.is_ours(found, ours):
             self._drop([ours.number])
+            self._balanced_at = None
             self._begin_anew()
             raise self._fenced(ours.number, found)
         return found.position

@@ -114,11 +114,13 @@ class AsyncEventFeed(AsyncEventLog):
         prefetch: int,
         patience: float,
         after_id: str | None = None,
+        *,
+        is_durable: bool = False,
     ) -> AsyncSubscription:
         async def opener() -> _core.Subscription:
             core = self._opened_core()
             await arun(core.open)
-            return core.subscribe(conditions)
+            return core.subscribe(conditions, is_durable)
 
         return AsyncSubscription(
             opener,
@@ -180,7 +182,7 @@ class AsyncEventFeed(AsyncEventLog):
             return events[0] if events else None
 
         def subscribe(position: int, event_id: str | None, patience: float, more: list[Any]) -> AsyncSubscription:
-            return self._subscription(conditions + more, position, prefetch, patience, event_id)
+            return self._subscription(conditions + more, position, prefetch, patience, event_id, is_durable=True)
 
         arguments: dict[str, Any] = {
             "query": self._query_durable,
@@ -277,8 +279,8 @@ class AsyncEventFeed(AsyncEventLog):
         """Let a projection begin anew in the same table, which has no events until then.
 
         One transaction calls `reset` of the projection, which empties the table, sets the position back to the
-        projection's `start`, and forgets parked events. Consumers notice within five seconds and go on from there. To
-        keep a full table meanwhile, run another version of the projection instead.
+        projection's `start`, and forgets parked events. Consumers are notified and go on from there. To keep a full
+        table meanwhile, run another version of the projection instead.
 
         Args:
             projection: The projection; its version says which table and subscription are meant.

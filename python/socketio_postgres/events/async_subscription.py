@@ -114,6 +114,10 @@ class AsyncSubscription:
 
         await wait_for_version(look, wanted, timeout, "the subscription")
 
+    def was_changed(self) -> bool:
+        """Whether somebody may have changed durable subscriptions since the last call."""
+        return self._core is not None and self._core.was_changed()
+
     @property
     def is_caught_up(self) -> bool:
         """Whether all events that existed at the last look have been delivered."""

@@ -343,9 +343,9 @@ impl PyEventStore {
         self.run(inbox, token, |store| async move { store.query(sql, texts).await })
     }
 
-    fn subscribe(&self, conditions: Vec<GivenCondition>) -> PyResult<PySubscription> {
+    fn subscribe(&self, conditions: Vec<GivenCondition>, is_durable: bool) -> PyResult<PySubscription> {
         check_process(self.pid)?;
-        let subscription = self.store.subscribe(filter(conditions)?)?;
+        let subscription = self.store.subscribe(filter(conditions)?, is_durable)?;
         Ok(PySubscription { pid: self.pid, subscription })
     }
 
@@ -452,6 +452,10 @@ impl PySubscription {
 
     fn nudge(&self) {
         self.subscription.nudge();
+    }
+
+    fn was_changed(&self) -> bool {
+        self.subscription.was_changed()
     }
 
     fn close(&self) {

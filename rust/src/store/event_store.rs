@@ -239,10 +239,10 @@ impl EventStore {
     }
 
     /// A subscription; the store must have been opened.
-    pub fn subscribe(&self, filter: Filter) -> Result<Arc<Subscription>> {
+    pub fn subscribe(&self, filter: Filter, is_durable: bool) -> Result<Arc<Subscription>> {
         match self.opened() {
             Some(opened) if !self.is_closed.load(Ordering::Acquire) => {
-                subscription::subscribe(opened.feed(), filter, &opened.owner)
+                subscription::subscribe(opened.feed(), filter, &opened.owner, is_durable)
             }
             _ => Err(Error::StoreClosed),
         }

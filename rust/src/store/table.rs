@@ -45,6 +45,7 @@ const MIGRATIONS: &[Migration] = &[
     (Part::Serial, "serial_always", include_str!("sql/serial_always.sql")),
     (Part::Partition, "partition", include_str!("sql/partition.sql")),
     (Part::Subscriptions, "replaced", include_str!("sql/replaced.sql")),
+    (Part::Subscriptions, "changed", include_str!("sql/changed.sql")),
 ];
 
 /// Parts of the schema that can be created independently.
@@ -263,6 +264,9 @@ fn script(name: &TableName, wanted: &[&Migration]) -> Result<String> {
             .replace("{index}", &name.bare("_aggregate_version"))
             .replace("{wake}", &name.beside("_wake"))
             .replace("{wake_trigger}", &name.bare("_wake"))
+            .replace("{subscriptions_wake}", &name.beside("_durable_wake"))
+            .replace("{subscriptions_wake_trigger}", &name.bare("_durable_wake"))
+            .replace("{subscriptions_gone_trigger}", &name.bare("_durable_gone"))
             .replace("{guard}", &name.beside("_guard"))
             .replace("{guard_trigger}", &name.bare("_guard"))
             .replace("{serial}", &name.beside("_serial"))

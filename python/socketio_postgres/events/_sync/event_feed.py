@@ -115,11 +115,13 @@ class EventFeed(EventLog):
         prefetch: int,
         patience: float,
         after_id: str | None = None,
+        *,
+        is_durable: bool = False,
     ) -> Subscription:
         def opener() -> _core.Subscription:
             core = self._opened_core()
             run(core.open)
-            return core.subscribe(conditions)
+            return core.subscribe(conditions, is_durable)
 
         return Subscription(
             opener,
@@ -181,7 +183,7 @@ class EventFeed(EventLog):
             return events[0] if events else None
 
         def subscribe(position: int, event_id: str | None, patience: float, more: list[Any]) -> Subscription:
-            return self._subscription(conditions + more, position, prefetch, patience, event_id)
+            return self._subscription(conditions + more, position, prefetch, patience, event_id, is_durable=True)
 
         arguments: dict[str, Any] = {
             "query": self._query_durable,
@@ -278,8 +280,8 @@ class EventFeed(EventLog):
         """Let a projection begin anew in the same table, which has no events until then.
 
         One transaction calls `reset` of the projection, which empties the table, sets the position back to the
-        projection's `start`, and forgets parked events. Consumers notice within five seconds and go on from there. To
-        keep a full table meanwhile, run another version of the projection instead.
+        projection's `start`, and forgets parked events. Consumers are notified and go on from there. To keep a full
+        table meanwhile, run another version of the projection instead.
 
         Args:
             projection: The projection; its version says which table and subscription are meant.

@@ -1,5 +1,6 @@
 //! Subscriptions: each requests the events after its own position, from the ring or from pages of the table.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -91,7 +92,9 @@ impl Owner {
 }
 
 /// A new subscription to a feed, which runs while there are any.
-pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
+///
+/// One that is durable also answers when durable subscriptions may have been changed by others.
+pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>, is_durable: bool) -> Result<Arc<Subscription>> {
     feed.enter()?;
     owner.subscriptions.fetch_add(1, Ordering::Relaxed);
     Ok(Arc::new(Subscription {
@@ -103,6 +106,7 @@ pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>) -> Result
         pages: PageSize::default(),
         asking: Mutex::default(),
         nudged: Notify::new(),
+        changes: is_durable.then(|| Mutex::new(feed.wakeup.durable.subscribe())),
         is_closed: AtomicBool::new(false),
     }))
 }
@@ -119,6 +123,8 @@ pub struct Subscription {
     /// The pending answer, which a new request replaces.
     asking: Mutex<Option<AbortHandle>>,
     nudged: Notify,
+    /// What may have been changed since [`Subscription::was_changed`] was last called, of one that is durable.
+    changes: Option<Mutex<watch::Receiver<()>>>,
     is_closed: AtomicBool,
 }
 
@@ -165,6 +171,25 @@ impl Subscription {
     /// Answer the pending request, or the next one, with the events known by now, even if there are none.
     pub fn nudge(&self) {
         self.nudged.notify_one();
+    }
+
+    /// Whether somebody may have changed durable subscriptions since the last call, or since this one was made. Until it
+    /// is called, the pending request and all that follow are answered at once.
+    pub fn was_changed(&self) -> bool {
+        let Some(changes) = &self.changes else { return false };
+        let mut changes = changes.lock();
+        let was_changed = changes.has_changed().unwrap_or(false);
+        changes.mark_unchanged();
+        was_changed
+    }
+
+    async fn changed(&self) {
+        if let Some(mut changes) = self.changes.as_ref().map(|changes| changes.lock().clone())
+            && changes.changed().await.is_ok()
+        {
+            return;
+        }
+        pending().await
     }
 
     /// End the subscription. The feed ends with its last subscription. In a forked child this does nothing, because the
@@ -276,6 +301,7 @@ impl Subscription {
             let woken = tokio::select! {
                 woken = &mut place.woken => Some(woken.ok()),
                 () = self.nudged.notified() => None,
+                () = self.changed() => None,
                 () = tokio::time::sleep_until(deadline) => None,
             };
             let is_over = woken.is_none();

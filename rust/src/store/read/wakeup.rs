@@ -1,13 +1,14 @@
 //! The listening connection of an event store. It signals that there may be new events, never which ones.
 //!
 //! A notification only sets a flag. Therefore a slow reader cannot hold back the server's notification queue, and a
-//! lost notification delays reading until the next poll at most.
+//! lost notification delays reading until the next poll at most. On the same channel comes that somebody has changed
+//! durable subscriptions, which is a flag of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_postgres::Notification;
 
@@ -21,6 +22,9 @@ use crate::error::{Error, Result};
 use crate::store::read::pace::Pace;
 use crate::store::table::{GO_CHANNEL, Table};
 use crate::wire::protocol::quote_identifier;
+
+/// What is sent when somebody has changed a durable subscription; see `changed.sql`.
+const DURABLE: &str = "durable";
 
 /// Listening settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub struct Wakeup {
     settings: Settings,
     /// Signalled for every notification, and whenever a session begins.
     pub changed: Notify,
+    /// Sent whenever durable subscriptions may have been changed by others.
+    pub durable: watch::Sender<()>,
     is_connected: AtomicBool,
     sessions: AtomicU64,
     notifications: AtomicU64,
@@ -54,6 +60,7 @@ impl Wakeup {
             connector,
             settings,
             changed: Notify::new(),
+            durable: watch::Sender::default(),
             is_connected: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
             notifications: AtomicU64::new(0),
@@ -113,7 +120,11 @@ impl Wakeup {
                 tested.notify_one();
             } else {
                 self.notifications.fetch_add(1, Ordering::Relaxed);
-                self.changed.notify_one();
+                if notification.payload() == DURABLE {
+                    self.durable.send_replace(());
+                } else {
+                    self.changed.notify_one();
+                }
             }
         };
         let keep = async {
@@ -123,8 +134,9 @@ impl Wakeup {
             self.outage.ended();
             self.is_connected.store(true, Ordering::Relaxed);
             self.sessions.fetch_add(1, Ordering::Relaxed);
-            // Read now the events that were committed before LISTEN.
+            // Read now the events that were committed before LISTEN, and what else was changed.
             self.changed.notify_one();
+            self.durable.send_replace(());
             loop {
                 tokio::time::sleep(self.settings.notification_timeout).await;
                 self.probe(table, &session).await?;

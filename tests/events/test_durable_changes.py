@@ -1,0 +1,162 @@
+"""What others do to a durable subscription reaches its consumers at once: they never have to look around for it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import operator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from socketio_postgres import AsyncDurableSubscription, AsyncEventStore, Event, SubscriptionFencedError
+from tests.fixtures.database import Database
+from tests.fixtures.waiting import TIMEOUT_S, eventually
+
+COUNT = 6
+HOUR_S = 3600.0
+SET_BACK = (
+    "UPDATE events_subscriptions SET position = 4, position_id = NULL, epoch = epoch + 1, owner = NULL,"
+    " lease_until = NULL"
+)
+"""A rewind by hand."""
+
+
+@pytest.fixture(autouse=True)
+def _nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consumers that own something do not look around within the time of a test."""
+    module = "socketio_postgres.events.async_durable_subscription"
+    monkeypatch.setattr(f"{module}.ALONE_SECONDS", HOUR_S)
+    monkeypatch.setattr(f"{module}.BALANCE_SECONDS", HOUR_S)
+
+
+@pytest.fixture(params=[1, 4], ids=["undivided", "divided"])
+def partitions(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
+@asynccontextmanager
+async def idle(
+    store: AsyncEventStore, partitions: int, handled: list[int]
+) -> AsyncIterator[tuple[AsyncDurableSubscription, asyncio.Task[None]]]:
+    """A consumer that has handled all events, and waits."""
+    await store.store_batch(Event("T", f"a{i}", i) for i in range(COUNT))
+    async with store.durable("d", partitions=partitions, lease=4 * HOUR_S, checkpoint_interval=0) as durable:
+        running = asyncio.create_task(durable.run(lambda event: handled.append(event.data)))
+        try:
+            await eventually(lambda: durable.position == COUNT, "it has handled all")
+            yield durable, running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_rewind(database: Database, partitions: int) -> None:
+    handled: list[int] = []
+    async with (
+        AsyncEventStore(database.dsn) as store,
+        AsyncEventStore(database.dsn) as other,
+        idle(store, partitions, handled),
+    ):
+        for version in (0, 3):
+            handled.clear()
+            await other.rewind_durable("d", version)
+            expected = list(range(version, COUNT))
+            await eventually(functools.partial(operator.eq, handled, expected), f"it goes on after {version}")
+
+
+async def test_rewind_by_hand(database: Database, partitions: int) -> None:
+    handled: list[int] = []
+    async with AsyncEventStore(database.dsn) as store, idle(store, partitions, handled):
+        handled.clear()
+        with database.connect() as admin:
+            admin.execute(SET_BACK)
+        await eventually(lambda: handled == [4, 5], "it goes on there")
+
+
+async def test_pause(database: Database, partitions: int) -> None:
+    async with (
+        AsyncEventStore(database.dsn) as store,
+        AsyncEventStore(database.dsn) as other,
+        idle(store, partitions, []) as (durable, running),
+    ):
+        await other.pause_durable("d")
+        await eventually(lambda: durable.partitions == [], "it has none")
+        assert not running.done()
+
+
+async def test_delete(database: Database, partitions: int) -> None:
+    async with (
+        AsyncEventStore(database.dsn) as store,
+        AsyncEventStore(database.dsn) as other,
+        idle(store, partitions, []) as (_, running),
+    ):
+        await other.delete_durable("d")
+        with pytest.raises(SubscriptionFencedError, match="deleted"):
+            await asyncio.wait_for(running, TIMEOUT_S)
+
+
+async def test_tables_of_an_earlier_release(database: Database, partitions: int) -> None:
+    """They get what notifies with the first use, and their consumers go on."""
+    handled: list[int] = []
+    async with AsyncEventStore(database.dsn) as store, idle(store, partitions, handled):
+        pass
+    with database.connect() as admin:
+        admin.execute("DROP FUNCTION events_durable_wake() CASCADE")
+        admin.execute("DELETE FROM events_migrations WHERE name = 'changed'")
+    async with (
+        AsyncEventStore(database.dsn) as store,
+        store.durable("d", partitions=partitions, lease=4 * HOUR_S, checkpoint_interval=0) as durable,
+    ):
+        assert durable.position == COUNT
+        running = asyncio.create_task(durable.run(lambda event: handled.append(event.data)))
+        await eventually(lambda: store.is_listener_connected, "it listens")
+        await store.rewind_durable("d", 4)
+        await eventually(lambda: handled[COUNT:] == [4, 5], "it goes on there")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_change_while_nobody_listened(database: Database, partitions: int) -> None:
+    """A new listening connection stands for all that may have been missed."""
+    handled: list[int] = []
+    async with AsyncEventStore(database.dsn) as store, idle(store, partitions, handled):
+        await eventually(lambda: store.is_listener_connected, "it listens")
+        handled.clear()
+        with database.connect() as admin:
+            # The change comes while the listener is ended, and nothing says so but its new session.
+            with admin.transaction():
+                admin.execute("ALTER TABLE events_subscriptions DISABLE TRIGGER USER")
+                admin.execute(SET_BACK)
+                admin.execute("ALTER TABLE events_subscriptions ENABLE TRIGGER USER")
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+            )
+        await eventually(lambda: handled == [4, 5], "it goes on there")
+
+
+async def test_consumers_that_come_and_go_do_not_wake_each_other(database: Database) -> None:
+    """Claims, renewals, acknowledgements and releases send nothing."""
+    async with AsyncEventStore(database.dsn) as store, store.durable("first", partitions=4) as first:
+        await store.store_batch(Event("T", f"a{i}", i) for i in range(COUNT))
+        with database.connect() as listening:
+            oid = database.value("SELECT 'events'::regclass::oid")
+            listening.execute(f'LISTEN "sio_events_{oid}"')
+            async with store.durable("first", partitions=4) as second, store.durable("d") as alone:
+                for _ in range(COUNT):
+                    event = await anext(alone)
+                await alone.ack(event)
+                taking = asyncio.create_task(anext(first))
+                await eventually(lambda: bool(second.partitions) or taking.done(), "they share, or one has all")
+                taking.cancel()
+                await asyncio.gather(taking, return_exceptions=True)
+            await store.rewind_durable("d", 0)
+            heard: list[str] = []
+            for notification in listening.notifies(timeout=TIMEOUT_S):
+                heard += [notification.payload] * (not notification.payload.startswith("test "))  # a session's own
+                if heard:
+                    break
+    assert heard == ["durable"], "the first one is that of the rewind"
