@@ -189,7 +189,7 @@ impl Subscription {
         {
             return;
         }
-        pending().await
+        pending::<()>().await;
     }
 
     /// End the subscription. The feed ends with its last subscription. In a forked child this does nothing, because the
