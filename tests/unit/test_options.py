@@ -208,7 +208,7 @@ def test_a_manager_has_the_heartbeat_s_defaults(manager: Any) -> None:
     ("source", "options", "of_python"),
     [
         ("bus.rs", BusSettings, set()),
-        ("store.rs", EventStoreOptions, {"stall_warning", "on_stall", "on_full", "logger", "error_handler"}),
+        ("store.rs", EventStoreOptions, {"stall_warning", "on_stall", "logger", "error_handler"}),
     ],
 )
 def test_the_core_takes_every_setting(source: str, options: Any, of_python: set[str]) -> None:
