@@ -27,13 +27,15 @@ from tests.fixtures.waiting import eventually, nothing_arrives
 
 WAITERS = 1000
 LIMIT_S = 60
+PATIENT_S = 300.0
+"""Limits that are longer than a test waits, so that they end nothing that waits where it must not."""
 
 
 async def test_waiters_cost_the_others_nothing(table: str, database: Database) -> None:
     """A thousand of them, on two connections; and once the lock falls, all succeed."""
     del table
     async with (
-        AsyncEventStore(database.dsn, max_open_conns=2, lock_wait=300) as store,
+        AsyncEventStore(database.dsn, max_open_conns=2, lock_wait=PATIENT_S, answer_timeout=PATIENT_S) as store,
         await psycopg.AsyncConnection.connect(database.dsn) as user,
     ):
         first = await store.store(Event("T", "hot"))
@@ -58,7 +60,7 @@ async def test_an_id_that_another_transaction_holds(table: str, database: Databa
     del table
     given = {} if expected is None else {"expected": expected}
     async with (
-        AsyncEventStore(database.dsn) as store,
+        AsyncEventStore(database.dsn, lock_wait=PATIENT_S, answer_timeout=PATIENT_S) as store,
         await psycopg.AsyncConnection.connect(database.dsn) as user,
     ):
         await store.store_in(user, Event("T", "a", 1, id="e1"))
@@ -310,6 +312,10 @@ async def test_whoever_need_not_wait_has_time_enough(database: Database, expecte
             assert [(each.version, each.is_duplicate) for each in again] == [(first.version, True)] * 3
 
 
+OTHER_SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND backend_type = 'client backend'"
+)
 AGGREGATES = [f"a{number}" for number in range(8)]
 
 
@@ -373,6 +379,10 @@ async def test_our_own_writers_do_not_deadlock_under_the_guard(table: str, datab
         counts = await asyncio.wait_for(asyncio.gather(*work), LIMIT_S)
         assert all(counts)
         assert database.value("SELECT count(*) FROM events") == sum(counts)
+    if enabled == "before":
+        # A session tells of its deadlocks at its end, at the latest.
+        await eventually(lambda: database.value(OTHER_SESSIONS) == 0, "all sessions have ended")
+        assert database.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
 
 
 async def test_what_is_enabled_elsewhere_is_heeded(our_store: AsyncEventStore, database: Database) -> None:

@@ -44,7 +44,8 @@ class EventStoreOptions(ConnectOptions):
             attempt and cannot be mended by waiting ends them at once.
         poll_interval: Longest time between two looks at the table while nothing is heard; covers a trigger that is
             missing or disabled. Default 1.
-        batch_size: Most events in one statement, written or read. Default 1000.
+        batch_size: Most events of different calls in one statement that writes, and most events in a page of `read`. A
+            single call is one statement, whatever its size. Default 1000.
         enable_prepared_stmts: Keep statements prepared on the server. Default True; turn it off behind a transaction
             pooler that cannot.
         lock_wait: Seconds that storing waits for an aggregate, or an event id, that another transaction holds, before
