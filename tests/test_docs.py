@@ -162,6 +162,18 @@ def test_each_promise_names_its_test() -> None:
         assert re.search(r"\]\(\.\./(tests|rust/fuzz)/", proof) or "(operations.md" in promise, promise
 
 
+STORE_PAGES = ["event-store", "event-store-waits", "event-store-reference", "event-store-and-go", "running-the-store"]
+
+
+@pytest.mark.parametrize("page", STORE_PAGES)
+def test_each_section_about_the_store_names_its_tests(page: str) -> None:
+    sections = re.split(r"^## ", (ROOT / f"docs/{page}.md").read_text(), flags=re.MULTILINE)[1:]
+    assert sections
+    for heading, _, section in (section.partition("\n") for section in sections):
+        if heading != "Where to read on":
+            assert re.match(r"Proven by \[.*\]\(\.\./tests/", section.rstrip("\n").splitlines()[-1]), heading
+
+
 def rows(document: str, heading: str) -> dict[str, list[str]]:
     """Rows of the first table below a heading: the name in its first column, and the other cells."""
     text = (ROOT / document).read_text()

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from socketio_postgres import (
     AsyncEventStore,
+    DatabaseError,
     Event,
     EventStore,
     OptionsError,
@@ -29,6 +30,7 @@ from socketio_postgres import (
     StoreRewoundError,
     SubscriptionFencedError,
 )
+from socketio_postgres.events import async_durable_subscription
 from socketio_postgres.events.failure_policy import FailurePolicy
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import TIMEOUT_S, eventually
@@ -53,9 +55,11 @@ async def connected(database: Database) -> AsyncIterator[psycopg.AsyncConnection
 @pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("ends_with", ["error", "nothing"])
 async def test_leaving_does_not_wait_for_the_users_own_transaction(
-    our_store: AsyncEventStore, database: Database, partitions: int, ends_with: str
+    our_store: AsyncEventStore, database: Database, monkeypatch: pytest.MonkeyPatch, partitions: int, ends_with: str
 ) -> None:
     """The row is locked by a transaction that the same task would have to end."""
+    for limit in ("CLOSE_LIMIT", "ERROR_LIMIT"):
+        monkeypatch.setattr(async_durable_subscription, limit, 10 * TIMEOUT_S)  # these limits are for other locks
     await fill(our_store, 3)
 
     async def leave(connection: psycopg.AsyncConnection) -> None:
@@ -322,6 +326,27 @@ async def test_a_rewind_keeps_what_is_known_of_parked_events(our_store: AsyncEve
         assert (parked.attempts, parked.last_error) == (1, "ValueError: 0")
 
 
+async def test_deleting_takes_parked_events_along_or_nothing(our_store: AsyncEventStore, database: Database) -> None:
+    await fill(our_store, 3)
+    await park_all(our_store, 3)
+    with database.connect() as admin:
+        admin.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION $$not now$$; END'"
+        )
+        admin.execute(
+            "CREATE TRIGGER refuse BEFORE DELETE ON events_subscriptions FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        with pytest.raises(DatabaseError, match="not now"):
+            await our_store.delete_durable("d")
+        async with our_store.durable("d") as durable:
+            assert [each.version for each in await durable.parked()] == [1, 2, 3]
+        admin.execute("DROP TRIGGER refuse ON events_subscriptions")
+    await our_store.delete_durable("d")
+    async with our_store.durable("d") as durable:
+        assert durable.position == 0
+        assert await durable.parked() == []
+
+
 # -------------------------------------------------------------------------------------------------------- poison
 
 
@@ -377,6 +402,15 @@ async def test_two_numbers_of_partitions_at_once(our_store: AsyncEventStore, dat
                 await entered.__aexit__(None, None, None)
         assert len(state.partitions) in {4, 8}
     await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_whoever_comes_second_makes_no_partitions(our_store: AsyncEventStore) -> None:
+    """Both have found that there is no such subscription."""
+    await our_store.durable_subscriptions()  # makes the tables
+    for partitions in (4, 8):
+        await our_store.durable("d", partitions=partitions)._positions.make(partitions, "[]", 0)
+    (state,) = await our_store.durable_subscriptions()
+    assert len(state.partitions) == 4
 
 
 async def test_what_does_not_match_is_written_in_time(our_store: AsyncEventStore) -> None:

@@ -138,7 +138,7 @@ async def rows_read(database: Database, but: psycopg.Connection | None = None) -
     """How many rows of the table the server has read; it tells at the latest when a session ends.
 
     Args:
-        database: The database.
+        database: Where the table is.
         but: A session that goes on, and has read nothing yet.
     """
     others = 0 if but is None else 1

@@ -25,6 +25,14 @@ def statements(beginning: str) -> str:
     return block
 
 
+def stated_sizes() -> list[int]:
+    """Bytes of an event: all of them, those in the table, and those in the indexes."""
+    pattern = r"about (\d+) bytes beside its data and metadata: (\d+) in the table and (\d+) in"
+    stated = re.search(pattern, PAGE.read_text())
+    assert stated is not None
+    return [int(number) for number in stated.groups()]
+
+
 @pytest.fixture
 async def dsns(database: Database) -> AsyncIterator[dict[str, str]]:
     """Connection strings of roles with the page's rights and no others, on tables that their owner made."""
@@ -74,6 +82,18 @@ async def test_the_rights_are_enough_and_no_more(dsns: dict[str, str]) -> None:
         async with await psycopg.AsyncConnection.connect(dsn) as conn:
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 await conn.execute("DELETE FROM events")
+
+
+async def test_an_event_takes_as_much_space_as_the_page_says(database: Database) -> None:
+    total, table, indexes = stated_sizes()
+    assert table + indexes == total
+    async with AsyncEventStore(database.dsn) as store:
+        await store.import_events(Event("OrderPlaced", f"order-{i}", {"total": i}) for i in range(20_000))
+    sql = (
+        "SELECT ((pg_relation_size('events') + pg_indexes_size('events')) / count(*) - avg(pg_column_size(data)))::int"
+        " FROM events"
+    )
+    assert database.value(sql) == pytest.approx(total, rel=0.1)
 
 
 async def test_deleting_old_events_disturbs_no_reader(database: Database) -> None:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -447,6 +448,25 @@ async def test_listening_that_cannot_be_mended_ends_with_the_error(database: Dat
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(anext(store.subscribe()), 10)
     await store.close()
+
+
+async def test_as_many_attempts_to_listen_as_allowed(database: Database) -> None:
+    """Also at the first start: nothing was listened to before."""
+    attempts = 0
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        listen_dsn = f"host=127.0.0.1 port={port} sslmode=disable gssencmode=disable"
+        limits: dict[str, Any] = {"reconnect_interval": 0.01, "max_reconnect_attempts": 3}
+        async with AsyncEventStore(database.dsn, listen_dsn=listen_dsn, **limits) as store:
+            with pytest.raises(ConnectionError):
+                await store.subscribe().next(20)
+    assert attempts == 3
 
 
 async def test_an_open_transaction_that_holds_readers_up_is_named(

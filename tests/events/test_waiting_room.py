@@ -22,17 +22,20 @@ from socketio_postgres import (
 )
 from socketio_postgres.events.event import ExpectedVersion
 from tests.fixtures.database import Database
+from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import eventually, nothing_arrives
 
 WAITERS = 1000
 LIMIT_S = 60
+PATIENT_S = 300.0
+"""Limits that are longer than a test waits, so that they end nothing that waits where it must not."""
 
 
 async def test_waiters_cost_the_others_nothing(table: str, database: Database) -> None:
     """A thousand of them, on two connections; and once the lock falls, all succeed."""
     del table
     async with (
-        AsyncEventStore(database.dsn, max_open_conns=2, lock_wait=300) as store,
+        AsyncEventStore(database.dsn, max_open_conns=2, lock_wait=PATIENT_S, answer_timeout=PATIENT_S) as store,
         await psycopg.AsyncConnection.connect(database.dsn) as user,
     ):
         first = await store.store(Event("T", "hot"))
@@ -57,7 +60,7 @@ async def test_an_id_that_another_transaction_holds(table: str, database: Databa
     del table
     given = {} if expected is None else {"expected": expected}
     async with (
-        AsyncEventStore(database.dsn) as store,
+        AsyncEventStore(database.dsn, lock_wait=PATIENT_S, answer_timeout=PATIENT_S) as store,
         await psycopg.AsyncConnection.connect(database.dsn) as user,
     ):
         await store.store_in(user, Event("T", "a", 1, id="e1"))
@@ -102,6 +105,57 @@ async def test_whoever_waits_too_long_is_told_for_whom(store: AsyncEventStore, d
         assert hasty.stats()["store_waiting"] == 0
         await user.rollback()
     assert len(await store.load()) == 0
+
+
+async def test_all_who_have_waited_too_long_share_a_look_at_the_locks() -> None:
+    """Each is told who holds an aggregate of its own."""
+    with OwnPostgres(log_statement="all") as server:
+        database = server.database
+        async with (
+            AsyncEventStore(database.dsn, lock_wait=0.5) as store,
+            await psycopg.AsyncConnection.connect(database.dsn) as user,
+            await psycopg.AsyncConnection.connect(database.dsn) as other,
+        ):
+            held = [Event("T", f"a{number}") for number in range(100)]
+            await store.store_batch_in(user, held, expected={event.aggregate_id: 0 for event in held})
+            await store.store_in(other, Event("T", "b"), expected=NO_STREAM)
+            calls = [[Event("T", event.aggregate_id)] for event in held]
+            calls += [[Event("T", "b"), Event("T", "b")] for _ in range(100)]
+            storing = [store.store_batch(events) for events in calls]
+            errors = await asyncio.wait_for(asyncio.gather(*storing, return_exceptions=True), LIMIT_S)
+            pids = [user.info.backend_pid] * 100 + [other.info.backend_pid] * 100
+        for error, events, pid in zip(errors, calls, pids, strict=True):
+            assert isinstance(error, AggregateLockedError)
+            assert (error.aggregate_id, error.pid) == (events[-1].aggregate_id, pid)
+        asked = sum("s.xact_start" in line for line in server.log_path.read_text(errors="replace").splitlines())
+        assert asked <= 20, "all but a few of the 200 have waited equally long"
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["one aggregate", "many aggregates"])
+async def test_arrivals_do_not_make_those_who_wait_look_more_often(*, shares: bool) -> None:
+    """A look is at each newcomer that does not line up behind others; besides, there is one every 25 to 50 ms."""
+    with OwnPostgres(log_statement="all") as server:
+        dsn = server.database.dsn
+
+        def looks() -> list[str]:
+            """The locks that each attempt of the waiting room asked for."""
+            lines = server.log_path.read_text(errors="replace").splitlines()
+            return [line for line in lines if "parameters" in line.lower() and "waits" in line]
+
+        async with AsyncEventStore(dsn) as store, await psycopg.AsyncConnection.connect(dsn) as user:
+            held = [Event("T", f"hot{number}") for number in range(1 if shares else 300)]
+            await store.store_batch_in(user, [Event("T", "waits"), *held], expected={"waits": 0})
+            calls = [asyncio.create_task(store.store(Event("T", "waits"), expected=EXISTS))]
+            await eventually(lambda: store.stats()["store_alone"] > 0, "it waits")
+            before, began = len(looks()), time.monotonic()
+            for number in range(300):
+                event = Event("T", "waits" if shares else f"hot{number}")
+                calls.append(asyncio.create_task(store.store(event, expected=EXISTS)))
+                await asyncio.sleep(0.005)
+            count, seconds = len(looks()) - before, time.monotonic() - began
+            assert count <= seconds / 0.025 + 20
+            await user.commit()
+            await asyncio.wait_for(asyncio.gather(*calls), LIMIT_S)
 
 
 async def test_a_bounded_number_of_calls_waits(database: Database) -> None:
@@ -258,6 +312,10 @@ async def test_whoever_need_not_wait_has_time_enough(database: Database, expecte
             assert [(each.version, each.is_duplicate) for each in again] == [(first.version, True)] * 3
 
 
+OTHER_SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND backend_type = 'client backend'"
+)
 AGGREGATES = [f"a{number}" for number in range(8)]
 
 
@@ -321,6 +379,10 @@ async def test_our_own_writers_do_not_deadlock_under_the_guard(table: str, datab
         counts = await asyncio.wait_for(asyncio.gather(*work), LIMIT_S)
         assert all(counts)
         assert database.value("SELECT count(*) FROM events") == sum(counts)
+    if enabled == "before":
+        # A session tells of its deadlocks at its end, at the latest.
+        await eventually(lambda: database.value(OTHER_SESSIONS) == 0, "all sessions have ended")
+        assert database.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
 
 
 async def test_what_is_enabled_elsewhere_is_heeded(our_store: AsyncEventStore, database: Database) -> None:

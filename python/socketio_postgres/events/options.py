@@ -39,12 +39,13 @@ class EventStoreOptions(ConnectOptions):
         notification_timeout: Silence after which the listening connection is probed, and time it has to answer.
             Default 30.
         reconnect_interval: Longest wait between attempts to listen again; the first ones are quicker. Default 5.
-        max_reconnect_attempts: Failed attempts in a row to listen again after which subscriptions end with the error,
+        max_reconnect_attempts: Failed attempts in a row to listen after which subscriptions end with the error,
             whatever it is. Default None: never (Go: 10, but it reads the number nowhere). What refuses the first
             attempt and cannot be mended by waiting ends them at once.
         poll_interval: Longest time between two looks at the table while nothing is heard; covers a trigger that is
             missing or disabled. Default 1.
-        batch_size: Most events in one statement, written or read. Default 1000.
+        batch_size: Most events of different calls in one statement that writes, and most events in a page of `read`. A
+            single call is one statement, whatever its size. Default 1000.
         enable_prepared_stmts: Keep statements prepared on the server. Default True; turn it off behind a transaction
             pooler that cannot.
         lock_wait: Seconds that storing waits for an aggregate, or an event id, that another transaction holds, before

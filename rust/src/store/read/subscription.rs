@@ -235,6 +235,7 @@ impl Subscription {
 
     async fn find_start(&self, start: Start) -> Result<Anchor> {
         let feed = &self.feed;
+        self.check_filter().await?;
         match start {
             Start::End => {
                 let settled = feed.settler.settle_now(&feed.table).await?;
@@ -253,6 +254,18 @@ impl Subscription {
                 Ok(anchor)
             }
         }
+    }
+
+    /// Let the server refuse values with characters that its encoding lacks. In memory they would match nothing.
+    async fn check_filter(&self) -> Result<()> {
+        if self.filter.is_ascii() {
+            return Ok(());
+        }
+        let filter = (*self.filter).clone();
+        let query = Query { since: 0, until: i64::MAX, limit: 0, is_backwards: false, filter };
+        let (sql, parameters) = reader::sql(&self.feed.table, &query);
+        let mut connection = self.owner.pool.get().await?;
+        connection.query("read events", &sql, &reader::binds(&parameters), false).await.map(drop)
     }
 
     /// Check that the sequence has assigned a position. The keeper checks its own position; a subscription may be ahead

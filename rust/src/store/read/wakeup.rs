@@ -33,7 +33,7 @@ pub struct Settings {
     pub notification_timeout: Duration,
     /// Longest delay between attempts to connect.
     pub reconnect_interval: Duration,
-    /// Number of consecutive attempts after which listening ends with an error; `None` for no limit.
+    /// Number of failed attempts in a row after which listening ends with an error; `None` for no limit.
     pub max_reconnect_attempts: Option<u32>,
 }
 
@@ -101,8 +101,9 @@ impl Wakeup {
     /// session, an error that waiting cannot cure.
     pub async fn run(&self, table: &Table) -> Error {
         let mut backoff = Backoff::up_to(self.settings.reconnect_interval);
-        let before = self.sessions();
+        let (before, mut failed) = (self.sessions(), 0);
         loop {
+            let sessions = self.sessions();
             let error = match self.connector.connect_to_listen().await {
                 Ok(link) => self.session(table, link, before, &mut backoff).await,
                 Err(error) => error,
@@ -110,7 +111,8 @@ impl Wakeup {
             self.is_connected.store(false, Ordering::Relaxed);
             self.outage.failed(&error);
             self.changed.notify_one();
-            let is_over = self.settings.max_reconnect_attempts.is_some_and(|most| backoff.attempts() >= most);
+            failed = if self.sessions() > sessions { 0 } else { failed + 1 };
+            let is_over = self.settings.max_reconnect_attempts.is_some_and(|most| failed >= most);
             if is_over || (self.sessions() == 0 && !error.is_transient()) {
                 return error;
             }
