@@ -379,7 +379,7 @@ async def test_logins_that_are_refused_do_not_follow_one_another_at_once(databas
 
 async def test_closing_does_not_wait_for_the_next_attempt(database: Database, role: Database) -> None:
     """One try of five is enough: if it waited, each would take 1.6 s at least. A busy machine rarely does so."""
-    took = []
+    took: list[float] = []
     with altered(database, *NO_LOGIN):
         while not took or (took[-1] >= 1.0 and len(took) < 5):
             io = AsyncEmitter(role.dsn)
