@@ -213,12 +213,13 @@ def _waits_for_a_lock(database: Database) -> bool:
 
 
 async def test_a_store_that_cannot_connect_in_time_has_sent_nothing(database: Database) -> None:
+    """It has no connection left that it might still believe to be there."""
     with Proxy(database) as proxy:
-        async with AsyncEventStore(proxy.dsn, answer_timeout=1) as store:
+        dsn = make_conninfo(proxy.dsn, connect_timeout=5)
+        async with AsyncEventStore(dsn, answer_timeout=4, max_idle_conns=0) as store:
             await store.store(Event("T", "a", 0))
+            await eventually(lambda: not proxy.links, "all are closed")
             trap = proxy.swallow_from(b"user\0", count=float("inf"))
-            proxy.reset()
-            await eventually(lambda: not proxy.links, "all are cut")
             with pytest.raises(OperationTimeoutError, match="connect"):
                 await store.store(Event("T", "a", 1))
             assert len(trap.caught) <= 2, "a second attempt is enough: there is nothing to be asked for"
@@ -377,12 +378,16 @@ async def test_logins_that_are_refused_do_not_follow_one_another_at_once(databas
 
 
 async def test_closing_does_not_wait_for_the_next_attempt(database: Database, role: Database) -> None:
+    """One try of five is enough: if it waited, each would take 1.6 s at least. A busy machine rarely does so."""
+    took: list[float] = []
     with altered(database, *NO_LOGIN):
-        io = AsyncEmitter(role.dsn)
-        for _ in range(6):  # until the pauses are long
-            with pytest.raises(DatabaseError):
-                await io.emit("refused")
-        began = time.monotonic()
-        await io.flush()
-        await io.close()
-        assert time.monotonic() - began < 1.0
+        while not took or (took[-1] >= 1.0 and len(took) < 5):
+            io = AsyncEmitter(role.dsn)
+            for _ in range(6):  # until the pauses are long
+                with pytest.raises(DatabaseError):
+                    await io.emit("refused")
+            began = time.monotonic()
+            await io.flush()
+            await io.close()
+            took.append(time.monotonic() - began)
+    assert min(took) < 1.0

@@ -49,3 +49,15 @@ async def test_what_was_awaited_in_time_gives_its_result_or_its_exception() -> N
     assert await awithin(asyncio.sleep(0, 7), 20) == 7
     with pytest.raises(ValueError, match="no"):
         await awithin(fails(), None)
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+async def test_what_is_there_counts_however_short_the_time(timeout: float) -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    future.set_result(7)
+    assert await awithin(future, timeout) == 7
+    task = asyncio.create_task(awithin(asyncio.Event().wait(), timeout))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -16,7 +16,7 @@ from socketio_postgres._bus.hook import AsyncHook
 from socketio_postgres._bus.password import AsyncPasswordCall
 from socketio_postgres._bus.primitives import achunks_of, arun
 from socketio_postgres._typing import Self, Unpack
-from socketio_postgres.events.async_store_in import store_in
+from socketio_postgres.events.async_store_in import Growth, store_in
 from socketio_postgres.events.blocker import BLOCKERS_SQL, Blocker
 from socketio_postgres.events.event import (
     ANY,
@@ -64,6 +64,7 @@ class AsyncEventLog:
         self._error_handler = AsyncHook("error_handler", self.options.error_handler, self.options.logger)
         self._password = None if self.options.password is None else AsyncPasswordCall(self.options.password)
         self._core = self._new_core()
+        self._growth = Growth()
         self._pid = os.getpid()
         self._is_open = False
         self._is_closed = False
@@ -281,7 +282,7 @@ class AsyncEventLog:
             await arun(core.look_again)
             core.checked(events)
 
-        return await store_in(conn, self.layout(), core.checked(events), checks, look_again)
+        return await store_in(conn, self.layout(), core.checked(events), checks, self._growth, look_again)
 
     async def import_events(
         self,

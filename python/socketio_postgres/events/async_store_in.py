@@ -18,10 +18,12 @@ from socketio_postgres.exceptions import (
     WrongExpectedVersionError,
 )
 
-__all__ = ["store_in"]
+__all__ = ["Growth", "store_in"]
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
 EXPECTED_EXISTS: Final = -1
+_FEW_ROWS: Final = 100
+"""Among so many rows it hardly matters how a row is found."""
 _UNIQUE_VIOLATION: Final = "23505"
 
 _MARK: Final = "socketio_postgres.store_in"
@@ -60,7 +62,7 @@ FROM (SELECT coalesce(pg_catalog.bool_or(p.proname = 'notify_event_inserted'), f
 
 # OFFSET forbids PostgreSQL to compare the events with the whole table, which seems to be best while the table is small:
 # the library may keep that plan while the table grows.
-_LOOK: Final = f"""
+_LOOK: Final = f"""{{mark}}
 SELECT 'known', e.n, t.version, CAST(extract(epoch FROM t.created_at) * 1000000 AS bigint),
     CASE WHEN t.aggregate_id = e.aggregate_id AND t.event_type = e.event_type
         AND coalesce(t.data, 'null') = coalesce(CAST(e.data AS pg_catalog.jsonb), 'null')
@@ -83,11 +85,35 @@ RETURNING id, version, CAST(extract(epoch FROM created_at) * 1000000 AS bigint)
 """
 
 
+class Growth:
+    """By how much the table has grown since the first event.
+
+    A library that prepares statements knows them by their text, and PostgreSQL keeps the plan of a prepared one, which
+    may read a whole table of a few rows. So the text has a mark that changes whenever the growth has doubled.
+    """
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._size = 0
+
+    @property
+    def mark(self) -> str:
+        """A comment for the text of a statement."""
+        return f"/* {self._size} */"
+
+    def has_seen(self, version: int) -> None:
+        """The table has this version."""
+        if self._first is None:
+            self._first = version
+        self._size = (abs(version - self._first) // _FEW_ROWS).bit_length()
+
+
 async def store_in(
     conn: Any,
     layout: Mapping[str, Any],
     events: Sequence[tuple[str, str, str, str | None, str | None]],
     checks: Mapping[str, int],
+    growth: Growth,
     look_again: Callable[[], Awaitable[None]],
 ) -> list[StoreResult]:
     """Store events in the transaction that is open on a connection; see `AsyncEventStore.store_batch_in`.
@@ -97,6 +123,7 @@ async def store_in(
         layout: What was found out about the table.
         events: Id, aggregate id, type, data and metadata of each.
         checks: What is expected of aggregates: a version, 0 for no events, -1 for any number of them.
+        growth: What the table's earlier calls have seen.
         look_again: Called when the table has other triggers than `layout` says. Raises when the events exceed a limit
             of theirs; nothing is inserted then, and the transaction can go on.
     """
@@ -121,12 +148,15 @@ async def store_in(
     names = ("n", "id", "aggregate_id", "event_type", "data", "metadata")
     given: list[dict[str, Any]] = [dict(zip(names, (n, *event), strict=True)) for n, event in enumerate(events)]
     last = "pg_catalog.max(t.version)" if layout["has_aggregate_index"] else "pg_catalog.max(t.version + 0)"
-    found = await rows_on(conn, _LOOK.format(table=table, last=last), [json.dumps(given), json.dumps(sorted(checks))])
+    statement = _LOOK.format(table=table, last=last, mark=growth.mark)
+    found = await rows_on(conn, statement, [json.dumps(given), json.dumps(sorted(checks))])
     positions = _known(found, given, mark)
     missing = [event for event in given if event["id"] not in positions]
     if missing:
         _check(found, checks)
-        positions.update(await _insert(conn, table, missing))
+        stored = await _insert(conn, table, missing)
+        growth.has_seen(max(result.version for result in stored.values()))
+        positions.update(stored)
     return [positions[event["id"]] for event in given]
 
 

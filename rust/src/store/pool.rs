@@ -32,7 +32,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 const STATEMENTS: usize = 100;
 
 /// Among so many rows it hardly matters how a row is found.
-const FEW_ROWS: i64 = 100;
+const FEW_ROWS: u64 = 100;
 
 /// A statement that begins so is planned each time, for the values of its parameters. A prepared one is planned for all
 /// values at once after its fifth use.
@@ -92,12 +92,15 @@ struct Prepared {
     statement: Statement,
     /// The last version known when it was prepared.
     version: i64,
+    /// It is prepared anew after so many versions, each time after twice as many. How large the table is, versions do not
+    /// say: old events may have been deleted.
+    rows: u64,
 }
 
 impl Prepared {
-    /// Whether the table has doubled since.
+    /// Whether the table may be much larger than it was, or another one.
     fn is_outgrown(&self, version: i64) -> bool {
-        version > self.version.saturating_mul(2).saturating_add(FEW_ROWS)
+        version.abs_diff(self.version) > self.rows
     }
 }
 
@@ -115,7 +118,7 @@ pub struct Pool {
     permits: Arc<Semaphore>,
     state: Mutex<State>,
     is_closed: AtomicBool,
-    /// The last version known, which says how large the table is.
+    /// The last version known, which says by how much the table has grown.
     version: AtomicI64,
     /// A pooler has put another session behind a connection, where nothing was prepared, or others prepare under the same
     /// names. So nothing is prepared any more.
@@ -167,9 +170,16 @@ impl Pool {
         })
     }
 
-    /// The table has this version. When it has doubled, statements are prepared anew.
+    /// The table has this version. When the table has grown, statements are prepared anew.
     pub fn has_seen(&self, version: i64) {
         self.version.fetch_max(version, Ordering::Relaxed);
+    }
+
+    /// This is the last version. It is much lower than before when the table was emptied, and begins anew.
+    pub fn has_seen_last(&self, version: i64) {
+        if version < self.version.fetch_max(version, Ordering::Relaxed) / 2 {
+            self.version.store(version, Ordering::Relaxed);
+        }
     }
 
     /// Get an idle connection or open a new one. Waits while all connections are in use.
@@ -582,17 +592,19 @@ async fn prepared(
     sql: &str,
     binds: &[Bind<'_>],
 ) -> std::result::Result<Statement, tokio_postgres::Error> {
-    if let Some(prepared) = known.get(sql)
-        && !prepared.is_outgrown(version)
-    {
-        return Ok(prepared.statement.clone());
+    let mut rows = FEW_ROWS;
+    if let Some(prepared) = known.get(sql) {
+        if !prepared.is_outgrown(version) {
+            return Ok(prepared.statement.clone());
+        }
+        rows = prepared.rows.saturating_mul(2);
     }
     let types: Vec<Type> = binds.iter().map(|(_, kind)| kind.clone()).collect();
     let statement = client.prepare_typed(sql, &types).await?;
     if known.len() >= STATEMENTS {
         known.clear();
     }
-    known.insert(sql.to_owned(), Prepared { statement: statement.clone(), version });
+    known.insert(sql.to_owned(), Prepared { statement: statement.clone(), version, rows });
     Ok(statement)
 }
 

@@ -17,7 +17,7 @@ from socketio_postgres._bus.hook import Hook
 from socketio_postgres._bus.password import PasswordCall
 from socketio_postgres._bus.primitives import chunks_of, run
 from socketio_postgres._typing import Self, Unpack
-from socketio_postgres.events._sync.store_in import store_in
+from socketio_postgres.events._sync.store_in import Growth, store_in
 from socketio_postgres.events.blocker import BLOCKERS_SQL, Blocker
 from socketio_postgres.events.event import (
     ANY,
@@ -65,6 +65,7 @@ class EventLog:
         self._error_handler = Hook("error_handler", self.options.error_handler, self.options.logger)
         self._password = None if self.options.password is None else PasswordCall(self.options.password)
         self._core = self._new_core()
+        self._growth = Growth()
         self._pid = os.getpid()
         self._is_open = False
         self._is_closed = False
@@ -280,7 +281,7 @@ class EventLog:
             run(core.look_again)
             core.checked(events)
 
-        return store_in(conn, self.layout(), core.checked(events), checks, look_again)
+        return store_in(conn, self.layout(), core.checked(events), checks, self._growth, look_again)
 
     def import_events(
         self,

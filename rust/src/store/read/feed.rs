@@ -493,6 +493,7 @@ impl Feed {
         };
         let events = reader::events(rows)?;
         self.pages.took(limit, events.len(), reader::size_bytes(&events));
+        self.pool.has_seen(events.last().map_or(0, |event| event.version));
         let end = reader::final_up_to(settled, from, &events);
         let beyond = events.iter().map(|event| event.version).find(|version| *version > end);
         Ok(Read {

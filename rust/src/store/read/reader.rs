@@ -317,7 +317,7 @@ impl Settler {
             let requests = [(&*self.sql_last, &[][..]), (&self.sql_holders, &oid), first, second];
             let [last, holders, first, second] = connection.pipeline("settle", requests, false).await?;
             let (last, before) = last_of(&last)?;
-            self.pool.has_seen(last);
+            self.pool.has_seen_last(last);
             let row = holders.first().ok_or(Error::Closed("connection"))?;
             if !get::<bool>(row, 2)? {
                 return Err(table::what_is_wrong(connection, table).await);
@@ -445,7 +445,10 @@ pub async fn load(
         }
         events = self::events(rows)?;
         let found = events.last().map(|event| event.version);
-        pool.has_seen(last.map(|(last, _)| last).max(found).unwrap_or_default());
+        match last {
+            Some((last, _)) => pool.has_seen_last(last),
+            None => pool.has_seen(found.unwrap_or_default()),
+        }
         if query.is_backwards {
             // A backward query cannot be continued from this position.
             return Ok(Page { events, safe_since: since });

@@ -418,6 +418,7 @@ impl Subscription {
             (&*settler.sql_anchor, &[(&settled.version as _, Type::INT8)][..]),
             (&sql_latest, &[(&end, Type::INT8)]),
         ];
+        self.owner.pool.has_seen(settled.version);
         let mut connection = self.owner.pool.get().await?;
         connection.set_answer_limit_bytes(self.pages.limit_bytes());
         let [began, rows, ended, at_anchor, at_end] = connection.pipeline("read events", requests, false).await?;
