@@ -538,13 +538,16 @@ class Subscription:
         position: int,
         limit: int,
         reports_progress: bool,
+        tells_caught_up: bool,
         patience_seconds: float,
         inbox: Inbox,
         token: int,
     ) -> None:
         """What comes after a position; ends with `(events, position, position_id, is_caught_up, reconnects)`.
 
-        The id is that of the event at the position, or None if the position is the one that was asked from.
+        The id is that of the event at the position, or None if the position is the one that was asked from. Without
+        events it ends after `patience_seconds`; earlier if it is to report progress, and there was some, or to tell
+        that the subscription has caught up.
 
         A new question takes the place of one under way, which then ends with `ClosedError`.
         """

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import psycopg
 import pytest
 
 from socketio_postgres import (
+    END,
+    START,
     AsyncEmitter,
     AsyncEventStore,
     AsyncPostgresClient,
     DatabaseError,
     Emitter,
     Event,
+    Filter,
     PostgresClient,
 )
 from tests.fixtures.bus import BusReader, acquainted, serving
@@ -198,6 +202,40 @@ async def test_only_the_event_that_cannot_be_kept_is_refused(store: AsyncEventSt
         assert error.sqlstate == UNTRANSLATABLE
         assert error.hint
     assert sorted(event.data for event in await store.load()) == list(range(len(good)))
+
+
+LACKING = {
+    "type": Filter("type", ["T", "😀"]),
+    "prefix": Filter("aggregate_prefix", "😀"),
+    "tenant": Filter("tenant", "😀"),
+    "key of metadata": Filter("metadata", {"😀": 1}),
+    "data": Filter("data", {"text": "😀"}),
+}
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+async def test_a_filter_that_nothing_can_match_is_refused(store: AsyncEventStore, lacking: str) -> None:
+    """By whoever reads: from the table, from memory, or from a position that is kept."""
+    filters = [LACKING[lacking]]
+    await store.store(Event("T", "agg", 1))
+    [stored] = await store.load()
+    readers: list[Callable[[], AbstractAsyncContextManager[Any]]] = [
+        lambda: store.subscribe(START, filters),
+        lambda: store.subscribe(stored, filters),
+        lambda: store.subscribe(END, filters),
+        lambda: store.durable("d", filters),
+    ]
+    async with store.subscribe(END) as live:
+        with pytest.raises(DatabaseError):
+            await store.load(filters=filters)
+        for reader in readers:
+            with pytest.raises(DatabaseError) as refused:
+                async with reader() as subscription:
+                    await asyncio.wait_for(anext(subscription), TIMEOUT_S)
+            assert refused.value.sqlstate == UNTRANSLATABLE
+            assert refused.value.hint
+        await store.store(Event("T", "agg", 2))
+        assert (await live.next(TIMEOUT_S)).data == 2, "others go on"
 
 
 @pytest.mark.usefixtures("node_packages")

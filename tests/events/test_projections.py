@@ -297,3 +297,19 @@ def test_processes_are_killed_at_any_moment(database: Database, effects: Callabl
     for aggregate in range(16):
         of_it = [data for data in applied if data % 16 == aggregate]
         assert of_it == sorted(of_it)
+
+
+@pytest.mark.usefixtures("effects")
+async def test_other_types_need_another_version(our_store: AsyncEventStore, database: Database) -> None:
+    """What `run` says names what `run` has."""
+
+    class OfOneType(Effects):
+        types = ("T",)
+
+    def connect() -> Any:
+        return psycopg.AsyncConnection.connect(database.dsn)
+
+    async with running(our_store.run(Effects(), connect=connect)):
+        await eventually(our_store.durable_subscriptions, "it is made")
+    with pytest.raises(OptionsError, match=r"invalid filters: .* give the projection a new version"):
+        await our_store.run(OfOneType(), connect=connect)

@@ -419,6 +419,7 @@ async def test_a_table_of_an_older_release(database: Database) -> None:
         admin.execute("DELETE FROM events_migrations WHERE name NOT IN ('events', 'guard', 'serial')")
         for name in names:
             admin.execute(f"ALTER TABLE events ENABLE TRIGGER events_{name}".encode())
+        admin.execute("ALTER FUNCTION events_guard() RESET ALL")
     async with AsyncEventStore(database.dsn) as store, store.subscribe() as live:
         assert store.layout()["is_serial"]
         assert (await live.next(NEXT_S)).id == "e1"
@@ -428,6 +429,7 @@ async def test_a_table_of_an_older_release(database: Database) -> None:
         await store.enable_serial_order()
         await store.durable_subscriptions()
     assert database.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'events_%%' AND tgenabled = 'A'") == 2
+    assert database.value("SELECT proconfig IS NOT NULL FROM pg_proc WHERE proname = 'events_guard'")
     assert database.value("SELECT to_regclass('events_settled') IS NOT NULL")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
+
 from socketio_postgres import END, AsyncEventStore, Event, EventStore, StoreClosedError
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import eventually
@@ -102,3 +104,37 @@ async def test_one_store_of_each_kind(store: AsyncEventStore, database: Database
         await eventually(lambda: database.value(LISTENERS) == 1, "one session listens")
     await store.close()
     await eventually(lambda: database.value(SESSIONS) == 0, "nothing stays")
+
+
+@pytest.mark.parametrize("is_waiting", [False, True], ids=["idle", "waiting"])
+async def test_the_reader_replaces_its_connections(database: Database, *, is_waiting: bool) -> None:
+    """All but the listening session, which is probed instead; also while it waits for a transaction to end."""
+    pids = (
+        "SELECT coalesce(array_agg(pid), '{}') FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        " AND NOT (strpos(query, 'LISTEN') = 1 OR strpos(query, 'pg_listening') > 0)"
+    )
+
+    def sessions() -> set[int]:
+        found = database.value(pids)
+        assert isinstance(found, list)
+        return set(found)
+
+    async with (
+        AsyncEventStore(database.dsn, conn_max_lifetime=1, poll_interval=0.1) as store,
+        store.subscribe() as live,
+    ):
+        await store.store(Event("T", "a", 1))
+        assert (await live.next(60)).data == 1
+        await eventually(lambda: store.stats()["is_listening"], "it listens")
+        with database.connect() as writer:
+            writer.execute("BEGIN")
+            if is_waiting:
+                writer.execute("INSERT INTO events (id, aggregate_id, event_type, data) VALUES ('e', 'a', 'T', '2')")
+                await store.store(Event("T", "a", 3))
+                await eventually(lambda: store.stats()["gap_seconds"], "it waits")
+            first = sessions() - {writer.info.backend_pid}
+            await eventually(lambda: not first & sessions(), "all are new")
+            writer.execute("COMMIT")
+        await store.store(Event("T", "a", 4))
+        assert [(await live.next(60)).data for _ in range(3 if is_waiting else 1)] == ([2, 3, 4] if is_waiting else [4])

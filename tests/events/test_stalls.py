@@ -438,6 +438,33 @@ async def test_readers_that_have_nothing_to_do_share_the_looks_too(database: Dat
             assert looked <= (time.monotonic() - began) / 0.2 + 1
 
 
+async def test_a_thousand_readers_still_poll() -> None:
+    """Each looks every 5 seconds at most, and yet reads without a notification what fills a gap."""
+    count = 1000
+    with OwnPostgres(max_prepared_transactions=str(count)) as server:
+        database = server.database
+        with database.connect() as admin:
+            for number in range(count):
+                admin.execute("BEGIN")
+                admin.execute(READER.replace("advisory_lock", "advisory_xact_lock"))
+                admin.execute(f"PREPARE TRANSACTION 'reader {number}'".encode())
+        async with AsyncEventStore(database.dsn, poll_interval=0.1) as store, store.subscribe() as live:
+            await store.store(Event("T", "a"))
+            assert await take(live, 1) == [1]
+            with database.connect() as writer:
+                writer.execute("ALTER TABLE events DISABLE TRIGGER USER")
+                writer.execute("BEGIN")
+                writer.execute(INSERT)
+                await store.store(Event("T", "a"))
+                looks = store.stats()["lock_looks"]
+                await eventually(lambda: store.stats()["gap_seconds"] is not None, "it waits")
+                await eventually(lambda: store.stats()["lock_looks"] > looks, "it knows of the others")
+                looks = store.stats()["lock_looks"]
+                writer.execute("COMMIT")
+            assert await take(live, 2) == [2, 3]
+            assert store.stats()["lock_looks"] == looks
+
+
 async def test_those_who_ask_at_the_same_time_share_a_look() -> None:
     """Each needs one that begins after it has asked, and nobody needs one of its own."""
     with OwnPostgres(log_statement="all") as server, Proxy(server.database) as proxy:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -17,6 +18,7 @@ from socketio_postgres import (
     END,
     START,
     AsyncEventStore,
+    AsyncSubscription,
     CaughtUp,
     Checkpoint,
     DatabaseError,
@@ -32,7 +34,7 @@ from socketio_postgres import (
     StoredEvent,
 )
 from socketio_postgres.demo.embedded import EmbeddedPostgres
-from socketio_postgres.events.event import AfterVersion
+from socketio_postgres.events.event import AfterVersion, ControlItem
 from tests.fixtures.database import Database
 from tests.fixtures.proxy import Direction, Proxy
 from tests.fixtures.waiting import eventually, nothing_arrives
@@ -107,6 +109,109 @@ async def test_a_wait_that_is_given_up_loses_nothing(store: AsyncEventStore) -> 
     live.close()
     with pytest.raises(StopAsyncIteration):
         await anext(live)
+
+
+HOUR_S = 3600.0
+CONDITIONS: dict[str, list[Filter]] = {
+    "all": [],
+    "filtered": [Filter("type", "T")],
+    "nothing": [Filter("type", "none")],
+}
+
+
+@pytest.fixture
+def without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a subscription hears only because it has waited for long does not come."""
+    monkeypatch.setattr("socketio_postgres.events.async_event_feed.PATIENCE", HOUR_S)
+    monkeypatch.setattr("socketio_postgres.events._sync.event_feed.PATIENCE", HOUR_S)
+
+
+async def until_caught_up(live: AsyncSubscription) -> list[StoredEvent | ControlItem]:
+    """The items up to the first `CaughtUp`, which must come."""
+    found: list[StoredEvent | ControlItem] = []
+    async for item in live.items():
+        found.append(item)
+        if isinstance(item, CaughtUp):
+            break
+    return found
+
+
+@pytest.mark.usefixtures("without_patience")
+@pytest.mark.parametrize("conditions", CONDITIONS)
+@pytest.mark.parametrize("count", [0, 3])
+async def test_who_has_nothing_to_read_has_caught_up(
+    store: AsyncEventStore, database: Database, conditions: str, count: int
+) -> None:
+    """At once, wherever the subscription begins, and although nothing is stored while it is open."""
+    stored = [await store.store(Event("T", "a", i)) for i in range(count)]
+    last = (await store.load(0))[-1:]
+    starts: list[AfterVersion | StoredEvent] = [START, END, len(stored), *last]
+    for after in starts:
+        async with AsyncEventStore(database.dsn, stall_warning=HOUR_S) as fresh:
+            live = fresh.subscribe(after, CONDITIONS[conditions])
+            items = await asyncio.wait_for(until_caught_up(live), 20)
+            assert items[-1] == CaughtUp(count)
+            is_to_come = after is START and conditions != "nothing"
+            assert len(items) == (count if is_to_come else 0) + 1
+            assert live.is_caught_up
+            live.close()
+
+
+@pytest.mark.usefixtures("without_patience")
+async def test_has_caught_up_is_told_beside_the_iteration(store: AsyncEventStore, database: Database) -> None:
+    async with AsyncEventStore(database.dsn, stall_warning=HOUR_S) as fresh, fresh.subscribe(END) as live:
+        waiting = asyncio.ensure_future(anext(live))
+        await eventually(lambda: live.is_caught_up, "it has caught up")
+        await store.store(Event("T", "a", 7))
+        assert (await asyncio.wait_for(waiting, 20)).data == 7
+        assert live.is_caught_up
+
+
+@pytest.mark.usefixtures("without_patience")
+def test_who_has_nothing_to_read_has_caught_up_with_a_blocking_store(database: Database) -> None:
+    with EventStore(database.dsn, stall_warning=HOUR_S) as store, store.subscribe(END) as live:
+        found: list[object] = []
+        thread = threading.Thread(target=lambda: found.append(next(iter(live.items()))), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert found == [CaughtUp(0)]
+
+
+@pytest.mark.usefixtures("without_patience")
+async def test_who_begins_beside_an_open_transaction_has_not_caught_up_before_it_has_read(
+    our_store: AsyncEventStore, database: Database
+) -> None:
+    """What follows without a gap comes nevertheless, and before `CaughtUp`."""
+    count = 2500
+    await our_store.store_batch(Event("T", "a", i) for i in range(count))
+    with database.connect() as admin:
+        admin.execute("DELETE FROM events_settled")
+        admin.execute("BEGIN")
+        admin.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('open', 'b', 'T')")
+        for after, version in ((START, 0), (10, 10)):
+            async with AsyncEventStore(database.dsn, stall_warning=HOUR_S) as fresh:
+                items = await asyncio.wait_for(until_caught_up(fresh.subscribe(after)), 20)
+                assert items[-1] == CaughtUp(count)
+                assert len(items) == count - version + 1
+        admin.execute("ROLLBACK")
+
+
+async def test_a_subscription_hears_only_of_connections_that_were_lost_while_it_was_there(database: Database) -> None:
+    async with AsyncEventStore(database.dsn, reconnect_interval=0.1) as store, store.subscribe() as before:
+        await eventually(lambda: store.is_listener_connected, "it listens")
+        with database.connect() as admin:
+            assert admin.execute(KILL_LISTENER).fetchall()
+        await eventually(lambda: store.stats()["listener_reconnects"] == 1, "it listens again")
+        await store.store(Event("T", "a"))
+        assert Reconnected in [type(item) for item in await asyncio.wait_for(until_caught_up(before), 20)]
+        after = store.subscribe()
+        items = await asyncio.wait_for(until_caught_up(after), 20)
+        assert [type(item) for item in items] == [StoredEvent, CaughtUp]
+        before.close()
+        after.close()
+        await eventually(lambda: not store.is_listener_connected, "nobody needs it")
+        items = await asyncio.wait_for(until_caught_up(store.subscribe()), 20)
+        assert [type(item) for item in items] == [StoredEvent, CaughtUp]
 
 
 async def test_control_items(database: Database) -> None:
@@ -343,6 +448,25 @@ async def test_listening_that_cannot_be_mended_ends_with_the_error(database: Dat
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(anext(store.subscribe()), 10)
     await store.close()
+
+
+async def test_as_many_attempts_to_listen_as_allowed(database: Database) -> None:
+    """Also at the first start: nothing was listened to before."""
+    attempts = 0
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        listen_dsn = f"host=127.0.0.1 port={port} sslmode=disable gssencmode=disable"
+        limits: dict[str, Any] = {"reconnect_interval": 0.01, "max_reconnect_attempts": 3}
+        async with AsyncEventStore(database.dsn, listen_dsn=listen_dsn, **limits) as store:
+            with pytest.raises(ConnectionError):
+                await store.subscribe().next(20)
+    assert attempts == 3
 
 
 async def test_an_open_transaction_that_holds_readers_up_is_named(

@@ -22,6 +22,7 @@ from socketio_postgres import (
 )
 from socketio_postgres.events.event import ExpectedVersion
 from tests.fixtures.database import Database
+from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import eventually, nothing_arrives
 
 WAITERS = 1000
@@ -104,6 +105,57 @@ async def test_whoever_waits_too_long_is_told_for_whom(store: AsyncEventStore, d
         assert hasty.stats()["store_waiting"] == 0
         await user.rollback()
     assert len(await store.load()) == 0
+
+
+async def test_all_who_have_waited_too_long_share_a_look_at_the_locks() -> None:
+    """Each is told who holds an aggregate of its own."""
+    with OwnPostgres(log_statement="all") as server:
+        database = server.database
+        async with (
+            AsyncEventStore(database.dsn, lock_wait=0.5) as store,
+            await psycopg.AsyncConnection.connect(database.dsn) as user,
+            await psycopg.AsyncConnection.connect(database.dsn) as other,
+        ):
+            held = [Event("T", f"a{number}") for number in range(100)]
+            await store.store_batch_in(user, held, expected={event.aggregate_id: 0 for event in held})
+            await store.store_in(other, Event("T", "b"), expected=NO_STREAM)
+            calls = [[Event("T", event.aggregate_id)] for event in held]
+            calls += [[Event("T", "b"), Event("T", "b")] for _ in range(100)]
+            storing = [store.store_batch(events) for events in calls]
+            errors = await asyncio.wait_for(asyncio.gather(*storing, return_exceptions=True), LIMIT_S)
+            pids = [user.info.backend_pid] * 100 + [other.info.backend_pid] * 100
+        for error, events, pid in zip(errors, calls, pids, strict=True):
+            assert isinstance(error, AggregateLockedError)
+            assert (error.aggregate_id, error.pid) == (events[-1].aggregate_id, pid)
+        asked = sum("s.xact_start" in line for line in server.log_path.read_text(errors="replace").splitlines())
+        assert asked <= 20, "all but a few of the 200 have waited equally long"
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["one aggregate", "many aggregates"])
+async def test_arrivals_do_not_make_those_who_wait_look_more_often(*, shares: bool) -> None:
+    """A look is at each newcomer that does not line up behind others; besides, there is one every 25 to 50 ms."""
+    with OwnPostgres(log_statement="all") as server:
+        dsn = server.database.dsn
+
+        def looks() -> list[str]:
+            """The locks that each attempt of the waiting room asked for."""
+            lines = server.log_path.read_text(errors="replace").splitlines()
+            return [line for line in lines if "parameters" in line.lower() and "waits" in line]
+
+        async with AsyncEventStore(dsn) as store, await psycopg.AsyncConnection.connect(dsn) as user:
+            held = [Event("T", f"hot{number}") for number in range(1 if shares else 300)]
+            await store.store_batch_in(user, [Event("T", "waits"), *held], expected={"waits": 0})
+            calls = [asyncio.create_task(store.store(Event("T", "waits"), expected=EXISTS))]
+            await eventually(lambda: store.stats()["store_alone"] > 0, "it waits")
+            before, began = len(looks()), time.monotonic()
+            for number in range(300):
+                event = Event("T", "waits" if shares else f"hot{number}")
+                calls.append(asyncio.create_task(store.store(event, expected=EXISTS)))
+                await asyncio.sleep(0.005)
+            count, seconds = len(looks()) - before, time.monotonic() - began
+            assert count <= seconds / 0.025 + 20
+            await user.commit()
+            await asyncio.wait_for(asyncio.gather(*calls), LIMIT_S)
 
 
 async def test_a_bounded_number_of_calls_waits(database: Database) -> None:

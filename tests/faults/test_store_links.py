@@ -63,6 +63,7 @@ async def test_a_commit_whose_answer_is_swallowed(database: Database, *, passes_
             assert (again.version, again.is_duplicate) == (result.version, True)
             await eventually(lambda: database.value(OPEN, database.name) == 0, "what was given up is not left behind")
             assert len(await store.load()) == 2
+            assert (store.stats()["stored"], store.stats()["store_groups"]) == (2, 2)
 
 
 @pytest.mark.parametrize("skip_existing", [True, False])
@@ -76,7 +77,8 @@ async def test_an_import_in_doubt(database: Database, *, skip_existing: bool) ->
             trap = proxy.swallow_from(b"COMMIT\0", passes_on=True)
             importing = store.import_events(events, skip_existing=skip_existing)
             if skip_existing:
-                await asyncio.wait_for(importing, LIMIT_S)
+                assert await asyncio.wait_for(importing, LIMIT_S) == len(events)
+                assert store.stats()["stored"] == 1 + len(events)
             else:
                 with pytest.raises(CommitInDoubtError):
                     await asyncio.wait_for(importing, LIMIT_S)

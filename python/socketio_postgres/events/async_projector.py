@@ -42,7 +42,7 @@ class AsyncProjector:
         self._report = report
         self._is_handling = False
         # No transaction is open here when an event is parked, so a lock is somebody else's, and ends.
-        durable.wait_for_locks()
+        durable.serve_projection()
 
     async def run(self, max_count: int, max_wait: float, max_bytes: int) -> None:
         """Run until a newer version is served."""

@@ -161,7 +161,7 @@ class AsyncSubscription:
         """
         self._handled = self._position
         if not self._items:
-            await self._fetch(False, self._patience if patience is None else min(patience, self._patience))
+            await self._fetch(self._patience if patience is None else min(patience, self._patience))
         while self._items:
             item = self._take()
             if isinstance(item, StoredEvent):
@@ -186,7 +186,8 @@ class AsyncSubscription:
             if self._is_closed:
                 raise StopAsyncIteration
             patience = self._patience if deadline is None else min(deadline - time.monotonic(), self._patience)
-            await self._fetch(reports_progress, max(patience, 0.0))
+            tells_caught_up = not self._is_caught_up
+            await self._fetch(max(patience, 0.0), reports_progress=reports_progress, tells_caught_up=tells_caught_up)
             if not self._items and deadline is not None and time.monotonic() >= deadline:
                 raise OperationTimeoutError(f"no event within {timeout} s")
         return self._take()
@@ -209,13 +210,15 @@ class AsyncSubscription:
             self._core = core
         return self._core
 
-    async def _fetch(self, reports_progress: bool, patience: float) -> None:
+    async def _fetch(self, patience: float, *, reports_progress: bool = False, tells_caught_up: bool = False) -> None:
         try:
             core = await self._begin()
             position = self._fetched
             # An answer that nobody waits for any more loses nothing: the next question names the position anew.
             events, position, position_id, is_caught_up, reconnects = await arun(
-                lambda inbox, token: core.next(position, self._prefetch, reports_progress, patience, inbox, token)
+                lambda inbox, token: core.next(
+                    position, self._prefetch, reports_progress, tells_caught_up, patience, inbox, token
+                )
             )
         except ClosedError as error:
             if self._is_closed and not isinstance(error, StoreClosedError):

@@ -154,7 +154,10 @@ class Page(Sequence[StoredEvent]):
 
 @dataclasses.dataclass(frozen=True)
 class CaughtUp:
-    """A subscription has delivered all events that exist.
+    """A subscription has delivered all events that readers can see.
+
+    It comes at once when there is nothing to read, and again after the subscription fell behind. Events that follow a
+    gap which an open transaction may fill cannot be seen yet.
 
     Attributes:
         position: The version up to which it has.

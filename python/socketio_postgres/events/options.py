@@ -39,7 +39,7 @@ class EventStoreOptions(ConnectOptions):
         notification_timeout: Silence after which the listening connection is probed, and time it has to answer.
             Default 30.
         reconnect_interval: Longest wait between attempts to listen again; the first ones are quicker. Default 5.
-        max_reconnect_attempts: Failed attempts in a row to listen again after which subscriptions end with the error,
+        max_reconnect_attempts: Failed attempts in a row to listen after which subscriptions end with the error,
             whatever it is. Default None: never (Go: 10, but it reads the number nowhere). What refuses the first
             attempt and cannot be mended by waiting ends them at once.
         poll_interval: Longest time between two looks at the table while nothing is heard; covers a trigger that is

@@ -435,18 +435,20 @@ impl PySubscription {
         Ok(self.subscription.begin(start, inbox.completion(token))?)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn next(
         &self,
         position: i64,
         limit: usize,
         reports_progress: bool,
+        tells_caught_up: bool,
         patience_seconds: f64,
         inbox: &PyInbox,
         token: u64,
     ) -> PyResult<()> {
         check_process(self.pid)?;
         let patience = super::wait_of(patience_seconds);
-        let next = Next { position, limit, reports_progress, patience };
+        let next = Next { position, limit, reports_progress, tells_caught_up, patience };
         Ok(self.subscription.next(next, inbox.completion(token))?)
     }
 

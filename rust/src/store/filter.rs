@@ -69,6 +69,20 @@ impl Filter {
         self.conditions.is_empty()
     }
 
+    /// Whether every encoding has the characters of all values.
+    pub fn is_ascii(&self) -> bool {
+        let are_ascii = |texts: &[String]| texts.iter().all(|text| text.is_ascii());
+        self.conditions.iter().all(|(condition, _)| match condition {
+            Condition::Types(texts)
+            | Condition::TypePrefixes(texts)
+            | Condition::Aggregates(texts)
+            | Condition::AggregatePrefixes(texts) => are_ascii(texts),
+            Condition::Metadata(key, texts) => key.is_ascii() && are_ascii(texts),
+            Condition::Data(text) => text.is_ascii(),
+            Condition::Partitions(..) => true,
+        })
+    }
+
     /// Whether the best plan depends on the values: a type or a category may have one event or nearly all. A plan for all
     /// values assumes an average, which for a rare one means reading the whole table. Aggregates are all small.
     pub fn is_planned_by_values(&self) -> bool {

@@ -352,6 +352,11 @@ impl Pooled {
         self.connection.as_ref().is_none_or(|connection| !connection.open.is_usable())
     }
 
+    /// How long the connection has been open.
+    pub fn age(&self) -> Duration {
+        self.connection.as_ref().map_or(Duration::ZERO, |connection| connection.born.elapsed())
+    }
+
     /// Give statements so much more time to answer, because they wait for locks.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;

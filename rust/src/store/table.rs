@@ -46,6 +46,7 @@ const MIGRATIONS: &[Migration] = &[
     (Part::Partition, "partition", include_str!("sql/partition.sql")),
     (Part::Subscriptions, "replaced", include_str!("sql/replaced.sql")),
     (Part::Subscriptions, "changed", include_str!("sql/changed.sql")),
+    (Part::Guard, "guard_plans", include_str!("sql/guard_plans.sql")),
 ];
 
 /// Parts of the schema that can be created independently.

@@ -163,6 +163,7 @@ class DurableSubscription:
         self._is_entered = False
         self._is_away = False
         self._lock_limit = min(lease, CLOSE_LIMIT)
+        self._instead = "another name, or reset=True to go on with the new ones"
         self._renewing: Background | None = None
 
     @property
@@ -221,7 +222,7 @@ class DurableSubscription:
         if filter_text != self._filter_text:
             raise OptionsError(
                 f"invalid filters: the durable subscription {self.name!r} was made with {filter_text}; give the same,"
-                " another name, or reset=True to go on with the new ones",
+                f" {self._instead}",
                 option="filters",
                 value=self._filter_text,
                 reason="differ from those the subscription was made with",
@@ -725,9 +726,10 @@ class DurableSubscription:
 
     # -------------------------------------------------------------------------------------------- projections
 
-    def wait_for_locks(self) -> None:
+    def serve_projection(self) -> None:
         """Let parking wait for a position that is locked as long as it takes: no lock is the caller's own."""
         self._lock_limit = math.inf
+        self._instead = "or give the projection a new version"
 
     def fence_in(self, conn: Any, events: list[StoredEvent]) -> tuple[list[StoredEvent], str]:
         """Lock the positions of events in a transaction; returns the events that it has not been moved past, and it.

@@ -162,7 +162,7 @@ class Subscription:
         """
         self._handled = self._position
         if not self._items:
-            self._fetch(False, self._patience if patience is None else min(patience, self._patience))
+            self._fetch(self._patience if patience is None else min(patience, self._patience))
         while self._items:
             item = self._take()
             if isinstance(item, StoredEvent):
@@ -187,7 +187,8 @@ class Subscription:
             if self._is_closed:
                 raise StopIteration
             patience = self._patience if deadline is None else min(deadline - time.monotonic(), self._patience)
-            self._fetch(reports_progress, max(patience, 0.0))
+            tells_caught_up = not self._is_caught_up
+            self._fetch(max(patience, 0.0), reports_progress=reports_progress, tells_caught_up=tells_caught_up)
             if not self._items and deadline is not None and time.monotonic() >= deadline:
                 raise OperationTimeoutError(f"no event within {timeout} s")
         return self._take()
@@ -210,13 +211,15 @@ class Subscription:
             self._core = core
         return self._core
 
-    def _fetch(self, reports_progress: bool, patience: float) -> None:
+    def _fetch(self, patience: float, *, reports_progress: bool = False, tells_caught_up: bool = False) -> None:
         try:
             core = self._begin()
             position = self._fetched
             # An answer that nobody waits for any more loses nothing: the next question names the position anew.
             events, position, position_id, is_caught_up, reconnects = run(
-                lambda inbox, token: core.next(position, self._prefetch, reports_progress, patience, inbox, token)
+                lambda inbox, token: core.next(
+                    position, self._prefetch, reports_progress, tells_caught_up, patience, inbox, token
+                )
             )
         except ClosedError as error:
             if self._is_closed and not isinstance(error, StoreClosedError):

@@ -72,6 +72,8 @@ struct Ring {
 pub(super) struct Progress {
     /// All events up to this one are final and read; `None` before the first settled version is known.
     pub position: Option<Anchor>,
+    /// What follows the position was not read yet, since the keeper has begun there.
+    pub is_beginning: bool,
     pub failure: Option<Error>,
 }
 
@@ -337,6 +339,9 @@ impl Feed {
                 from = self.append(&from, &read.events, read.end);
                 *position = Some(from.clone());
             }
+            if self.progress.borrow().is_beginning && (!read.is_full || read.beyond.is_some()) {
+                self.set_progress(|progress| progress.is_beginning = false);
+            }
             self.leave_mark(&from).await?;
             how = match read.beyond {
                 None => {
@@ -361,20 +366,26 @@ impl Feed {
         let binds = reader::binds(&parameters);
         let reads = [(&*sql, &*binds), (&*self.settler.sql_anchor, &[(&anchor.version as _, Type::INT8)][..])];
         let began = Instant::now();
-        let mut delay = PAUSE;
+        let (mut delay, mut read_at) = (PAUSE, began);
         loop {
             let known = self.settler.known();
             if known.settled >= until {
                 return Ok(How::After(known)); // others of this process have looked
             }
-            let next = self.settler.next_look(delay);
-            if Instant::now() < next && timeout_at(next.into(), self.wakeup.changed.notified()).await.is_ok() {
+            // With many readers there may be several polls before the next look.
+            let (next, poll) = (self.settler.next_look(delay), read_at + self.poll_interval);
+            let is_woken = Instant::now() < next
+                && timeout_at(next.min(poll).into(), self.wakeup.changed.notified()).await.is_ok();
+            if is_woken || Instant::now() < next {
+                read_at = Instant::now();
                 let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
                 if !rows.is_empty() || !anchor.is_in(&at_anchor)? {
                     return Ok(How::Rows);
                 }
-                delay = PAUSE;
-                sleep(WAKE_DELAY).await;
+                if is_woken {
+                    delay = PAUSE;
+                    sleep(WAKE_DELAY).await;
+                }
                 continue;
             }
             let (settled, [rows, _]) = self.look(anchor, reads).await?;
@@ -414,7 +425,10 @@ impl Feed {
     async fn begin_at(&self, settled: i64) -> Result<Anchor> {
         let position = reader::latest_up_to(&self.pool, &self.table, settled).await?;
         *self.ring.lock() = Ring { floor: position.version, ..Ring::default() };
-        self.set_progress(|progress| progress.position = Some(position.clone()));
+        self.set_progress(|progress| {
+            progress.position = Some(position.clone());
+            progress.is_beginning = true;
+        });
         Ok(position)
     }
 

@@ -105,6 +105,10 @@ pub type Statement<'a> = (&'a str, &'a [Bind<'a>]);
 /// A statement without rows.
 pub const NOTHING: Statement<'static> = ("SELECT 1 WHERE false", &[]);
 
+/// Half of the shortest time after which the settler's connection is replaced although there are holders. Much is found out
+/// about them meanwhile.
+const LIFETIME_MIN: Duration = Duration::from_secs(1);
+
 /// The locks of this database.
 const LOCKS: &str = "pg_catalog.pg_locks WHERE database = \
      (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) AND granted";
@@ -263,8 +267,14 @@ impl Settler {
         limit_bytes: usize,
     ) -> Result<(Settled, [Vec<Row>; 2])> {
         let asked = self.asked.load(Ordering::Relaxed);
-        // A lost connection is returned first, because the pool has only one.
-        let usable = state.connection.take().filter(|pooled| !pooled.is_closed());
+        // With a connection goes what is known of holders. One that is too old is kept while there are some, but not for
+        // ever: others may write all the time.
+        let is_waiting = state.found.as_ref().is_some_and(|(_, settled)| !settled.holders.is_empty());
+        let lifetime = self.pool.limits().max_lifetime;
+        let limit = if is_waiting { lifetime.max(LIFETIME_MIN).saturating_mul(2) } else { lifetime };
+        // A connection that is lost or too old is returned first, because the pool has only one.
+        let is_usable = |pooled: &Pooled| !pooled.is_closed() && pooled.age() < limit;
+        let usable = state.connection.take().filter(is_usable);
         let mut pooled = if let Some(pooled) = usable { pooled } else { self.pool.get().await? };
         // If the last step was given up, its connection has come back by way of the pool.
         if state.identity.is_none() || state.identity != pooled.identity() {

@@ -46,6 +46,8 @@ pub struct Next {
     pub limit: usize,
     /// Also answer as soon as it is known that no matching event exists up to a higher position.
     pub reports_progress: bool,
+    /// Also answer as soon as there are no more events to read.
+    pub tells_caught_up: bool,
     /// Answer after this time with the events known by then, even if there are none.
     pub patience: Duration,
 }
@@ -61,7 +63,7 @@ pub struct Batch {
     pub position_id: Option<Arc<str>>,
     /// At this moment there are no more events to read.
     pub is_caught_up: bool,
-    /// How often the listening session has been reopened.
+    /// How often the listening session was lost and reopened since the subscription was made.
     pub reconnects: u64,
 }
 
@@ -104,6 +106,7 @@ pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>, is_durabl
         filter: Arc::new(filter),
         window: Mutex::default(),
         pages: PageSize::default(),
+        reconnects_before: feed.wakeup.reconnects(),
         asking: Mutex::default(),
         nudged: Notify::new(),
         changes: is_durable.then(|| Mutex::new(feed.wakeup.durable.subscribe())),
@@ -120,6 +123,8 @@ pub struct Subscription {
     filter: Arc<Filter>,
     window: Mutex<Window>,
     pages: PageSize,
+    /// How often the listening session had been reopened when the subscription was made.
+    reconnects_before: u64,
     /// The pending answer, which a new request replaces.
     asking: Mutex<Option<AbortHandle>>,
     nudged: Notify,
@@ -230,6 +235,7 @@ impl Subscription {
 
     async fn find_start(&self, start: Start) -> Result<Anchor> {
         let feed = &self.feed;
+        self.check_filter().await?;
         match start {
             Start::End => {
                 let settled = feed.settler.settle_now(&feed.table).await?;
@@ -250,6 +256,18 @@ impl Subscription {
         }
     }
 
+    /// Let the server refuse values with characters that its encoding lacks. In memory they would match nothing.
+    async fn check_filter(&self) -> Result<()> {
+        if self.filter.is_ascii() {
+            return Ok(());
+        }
+        let filter = (*self.filter).clone();
+        let query = Query { since: 0, until: i64::MAX, limit: 0, is_backwards: false, filter };
+        let (sql, parameters) = reader::sql(&self.feed.table, &query);
+        let mut connection = self.owner.pool.get().await?;
+        connection.query("read events", &sql, &reader::binds(&parameters), false).await.map(drop)
+    }
+
     /// Check that the sequence has assigned a position. The keeper checks its own position; a subscription may be ahead
     /// of it.
     async fn check_position(&self, position: i64) -> Result<()> {
@@ -268,34 +286,41 @@ impl Subscription {
     }
 
     async fn take(&self, next: Next) -> Result<Batch> {
-        let Next { position: begun, limit, reports_progress, patience } = next;
+        let Next { position: begun, limit, reports_progress, tells_caught_up, patience } = next;
         let deadline = tokio::time::Instant::now() + patience;
         let progress = &self.feed.progress;
         let everything = Arc::default();
         let filter = if reports_progress { &everything } else { &self.filter };
-        let (mut position, mut id) = (begun, None);
+        let (mut position, mut id, mut is_over) = (begun, None, false);
         loop {
-            let Progress { position: settled, failure } = progress.borrow().clone();
-            if let Some(error) = failure {
+            let now = progress.borrow().clone();
+            if let Some(error) = now.failure {
                 return Err(error);
             }
-            if let Some(settled) = settled.as_ref().filter(|settled| settled.version > position) {
+            if let Some(settled) = now.position.as_ref().filter(|settled| settled.version > position) {
                 let batch = self.take_settled(position, settled, limit).await?;
-                if !batch.events.is_empty() || (reports_progress && batch.is_caught_up) {
-                    return Ok(batch);
+                let is_caught_up = batch.is_caught_up && !now.is_beginning;
+                if !batch.events.is_empty() {
+                    return Ok(Batch { is_caught_up, ..batch });
                 }
                 (position, id) = (batch.position, batch.position_id);
-                if tokio::time::Instant::now() >= deadline || self.is_nudged().await {
-                    return Ok(self.batch(Vec::new(), position, id, false));
+                is_over = is_over || tokio::time::Instant::now() >= deadline || self.is_nudged().await;
+            }
+            let is_read = now.position.as_ref().is_some_and(|settled| settled.version <= position);
+            let is_caught_up = is_read && !now.is_beginning;
+            if is_over || is_caught_up && (tells_caught_up || reports_progress && position > begun) {
+                if now.position.is_some_and(|settled| settled.version < position) {
+                    self.check_position(position).await?;
                 }
+                return Ok(self.batch(Vec::new(), position, id, is_caught_up));
+            }
+            if now.position.is_some() && !is_read {
                 continue;
             }
-            if settled.is_some() && reports_progress && position > begun {
-                return Ok(self.batch(Vec::new(), position, id, true));
-            }
             let is_current = || {
-                let now = progress.borrow();
-                now.failure.is_none() && now.position == settled
+                let current = progress.borrow();
+                let is_same = current.position == now.position && current.is_beginning == now.is_beginning;
+                is_same && current.failure.is_none()
             };
             let Some(mut place) = self.feed.waiting.enter(filter, is_current) else { continue };
             let woken = tokio::select! {
@@ -304,18 +329,11 @@ impl Subscription {
                 () = self.changed() => None,
                 () = tokio::time::sleep_until(deadline) => None,
             };
-            let is_over = woken.is_none();
+            is_over = woken.is_none();
             // Of what has come meanwhile, nothing up to here was for this subscription.
             let passed = woken.unwrap_or_else(|| place.leave(|| progress.borrow().position.clone()));
             if let Some(passed) = passed.filter(|passed| passed.version > position) {
                 (position, id) = (passed.version, Some(passed.id).filter(|id| !id.is_empty()));
-            }
-            if is_over {
-                let settled = progress.borrow().position.clone();
-                if settled.as_ref().is_some_and(|settled| settled.version < position) {
-                    self.check_position(position).await?;
-                }
-                return Ok(self.batch(Vec::new(), position, id, settled.is_some()));
             }
         }
     }
@@ -336,7 +354,7 @@ impl Subscription {
         position_id: Option<Arc<str>>,
         is_caught_up: bool,
     ) -> Batch {
-        let reconnects = self.feed.wakeup.sessions().saturating_sub(1);
+        let reconnects = self.feed.wakeup.reconnects() - self.reconnects_before;
         Batch { events, position, position_id, is_caught_up, reconnects }
     }
 

@@ -33,7 +33,7 @@ pub struct Settings {
     pub notification_timeout: Duration,
     /// Longest delay between attempts to connect.
     pub reconnect_interval: Duration,
-    /// Number of consecutive attempts after which listening ends with an error; `None` for no limit.
+    /// Number of failed attempts in a row after which listening ends with an error; `None` for no limit.
     pub max_reconnect_attempts: Option<u32>,
 }
 
@@ -47,6 +47,7 @@ pub struct Wakeup {
     pub durable: watch::Sender<()>,
     is_connected: AtomicBool,
     sessions: AtomicU64,
+    reconnects: AtomicU64,
     notifications: AtomicU64,
     heard: Heard,
     /// The reason why there is no session.
@@ -63,6 +64,7 @@ impl Wakeup {
             durable: watch::Sender::default(),
             is_connected: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
             notifications: AtomicU64::new(0),
             heard: Heard::default(),
             outage: Outage::default(),
@@ -77,6 +79,11 @@ impl Wakeup {
     /// Number of sessions opened, including the first one.
     pub fn sessions(&self) -> u64 {
         self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// How often a session has followed one that was lost.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
     }
 
     /// Number of notifications received.
@@ -94,15 +101,18 @@ impl Wakeup {
     /// session, an error that waiting cannot cure.
     pub async fn run(&self, table: &Table) -> Error {
         let mut backoff = Backoff::up_to(self.settings.reconnect_interval);
+        let (before, mut failed) = (self.sessions(), 0);
         loop {
+            let sessions = self.sessions();
             let error = match self.connector.connect_to_listen().await {
-                Ok(link) => self.session(table, link, &mut backoff).await,
+                Ok(link) => self.session(table, link, before, &mut backoff).await,
                 Err(error) => error,
             };
             self.is_connected.store(false, Ordering::Relaxed);
             self.outage.failed(&error);
             self.changed.notify_one();
-            let is_over = self.settings.max_reconnect_attempts.is_some_and(|most| backoff.attempts() >= most);
+            failed = if self.sessions() > sessions { 0 } else { failed + 1 };
+            let is_over = self.settings.max_reconnect_attempts.is_some_and(|most| failed >= most);
             if is_over || (self.sessions() == 0 && !error.is_transient()) {
                 return error;
             }
@@ -110,8 +120,8 @@ impl Wakeup {
         }
     }
 
-    /// Run one session. Returns the reason why it ended.
-    async fn session(&self, table: &Table, link: Link, backoff: &mut Backoff) -> Error {
+    /// Run one session, where there were so many `before` the first one of this run. Returns the reason why it ended.
+    async fn session(&self, table: &Table, link: Link, before: u64, backoff: &mut Backoff) -> Error {
         let tested = Notify::new();
         let nonce = format!("test {:032x}", rand::random::<u128>());
         let (session, reading) = listening::halves(link, &self.heard, self.settings.notification_timeout);
@@ -133,7 +143,9 @@ impl Wakeup {
             backoff.reset();
             self.outage.ended();
             self.is_connected.store(true, Ordering::Relaxed);
-            self.sessions.fetch_add(1, Ordering::Relaxed);
+            if self.sessions.fetch_add(1, Ordering::Relaxed) > before {
+                self.reconnects.fetch_add(1, Ordering::Relaxed);
+            }
             // Read now the events that were committed before LISTEN, and what else was changed.
             self.changed.notify_one();
             self.durable.send_replace(());

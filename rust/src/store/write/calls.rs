@@ -86,6 +86,13 @@ pub struct Call {
     size_bytes: usize,
 }
 
+impl Call {
+    /// Whether the call has stored the event at a position. What was in doubt and is found, it has most likely stored.
+    pub fn has_stored(&self, position: &Position) -> bool {
+        !position.is_duplicate || self.doubt.is_some()
+    }
+}
+
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WriterStats {
@@ -290,7 +297,9 @@ impl Calls {
     /// Forget a call that is finished.
     pub fn finished(&mut self, call: &Call, result: &Result<Vec<Position>>) {
         match result {
-            Ok(positions) => self.stats.stored += positions.iter().filter(|p| !p.is_duplicate).count() as u64,
+            Ok(positions) => {
+                self.stats.stored += positions.iter().filter(|position| call.has_stored(position)).count() as u64;
+            }
             Err(_) => self.stats.failed += 1,
         }
         self.count -= 1;
@@ -375,14 +384,15 @@ impl Calls {
         self.room.push_back(call);
     }
 
-    /// The calls of the room whose turn it is: of those that affect one another, the first one. They remain in the room's
-    /// books until [`Calls::leave_room`].
-    pub fn take_from_room(&mut self) -> Vec<Call> {
+    /// The calls of the room whose turn it is: of those that affect one another, the first one. Unless the pause of those
+    /// that were tried in vain `is_over`, only others. They remain in the room's books until [`Calls::leave_room`].
+    pub fn take_from_room(&mut self, is_over: bool) -> Vec<Call> {
         let mut group = Group::default();
         let mut passed = VecDeque::new();
         while let Some(call) = self.room.pop_front() {
             let (ids, aggregates) = self.marks(&call.request);
-            if group.suits(&ids, &aggregates, call.request.is_conditional()) {
+            let is_its_turn = is_over || !call.is_tried;
+            if is_its_turn && group.suits(&ids, &aggregates, call.request.is_conditional()) {
                 group.ids.extend(ids);
                 group.aggregates.extend(aggregates);
                 group.calls.push(call);
@@ -581,14 +591,14 @@ mod tests {
             calls.push(request(text), 0);
         }
         assert_eq!(ids(&calls.take_group(100)), ["2"]);
-        let mut taken = calls.take_from_room();
+        let mut taken = calls.take_from_room(true);
         assert_eq!(ids(&taken), ["1", "3"], "the other ones must see what these store, or have an id of theirs");
         let first = taken.remove(0);
         calls.leave_room(&first);
         calls.return_to_room(taken);
-        let taken = calls.take_from_room();
+        let taken = calls.take_from_room(true);
         assert_eq!(ids(&taken), ["3", "1"], "a place of its own in the order, although its id was held before");
-        assert_eq!(ids(&calls.take_from_room()), ["4", "5"]);
+        assert_eq!(ids(&calls.take_from_room(true)), ["4", "5"]);
     }
 
     #[test]
@@ -598,7 +608,7 @@ mod tests {
             calls.send_to_room(call);
         }
         assert!(calls.take_expired(Duration::ZERO, Duration::ZERO).is_empty(), "they have not had their turn");
-        let mut taken = calls.take_from_room();
+        let mut taken = calls.take_from_room(true);
         for call in &mut taken {
             call.is_tried = true;
         }
@@ -622,12 +632,30 @@ mod tests {
         for call in calls.take_group(100) {
             calls.send_to_room(call);
         }
-        let mut taken = calls.take_from_room();
+        let mut taken = calls.take_from_room(true);
         let last = taken.pop().unwrap();
         let first = taken.remove(0);
         calls.return_to_room(taken);
         calls.requeue_in_room(vec![first, last]);
-        assert_eq!(ids(&calls.take_from_room()), ["2", "6", "1", "7", "3", "4", "5"]);
+        assert_eq!(ids(&calls.take_from_room(true)), ["2", "6", "1", "7", "3", "4", "5"]);
+    }
+
+    #[test]
+    fn newcomers_do_not_make_those_before_them_come_again() {
+        let mut calls = calls(&["a:1", "b:2"]);
+        for mut call in calls.take_group(100) {
+            call.is_tried = true;
+            calls.send_to_room(call);
+        }
+        for text in ["c:3", "a:4", "b:5 d:6", "d:7"] {
+            calls.push(request(text), 0);
+        }
+        for call in calls.take_group(100) {
+            calls.send_to_room(call);
+        }
+        assert_eq!(ids(&calls.take_from_room(false)), ["3"], "the others line up");
+        assert_eq!(calls.take_from_room(false).len(), 0);
+        assert_eq!(ids(&calls.take_from_room(true)), ["1", "2", "4", "5", "6", "7"]);
     }
 
     #[test]

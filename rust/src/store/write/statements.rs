@@ -40,7 +40,7 @@ pub struct Sql {
     pub insert_any: String,
     /// Calls of any kind, whose locks the transaction has tried to take. Returns why a call was left out.
     pub store: String,
-    /// The session that holds the lock of an aggregate.
+    /// The sessions that hold the locks of aggregates.
     pub holder: String,
     /// An event of [`STAGE`] whose id another event has.
     pub stage_conflict: String,
@@ -206,13 +206,16 @@ fn turn(table: &Table) -> String {
     )
 }
 
-/// The statement that finds the session which holds the lock of an aggregate.
+/// The statement that finds the session which holds the lock of each aggregate, the one to blame most likely first. The
+/// turn of a serialized writer has no aggregate.
 fn holder(table: &Table) -> String {
     let mask = LOCK_BUCKETS - 1;
     format!(
-        "SELECT k.a, l.pid, s.application_name, coalesce(s.state, CASE WHEN l.pid IS NULL THEN 'prepared' END), \
-            pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - s.xact_start) \
-         FROM (SELECT a, pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest($1) AS a{}) AS k \
+        "SELECT a, pid, application_name, state, seconds FROM (SELECT DISTINCT ON (k.a) k.a, l.pid, s.application_name, \
+            coalesce(s.state, CASE WHEN l.pid IS NULL THEN 'prepared' END) AS state, \
+            pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - s.xact_start) AS seconds, \
+            l.mode = 'ExclusiveLock' AS is_exclusive, s.xact_start \
+         FROM (SELECT DISTINCT a, pg_catalog.hashtext(a) & {mask} AS key FROM pg_catalog.unnest($1) AS a{}) AS k \
          JOIN pg_catalog.pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 \
             AND l.classid = {}::pg_catalog.oid \
             AND l.objid = (key::pg_catalog.int8 & 4294967295)::pg_catalog.oid \
@@ -220,8 +223,9 @@ fn holder(table: &Table) -> String {
                 WHERE datname = pg_catalog.current_database()) \
          LEFT JOIN pg_catalog.pg_stat_activity s ON s.pid = l.pid \
          WHERE l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() \
-         ORDER BY l.mode = 'ExclusiveLock' DESC, s.xact_start LIMIT 1",
-        if table.is_serial { format!(" UNION ALL SELECT $1[1], {TURN_KEY}") } else { String::new() },
+         ORDER BY k.a, is_exclusive DESC, s.xact_start) AS held \
+         ORDER BY is_exclusive DESC, xact_start",
+        if table.is_serial { format!(" UNION ALL SELECT NULL, {TURN_KEY}") } else { String::new() },
         table.oid
     )
 }

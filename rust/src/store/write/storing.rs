@@ -229,7 +229,11 @@ pub async fn attempt(
     let is_busy = |_: &mut Call| number.next().is_some_and(|number| busy.contains(&number));
     untried.extend(calls.extract_if(.., is_busy));
     let most = if let Taking::Free(most) = taking { most } else { 1 };
-    untried.extend(split_off(&mut calls, batch_size, most));
+    let mut too_many = split_off(&mut calls, batch_size, most);
+    for call in &mut too_many {
+        call.is_tried = false;
+    }
+    untried.extend(too_many);
     let (tried, result) = if calls.is_empty() {
         connection.roll_back().await;
         (calls, Ok(Vec::new()))
@@ -327,25 +331,47 @@ pub async fn import_missing(connection: &mut Pooled, sql: &Sql, events: &[NewEve
     stored.first().map_or(Ok(0), |row| get(row, 0))
 }
 
-/// The error of a call that waited too long for a lock: with the session that holds it now, if one can be found.
-pub async fn locked(pool: &Arc<Pool>, sql: &Sql, aggregates: &[&str], waited: Duration) -> Error {
-    let ask = async {
+/// The sessions that hold the locks of aggregates.
+#[derive(Default)]
+pub struct Holders {
+    rows: Vec<Row>,
+    /// Which row is about an aggregate, or about the turn.
+    indexes: HashMap<Option<String>, usize>,
+}
+
+/// Look for the sessions that hold the locks of aggregates now. If the server cannot be asked, none is known.
+pub async fn holders(pool: &Arc<Pool>, sql: &Sql, aggregates: &[&str]) -> Holders {
+    let look = async {
         let mut connection = pool.get().await?;
-        let rows = connection.query("look for a lock", &sql.holder, &[(&aggregates, Type::TEXT_ARRAY)], false).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let seconds: Option<f64> = get(row, 4)?;
-        Ok::<_, Error>(Some(Error::AggregateLocked {
-            aggregate_id: get(row, 0)?,
-            waited,
-            pid: get(row, 1)?,
-            application_name: get(row, 2)?,
-            state: get(row, 3)?,
-            open_for: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
-        }))
+        let rows = connection.query("look for locks", &sql.holder, &[(&aggregates, Type::TEXT_ARRAY)], false).await?;
+        let indexes = rows.iter().enumerate().map(|(index, row)| Ok((get(row, 0)?, index))).collect::<Result<_>>()?;
+        Ok::<_, Error>(Holders { rows, indexes })
     };
-    if let Ok(Some(found)) = ask.await {
-        return found;
+    look.await.unwrap_or_default()
+}
+
+impl Holders {
+    /// The error of a call for these aggregates, which waited too long for a lock: with the session that holds it, if one
+    /// was found.
+    pub fn locked(&self, aggregates: &[&str], waited: Duration) -> Error {
+        let first = aggregates.first().map(|&text| text.to_owned());
+        let turn = self.indexes.get(&None);
+        let held = aggregates.iter().filter_map(|&text| self.indexes.get(&Some(text.to_owned()))).chain(turn).min();
+        let describe = |row: &Row| {
+            let seconds: Option<f64> = get(row, 4)?;
+            Ok::<_, Error>(Error::AggregateLocked {
+                aggregate_id: get::<Option<String>>(row, 0)?.or_else(|| first.clone()).unwrap_or_default(),
+                waited,
+                pid: get(row, 1)?,
+                application_name: get(row, 2)?,
+                state: get(row, 3)?,
+                open_for: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            })
+        };
+        if let Some(Ok(error)) = held.and_then(|&index| self.rows.get(index)).map(describe) {
+            return error;
+        }
+        let aggregate_id = first.unwrap_or_default();
+        Error::AggregateLocked { aggregate_id, waited, pid: None, application_name: None, state: None, open_for: None }
     }
-    let aggregate_id = aggregates.first().map(|&text| text.to_owned()).unwrap_or_default();
-    Error::AggregateLocked { aggregate_id, waited, pid: None, application_name: None, state: None, open_for: None }
 }

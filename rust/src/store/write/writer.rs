@@ -13,7 +13,7 @@
 //! again, on one connection, which it returns between the attempts. So it makes no difference to anybody else how many
 //! calls wait.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -109,14 +109,16 @@ impl Writer {
     /// stored.
     pub async fn import(&self, events: &[NewEvent], skips_existing: bool) -> Result<i64> {
         let (mut began, mut away, mut is_doubtful, mut conflicts) = (Instant::now(), None, false, 0);
+        let mut doubtful = 0;
         let mut backoff = Backoff::up_to(LAST_PAUSE_AWAY);
         loop {
             let layout = self.layout();
             check(events, &layout.table)?;
-            match self.import_in(&layout, events, skips_existing).await {
+            match self.import_in(&layout, events, skips_existing, &mut doubtful).await {
                 Err(error) if is_lock_timeout(&error) => {
                     let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
-                    return Err(storing::locked(&self.pool, &layout.sql, &aggregates, began.elapsed()).await);
+                    let holders = storing::holders(&self.pool, &layout.sql, &aggregates).await;
+                    return Err(holders.locked(&aggregates, began.elapsed()));
                 }
                 // Nothing of it is there. After a deadlock the guard may be, which was not; and an event with the same
                 // id, which was not, either. Behind a pooler, nothing will be prepared.
@@ -144,7 +146,15 @@ impl Writer {
         }
     }
 
-    async fn import_in(&self, layout: &Layout, events: &[NewEvent], skips_existing: bool) -> Result<i64> {
+    /// Import once. `doubtful` is how many events the last commit in doubt was to store: if none is missing any more, it has
+    /// stored them.
+    async fn import_in(
+        &self,
+        layout: &Layout,
+        events: &[NewEvent],
+        skips_existing: bool,
+        doubtful: &mut i64,
+    ) -> Result<i64> {
         let mut connection = self.pool.get().await?;
         connection.set_patience(self.settings.lock_wait);
         storing::wait_for_locks(&mut connection, &layout.sql, events, self.settings.lock_wait).await?;
@@ -154,7 +164,12 @@ impl Writer {
             copy(&mut connection, &layout.table.name, events).await?
         };
         connection.set_patience(Duration::ZERO);
-        connection.commit().await?;
+        let committed = connection.commit().await;
+        let count = if count == 0 { *doubtful } else { count };
+        if committed.as_ref().is_err_and(is_in_doubt) {
+            *doubtful = count;
+        }
+        committed?;
         self.calls.lock().imported(count);
         Ok(count)
     }
@@ -226,9 +241,12 @@ impl Writer {
     }
 
     /// Count a transaction, if it has stored events.
-    fn count_group(&self, outcomes: &[Outcome]) {
-        let has_stored = |outcome: &Outcome| matches!(outcome, Outcome::Stored(positions) if positions.iter().any(|position| !position.is_duplicate));
-        if outcomes.iter().any(has_stored) {
+    fn count_group(&self, group: &[Call], outcomes: &[Outcome]) {
+        let has_stored = |(call, outcome): (&Call, &Outcome)| match outcome {
+            Outcome::Stored(positions) => positions.iter().any(|position| call.has_stored(position)),
+            _ => false,
+        };
+        if group.iter().zip(outcomes).any(has_stored) {
             self.calls.lock().stats.groups += 1;
         }
     }
@@ -252,10 +270,6 @@ impl Writer {
         for call in waiting {
             calls.send_to_room(call);
         }
-        self.serve_room(&mut calls);
-    }
-
-    fn serve_room(self: &Arc<Self>, calls: &mut Calls) {
         if !calls.is_room_empty() && !std::mem::replace(&mut calls.is_room_running, true) {
             tokio::spawn(serve(Arc::clone(self)));
         }
@@ -268,11 +282,7 @@ async fn run(writer: Arc<Writer>) {
     loop {
         let group = {
             let mut calls = writer.calls.lock();
-            let waiting = calls.stats.alone;
             let group = calls.take_group(writer.settings.batch_size);
-            if calls.stats.alone > waiting {
-                writer.serve_room(&mut calls);
-            }
             calls.is_running = !group.is_empty();
             group
         };
@@ -298,7 +308,7 @@ async fn commit(writer: &Arc<Writer>, mut group: Vec<Call>) {
     };
     match result {
         Ok(outcomes) => {
-            writer.count_group(&outcomes);
+            writer.count_group(&group, &outcomes);
             let mut left_out = Vec::new();
             for (call, outcome) in group.into_iter().zip(outcomes) {
                 match outcome {
@@ -326,29 +336,33 @@ async fn commit(writer: &Arc<Writer>, mut group: Vec<Call>) {
     }
 }
 
-/// The task of the waiting room: attempt after attempt until nobody waits.
+/// The task of the waiting room: attempt after attempt until nobody waits. Newcomers are tried at once. What was tried in
+/// vain waits for the end of the pause, whoever comes meanwhile.
 async fn serve(writer: Arc<Writer>) {
-    let (pause, attempts) = (FIRST_PAUSE, 0);
-    let mut room = Room { writer: &writer, most_looked: usize::MAX, most: usize::MAX, pause, attempts };
+    let (is_due, pause, attempts) = (true, FIRST_PAUSE, 0);
+    let mut room = Room { writer: &writer, most_looked: usize::MAX, most: usize::MAX, is_due, pause, attempts };
+    let mut due = Instant::now();
     loop {
+        room.is_due = Instant::now() >= due;
         let (expired, calls) = {
             let mut calls = writer.calls.lock();
             let Settings { lock_wait, away_limit, .. } = writer.settings;
             let expired = calls.take_expired(lock_wait, away_limit);
-            let waiting = calls.take_from_room();
-            calls.is_room_running = !expired.is_empty() || !waiting.is_empty();
+            calls.is_room_running = !expired.is_empty() || !calls.is_room_empty();
             if !calls.is_room_running {
                 return;
             }
-            (expired, waiting)
+            (expired, calls.take_from_room(room.is_due))
         };
+        let is_waiting = expired.is_empty() && calls.is_empty();
         room.give_up(expired).await;
-        if !calls.is_empty() && !room.attempt(calls).await {
-            let pause = room.pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        if is_waiting {
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep_until(due.into()) => {}
                 () = writer.arrival.notified() => {}
             }
+        } else if !calls.is_empty() && !room.attempt(calls).await && room.is_due {
+            due = Instant::now() + room.pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
         }
     }
 }
@@ -360,6 +374,8 @@ struct Room<'a> {
     most_looked: usize,
     /// The same for storing those whose locks were free.
     most: usize,
+    /// Whether this attempt is for all calls, and not for newcomers alone.
+    is_due: bool,
     pause: Duration,
     attempts: u64,
 }
@@ -368,9 +384,10 @@ impl Room<'_> {
     /// Try to store calls. Returns whether to try again at once.
     async fn attempt(&mut self, mut calls: Vec<Call>) -> bool {
         let Self { writer, .. } = *self;
-        self.attempts += 1;
+        self.attempts += u64::from(self.is_due);
         let mut taking = Taking::Free(self.most);
-        if self.attempts.is_multiple_of(QUEUES_EVERY)
+        if self.is_due
+            && self.attempts.is_multiple_of(QUEUES_EVERY)
             && let Some(index) = whose_turn_to_queue(&calls, self.attempts / QUEUES_EVERY)
         {
             taking = Taking::Queued;
@@ -420,7 +437,7 @@ impl Room<'_> {
 
     fn stored(&mut self, tried: Vec<Call>, outcomes: Vec<Outcome>) -> bool {
         let writer = self.writer;
-        writer.count_group(&outcomes);
+        writer.count_group(&tried, &outcomes);
         let (mut has_progress, mut again) = (false, Vec::new());
         for (mut call, outcome) in tried.into_iter().zip(outcomes) {
             let result = match outcome {
@@ -446,7 +463,9 @@ impl Room<'_> {
         if !has_progress {
             return self.wait(LAST_PAUSE);
         }
-        self.pause = FIRST_PAUSE;
+        if self.is_due {
+            self.pause = FIRST_PAUSE;
+        }
         true
     }
 
@@ -459,6 +478,9 @@ impl Room<'_> {
         }
         if tried.len() > 1 {
             *(if has_looked { &mut self.most } else { &mut self.most_looked }) = tried.len() / 2;
+            for call in &mut tried {
+                call.is_tried = false;
+            }
             writer.calls.lock().return_to_room(tried);
             return true;
         }
@@ -475,34 +497,37 @@ impl Room<'_> {
     }
 
     fn wait(&mut self, longest: Duration) -> bool {
-        self.pause = (self.pause * 2).min(longest);
+        if self.is_due {
+            self.pause = (self.pause * 2).min(longest);
+        }
         false
     }
 
     /// Finish calls that have waited for too long, and say what for.
     async fn give_up(&self, expired: Vec<Call>) {
         let writer = self.writer;
-        let layout = writer.layout();
-        // Asked once for all that wait for the same aggregate.
-        let mut lockers: HashMap<String, Error> = HashMap::new();
+        let is_closing = writer.calls.lock().closes_at.is_some_and(|at| Instant::now() >= at);
+        let mut locked = Vec::new();
         for call in expired {
-            let is_closing = writer.calls.lock().closes_at.is_some_and(|at| Instant::now() >= at);
             let error = match &call.trouble {
                 trouble if call.doubt.is_some() => in_doubt(trouble.clone().unwrap_or(Error::StoreClosed)),
                 _ if is_closing => Error::StoreClosed,
                 Some(error) if !is_lock_timeout(error) => error.clone(),
                 _ => {
-                    let aggregates: Vec<&str> = call.request.aggregates().collect();
-                    let first = aggregates.first().copied().unwrap_or_default();
-                    if let Some(error) = lockers.get(first) {
-                        error.clone()
-                    } else {
-                        let error = storing::locked(&writer.pool, &layout.sql, &aggregates, call.since.elapsed()).await;
-                        lockers.insert(first.to_owned(), error.clone());
-                        error
-                    }
+                    locked.push(call);
+                    continue;
                 }
             };
+            writer.finish_in_room(call, Err(error));
+        }
+        if locked.is_empty() {
+            return;
+        }
+        let aggregates: Vec<&str> = locked.iter().flat_map(|call| call.request.aggregates()).collect();
+        let holders = storing::holders(&writer.pool, &writer.layout().sql, &aggregates).await;
+        for call in locked {
+            let aggregates: Vec<&str> = call.request.aggregates().collect();
+            let error = holders.locked(&aggregates, call.since.elapsed());
             writer.finish_in_room(call, Err(error));
         }
     }
