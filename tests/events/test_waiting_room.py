@@ -385,6 +385,22 @@ async def test_our_own_writers_do_not_deadlock_under_the_guard(table: str, datab
         assert database.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
 
 
+async def test_a_conflict_shows_the_guard_that_was_enabled_elsewhere(
+    our_store: AsyncEventStore, database: Database
+) -> None:
+    async with (
+        AsyncEventStore(database.dsn, lock_wait=PATIENT_S) as early,
+        await psycopg.AsyncConnection.connect(database.dsn) as user,
+    ):
+        await our_store.enable_guard()
+        assert not early.layout()["is_guarded"]
+        await our_store.store_in(user, Event("T", "a", id="e1"))
+        same = asyncio.create_task(early.store(Event("T", "b", id="e1")))
+        await eventually(lambda: early.layout()["is_guarded"], "it has looked at the table")
+        await user.rollback()
+        assert not (await asyncio.wait_for(same, LIMIT_S)).is_duplicate
+
+
 async def test_what_is_enabled_elsewhere_is_heeded(our_store: AsyncEventStore, database: Database) -> None:
     """Limits of go-sync-kit's trigger, in particular: typed, and without spoiling the user's transaction."""
     await our_store.open()
