@@ -551,7 +551,11 @@ async def test_a_handler_that_fails_is_reported_and_the_next_event_follows(datab
         if payload.version == 1:
             raise ValueError("no")
 
-    async with AsyncEventStore(database.dsn, error_handler=errors.append) as store:
+    def tell(error: Exception) -> None:
+        errors.append(error)
+        raise RuntimeError("the error handler's own mistake")
+
+    async with AsyncEventStore(database.dsn, error_handler=tell) as store:
         await store.subscribe_to_all(handler)
         await store.store_batch([Event("T", "a"), Event("T", "a")])
         await eventually(lambda: heard == [1, 2], "both were heard")

@@ -362,27 +362,43 @@ async def store_in_transactions(store: AsyncEventStore, database: Database, stop
 async def test_our_own_writers_do_not_deadlock_under_the_guard(table: str, database: Database, enabled: str) -> None:
     """One event or many, in any order, imported or in the user's transaction."""
     del table
-    async with AsyncEventStore(database.dsn) as one, AsyncEventStore(database.dsn) as two:
+    async with AsyncEventStore(database.dsn) as one:
         if enabled == "before":
             await one.enable_guard()
-        await two.open()
-        stop = asyncio.Event()
-        kinds = [store_one, store_forwards, store_backwards, import_all]
-        work = [asyncio.create_task(repeat(kind, store, stop)) for store in (one, two) for kind in kinds]
-        if enabled == "meanwhile":
-            await one.enable_guard()
-            assert one.layout()["is_guarded"]
-        work += [asyncio.create_task(store_in_transactions(store, database, stop)) for store in (one, two)]
-        stored = one.stats()["stored"]
-        await eventually(lambda: one.stats()["stored"] > stored + 200 or any(task.done() for task in work), "they work")
-        stop.set()
-        counts = await asyncio.wait_for(asyncio.gather(*work), LIMIT_S)
-        assert all(counts)
-        assert database.value("SELECT count(*) FROM events") == sum(counts)
+        async with AsyncEventStore(database.dsn) as two:
+            stop = asyncio.Event()
+            kinds = [store_one, store_forwards, store_backwards, import_all]
+            work = [asyncio.create_task(repeat(kind, store, stop)) for store in (one, two) for kind in kinds]
+            if enabled == "meanwhile":
+                await one.enable_guard()
+                assert one.layout()["is_guarded"]
+            work += [asyncio.create_task(store_in_transactions(store, database, stop)) for store in (one, two)]
+            stored = one.stats()["stored"]
+            await eventually(lambda: one.stats()["stored"] > stored + 200 or any(task.done() for task in work), "work")
+            stop.set()
+            counts = await asyncio.wait_for(asyncio.gather(*work), LIMIT_S)
+            assert all(counts)
+            assert database.value("SELECT count(*) FROM events") == sum(counts)
     if enabled == "before":
         # A session tells of its deadlocks at its end, at the latest.
         await eventually(lambda: database.value(OTHER_SESSIONS) == 0, "all sessions have ended")
         assert database.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
+
+
+async def test_a_conflict_shows_the_guard_that_was_enabled_elsewhere(
+    our_store: AsyncEventStore, database: Database
+) -> None:
+    async with (
+        AsyncEventStore(database.dsn, lock_wait=PATIENT_S) as early,
+        await psycopg.AsyncConnection.connect(database.dsn) as user,
+    ):
+        await our_store.enable_guard()
+        assert not early.layout()["is_guarded"]
+        await our_store.store_in(user, Event("T", "a", id="e1"))
+        same = asyncio.create_task(early.store(Event("T", "b", id="e1")))
+        await eventually(lambda: early.layout()["is_guarded"], "it has looked at the table")
+        await user.rollback()
+        assert not (await asyncio.wait_for(same, LIMIT_S)).is_duplicate
 
 
 async def test_what_is_enabled_elsewhere_is_heeded(our_store: AsyncEventStore, database: Database) -> None:
