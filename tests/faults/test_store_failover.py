@@ -34,6 +34,8 @@ from tests.fixtures.waiting import TIMEOUT_S, eventually
 IDLE_S = 600
 """Longer than a test: nobody looks by itself."""
 READ_ONLY = "25006"
+USERS_COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
+"""As psycopg sends it; the store commits in other messages."""
 STORED = "INSERT INTO events (id, aggregate_id, event_type) VALUES (%s, 'a', 'T')"
 
 
@@ -261,7 +263,7 @@ async def test_a_transaction_of_the_users(failover: Failover, *, is_committed: b
             await connection.execute("INSERT INTO effects (data) VALUES (%s)", (event.data,))
             await durable.ack_in(connection, event)
             if is_committed:
-                trap = failover.proxy.swallow_from(b"COMMIT", passes_on=True)
+                trap = failover.proxy.swallow_from(USERS_COMMIT, passes_on=True)
                 committing = asyncio.create_task(connection.commit())
                 await eventually(lambda: applied(failover.primary.database) == [0], "it is committed")
                 await failover.lose_primary()
@@ -306,7 +308,7 @@ async def test_a_projection(failover: Failover, *, is_committed: bool) -> None:
                 reached.set()
                 await (asyncio.sleep(0) if is_committed else lost.wait())
 
-        trap = failover.proxy.swallow_from(b"COMMIT", passes_on=True) if is_committed else None
+        trap = failover.proxy.swallow_from(USERS_COMMIT, passes_on=True) if is_committed else None
         projection = store.projection("p")(handle)
         running = asyncio.create_task(store.run(projection, connect=lambda: users_connection(failover), lease=IDLE_S))
         await eventually(lambda: running.done() or reached.is_set(), "it is at work")
