@@ -273,6 +273,7 @@ async def test_a_transaction_of_the_users(failover: Failover, *, is_committed: b
                 committing = asyncio.create_task(connection.commit())
             with pytest.raises(psycopg.OperationalError):
                 await committing
+            await connection.close()  # the pooler may have kept it
             failover.promote()
             async with await users_connection(failover) as connection:
                 if is_committed:
