@@ -34,6 +34,10 @@ const STATEMENTS: usize = 100;
 /// Among so many rows it hardly matters how a row is found.
 const FEW_ROWS: u64 = 100;
 
+/// How much more a table has to grow each time before statements are prepared anew. That costs a round trip, and plans for the
+/// first five executions.
+const GROWTH: u64 = 8;
+
 /// A statement that begins so is planned each time, for the values of its parameters. A prepared one is planned for all
 /// values at once after its fifth use.
 pub const PLANNED_BY_VALUES: &str = "/* planned by values */ ";
@@ -92,8 +96,8 @@ struct Prepared {
     statement: Statement,
     /// The last version known when it was prepared.
     version: i64,
-    /// It is prepared anew after so many versions, each time after twice as many. How large the table is, versions do not
-    /// say: old events may have been deleted.
+    /// It is prepared anew after so many versions, each time after [`GROWTH`] times as many. How large the table is, versions
+    /// do not say: old events may have been deleted.
     rows: u64,
 }
 
@@ -597,7 +601,7 @@ async fn prepared(
         if !prepared.is_outgrown(version) {
             return Ok(prepared.statement.clone());
         }
-        rows = prepared.rows.saturating_mul(2);
+        rows = prepared.rows.saturating_mul(GROWTH);
     }
     let types: Vec<Type> = binds.iter().map(|(_, kind)| kind.clone()).collect();
     let statement = client.prepare_typed(sql, &types).await?;
