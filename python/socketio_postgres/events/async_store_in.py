@@ -11,6 +11,7 @@ from typing import Any, Final
 from socketio_postgres._bus.async_statements import rows_on
 from socketio_postgres._bus.drivers import sqlstate_of
 from socketio_postgres.events.event import StoreResult
+from socketio_postgres.events.growth import Growth
 from socketio_postgres.exceptions import (
     DuplicateEventError,
     OptionsError,
@@ -18,12 +19,10 @@ from socketio_postgres.exceptions import (
     WrongExpectedVersionError,
 )
 
-__all__ = ["Growth", "store_in"]
+__all__ = ["store_in"]
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
 EXPECTED_EXISTS: Final = -1
-_FEW_ROWS: Final = 100
-"""Among so many rows it hardly matters how a row is found."""
 _UNIQUE_VIOLATION: Final = "23505"
 
 _MARK: Final = "socketio_postgres.store_in"
@@ -83,29 +82,6 @@ SELECT id, aggregate_id, event_type, CAST(data AS pg_catalog.jsonb), CAST(metada
 FROM {_GIVEN} ORDER BY n
 RETURNING id, version, CAST(extract(epoch FROM created_at) * 1000000 AS bigint)
 """
-
-
-class Growth:
-    """By how much the table has grown since the first event.
-
-    A library that prepares statements knows them by their text, and PostgreSQL keeps the plan of a prepared one, which
-    may read a whole table of a few rows. So the text has a mark that changes whenever the growth has doubled.
-    """
-
-    def __init__(self) -> None:
-        self._first: int | None = None
-        self._size = 0
-
-    @property
-    def mark(self) -> str:
-        """A comment for the text of a statement."""
-        return f"/* {self._size} */"
-
-    def has_seen(self, version: int) -> None:
-        """The table has this version."""
-        if self._first is None:
-            self._first = version
-        self._size = (abs(version - self._first) // _FEW_ROWS).bit_length()
 
 
 async def store_in(

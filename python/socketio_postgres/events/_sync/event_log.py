@@ -17,7 +17,7 @@ from socketio_postgres._bus.hook import Hook
 from socketio_postgres._bus.password import PasswordCall
 from socketio_postgres._bus.primitives import chunks_of, run
 from socketio_postgres._typing import Self, Unpack
-from socketio_postgres.events._sync.store_in import Growth, store_in
+from socketio_postgres.events._sync.store_in import store_in
 from socketio_postgres.events.blocker import BLOCKERS_SQL, Blocker
 from socketio_postgres.events.event import (
     ANY,
@@ -33,6 +33,7 @@ from socketio_postgres.events.event import (
     is_storable,
 )
 from socketio_postgres.events.filter import Filter, conditions_of
+from socketio_postgres.events.growth import Growth
 from socketio_postgres.events.options import EventStoreKeywords, EventStoreOptions
 from socketio_postgres.events.partition import check_partitions
 from socketio_postgres.events.stats import EventStoreStats, TableLayout
