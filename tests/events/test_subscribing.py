@@ -24,6 +24,7 @@ from socketio_postgres import (
     DatabaseError,
     Event,
     EventStore,
+    EventStoreError,
     FellBehind,
     Filter,
     InvalidConnectionError,
@@ -197,29 +198,61 @@ async def test_who_begins_beside_an_open_transaction_has_not_caught_up_before_it
 
 
 @pytest.mark.usefixtures("without_patience")
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
 @pytest.mark.parametrize("is_at_a_gap", [False, True], ids=["idle", "at a gap"])
 async def test_what_was_committed_before_a_subscription_comes_before_it_has_caught_up(
-    our_store: AsyncEventStore, database: Database, is_at_a_gap: bool
+    our_store: AsyncEventStore, database: Database, is_at_a_gap: bool, end: str
 ) -> None:
-    """Also when the reader that all subscriptions share has not heard of it."""
+    """Also when the reader that all subscriptions share has not heard of it, or that a gap stays one."""
+    insert = "INSERT INTO events (id, aggregate_id, event_type) VALUES (%s, 'b', 'T')"
     async with AsyncEventStore(database.dsn, poll_interval=HOUR_S, stall_warning=HOUR_S) as store:
         before = store.subscribe()
         assert await asyncio.wait_for(until_caught_up(before), 20) == [CaughtUp(0)]
         with database.connect() as writer:
             writer.execute("SET session_replication_role = replica")  # no trigger tells anybody
             writer.execute("BEGIN")
-            writer.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('unheard', 'b', 'T')")
+            writer.execute(insert, ["first"])
             if is_at_a_gap:
                 await our_store.store(Event("T", "a"))
                 await eventually(lambda: store.stats()["gap_seconds"] is not None, "the reader waits at the gap")
-            writer.execute("COMMIT")
+                await nothing_arrives()  # it looks rarely by now
+            writer.execute(end)
+            if not is_at_a_gap:
+                writer.execute(insert, ["second"])
         after = store.subscribe()
-        last = 2 if is_at_a_gap else 1
         items = await asyncio.wait_for(until_caught_up(after), 20)
-        assert [item.version for item in items[:-1] if isinstance(item, StoredEvent)] == list(range(1, last + 1))
-        assert items[-1] == CaughtUp(last)
+        versions = [1, 2] if end == "COMMIT" else [2]
+        assert [item.version for item in items[:-1] if isinstance(item, StoredEvent)] == versions
+        assert items[-1] == CaughtUp(2)
         before.close()
         after.close()
+
+
+@pytest.mark.parametrize("what", ["newcomers", "notifications"])
+async def test_the_poll_is_not_put_off(our_store: AsyncEventStore, database: Database, what: str) -> None:
+    """It finds a sequence that was set back; what comes meanwhile is dealt with without a look at it."""
+    await our_store.store_batch(Event("T", "a", i) for i in range(6))
+    async with AsyncEventStore(database.dsn, poll_interval=1) as store:
+        before = store.subscribe()
+        assert (await asyncio.wait_for(until_caught_up(before), 20))[-1] == CaughtUp(6)
+        waiting = asyncio.create_task(before.next())
+        with database.connect() as admin:
+            oid = database.value("SELECT 'events'::regclass::oid")
+            # Gaps, as of transactions that were rolled back, which would be filled.
+            admin.execute("DELETE FROM events WHERE version IN (3, 4)")
+            admin.execute("SELECT setval('events_version_seq', 2)")
+
+            async def is_over() -> bool:
+                if what == "newcomers":
+                    await store.subscribe(2).next_or_idle(0.01)
+                else:
+                    admin.execute("SELECT pg_notify(%s, '')", [f"sio_events_{oid}"])
+                return waiting.done()
+
+            await eventually(is_over, "the sequence is found behind")
+        with pytest.raises(EventStoreError, match="sequence"):
+            await waiting
+        before.close()
 
 
 async def test_a_subscription_hears_only_of_connections_that_were_lost_while_it_was_there(database: Database) -> None:

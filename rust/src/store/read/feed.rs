@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -99,15 +99,6 @@ enum How {
     Look,
     /// The rows alone, after a look from which this is known.
     After(Known),
-}
-
-/// Why the keeper reads before its time.
-#[derive(PartialEq, Eq)]
-enum Why {
-    /// There may be new events.
-    Changed,
-    /// A subscription has begun.
-    Newcomer,
 }
 
 /// A gap that has been open for a while.
@@ -315,13 +306,13 @@ impl Feed {
         *position = Some(from.clone());
         *self.marker.lock().await = Marker::new(&mut self.pool.get().await?, &self.table).await?;
         let mut how = How::Rows;
-        let mut checked = Instant::now();
+        let (mut checked, mut looked_at) = (Instant::now(), Instant::now());
         loop {
             if matches!(how, How::Look) && checked.elapsed() >= CHECK_INTERVAL {
                 self.check_table().await?;
                 checked = Instant::now();
             }
-            let has_looked = !matches!(how, How::Rows);
+            let (has_looked, is_look) = (!matches!(how, How::Rows), matches!(how, How::Look));
             let come = self.newcomers.come();
             let read = match self.read_on(&from, how).await {
                 Err(error) if self.pages.shrink(&error) => {
@@ -336,6 +327,9 @@ impl Feed {
                 }
                 read => read?,
             };
+            if has_looked {
+                looked_at = Instant::now();
+            }
             backoff.reset();
             self.outage.ended();
             if skips_to.is_some_and(|version| read.settled >= version) {
@@ -356,15 +350,26 @@ impl Feed {
                 if self.progress.borrow().is_beginning {
                     self.set_progress(|progress| progress.is_beginning = false);
                 }
-                self.newcomers.serve(come);
+                // What follows a gap comes as soon as nobody may fill it, which only a look can tell.
+                if read.beyond.is_none() || is_look {
+                    self.newcomers.serve(come);
+                }
             }
             self.leave_mark(&from).await?;
             how = match read.beyond {
                 None => {
                     self.set_gap(None);
-                    // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
-                    let is_idle = !read.is_full && timeout(self.poll_interval, self.is_wanted()).await.is_err();
-                    if is_idle && Instant::now() >= self.settler.next_look(PAUSE) { How::Look } else { How::Rows }
+                    // The poll detects a disabled trigger, a lost wake-up and a table that was set back. It is not put off
+                    // by what happens meanwhile.
+                    let look = (looked_at + self.poll_interval).max(self.settler.next_look(PAUSE));
+                    if !read.is_full {
+                        tokio::select! {
+                            () = self.wakeup.changed.notified() => {}
+                            () = self.newcomers.unserved() => {}
+                            () = sleep_until(look.min(Instant::now() + self.poll_interval).into()) => {}
+                        }
+                    }
+                    if Instant::now() >= look { How::Look } else { How::Rows }
                 }
                 Some(_) if !has_looked && Instant::now() >= self.settler.next_look(PAUSE) => How::Look,
                 Some(beyond) => self.wait_at_gap(&from, beyond).await?,
@@ -374,6 +379,8 @@ impl Feed {
 
     /// Wait until the gap between the anchor and an event beyond is filled, or final. The events beyond are not read again
     /// meanwhile.
+    ///
+    /// Newcomers let it look soon: whether they have caught up depends on whether somebody may still fill the gap.
     async fn wait_at_gap(&self, anchor: &Anchor, beyond: i64) -> Result<How> {
         let (since, until, filter) = (anchor.version, beyond - 1, Filter::default());
         let (sql, parameters) =
@@ -387,26 +394,34 @@ impl Feed {
             if known.settled >= until {
                 return Ok(How::After(known)); // others of this process have looked
             }
+            let is_asked = self.newcomers.are_unserved();
             // With many readers there may be several polls before the next look.
-            let (next, poll) = (self.settler.next_look(delay), read_at + self.poll_interval);
-            let wanted = timeout_at(next.min(poll).into(), self.is_wanted());
-            let why = if Instant::now() < next { wanted.await.ok() } else { None };
-            let come = self.newcomers.come();
-            if why.is_some() || Instant::now() < next {
+            let (next, poll) =
+                (self.settler.next_look(if is_asked { PAUSE } else { delay }), read_at + self.poll_interval);
+            let wanted = async {
+                tokio::select! {
+                    () = self.wakeup.changed.notified() => true,
+                    () = self.newcomers.unserved(), if !is_asked => false,
+                }
+            };
+            let now = Instant::now();
+            let is_woken = if now < next { timeout_at(next.min(poll).into(), wanted).await.ok() } else { None };
+            if is_woken == Some(false) {
+                continue;
+            }
+            if is_woken.is_some() || Instant::now() < next {
                 read_at = Instant::now();
                 let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
                 if !rows.is_empty() || !anchor.is_in(&at_anchor)? {
                     return Ok(How::Rows);
                 }
-                self.newcomers.serve(come);
-                if let Some(why) = why {
-                    if why == Why::Changed {
-                        delay = PAUSE;
-                    }
+                if is_woken.is_some() {
+                    delay = PAUSE;
                     sleep(WAKE_DELAY).await;
                 }
                 continue;
             }
+            let come = self.newcomers.come();
             let (settled, [rows, _]) = self.look(anchor, reads).await?;
             self.set_gap(Some(settled.holders.into_iter().collect()));
             // Without notifications the gap may be filled while others keep the watermark where it is.
@@ -415,14 +430,6 @@ impl Feed {
             }
             self.newcomers.serve(come);
             delay = (delay * 2).min(LOOK_LAST);
-        }
-    }
-
-    /// Wait until there may be something to read, or somebody wants to know that there is not.
-    async fn is_wanted(&self) -> Why {
-        tokio::select! {
-            () = self.wakeup.changed.notified() => Why::Changed,
-            () = self.newcomers.unserved() => Why::Newcomer,
         }
     }
 

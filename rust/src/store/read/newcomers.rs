@@ -31,9 +31,14 @@ impl Newcomers {
         self.come.load(Ordering::SeqCst)
     }
 
+    /// Whether one has come for whom there was no read.
+    pub fn are_unserved(&self) -> bool {
+        !self.is_served(self.come())
+    }
+
     /// Wait until one has come for whom there was no read. For the keeper only.
     pub async fn unserved(&self) {
-        while self.is_served(self.come()) {
+        while !self.are_unserved() {
             self.changed.notified().await;
         }
     }

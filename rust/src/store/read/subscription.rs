@@ -50,6 +50,8 @@ pub struct Next {
     pub tells_caught_up: bool,
     /// Answer after this time with the events known by then, even if there are none.
     pub patience: Duration,
+    /// Also answer as soon as durable subscriptions may have been changed more or less often than this.
+    pub heeded: Option<u64>,
 }
 
 /// The answer to one request of a subscription.
@@ -94,9 +96,7 @@ impl Owner {
 }
 
 /// A new subscription to a feed, which runs while there are any.
-///
-/// One that is durable also answers when durable subscriptions may have been changed by others.
-pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>, is_durable: bool) -> Result<Arc<Subscription>> {
+pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
     let number = feed.enter()?;
     owner.subscriptions.fetch_add(1, Ordering::Relaxed);
     Ok(Arc::new(Subscription {
@@ -110,7 +110,6 @@ pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>, is_durabl
         number,
         asking: Mutex::default(),
         nudged: Notify::new(),
-        changes: is_durable.then(|| Mutex::new(feed.wakeup.durable.subscribe())),
         is_closed: AtomicBool::new(false),
     }))
 }
@@ -131,8 +130,6 @@ pub struct Subscription {
     /// The pending answer, which a new request replaces.
     asking: Mutex<Option<AbortHandle>>,
     nudged: Notify,
-    /// What may have been changed since [`Subscription::was_changed`] was last called, of one that is durable.
-    changes: Option<Mutex<watch::Receiver<()>>>,
     is_closed: AtomicBool,
 }
 
@@ -181,23 +178,13 @@ impl Subscription {
         self.nudged.notify_one();
     }
 
-    /// Whether somebody may have changed durable subscriptions since the last call, or since this one was made. Until it
-    /// is called, the pending request and all that follow are answered at once.
-    pub fn was_changed(&self) -> bool {
-        let Some(changes) = &self.changes else { return false };
-        let mut changes = changes.lock();
-        let was_changed = changes.has_changed().unwrap_or(false);
-        changes.mark_unchanged();
-        was_changed
-    }
-
-    async fn changed(&self) {
-        if let Some(mut changes) = self.changes.as_ref().map(|changes| changes.lock().clone())
-            && changes.changed().await.is_ok()
-        {
-            return;
+    /// Wait until durable subscriptions may have been changed otherwise than so often.
+    async fn changed(&self, heeded: Option<u64>) {
+        match heeded {
+            // The sender is part of the feed.
+            Some(heeded) => drop(self.feed.wakeup.durable.subscribe().wait_for(|changes| *changes != heeded).await),
+            None => pending().await,
         }
-        pending::<()>().await;
     }
 
     /// End the subscription. The feed ends with its last subscription. In a forked child this does nothing, because the
@@ -289,7 +276,7 @@ impl Subscription {
     }
 
     async fn take(&self, next: Next) -> Result<Batch> {
-        let Next { position: begun, limit, reports_progress, tells_caught_up, patience } = next;
+        let Next { position: begun, limit, reports_progress, tells_caught_up, patience, heeded } = next;
         let deadline = tokio::time::Instant::now() + patience;
         let (progress, newcomers) = (&self.feed.progress, &self.feed.newcomers);
         let everything = Arc::default();
@@ -333,7 +320,7 @@ impl Subscription {
                 woken = &mut place.woken => Some(woken.ok()),
                 () = newcomers.served(self.number), if !is_served => Some(None),
                 () = self.nudged.notified() => None,
-                () = self.changed() => None,
+                () = self.changed(heeded) => None,
                 () = tokio::time::sleep_until(deadline) => None,
             };
             is_over = woken.is_none();
