@@ -202,7 +202,7 @@ async def test_a_consumer_survives_outages(database: Database, partitions: int) 
 async def test_parking_survives_outages(database: Database) -> None:
     """A failure policy writes to the database, too: its sessions are ended while it does."""
     async with AsyncEventStore(database.dsn) as store, AsyncEventStore(database.dsn) as writer:
-        await fill(writer, 200)
+        await fill(writer, 100)
         async with store.durable("d", lease=5.0) as durable:
             consuming = asyncio.create_task(durable.run(refuse, Park(whole_aggregate=False)))
             for _ in range(100):
@@ -212,11 +212,11 @@ async def test_parking_survives_outages(database: Database) -> None:
                         " AND pid <> pg_backend_pid() AND query ~ 'events_(subscriptions|parked)'"
                     )
                 await asyncio.sleep(0.01)
-            await eventually(lambda: durable.position >= 200 or consuming.done(), "all are set aside")
+            await eventually(lambda: durable.position >= 100 or consuming.done(), "all are set aside")
             assert not consuming.done(), consuming
             consuming.cancel()
             await asyncio.gather(consuming, return_exceptions=True)
-            assert [each.version for each in await durable.parked()] == list(range(1, 201))
+            assert [each.version for each in await durable.parked()] == list(range(1, 101))
 
 
 # ----------------------------------------------------------------------------------------------------- parked ones
