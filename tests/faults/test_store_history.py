@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 
 import psycopg
@@ -11,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from socketio_postgres import AsyncEventStore
 from tests.fixtures.database import Database
-from tests.fixtures.event_writers import AGGREGATES, KINDS, Writers
+from tests.fixtures.event_writers import AGGREGATES, KINDS, Writers, is_open
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 
@@ -51,14 +52,13 @@ async def test_a_history(database: Database, seed: int, *, is_guarded: bool) -> 
     everyone = Writers([database.dsn], chance)
     with Proxy(database) as proxy:
         dsn = make_conninfo(proxy.dsn, application_name=STORE)
-        async with (
-            AsyncEventStore(dsn, answer_timeout=2) as one,
-            AsyncEventStore(dsn, answer_timeout=2, max_open_conns=2, batch_size=20) as two,
-        ):
+        one = AsyncEventStore(dsn, answer_timeout=2)
+        two = AsyncEventStore(dsn, answer_timeout=2, max_open_conns=2, batch_size=20)
+        for store in (one, two):
+            await eventually(functools.partial(is_open, store), "it is open")
+        async with one, two:
             if is_guarded:
                 await one.enable_guard()
-            await one.open()
-            await two.open()
             writers = [asyncio.create_task(everyone.write(store)) for store in (one, two) for _ in range(WRITERS)]
             disturbing = asyncio.create_task(disturb(database, chance, proxy, one.layout()["oid"]))
             try:
