@@ -348,12 +348,12 @@ async def test_an_iteration_ends_when_the_client_is_closed(client: Steered, othe
 
         async def iterate() -> None:
             async for notification in client.client:
-                found.append(notification.payload)
+                found.append(notification.payload)  # noqa: PERF401 - to be seen at once
     else:
 
         def iterate_blocking() -> None:
             for notification in client.client:
-                found.append(notification.payload)
+                found.append(notification.payload)  # noqa: PERF401 - likewise
 
         async def iterate() -> None:
             await asyncio.to_thread(iterate_blocking)

@@ -188,10 +188,10 @@ async def test_small_messages_are_sent_at_once(database: Database) -> None:
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
                 continue
-            with socket.socket(fileno=descriptor) as each:
-                with contextlib.suppress(OSError):  # one that leads nowhere
-                    if each.family == socket.AF_INET and each.getpeername()[1] == port:
-                        found[each.getsockname()[1]] = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            # Some lead nowhere.
+            with socket.socket(fileno=descriptor) as each, contextlib.suppress(OSError):
+                if each.family == socket.AF_INET and each.getpeername()[1] == port:
+                    found[each.getsockname()[1]] = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         return found
 
     before = options()
