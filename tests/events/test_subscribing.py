@@ -196,6 +196,32 @@ async def test_who_begins_beside_an_open_transaction_has_not_caught_up_before_it
         admin.execute("ROLLBACK")
 
 
+@pytest.mark.usefixtures("without_patience")
+@pytest.mark.parametrize("is_at_a_gap", [False, True], ids=["idle", "at a gap"])
+async def test_what_was_committed_before_a_subscription_comes_before_it_has_caught_up(
+    our_store: AsyncEventStore, database: Database, is_at_a_gap: bool
+) -> None:
+    """Also when the reader that all subscriptions share has not heard of it."""
+    async with AsyncEventStore(database.dsn, poll_interval=HOUR_S, stall_warning=HOUR_S) as store:
+        before = store.subscribe()
+        assert await asyncio.wait_for(until_caught_up(before), 20) == [CaughtUp(0)]
+        with database.connect() as writer:
+            writer.execute("SET session_replication_role = replica")  # no trigger tells anybody
+            writer.execute("BEGIN")
+            writer.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('unheard', 'b', 'T')")
+            if is_at_a_gap:
+                await our_store.store(Event("T", "a"))
+                await eventually(lambda: store.stats()["gap_seconds"] is not None, "the reader waits at the gap")
+            writer.execute("COMMIT")
+        after = store.subscribe()
+        last = 2 if is_at_a_gap else 1
+        items = await asyncio.wait_for(until_caught_up(after), 20)
+        assert [item.version for item in items[:-1] if isinstance(item, StoredEvent)] == list(range(1, last + 1))
+        assert items[-1] == CaughtUp(last)
+        before.close()
+        after.close()
+
+
 async def test_a_subscription_hears_only_of_connections_that_were_lost_while_it_was_there(database: Database) -> None:
     async with AsyncEventStore(database.dsn, reconnect_interval=0.1) as store, store.subscribe() as before:
         await eventually(lambda: store.is_listener_connected, "it listens")

@@ -33,6 +33,7 @@ use crate::store::filter::{Filter, Looked};
 use crate::store::pool::{Bind, Pool};
 use crate::store::read::anchor::Anchor;
 use crate::store::read::mark::Marker;
+use crate::store::read::newcomers::Newcomers;
 use crate::store::read::pace::PAUSE;
 use crate::store::read::page_size::PageSize;
 use crate::store::read::reader::{self, Known, Query, Settled, Settler, Statement};
@@ -100,6 +101,15 @@ enum How {
     After(Known),
 }
 
+/// Why the keeper reads before its time.
+#[derive(PartialEq, Eq)]
+enum Why {
+    /// There may be new events.
+    Changed,
+    /// A subscription has begun.
+    Newcomer,
+}
+
 /// A gap that has been open for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
@@ -163,6 +173,7 @@ pub struct Feed {
     pub(super) progress: watch::Sender<Progress>,
     /// Subscriptions that wait for progress.
     pub(super) waiting: Waiting,
+    pub(super) newcomers: Newcomers,
     life: Mutex<Life>,
     stop: Notify,
     pub(super) stats: Mutex<FeedStats>,
@@ -197,6 +208,7 @@ impl Feed {
             ring: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
             waiting: Waiting::default(),
+            newcomers: Newcomers::default(),
             life: Mutex::default(),
             stop: Notify::new(),
             stats: Mutex::default(),
@@ -205,8 +217,8 @@ impl Feed {
         })
     }
 
-    /// Count a new subscription; the feed runs while there are any.
-    pub(super) fn enter(self: &Arc<Self>) -> Result<()> {
+    /// Count a new subscription; the feed runs while there are any. Returns its number among the newcomers.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<u64> {
         let mut life = self.life.lock();
         if life.is_closed {
             return Err(Error::StoreClosed);
@@ -217,7 +229,7 @@ impl Feed {
             life.is_running = true;
         }
         life.subscriptions += 1;
-        Ok(())
+        Ok(self.newcomers.enter())
     }
 
     /// Count a subscription that has ended. The feed ends with the last one.
@@ -310,6 +322,7 @@ impl Feed {
                 checked = Instant::now();
             }
             let has_looked = !matches!(how, How::Rows);
+            let come = self.newcomers.come();
             let read = match self.read_on(&from, how).await {
                 Err(error) if self.pages.shrink(&error) => {
                     how = How::Rows;
@@ -339,16 +352,18 @@ impl Feed {
                 from = self.append(&from, &read.events, read.end);
                 *position = Some(from.clone());
             }
-            if self.progress.borrow().is_beginning && (!read.is_full || read.beyond.is_some()) {
-                self.set_progress(|progress| progress.is_beginning = false);
+            if !read.is_full || read.beyond.is_some() {
+                if self.progress.borrow().is_beginning {
+                    self.set_progress(|progress| progress.is_beginning = false);
+                }
+                self.newcomers.serve(come);
             }
             self.leave_mark(&from).await?;
             how = match read.beyond {
                 None => {
                     self.set_gap(None);
                     // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
-                    let is_idle =
-                        !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
+                    let is_idle = !read.is_full && timeout(self.poll_interval, self.is_wanted()).await.is_err();
                     if is_idle && Instant::now() >= self.settler.next_look(PAUSE) { How::Look } else { How::Rows }
                 }
                 Some(_) if !has_looked && Instant::now() >= self.settler.next_look(PAUSE) => How::Look,
@@ -374,16 +389,20 @@ impl Feed {
             }
             // With many readers there may be several polls before the next look.
             let (next, poll) = (self.settler.next_look(delay), read_at + self.poll_interval);
-            let is_woken = Instant::now() < next
-                && timeout_at(next.min(poll).into(), self.wakeup.changed.notified()).await.is_ok();
-            if is_woken || Instant::now() < next {
+            let wanted = timeout_at(next.min(poll).into(), self.is_wanted());
+            let why = if Instant::now() < next { wanted.await.ok() } else { None };
+            let come = self.newcomers.come();
+            if why.is_some() || Instant::now() < next {
                 read_at = Instant::now();
                 let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
                 if !rows.is_empty() || !anchor.is_in(&at_anchor)? {
                     return Ok(How::Rows);
                 }
-                if is_woken {
-                    delay = PAUSE;
+                self.newcomers.serve(come);
+                if let Some(why) = why {
+                    if why == Why::Changed {
+                        delay = PAUSE;
+                    }
                     sleep(WAKE_DELAY).await;
                 }
                 continue;
@@ -394,7 +413,16 @@ impl Feed {
             if !rows.is_empty() || settled.settled >= until || began.elapsed() >= self.poll_interval {
                 return Ok(How::After(Known { settled: settled.settled, server: Some(settled.server) }));
             }
+            self.newcomers.serve(come);
             delay = (delay * 2).min(LOOK_LAST);
+        }
+    }
+
+    /// Wait until there may be something to read, or somebody wants to know that there is not.
+    async fn is_wanted(&self) -> Why {
+        tokio::select! {
+            () = self.wakeup.changed.notified() => Why::Changed,
+            () = self.newcomers.unserved() => Why::Newcomer,
         }
     }
 

@@ -97,7 +97,7 @@ impl Owner {
 ///
 /// One that is durable also answers when durable subscriptions may have been changed by others.
 pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>, is_durable: bool) -> Result<Arc<Subscription>> {
-    feed.enter()?;
+    let number = feed.enter()?;
     owner.subscriptions.fetch_add(1, Ordering::Relaxed);
     Ok(Arc::new(Subscription {
         pid: std::process::id(),
@@ -107,6 +107,7 @@ pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>, is_durabl
         window: Mutex::default(),
         pages: PageSize::default(),
         reconnects_before: feed.wakeup.reconnects(),
+        number,
         asking: Mutex::default(),
         nudged: Notify::new(),
         changes: is_durable.then(|| Mutex::new(feed.wakeup.durable.subscribe())),
@@ -125,6 +126,8 @@ pub struct Subscription {
     pages: PageSize,
     /// How often the listening session had been reopened when the subscription was made.
     reconnects_before: u64,
+    /// Its number among the newcomers of the feed.
+    number: u64,
     /// The pending answer, which a new request replaces.
     asking: Mutex<Option<AbortHandle>>,
     nudged: Notify,
@@ -288,18 +291,21 @@ impl Subscription {
     async fn take(&self, next: Next) -> Result<Batch> {
         let Next { position: begun, limit, reports_progress, tells_caught_up, patience } = next;
         let deadline = tokio::time::Instant::now() + patience;
-        let progress = &self.feed.progress;
+        let (progress, newcomers) = (&self.feed.progress, &self.feed.newcomers);
         let everything = Arc::default();
         let filter = if reports_progress { &everything } else { &self.filter };
         let (mut position, mut id, mut is_over) = (begun, None, false);
         loop {
+            // Asked before the progress: a read that was there for this subscription is part of it.
+            let is_served = newcomers.is_served(self.number);
             let now = progress.borrow().clone();
             if let Some(error) = now.failure {
                 return Err(error);
             }
+            let has_begun = is_served && !now.is_beginning;
             if let Some(settled) = now.position.as_ref().filter(|settled| settled.version > position) {
                 let batch = self.take_settled(position, settled, limit).await?;
-                let is_caught_up = batch.is_caught_up && !now.is_beginning;
+                let is_caught_up = batch.is_caught_up && has_begun;
                 if !batch.events.is_empty() {
                     return Ok(Batch { is_caught_up, ..batch });
                 }
@@ -307,7 +313,7 @@ impl Subscription {
                 is_over = is_over || tokio::time::Instant::now() >= deadline || self.is_nudged().await;
             }
             let is_read = now.position.as_ref().is_some_and(|settled| settled.version <= position);
-            let is_caught_up = is_read && !now.is_beginning;
+            let is_caught_up = is_read && has_begun;
             if is_over || is_caught_up && (tells_caught_up || reports_progress && position > begun) {
                 if now.position.is_some_and(|settled| settled.version < position) {
                     self.check_position(position).await?;
@@ -325,6 +331,7 @@ impl Subscription {
             let Some(mut place) = self.feed.waiting.enter(filter, is_current) else { continue };
             let woken = tokio::select! {
                 woken = &mut place.woken => Some(woken.ok()),
+                () = newcomers.served(self.number), if !is_served => Some(None),
                 () = self.nudged.notified() => None,
                 () = self.changed() => None,
                 () = tokio::time::sleep_until(deadline) => None,
