@@ -173,7 +173,7 @@ async def test_subscriptions_go_on(database: Database, role: Database, caplog: p
             assert (await live.next(TIMEOUT_S)).data == 0
             await eventually(lambda: store.stats()["is_listening"], "it listens")
             with altered(database, *NO_LOGIN):
-                waiting = asyncio.create_task(live.next(60))
+                waiting = asyncio.create_task(live.next(3 * TIMEOUT_S))
                 await writer.store(Event("T", "a", 1))
                 await eventually(lambda: _are_refused(store.stats(), "listener_outage", "reader_outage"), "both are")
                 await asyncio.sleep(ATTEMPTS_S)

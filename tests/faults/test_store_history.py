@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+from typing import Any
 
 import psycopg
 import pytest
@@ -52,8 +53,10 @@ async def test_a_history(database: Database, seed: int, *, is_guarded: bool) -> 
     everyone = Writers([database.dsn], chance)
     with Proxy(database) as proxy:
         dsn = make_conninfo(proxy.dsn, application_name=STORE)
-        one = AsyncEventStore(dsn, answer_timeout=2)
-        two = AsyncEventStore(dsn, answer_timeout=2, max_open_conns=2, batch_size=20)
+        # An import waits for both together, on each link that swallows it.
+        limits: Any = {"answer_timeout": 2.0, "lock_wait": 5.0}
+        one = AsyncEventStore(dsn, **limits)
+        two = AsyncEventStore(dsn, max_open_conns=2, batch_size=20, **limits)
         for store in (one, two):
             await eventually(functools.partial(is_open, store), "it is open")
         async with one, two:
