@@ -100,11 +100,17 @@ class Under:
             await bus.publish(large_message(number))
         except CommitInDoubtError:
             self.ends[number] = "in doubt"
-        except (DatabaseError, ConnectionLostError) as error:
+        except (DatabaseError, ConnectionLostError, OperationTimeoutError) as error:
             self.ends[number] = "failed"
             self.reasons.add((getattr(error, "sqlstate", ""), str(error).partition(": canceling")[0]))
         else:
             self.ends[number] = "committed"
+
+    def is_clear(self) -> bool:
+        """Whether the server said in time what became of each, and had one session that ended and one that began."""
+        reason = "commit messages: cancelled, there was no answer within"
+        are_cancelled = all(code == QUERY_CANCELED and text.startswith(reason) for code, text in self.reasons)
+        return are_cancelled and "in doubt" not in self.ends.values() and self.most_sessions <= 1 >= self.most_waiting
 
 
 async def under_a_lock(database: Database) -> Under:
@@ -126,7 +132,7 @@ async def under_a_lock(database: Database) -> Under:
         await asyncio.gather(*emits)
         await in_the_end(lambda: bus.publish(large_message(1000)))
         await eventually(lambda: reader.packets and reader.packets[-1][1] == 1000, "all are in")
-        came = [packet[1] for packet in reader.packets if packet[1] != 1000]
+        came = [packet[1] for packet in reader.packets if packet[1] in seen.ends]
         assert "failed" in seen.ends.values(), "or the lock was too short"
         assert [number for number in came if seen.ends[number] != "in doubt"] == [
             number for number in range(1, 41) if seen.ends[number] == "committed"
@@ -137,16 +143,10 @@ async def under_a_lock(database: Database) -> Under:
 
 async def test_a_lock_costs_no_sessions_and_tells_no_lies(database: Database) -> None:
     """One try of five is enough: the server has a second to say what became of a statement, and may be busy."""
-    for _ in range(5):
-        seen = await under_a_lock(database)
-        if "in doubt" not in seen.ends.values() and seen.most_sessions <= 1 >= seen.most_waiting:
-            break
-    assert "in doubt" not in seen.ends.values(), "the server said what became of each"
-    assert seen.most_sessions <= 1, "one that ends, and one that begins"
-    assert seen.most_waiting <= 1
-    for sqlstate, reason in seen.reasons:
-        assert sqlstate == QUERY_CANCELED
-        assert reason.startswith("commit messages: cancelled, there was no answer within")
+    tries = []
+    while not tries or (not tries[-1].is_clear() and len(tries) < 5):
+        tries.append(await under_a_lock(database))
+    assert tries[-1].is_clear(), tries
 
 
 CALLS: dict[str, tuple[Any, ...]] = {
