@@ -143,7 +143,7 @@ async def under_a_lock(database: Database) -> Under:
 
 async def test_a_lock_costs_no_sessions_and_tells_no_lies(database: Database) -> None:
     """One try of five is enough: the server has a second to say what became of a statement, and may be busy."""
-    tries = []
+    tries: list[Under] = []
     while not tries or (not tries[-1].is_clear() and len(tries) < 5):
         tries.append(await under_a_lock(database))
     assert tries[-1].is_clear(), tries
