@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from socketio_postgres import (
     Event,
     OperationTimeoutError,
 )
-from socketio_postgres._cluster import serving_loop
+from socketio_postgres._cluster import runner, serving_loop
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
@@ -114,14 +115,15 @@ def test_a_manager_serves_in_one_loop_after_the_other(
     run(after_closing())
 
 
-def test_a_loop_that_ends_says_goodbye(database: Database) -> None:
+def test_a_loop_that_ends_says_goodbye(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "GOODBYE_LIMIT", TIMEOUT_S)  # PostgreSQL may be slow
     mgr = AsyncPostgresManager(database.dsn)
     socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
     with database.connect() as spy:
         spy.execute('LISTEN "socket.io#/"')
         for _ in range(2):
             asyncio.run(mgr.start())
-        types = [json.loads(notify.payload)["type"] for notify in spy.notifies(timeout=5, stop_after=4)]
+        types = [json.loads(notify.payload)["type"] for notify in spy.notifies(timeout=TIMEOUT_S, stop_after=4)]
     assert types == [1, 13, 1, 13]
     asyncio.run(eventually(lambda: database.value(SESSIONS) == 0, "its sessions are gone"))
     asyncio.run(close_of(mgr))
@@ -436,7 +438,8 @@ def test_a_loop_that_ends_during_a_call_of_another(database: Database) -> None:
 
 def test_a_loop_that_stops_during_a_call_of_another(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is never closed, as after `run_until_complete`."""
-    monkeypatch.setattr(serving_loop, "HAND_OVER_LIMIT", 0.1)
+    now = [0.0]
+    monkeypatch.setattr(serving_loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(serving_loop, "LOOK_INTERVAL", 0.02)
     mgr = AsyncPostgresManager(database.dsn)
     socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
@@ -455,6 +458,7 @@ def test_a_loop_that_stops_during_a_call_of_another(database: Database, monkeypa
 
     loop = asyncio.new_event_loop()
     call = loop.run_until_complete(serve())
+    now[0] = serving_loop.HAND_OVER_LIMIT + 1.0
     with pytest.raises(ClosedError, match="ended during the call"):
         call.result(TIMEOUT_S)
     del mgr._node._bus.flush
@@ -581,7 +585,7 @@ def _size() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), len(gc.get_objects())
 
 
-@pytest.mark.timeout(max(90, LOOPS))
+@pytest.mark.timeout(max(180, LOOPS))
 @pytest.mark.parametrize("run", [asyncio.run, run_and_close])
 @pytest.mark.parametrize("kind", [emitter, write_only_manager, serving_manager, client, store])
 def test_nothing_grows_from_loop_to_loop(
@@ -596,7 +600,8 @@ def test_nothing_grows_from_loop_to_loop(
         descriptors, objects = _size()
         for _ in range(LOOPS):
             run(use())
-        after = _size()
-    # What an earlier loop had may be closed a little later; that much for each loop would be far more.
-    assert after[0] <= descriptors + 6
-    assert after[1] <= objects + 10 * LOOPS
+        # What an earlier loop had may be closed a little later; some of it for each loop would be far more.
+        deadline = time.monotonic() + TIMEOUT_S
+        while (after := _size())[0] > descriptors + 6 or after[1] > objects + 10 * LOOPS:
+            assert time.monotonic() < deadline, (descriptors, objects, after)
+            time.sleep(0.1)
