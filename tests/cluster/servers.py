@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import socketio
@@ -18,13 +18,11 @@ from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import Frame, Spy
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import asked, eventually
 
 NAMESPACES = ("/", "/chat")
 
 Replies = Mapping[str, Sequence[object] | None]
-
-T = TypeVar("T")
 
 
 class Server:
@@ -122,20 +120,6 @@ async def open_trio(database: Database, **options: Any) -> AsyncIterator[Trio]:
         await asyncio.gather(*(client.disconnect() for client in clients))
         await eventually(lambda: all(server.expects_nothing() for server in servers), "no request is left behind")
     assert failures == []
-
-
-async def asked(ask: Callable[[float], Awaitable[T]], is_whole: Callable[[T], bool]) -> T:
-    """What comes of a request that somebody never answers, once all others have answered it in time.
-
-    Args:
-        ask: Makes the request, with a time-out in seconds; again with a longer one where that was too short for others.
-        is_whole: Whether the others had the time.
-    """
-    for seconds in (0.5, 4.0, 16.0):
-        found = await ask(seconds)
-        if is_whole(found):
-            break
-    return found
 
 
 async def timed_out(ask: Callable[[float], Awaitable[object]], missing: Sequence[str]) -> RequestTimeoutError:

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from socketio_postgres import RequestTimeoutError
-from tests.cluster.servers import FakePeer, Took, Trio, asked, timed_out
+from tests.cluster.servers import FakePeer, Took, Trio, timed_out
 from tests.fixtures.cluster import exactly
 from tests.fixtures.spy import spying
+from tests.fixtures.waiting import asked
 
 ACKNOWLEDGEMENT, CLIENT_COUNT = 12, 11
 

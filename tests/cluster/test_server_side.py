@@ -20,10 +20,10 @@ from socketio_postgres import (
     PostgresManager,
 )
 from socketio_postgres._bus.options import HeartbeatOptions
-from tests.cluster.servers import FakePeer, Server, Trio, asked, timed_out
+from tests.cluster.servers import FakePeer, Server, Trio, timed_out
 from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
-from tests.fixtures.waiting import TIMEOUT_S, eventually
+from tests.fixtures.waiting import TIMEOUT_S, asked, eventually
 
 Manager = AsyncPostgresManager | PostgresManager
 

@@ -12,11 +12,11 @@ import pytest
 import socketio
 
 from socketio_postgres._cluster.async_server_operator import AsyncRemoteSocket
-from tests.cluster.servers import FakePeer, Server, Took, Trio, asked, open_trio, timed_out
+from tests.cluster.servers import FakePeer, Server, Took, Trio, open_trio, timed_out
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
-from tests.fixtures.waiting import TIMEOUT_S, eventually
+from tests.fixtures.waiting import TIMEOUT_S, asked, eventually
 
 SOCKETS = 8
 
