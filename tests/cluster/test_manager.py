@@ -57,7 +57,8 @@ class Pair:
 
 @pytest.fixture
 async def pair(database: Database) -> AsyncIterator[Pair]:
-    async with spying(database) as spy, serving(database) as one, serving(database) as two:
+    patient: dict[str, Any] = {"heartbeat_timeout": 30.0}
+    async with spying(database) as spy, serving(database, **patient) as one, serving(database, **patient) as two:
         await acquainted(one, two)
         clients = {
             label: await PythonClient.connect(server.url, label=label, auth={"rooms": rooms})
