@@ -41,6 +41,13 @@ THREADS, CALLS = 8, 10
 LOOPS = 1000 if os.environ.get("SIO_PG_SOAK") else 30
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
+
+@pytest.fixture(autouse=True)
+def _slow_postgres(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that ends waits for a second until what was emitted is committed."""
+    monkeypatch.setattr(runner, "GOODBYE_LIMIT", TIMEOUT_S)
+
+
 Main = Callable[[], Coroutine[Any, Any, Any]]
 
 
@@ -115,8 +122,7 @@ def test_a_manager_serves_in_one_loop_after_the_other(
     run(after_closing())
 
 
-def test_a_loop_that_ends_says_goodbye(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "GOODBYE_LIMIT", TIMEOUT_S)  # PostgreSQL may be slow
+def test_a_loop_that_ends_says_goodbye(database: Database) -> None:
     mgr = AsyncPostgresManager(database.dsn)
     socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
     with database.connect() as spy:
