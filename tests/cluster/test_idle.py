@@ -138,27 +138,27 @@ class Trio:
         await eventually(is_silent, "silence", LIMIT_S)
         return before
 
+    async def has_stayed(self, count: int, seconds: float) -> bool:
+        """All count so many servers, for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.counts == {count}
+            await asyncio.sleep(0.01)
+        return True
+
+    async def has_idled(self, count: int, seconds: float) -> bool:
+        """They do so without anything being written."""
+        before = self.written()
+        await self.has_stayed(count, seconds)
+        return self.written() == before
+
     async def stays(self, count: int, seconds: float) -> None:
-        """All come to count so many servers for so long."""
-
-        async def has_stayed() -> bool:
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                assert self.counts == {count}
-                await asyncio.sleep(0.01)
-            return True
-
-        await eventually(has_stayed, f"all count {count} for {seconds} s", LIMIT_S)
+        """All come to count so many servers, for so long."""
+        await eventually(lambda: self.has_stayed(count, seconds), f"all count {count} for {seconds} s", LIMIT_S)
 
     async def idles(self, count: int, seconds: float) -> None:
-        """They do so without anything being written."""
-
-        async def is_idle() -> bool:
-            before = self.written()
-            await self.stays(count, seconds)
-            return self.written() == before
-
-        await eventually(is_idle, f"nothing is written for {seconds} s", LIMIT_S)
+        """They come to do so without anything being written."""
+        await eventually(lambda: self.has_idled(count, seconds), f"nothing is written for {seconds} s", LIMIT_S)
 
 
 @pytest.fixture
@@ -410,10 +410,16 @@ async def test_a_server_whose_announcement_was_lost_is_asked_for(trio: Trio) -> 
             await eventually(lambda: set(kinds(trio.spy, INITIAL_HEARTBEAT)) == set(NAMESPACES), "it is asked for")
             await trio.silence()
             times = Counter(kinds(trio.spy, INITIAL_HEARTBEAT))
-            for namespace in NAMESPACES:
-                FakePeer(trio.spy, f"unheard{attempt}", namespace).say(HEARTBEAT)
-            await trio.count(4)
-            await trio.idles(4, IDLE_S)  # its lock is enough
+            peers = [FakePeer(trio.spy, f"unheard{attempt}", namespace) for namespace in NAMESPACES]
+
+            async def is_kept(peers: list[FakePeer] = peers) -> bool:
+                for peer in peers:
+                    peer.say(HEARTBEAT)
+                await trio.count(4)
+                await trio.silence()
+                return await trio.has_idled(4, IDLE_S)
+
+            await eventually(is_kept, "its lock is enough", LIMIT_S)
         await trio.count(3)
         if max(times.values()) <= len(trio.managers):
             break

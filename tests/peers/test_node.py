@@ -421,10 +421,10 @@ asyncio.run(main())
 
 async def test_whoever_dies_is_no_longer_counted(database: Database) -> None:
     """Nobody says goodbye here: silence alone must do, on both sides."""
-    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=HEARTBEAT_S, heartbeat_timeout=1.0)
+    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=HEARTBEAT_S, heartbeat_timeout=3.0)
     async with PythonServer(manager) as server, NodePeer("survivor") as survivor, NodePeer("victim") as victim:
         await manager.start()
-        node = await NodeServer.start(survivor, database, adapter={"heartbeatTimeout": 1000})
+        node = await NodeServer.start(survivor, database, adapter={"heartbeatTimeout": 3000})
         await NodeServer.start(victim, database)
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", SILENT_SERVER, database.dsn)
         try:
