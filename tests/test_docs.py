@@ -329,18 +329,27 @@ def test_rights_suffice(database: Database) -> None:
 
     async def send_and_receive() -> None:
         async with AsyncEmitter(restricted, create_table=False) as io:
-            server = AsyncPostgresManager(restricted, create_table=False, cleanup_interval=0.1)
-            socketio.AsyncServer(client_manager=server, async_mode="asgi")
+            # The second one deletes attachments so soon that nobody might have read them before.
+            reading, deleting = (
+                AsyncPostgresManager(restricted, create_table=False, cleanup_interval=interval)
+                for interval in (3600, 0.1)
+            )
+            for server in (reading, deleting):
+                socketio.AsyncServer(client_manager=server, async_mode="asgi")
             try:
-                await server.start()
+                await reading.start()
                 await io.server_side_emit("upload", b"bytes")  # for the server itself, which has no clients
-                await eventually(lambda: server.stats()["attachments"] == 1, "the attachment is read")
+                await eventually(lambda: reading.stats()["attachments"] == 1, "the attachment is read")
+                assert reading.stats()["attachments_missing"] == 0
+                await reading.close()
+                await deleting.start()
+                await deleting.server_side_emit("upload", b"bytes")
                 await eventually(
-                    lambda: database.value("SELECT count(*) FROM socket_io_attachments") == 0, "and deleted"
+                    lambda: database.value("SELECT count(*) FROM socket_io_attachments") == 0, "both are deleted"
                 )
-                assert server.stats()["attachments_missing"] == 0
             finally:
-                await server.close()
+                await reading.close()
+                await deleting.close()
 
     with database.connect() as superuser:
         superuser.execute(sql_block("CREATE UNLOGGED TABLE"))

@@ -107,7 +107,11 @@ def test_closed_descriptors(thousand: Database, line: str, status: int) -> None:
 def test_interrupted(thousand: Database, command: str) -> None:
     def sessions() -> set[int]:
         with thousand.connect() as admin:
-            others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            # Autovacuum has sessions, too.
+            others = (
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND backend_type = 'client backend'"
+            )
             return {row[0] for row in admin.execute(others)}
 
     before = sessions()  # of the fixture's store, which may take a moment to end

@@ -117,7 +117,6 @@ async def views(process: asyncio.subprocess.Process) -> dict[str, Any]:
     return fields
 
 
-@pytest.mark.usefixtures("node_packages")
 def test_messages_of_this_package_as_they_are(database: Database) -> None:
     """Emitters are told apart by their own ids, and from what transactions send."""
     traffic = Traffic(["/"])
@@ -142,6 +141,7 @@ def test_messages_of_this_package_as_they_are(database: Database) -> None:
     assert seen.gaps == 0
 
 
+@pytest.mark.usefixtures("node_packages")
 async def test_a_mixed_cluster(database: Database) -> None:
     async with serving(database) as python, NodePeer() as peer, AsyncEmitter(database.dsn) as emitter:
         await python.manager.start()
@@ -151,20 +151,26 @@ async def test_a_mixed_cluster(database: Database) -> None:
         try:
             assert process.stderr is not None
             await asyncio.wait_for(process.stderr.readline(), TIMEOUT_S)
-            for _ in range(200):  # bounded by the time that `views` waits
+
+            async def everything_is_seen() -> bool:
+                """In one interval, in which a message or an answer may still be on its way."""
                 await emitter.to("red").emit("hello", "é" * 9000)
                 seen = await views(process)
                 languages = {each["language"] for each in seen["servers"] if each["uid"] is not None}
-                if languages == {"python", "node"} and seen["rooms"] and seen["lag_seconds"] > 0:
-                    break
-            (place,) = [each["pid"] for each in seen["servers"] if each["language"] == "python"]
-            assert place is not None, "its lock is known"
-            assert 0 <= seen["queue_usage"] < 0.1
-            assert seen["rooms"][0]["room"] == "red"
-            assert seen["bytes_per_second"] > 18_000, "attachments are counted with what they hold"
-            assert seen["gaps"] == seen["missing"] == seen["undecodable"] == 0
-            assert [each["namespace"] for each in seen["namespaces"]] == ["/"]
-            assert python.manager.server_count("/") == 2, "nobody counts it"
+                assert languages == {"python", "node"}, seen
+                (place,) = [each["pid"] for each in seen["servers"] if each["language"] == "python"]
+                assert place is not None, "its lock is known"
+                assert seen["lag_seconds"] > 0, seen
+                assert [each["room"] for each in seen["rooms"]] == ["red"], seen
+                size = seen["bytes_per_second"] * seen["seconds"]
+                assert size > 18_000, "attachments are counted with what they hold"
+                assert 0 <= seen["queue_usage"] < 0.1, seen
+                assert seen["gaps"] == seen["missing"] == seen["undecodable"] == 0, seen
+                assert [each["namespace"] for each in seen["namespaces"]] == ["/"], seen
+                return True
+
+            await eventually(everything_is_seen, "a view of everything", 2 * TIMEOUT_S)
+            await eventually(lambda: python.manager.server_count("/") == 2, "nobody counts it")
         finally:
             process.kill()
             await process.wait()
@@ -204,7 +210,7 @@ async def test_it_goes_on_when_postgres_was_away(database: Database) -> None:
         async def is_back() -> bool:
             seen = await views(process)
             # Not how full the queue is: all databases of the server share it, and other tests stop listeners.
-            assert seen["gaps"] == 1, seen
+            assert seen["gaps"] >= 1, seen
             assert seen["queue_usage"] is not None, seen
             return True
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from socketio_postgres.demo.postgres_account import is_readable, server_account
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 40.0
 INSTALLED = find_binaries()
 
 
@@ -48,7 +47,7 @@ def is_alive(pid: int) -> bool:
 
 
 def ask(dsn: str, query: str) -> object:
-    with psycopg.connect(dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(dsn, connect_timeout=int(WAIT_SECONDS), autocommit=True) as connection:
         row = connection.execute(query).fetchone()
     assert row is not None
     return row[0]
@@ -220,23 +219,29 @@ import os, signal, sys
 from socketio_postgres.demo.embedded import EmbeddedPostgres
 postgres = EmbeddedPostgres()
 postgres.start()
-print(postgres.pid, postgres.log_path.parent, flush=True)
+print(postgres.pid, postgres.log_path, flush=True)
+sys.stdin.readline()
 if {ending!r} == "exception": raise RuntimeError("on purpose")
 if {ending!r} == "os._exit": os._exit(3)
-if {ending!r}.startswith("SIG"): signal.pause()
+if {ending!r}.startswith("SIG"): signal.raise_signal(getattr(signal, {ending!r}))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as child:
         assert child.stdout is not None
-        pid, files = child.stdout.readline().split()
-        if ending.startswith("SIG"):
-            assert is_alive(int(pid))
-            child.send_signal(signal.Signals[ending])
-        child.wait(WAIT_SECONDS)
-    # Sooner than the watcher's last resort, and than PostgreSQL notices by itself that its files are gone.
-    wait_until(lambda: not is_alive(int(pid)), "server is gone", seconds=8)
-    wait_until(lambda: not Path(files).exists(), "files are removed")
+        pid, path = child.stdout.readline().split()
+        assert is_alive(int(pid))
+        log = Path(path).open()  # noqa: SIM115 - of a file that is removed
+        child.communicate("end\n", timeout=WAIT_SECONDS)
+    wait_until(lambda: not is_alive(int(pid)), "server is gone")
+    wait_until(lambda: not Path(path).parent.exists(), "files are removed")
+    with log:
+        # Told to, and neither killed nor because it noticed that its files are gone.
+        assert f"received {'fast' if ending.startswith('ex') else 'immediate'} shutdown request" in log.read()
 
 
 def test_a_forked_child_does_not_stop_the_server() -> None:

@@ -60,9 +60,9 @@ async def test_whoever_owns_all_partitions_needs_no_filter(
     asked: list[list[Any]] = []
     make = store._subscription
 
-    def subscription(conditions: list[Any], *rest: Any, is_durable: bool) -> AsyncSubscription:
+    def subscription(conditions: list[Any], *rest: Any) -> AsyncSubscription:
         asked.append(conditions)
-        return make(conditions, *rest, is_durable=is_durable)
+        return make(conditions, *rest)
 
     monkeypatch.setattr(store, "_subscription", subscription)
     await fill(store, 20)

@@ -24,6 +24,7 @@ elif PATCHED:
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,6 +35,8 @@ from socketio_postgres import Emitter, PostgresClient, PostgresManager  # noqa: 
 
 DSN = os.environ["SIO_PG_TEST_DSN"]
 PARENT = os.getpid()
+LIMIT_S = 60.0
+"""What is awaited for longer does not come."""
 PORT = int(os.environ.get("SIO_PG_TEST_PORT", "0"))
 
 logging.basicConfig(level=logging.INFO)
@@ -81,7 +84,7 @@ def add(first: int, second: int) -> int:
 
 @mgr.on_server_side("clients")
 def clients() -> int:
-    return len(mgr.fetch_sockets())
+    return len(mgr.timeout(30).fetch_sockets())
 
 
 @mgr.on_server_side("fail")
@@ -91,7 +94,7 @@ def fail() -> None:
 
 @mgr.on_server_side("block")
 def block() -> str:
-    gate.wait(20.0)
+    gate.wait(LIMIT_S)
     return "unblocked"
 
 
@@ -121,7 +124,7 @@ def fork_server() -> int:
     if pid == 0:
         try:
             mgr.start()
-            gate.wait(20.0)
+            gate.wait(LIMIT_S)
             mgr.close()
         except BaseException as error:  # noqa: BLE001 - there is nobody to raise it to
             os.write(2, repr(error).encode())
@@ -158,10 +161,13 @@ def close_another() -> list[str]:
     another.close()
     thread: Any = another.thread
     if MODE == "threading":
-        thread.join(1.0)
+        thread.join(LIMIT_S)
         return [thread.name] if thread.is_alive() else []
-    sio.sleep(0.01)
-    return [] if getattr(thread, "g", thread).dead else ["greenlet"]
+    greenlet = getattr(thread, "g", thread)
+    deadline = time.monotonic() + LIMIT_S
+    while not greenlet.dead and time.monotonic() < deadline:
+        sio.sleep(0.01)
+    return [] if greenlet.dead else ["greenlet"]
 
 
 def tick() -> None:
@@ -201,7 +207,7 @@ def in_background(*functions: Callable[[], object]) -> list[object]:
 
     for number, function in enumerate(functions):
         sio.start_background_task(run, number, function)
-    done.wait(20.0)
+    done.wait(LIMIT_S)
     return [results.get(number, "not done") for number in range(len(functions))]
 
 
@@ -212,11 +218,11 @@ def called(event: str, to: str, *args: object) -> list[object]:
 
     def answer(*values: object) -> None:
         # A callback may itself ask the cluster.
-        answers.extend([*values, len(mgr.fetch_sockets())])
+        answers.extend([*values, len(mgr.timeout(30).fetch_sockets())])
         done.set()
 
     sio.emit(event, args, to=to, callback=answer)
-    done.wait(20.0)
+    done.wait(LIMIT_S)
     return answers
 
 

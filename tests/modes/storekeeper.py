@@ -1,8 +1,7 @@
 """Uses an `EventStore` in the main greenlet, and prints how far a heartbeat beside it came during each step.
 
 Arguments: `threading`, `gevent`, `gevent patched`, `eventlet` or `eventlet patched`; a DSN. For each step it prints its
-name and the number of beats, of which there are a hundred in a second. A long step in which there were hardly any is
-tried again: perhaps the machine was busy.
+name and the number of beats, of which there are a hundred in a second.
 """
 
 from __future__ import annotations
@@ -29,8 +28,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from socketio_postgres import Event, EventStore, NotificationPayload, OperationTimeoutError
+from socketio_postgres.events._sync.callback_subscription import CallbackSubscription
+
+T = TypeVar("T")
 
 if LIBRARY == "threading":
 
@@ -43,9 +46,10 @@ LONG = 0.5
 """Seconds that a step waits at least, so that a heartbeat that goes on has beaten some fifty times."""
 
 ENOUGH = 5
-"""Beats of a heartbeat that goes on."""
+"""Beats that show that it goes on."""
 
-ATTEMPTS = 10
+ATTEMPTS = 20
+"""Of a long step: while the system lets this process wait, the heart does not beat either."""
 
 beats = 0
 
@@ -57,31 +61,40 @@ def beat() -> None:
         pause(0.01)
 
 
-def step(name: str, function: Callable[[], object], attempts: int = 1) -> None:
-    for _ in range(attempts):
+def step(name: str, function: Callable[[], object]) -> None:
+    before = beats
+    function()
+    print(name, beats - before, flush=True)
+
+
+def long_step(name: str, wait: Callable[[T], object], prepare: Callable[[], T]) -> None:
+    """A step that waits for `LONG`; only the beats during `wait` count."""
+    count = 0
+    for _ in range(ATTEMPTS):
+        given = prepare()
         before = beats
-        function()
+        wait(given)
         count = beats - before
         if count >= ENOUGH:
             break
     print(name, count, flush=True)
 
 
-def long_step(name: str, function: Callable[[], object]) -> None:
-    step(name, function, ATTEMPTS)
+def step_in_vain(name: str, wait: Callable[[], object]) -> None:
+    def wait_in_vain(_: None) -> None:
+        with contextlib.suppress(OperationTimeoutError):
+            wait()
+            raise AssertionError("it did not wait")
 
-
-def wait_in_vain(wait: Callable[[], object]) -> None:
-    with contextlib.suppress(OperationTimeoutError):
-        wait()
-        raise AssertionError("it did not wait")
+    long_step(name, wait_in_vain, lambda: None)
 
 
 spawn(beat)
 pause(0.05)
 store = EventStore(DSN)
 other = EventStore(DSN)
-begun, held = threading.Event(), threading.Event()
+begun = threading.Event()
+is_held = False
 
 
 def handle(_: NotificationPayload) -> None:
@@ -90,38 +103,44 @@ def handle(_: NotificationPayload) -> None:
     time.sleep(LONG)
 
 
-def cancel_a_callback() -> None:
+def called() -> CallbackSubscription:
+    """A callback that is under way."""
     begun.clear()
     callback = store.subscribe_to_all(handle)
     store.store(Event("T", "called"))
     while not begun.is_set():
         pause(0.01)
-    callback.cancel()
+    return callback
 
 
 def hold() -> None:
+    global is_held  # noqa: PLW0603
     with other.durable("d", lease=60):
-        held.set()
+        is_held = True
         pause(LONG)
+        is_held = False
 
 
-def take_over() -> None:
-    held.clear()
+def held() -> None:
+    """Let another store own the durable subscription."""
     spawn(hold)
-    while not held.is_set():
+    while not is_held:
         pause(0.01)
-    with store.durable("d", lease=60) as durable:
+
+
+def take_over(_: None) -> None:
+    with store.durable("d", lease=20) as durable:
         next(iter(durable))
 
 
 step("open", store.open)
 step("store", lambda: [store.store(Event("T", f"a{number}")) for number in range(50)])
 step("load", lambda: [store.load() for _ in range(20)])
-long_step("wait for a version", lambda: wait_in_vain(lambda: store.wait_for(1000, timeout=LONG)))
+step_in_vain("wait for a version", lambda: store.wait_for(1000, timeout=LONG))
 with store.subscribe() as subscription:
     step("read", lambda: [subscription.next() for _ in range(50)])
-    long_step("wait for an event", lambda: wait_in_vain(lambda: subscription.next(LONG)))
-    long_step("wait for a loop", lambda: wait_in_vain(lambda: subscription.wait_for(1000, timeout=LONG)))
-long_step("cancel a callback", cancel_a_callback)
-long_step("take over", take_over)
+    step_in_vain("wait for an event", lambda: subscription.next(LONG))
+    step_in_vain("wait for a loop", lambda: subscription.wait_for(1000, timeout=LONG))
+long_step("cancel a callback", lambda callback: callback.cancel(), called)
+long_step("take over", take_over, held)
 step("close", lambda: [each.close() for each in (store, other)])  # type: ignore[func-returns-value]

@@ -6,7 +6,6 @@ The same for sync servers is in test_modes.py.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -32,7 +31,7 @@ class Both:
     async def still_works(self) -> None:
         """Events, broadcasts and questions get through to the first server."""
         self.mgr.on_server_side("add", lambda first, second: first + second)
-        assert await self.other.server_side_emit_with_ack("add", 3, 4, timeout=10) == [7]
+        assert await self.other.server_side_emit_with_ack("add", 3, 4, timeout=30) == [7]
         await self.other.emit("still", None)
         await self.client.wait_for("still")
 
@@ -56,14 +55,14 @@ async def both(database: Database) -> AsyncIterator[Both]:
 async def test_a_server_side_handler_asks_the_cluster(both: Both) -> None:
     async def ask() -> list[object]:
         return [
-            len(await both.mgr.fetch_sockets()),
-            await both.mgr.timeout(10).emit_with_ack("question", 1),
+            len(await both.mgr.timeout(30).fetch_sockets()),
+            await both.mgr.timeout(30).emit_with_ack("question", 1),
             await both.mgr.server.call("question", 2, to=both.other_client.sid),
-            await both.mgr.server_side_emit_with_ack("nothing", timeout=10),
+            await both.mgr.server_side_emit_with_ack("nothing", timeout=30),
         ]
 
     both.mgr.on_server_side("ask", ask)
-    assert await both.other.server_side_emit_with_ack("ask", timeout=10) == [[2, [1, 1], 2, [None]]]
+    assert await both.other.server_side_emit_with_ack("ask", timeout=30) == [[2, [1, 1], 2, [None]]]
 
 
 async def test_a_callback_asks_the_cluster(both: Both) -> None:
@@ -71,7 +70,7 @@ async def test_a_callback_asks_the_cluster(both: Both) -> None:
         counts: list[int] = []
 
         async def answer(value: int, counts: list[int] = counts) -> None:
-            counts.append(value + len(await both.mgr.fetch_sockets()))
+            counts.append(value + len(await both.mgr.timeout(30).fetch_sockets()))
 
         await both.mgr.server.emit("question", 1, to=client.sid, callback=answer)
         await eventually(lambda counts=counts: counts == [3], "the callback has its answer")  # type: ignore[misc]
@@ -80,7 +79,7 @@ async def test_a_callback_asks_the_cluster(both: Both) -> None:
 async def test_a_blocked_handler_stops_nothing(both: Both) -> None:
     gate = asyncio.Event()
     both.mgr.on_server_side("block", gate.wait)
-    blocked = asyncio.create_task(both.other.server_side_emit_with_ack("block", timeout=20))
+    blocked = asyncio.create_task(both.other.server_side_emit_with_ack("block", timeout=60))
     await both.still_works()
     assert not blocked.done()
     gate.set()
@@ -100,7 +99,7 @@ async def test_a_handler_that_raises(
     both: Both, handler: Callable[[], Awaitable[None] | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     both.mgr.on_server_side("fail", handler)
-    assert await both.other.server_side_emit_with_ack("fail", timeout=10) == [None]
+    assert await both.other.server_side_emit_with_ack("fail", timeout=30) == [None]
     assert [type(error) for error in both.errors] == [LookupError]
     assert "on purpose" in caplog.text
     await both.still_works()
@@ -126,7 +125,7 @@ async def test_a_disconnect_handler(both: Both, what: str) -> None:
     async def disconnect(sid: str, reason: str) -> None:
         del sid, reason
         if what == "asks":
-            counts.append(len(await both.mgr.fetch_sockets()))
+            counts.append(len(await both.mgr.timeout(30).fetch_sockets()))
         elif what == "raises":
             raise LookupError("on purpose")
         else:
@@ -136,10 +135,10 @@ async def test_a_disconnect_handler(both: Both, what: str) -> None:
     await both.other.server.disconnect(both.client.sid)
     await both.client.wait_for_disconnect()
     # Gone from the first moment on, whatever its handler does.
-    [socket] = await both.other.fetch_sockets()
+    [socket] = await both.other.timeout(30).fetch_sockets()
     assert socket.id == both.other_client.sid
     both.mgr.on_server_side("add", lambda first, second: first + second)
-    assert await both.other.server_side_emit_with_ack("add", 3, 4, timeout=10) == [7]
+    assert await both.other.server_side_emit_with_ack("add", 3, 4, timeout=30) == [7]
     gate.set()
     await eventually(lambda: both.client.sid not in both.mgr.rooms.get("/", {None: {}})[None], "it is forgotten")
     assert counts == ([1] if what == "asks" else [])
@@ -150,7 +149,8 @@ async def test_an_error_handler_that_raises(database: Database, caplog: pytest.L
     def fail(error: Exception) -> None:
         raise RuntimeError("the handler of errors") from error
 
-    mgr = AsyncPostgresManager(database.dsn, error_handler=fail)
+    # A listener that had ended would be missed later than any test waits.
+    mgr = AsyncPostgresManager(database.dsn, error_handler=fail, heartbeat_timeout=120)
     async with PythonServer(mgr) as server:
         await mgr.start()
         mgr.on_server_side("fail", _raise)
@@ -160,9 +160,7 @@ async def test_an_error_handler_that_raises(database: Database, caplog: pytest.L
         )
         await eventually(lambda: "the handler of errors" in caplog.text, "it is logged")
         client = await PythonClient.connect(server.url)
-        began = time.monotonic()
         await mgr.emit("hello", None)
         await client.wait_for("hello")
-        assert time.monotonic() - began < 10
         await client.disconnect()
         await mgr.close()

@@ -48,7 +48,7 @@ def main() -> None:
         for process in children:
             process.start()
         for process in children:
-            process.join(20)
+            process.join()
             assert process.exitcode == 0
     elif HOW == "pool":
         pool = multiprocessing.get_context("fork").Pool(2)

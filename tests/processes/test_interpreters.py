@@ -54,7 +54,7 @@ TRY = {TRY!r}
 )
 async def test_only_one_interpreter_has_it(steps: str, expected: list[str]) -> None:
     with Program(["-W", "ignore", "-c", SCRIPT + steps]) as program:
-        assert await program.wait(20.0) == 0, program.output
+        assert await program.wait() == 0, program.output
         lines = program.output.splitlines()
     assert [line.partition(":")[0] for line in lines] == expected
     advice = "another interpreter of this process"

@@ -14,14 +14,17 @@ from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.program import Program
 from tests.fixtures.server import PythonServer
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 WORKERS = 2
 ASGI = "tests.processes.asgi:app"
 WSGI = "tests.processes.wsgi:app"
-GUNICORN = ("-m", "gunicorn", "--workers", str(WORKERS), "--graceful-timeout", "1")
+# Gunicorn kills workers that have not said goodbye when this time is over.
+GUNICORN = ("-m", "gunicorn", "--workers", str(WORKERS), "--graceful-timeout", "40", "--timeout", "120")
+# Uvicorn asks its workers whether they live, and kills one that does not answer in time. Here one is stopped.
+UVICORN = ("-m", "uvicorn", "--workers", str(WORKERS), "--timeout-worker-healthcheck", "120")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "uvicorn": ("-m", "uvicorn", "--workers", str(WORKERS), "--timeout-graceful-shutdown", "1", ASGI),
+    "uvicorn": (*UVICORN, "--timeout-graceful-shutdown", "1", ASGI),
     "granian": ("-m", "granian", "--interface", "asgi", "--runtime-mode", "st", "--workers", str(WORKERS), ASGI),
     "gunicorn uvicorn": (*GUNICORN, "-k", "uvicorn_worker.UvicornWorker", ASGI),
     "gunicorn uvicorn preload": (*GUNICORN, "--preload", "-k", "uvicorn_worker.UvicornWorker", ASGI),
@@ -83,10 +86,10 @@ async def test_workers(name: str, database: Database) -> None:
                 assert await client.wait_for("hello") == [(b"bytes",)]
 
             async def only_these() -> bool:
-                return len(await mgr.fetch_sockets()) == len(clients) + 1
+                return len(await mgr.timeout(TIMEOUT_S).fetch_sockets()) == len(clients) + 1
 
             await eventually(only_these, "clients that left are gone")
-            answers = await mgr.timeout(10).emit_with_ack("question", 1)
+            answers = await mgr.timeout(TIMEOUT_S).emit_with_ack("question", 1)
             assert answers == [1] * (len(clients) + 1)
             asked = [args[1] for args in observer.received("asked")]
             assert len(asked) == len(set(asked)), "each event once"

@@ -117,7 +117,7 @@ def test_the_core_fills_in_size_errors() -> None:
 
 
 async def test_the_core_fills_in_connection_errors() -> None:
-    emitter = AsyncEmitter("postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=2")
+    emitter = AsyncEmitter("postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=60")
     with pytest.raises(ConnectionLostError) as caught:
         await emitter.start()
     error = caught.value

@@ -20,7 +20,7 @@ from socketio_postgres._bus.bus import Bus
 from socketio_postgres._bus.handover import AsyncCalls, BlockingCalls, batches_of, readable
 from socketio_postgres._bus.options import BusOptions
 
-NOWHERE = "postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=2"
+NOWHERE = "postgresql://app:hunter2@127.0.0.1:1/app?connect_timeout=60"
 
 
 def new_bus() -> Bus:
@@ -63,8 +63,7 @@ def test_waiting_ends_with_the_time_or_an_item() -> None:
     assert time.monotonic() - began >= 0.05
     thread = threading.Timer(0.05, finish, (inbox, 1))
     thread.start()
-    assert inbox.wait(20.0) is True  # and other threads run meanwhile, or it never would
-    assert time.monotonic() - began < 10
+    assert inbox.wait(600.0) is True  # the item ends it, not the time; and other threads run, or it never would
     assert inbox.wait(0.0) is True
     thread.join()
     inbox.drain(1)
@@ -303,7 +302,8 @@ def test_a_bus_that_was_never_used_costs_nothing() -> None:
     files = Path("/proc/self/fd")
     before = len(list(files.iterdir())) if files.exists() else 0
     buses = [new_bus() for _ in range(20)]
-    assert {thread.name for thread in threading.enumerate()} == threads
+    # Threads of other tests may end meanwhile.
+    assert {thread.name for thread in threading.enumerate()} <= threads
     if before:
         assert len(list(files.iterdir())) < before + 20
     for bus in buses:
