@@ -297,7 +297,7 @@ impl Subscription {
                     return Ok(Batch { is_caught_up, ..batch });
                 }
                 (position, id) = (batch.position, batch.position_id);
-                is_over = is_over || tokio::time::Instant::now() >= deadline || self.is_nudged().await;
+                is_over = is_over || tokio::time::Instant::now() >= deadline || self.is_called(heeded).await;
             }
             let is_read = now.position.as_ref().is_some_and(|settled| settled.version <= position);
             let is_caught_up = is_read && has_begun;
@@ -332,11 +332,13 @@ impl Subscription {
         }
     }
 
-    /// Whether there was a nudge since the last one was answered.
-    async fn is_nudged(&self) -> bool {
+    /// Whether the request is to be answered with what is known: there was a nudge since the last one was answered, or a
+    /// change of durable subscriptions.
+    async fn is_called(&self, heeded: Option<u64>) -> bool {
         tokio::select! {
             biased;
             () = self.nudged.notified() => true,
+            () = self.changed(heeded) => true,
             () = std::future::ready(()) => false,
         }
     }
