@@ -283,7 +283,9 @@ async def test_a_subscription_while_the_table_grows(
                 await live.next(20)
                 await filtered.next(20)
     await store.close()
-    assert await rows_read(database) < 10 * calls * size
+    # Each read would walk the table otherwise: some hundred reads of some thousand rows. How many read together before
+    # PostgreSQL plans anew depends on when they come.
+    assert await rows_read(database) < 20 * calls * size
 
 
 @pytest.mark.parametrize("has_statistics", [True, False], ids=["analyzed", "not analyzed"])
