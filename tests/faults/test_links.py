@@ -233,7 +233,7 @@ async def test_a_server_starts_behind_a_backlog_on_a_slow_link(postgres: OwnPost
             await eventually(lambda: proxy.links, "the publisher is there, the listener comes")
             [link] = publishing.links
             link.freeze("to_server")  # its first message waits
-            await eventually(lambda: sessions(database, "query ~ '^LISTEN'"), "it listens")
+            await eventually(lambda: sessions(database, LISTENS), "it listens, or asks the next question already")
             proxy.shape = Shape(bytes_per_second=25_000, slice_bytes=1000)
             database.value(backlog, CHANNEL)  # in one go: it takes twenty seconds to arrive
             link.thaw()

@@ -169,17 +169,33 @@ async def test_a_call_behind_a_lock_is_taken_back(
             dsn = stack.enter_context(PgBouncer(program, database, "transaction", pool_size=5)).dsn
         async with bus_of(dsn) as bus:
             call = functools.partial(getattr(bus.core, name), *CALLS[name])
-            with locked(database):
-                are_clear = []
-                for _ in range(3):
-                    ends = await asyncio.gather(*(bus.call(call) for _ in range(5)), return_exceptions=True)
-                    for error in ends:
-                        assert isinstance(error, DatabaseError | ConnectionLostError), error
-                    are_clear.append(not any(getattr(error, "may_be_sent", False) for error in ends))
-                    await eventually(lambda: not sessions(database, WAITS), "nothing waits any more")
-                assert any(are_clear), "the server said so, unless it was too busy to do so within a second"
-            assert count_rows(database) == 0
+            tries = [await is_taken_back(database, bus, call)]
+            while not tries[-1] and len(tries) < 5:
+                tries.append(await is_taken_back(database, bus, call))
+            assert tries[-1], "one try is enough: the server has two seconds to take a statement back, and may be busy"
             await in_the_end(lambda: bus.call(call))
+
+
+async def is_taken_back(database: Database, bus: Bus, call: Callable[..., None]) -> bool:
+    """Whether calls that fail behind a lock leave nothing on the server, and say so; otherwise it was too busy."""
+    await eventually(
+        lambda: not sessions(database, f"query ~ '{TABLE}' AND state = 'active'"), "an earlier try is over"
+    )
+    before = count_rows(database)
+    is_clear = True
+    with locked(database):
+        for _ in range(3):
+            ends = await asyncio.gather(*(bus.call(call) for _ in range(5)), return_exceptions=True)
+            for error in ends:
+                assert isinstance(error, DatabaseError | ConnectionLostError | OperationTimeoutError), error
+                is_clear &= not getattr(error, "may_be_sent", False)
+            try:
+                await eventually(lambda: not sessions(database, WAITS), "nothing waits any more", 10)
+            except AssertionError:
+                return False
+    if is_clear:
+        assert count_rows(database) == before, "what failed is not stored later"
+    return is_clear
 
 
 async def test_closing_takes_back_what_is_under_way(database: Database) -> None:
