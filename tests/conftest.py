@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Generator
 
 import engineio.packet
+import hypothesis
 import pytest
 import socketio.packet
 import uvloop
@@ -18,6 +19,10 @@ pytest_plugins = [
     "tests.fixtures.tables",
     "tests.fixtures.browser",
 ]
+
+# An example may take longer than 200 ms, and so may making some: others use the machine, too.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 REQUIRE_ALL = os.environ.get("SIO_PG_REQUIRE_ALL") == "1"
 

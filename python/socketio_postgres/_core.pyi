@@ -501,7 +501,10 @@ class EventStore:
     def query(self, sql: str, texts: list[str | None], inbox: Inbox, token: int) -> None:
         """Run a statement whose parameters and results are texts; ends with a list of rows."""
 
-    def subscribe(self, conditions: list[tuple[str, str, list[str]]], is_durable: bool) -> Subscription: ...
+    def subscribe(self, conditions: list[tuple[str, str, list[str]]]) -> Subscription: ...
+    def durable_changes(self) -> int:
+        """How often durable subscriptions may have been changed by others, as far as was heard by this process."""
+
     def close(self, limit_seconds: float, inbox: Inbox, token: int) -> None: ...
     def take_failures(self) -> list[SocketIOPostgresError]:
         """Why subscriptions had to wait for a connection, each reason once, since this was asked last."""
@@ -540,6 +543,7 @@ class Subscription:
         reports_progress: bool,
         tells_caught_up: bool,
         patience_seconds: float,
+        heeded: int | None,
         inbox: Inbox,
         token: int,
     ) -> None:
@@ -547,18 +551,12 @@ class Subscription:
 
         The id is that of the event at the position, or None if the position is the one that was asked from. Without
         events it ends after `patience_seconds`; earlier if it is to report progress, and there was some, or to tell
-        that the subscription has caught up.
+        that the subscription has caught up, or, with `heeded`, as soon as `durable_changes` of the store is another.
 
         A new question takes the place of one under way, which then ends with `ClosedError`.
         """
 
     def nudge(self) -> None:
         """Answer the question under way, or the next one, with what is known, even if it is nothing."""
-
-    def was_changed(self) -> bool:
-        """Whether somebody may have changed durable subscriptions since the last call; always False if not durable.
-
-        Until it is called, the question under way, and each after it, is answered at once.
-        """
 
     def close(self) -> None: ...

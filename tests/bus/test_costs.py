@@ -24,7 +24,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.tally import Spoken, Tally
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 CHANNEL = "socket.io#/"
 # Nothing but what the tests do writes WAL or takes transaction ids.
@@ -123,11 +123,11 @@ def test_what_waits_for_a_commit_shares_the_next_one(quiet: Database, proxy: Pro
         io.emit("first")
         io.flush()
         [link] = proxy.links
-        list(listener.notifies(timeout=20, stop_after=1))
+        list(listener.notifies(timeout=TIMEOUT_S, stop_after=1))
         spoken, cost = tally.now, meter.now
         link.freeze("to_client")
         io.emit("chat", 0)
-        [notify] = listener.notifies(timeout=20, stop_after=1)  # committed, and nobody has been told
+        [notify] = listener.notifies(timeout=TIMEOUT_S, stop_after=1)  # committed, and nobody has been told
         assert '["chat",0]' in notify.payload
         for number in range(1, 1001):
             io.emit("chat", number)
@@ -143,6 +143,7 @@ async def test_receiving_asks_nothing(quiet: Database, tally: Tally) -> None:
     async with BusReader(quiet, dsn=tally.dsn, heartbeat_timeout=3600.0) as reader, AsyncEmitter(quiet.dsn) as io:
         await io.emit("first")
         await reader.wait_for(1)
+        await eventually(lambda: reader.listens == 1, "the session is set up")
         spoken = tally.now
         for number in range(50):
             await io.emit("chat", number)
@@ -154,6 +155,7 @@ async def test_an_attachment_is_fetched_in_one_round_trip(quiet: Database, tally
     async with BusReader(quiet, dsn=tally.dsn, heartbeat_timeout=3600.0) as reader, AsyncEmitter(quiet.dsn) as io:
         await io.emit("first", b"binary")
         await reader.wait_for(1)
+        await eventually(lambda: reader.listens == 1, "the session is set up")
         spoken = tally.now
         await io.emit("large", b"x" * 50_000)
         await reader.wait_for(2)
@@ -168,6 +170,7 @@ async def test_an_attachment_for_nobody_here_is_not_fetched(quiet: Database, tal
         core.enter_room("/", "here")
         await io.emit("first", b"binary")
         await reader.wait_for(1)
+        await eventually(lambda: reader.listens == 1, "the session is set up")
         spoken = tally.now
         await io.to("elsewhere").emit("large", b"x" * 50_000)
         await io.in_("elsewhere").sockets_join(["x" * 9000])

@@ -24,13 +24,13 @@ from tests.fixtures.bus import BusReader, frozen_publisher, publish, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.members import AsyncMember, SyncMember
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 NOWHERE = "host=127.0.0.1 port=1 connect_timeout=1"
 
 
 def test_raise_refuses_before_anything_is_sent() -> None:
-    io = Emitter(NOWHERE, on_full="raise", buffer_count=2, buffer_age=0.5)
+    io = Emitter(NOWHERE, on_full="raise", buffer_count=2, buffer_age=5)
     io.emit("one")
     io.emit("two")
     with pytest.raises(BufferFullError) as caught:
@@ -38,18 +38,18 @@ def test_raise_refuses_before_anything_is_sent() -> None:
     assert caught.value.count == 2
     assert caught.value.bytes > 0
     with pytest.raises(ConnectionLostError) as lost:
-        io.flush(10)
+        io.flush(TIMEOUT_S)
     assert lost.value.failed_count == 2
     io.close()
 
 
 def test_drop_is_told_by_the_flush() -> None:
-    io = Emitter(NOWHERE, on_full="drop", buffer_count=2, buffer_age=0.5)
+    io = Emitter(NOWHERE, on_full="drop", buffer_count=2, buffer_age=5)
     for number in range(5):
         io.emit("number", number)
     assert io._bus.stats()["publish_dropped"] == 3
     with pytest.raises((BufferFullError, ConnectionLostError)) as caught:
-        io.flush(10)
+        io.flush(TIMEOUT_S)
     assert caught.value.failed_count == 5
     assert caught.value.in_doubt_count == 0
     io.close()
@@ -57,7 +57,7 @@ def test_drop_is_told_by_the_flush() -> None:
 
 @pytest.mark.parametrize("on_full", ["raise", "drop"])
 async def test_an_awaited_emit_is_told_either_way(on_full: Any) -> None:
-    io = AsyncEmitter(NOWHERE, on_full=on_full, buffer_count=1, buffer_age=0.5)
+    io = AsyncEmitter(NOWHERE, on_full=on_full, buffer_count=1, buffer_age=5)
     first = asyncio.create_task(io.emit("one"))
     await asyncio.sleep(0)
     with pytest.raises(BufferFullError):
@@ -77,8 +77,9 @@ async def test_waiting_keeps_the_order_of_the_calls(database: Database) -> None:
         await one.manager.flush()
         with frozen_publisher(database):
             waiting = [asyncio.create_task(one.sio.emit("n", number)) for number in range(5)]
+            await eventually(waiting[0].done, "the first had room")
             await asyncio.sleep(0.05)
-            assert [task.done() for task in waiting] == [True] + [False] * 4, "the first had room"
+            assert [task.done() for task in waiting] == [True] + [False] * 4
         while not all(task.done() for task in waiting[:5]):
             waiting.append(asyncio.create_task(one.sio.emit("n", len(waiting))))
             await asyncio.sleep(0)
@@ -184,7 +185,7 @@ async def test_a_chain_refuses_before_it_acts_here(database: Database, kind: typ
     await client.wait_for("fourth")
     assert client.received("third") == []
     await _flush(ours)
-    [socket] = await ours.fetch_sockets(client.sid, timeout=5)
+    [socket] = await ours.fetch_sockets(client.sid, timeout=TIMEOUT_S)
     assert socket["rooms"] == [client.sid]
     await client.disconnect()
     await ours.close()
@@ -198,7 +199,9 @@ async def _flush(member: AsyncMember | SyncMember) -> None:
 
 
 async def test_a_commit_without_an_answer_is_in_doubt(database: Database) -> None:
-    async with serving(database, heartbeat_interval=0.5, heartbeat_timeout=1.0) as one, BusReader(database) as reader:
+    # Heartbeats are messages, too: none comes meanwhile.
+    timing: dict[str, Any] = {"heartbeat_interval": 3.9, "heartbeat_timeout": 4.0}
+    async with serving(database, **timing) as one, BusReader(database) as reader:
         await one.manager.start()
         await one.sio.emit("first")
         await one.manager.flush()
@@ -225,7 +228,7 @@ async def test_closing_in_the_middle_of_a_commit_is_in_doubt(database: Database)
     with frozen_publisher(database):
         waiting = asyncio.create_task(io.emit("doubtful"))
         await eventually(lambda: io._bus.stats()["buffer_count"] == 1)
-        await io._bus.close(0.1)
+        await io._bus.close(3.0)
         with pytest.raises(CommitInDoubtError):
             await waiting
 
@@ -263,7 +266,7 @@ def test_bad_policies_are_refused(value: Any) -> None:
 
 async def test_a_flush_does_not_wait_for_what_comes_after_it() -> None:
     """During an outage younger messages keep the buffer filled; the older ones have failed all the same."""
-    io = AsyncEmitter(NOWHERE, buffer_age=0.5)
+    io = AsyncEmitter(NOWHERE, buffer_age=5)
     await publish(io._bus, Message(MessageType.BROADCAST, "/", packet=["old"]))
     flushed = asyncio.create_task(io.flush())
 
@@ -274,7 +277,7 @@ async def test_a_flush_does_not_wait_for_what_comes_after_it() -> None:
 
     going_on = asyncio.create_task(go_on())
     with pytest.raises(ConnectionLostError):
-        await asyncio.wait_for(flushed, 10)
+        await asyncio.wait_for(flushed, TIMEOUT_S)
     going_on.cancel()
     await io._bus.close(0.0)
 

@@ -22,6 +22,12 @@ def left_open() -> list[str]:
     return [str(each.message) for each in told if each.category is ResourceWarning]
 
 
+@pytest.fixture(autouse=True)
+def _left_by_others() -> None:
+    """Collect what earlier tests left, which is no concern of these."""
+    left_open()
+
+
 @pytest.mark.parametrize("name", ["PostgresClient", "Emitter", "EventStore", "PostgresManager"])
 def test_blocking(name: str) -> None:
     block: Any = getattr(socketio_postgres, name)(NOBODY)

@@ -8,6 +8,9 @@ import pytest
 
 from tests.cluster.servers import Trio, open_trio
 from tests.fixtures.database import Database
+from tests.fixtures.patience import patience
+
+__all__ = ["patience", "trio"]
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from socketio_postgres._cluster.async_node import AsyncNode
 from socketio_postgres._cluster.broadcast_operator import Target
 from tests.cluster.memory_sockets import AsyncMemorySockets, BlockingMemorySockets, MemorySockets
 
-ALL = Target("/")
 LIMIT_S = 30.0
+ALL = Target("/", timeout=LIMIT_S)
 
 
 async def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:

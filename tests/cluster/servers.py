@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import pytest
 import socketio
 from typing_extensions import Self
 
-from socketio_postgres import AsyncPostgresManager
+from socketio_postgres import AsyncPostgresManager, RequestTimeoutError
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import Frame, Spy
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import asked, eventually
 
 NAMESPACES = ("/", "/chat")
 
@@ -102,6 +104,8 @@ async def open_trio(database: Database, **options: Any) -> AsyncIterator[Trio]:
     """Start the servers; clients are disconnected and failures reported when the block ends."""
     failures: list[Exception] = []
     servers = []
+    # A peer made by hand says that it is there once, and a starved server is none that is lost.
+    options = {"heartbeat_timeout": 30.0, **options}
     async with AsyncExitStack() as stack:
         for name in "abc":
             manager = AsyncPostgresManager(database.dsn, error_handler=failures.append, **options)
@@ -116,6 +120,19 @@ async def open_trio(database: Database, **options: Any) -> AsyncIterator[Trio]:
         await asyncio.gather(*(client.disconnect() for client in clients))
         await eventually(lambda: all(server.expects_nothing() for server in servers), "no request is left behind")
     assert failures == []
+
+
+async def timed_out(ask: Callable[[float], Awaitable[object]], missing: Sequence[str]) -> RequestTimeoutError:
+    """The error of a request as in `asked`, which names nobody but those that never answer."""
+
+    async def error(seconds: float) -> RequestTimeoutError:
+        with pytest.raises(RequestTimeoutError) as caught:
+            await ask(seconds)
+        return caught.value
+
+    found = await asked(error, lambda error: error.missing_servers == missing)
+    assert found.missing_servers == missing
+    return found
 
 
 class Took:
@@ -149,6 +166,11 @@ class FakePeer:
         self.say(2)
         for server in servers:
             await server.knows(self.uid, self._namespace)
+
+    def fall_silent(self, server: Server) -> None:
+        """To this server, as if nothing had been said for `heartbeat_timeout`."""
+        server.manager._node.peers.adapters[self._namespace]._peers[self.uid].seen = -math.inf
+        server.manager._node.tick(time.monotonic())
 
     async def request(self, kind: int) -> Frame:
         """Wait for a request of a type; gives the last."""

@@ -105,6 +105,7 @@ async def test_what_comes_from_the_cluster_is_not_published_again(trio: Trio) ->
         await admin.wait_for("all_sockets")
         client = await trio.a.connect()
         await told(admin, "room_joined", "/", client.sid, client.sid)  # the last that its connecting causes
+        await trio.a.manager.flush()  # the admin is told before that is committed
         async with spying(trio.database, ["socket.io#/", "socket.io#/admin"]) as spy:
             await trio.b.sio.emit("hello", 1)
             assert await client.wait_for("hello") == [(1,)]

@@ -15,7 +15,7 @@ from tests.fixtures.bus import Serving, acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.spy import Spy, spying
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 
 @dataclass
@@ -57,7 +57,8 @@ class Pair:
 
 @pytest.fixture
 async def pair(database: Database) -> AsyncIterator[Pair]:
-    async with spying(database) as spy, serving(database) as one, serving(database) as two:
+    patient: dict[str, Any] = {"heartbeat_timeout": 30.0}
+    async with spying(database) as spy, serving(database, **patient) as one, serving(database, **patient) as two:
         await acquainted(one, two)
         clients = {
             label: await PythonClient.connect(server.url, label=label, auth={"rooms": rooms})
@@ -230,7 +231,7 @@ async def test_ignore_queue_stays_here(pair: Pair) -> None:
     await pair.sio.emit("e", 1, room="blue", ignore_queue=True)
     acknowledged: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
     await pair.sio.emit("f", 1, to=pair.a.sid, callback=lambda *args: acknowledged.put_nowait(args), ignore_queue=True)
-    assert await asyncio.wait_for(acknowledged.get(), 5) == (1,)
+    assert await asyncio.wait_for(acknowledged.get(), TIMEOUT_S) == (1,)
     got = await pair.got()
     assert got == {"a": [(1,)], "b": [(1,), (1,)]}
     fences = [frame for frame in pair.spy.frames[seen:] if frame.header["type"] == 3]
@@ -262,14 +263,14 @@ async def test_an_acknowledgement_of_a_remote_client(pair: Pair, args: tuple[Any
     acknowledged: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
     for client in (pair.a, pair.c):
         await pair.sio.emit("e", args, to=client.sid, callback=lambda *reply: acknowledged.put_nowait(reply))
-        assert await asyncio.wait_for(acknowledged.get(), 5) == args
+        assert await asyncio.wait_for(acknowledged.get(), TIMEOUT_S) == args
 
 
 async def test_call(pair: Pair) -> None:
     for client in (pair.a, pair.c):
-        assert await pair.sio.call("e", (), to=client.sid, timeout=5) is None
-        assert await pair.sio.call("e", 1, to=client.sid, timeout=5) == 1
-        assert await pair.sio.call("e", (1, 2), to=client.sid, timeout=5) == (1, 2)
+        assert await pair.sio.call("e", (), to=client.sid, timeout=TIMEOUT_S) is None
+        assert await pair.sio.call("e", 1, to=client.sid, timeout=TIMEOUT_S) == 1
+        assert await pair.sio.call("e", (1, 2), to=client.sid, timeout=TIMEOUT_S) == (1, 2)
 
 
 async def test_a_coroutine_as_callback(pair: Pair) -> None:
@@ -280,7 +281,7 @@ async def test_a_coroutine_as_callback(pair: Pair) -> None:
         done.put_nowait(value)
 
     await pair.sio.emit("e", "x", to=pair.c.sid, callback=callback)
-    assert await asyncio.wait_for(done.get(), 5) == "x"
+    assert await asyncio.wait_for(done.get(), TIMEOUT_S) == "x"
 
 
 async def test_a_callback_for_a_room_is_called_once(pair: Pair) -> None:
@@ -394,11 +395,11 @@ async def test_a_disconnect_handler_may_wait_for_others(pair: Pair) -> None:
     answers: asyncio.Queue[Any] = asyncio.Queue()
 
     async def on_disconnect(sid: str, reason: str) -> None:
-        answers.put_nowait(await pair.two.sio.call("question", reason, to=pair.a.sid, timeout=5))
+        answers.put_nowait(await pair.two.sio.call("question", reason, to=pair.a.sid, timeout=TIMEOUT_S))
 
     pair.two.sio.on("disconnect", on_disconnect, namespace="/")
     await pair.sio.disconnect(pair.c.sid)
-    assert await asyncio.wait_for(answers.get(), 10) == "server disconnect"
+    assert await asyncio.wait_for(answers.get(), TIMEOUT_S) == "server disconnect"
     del pair.clients["c"]
 
 

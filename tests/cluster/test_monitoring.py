@@ -23,7 +23,7 @@ from socketio_postgres.opentelemetry import observe
 from socketio_postgres.prometheus import PostgresCollector
 from tests.fixtures.bus import acquainted, serving
 from tests.fixtures.database import Database
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
 
@@ -40,7 +40,7 @@ def scraping(collector: PostgresCollector) -> Iterator[Callable[[], dict[str, di
 
     def scrape() -> dict[str, dict[tuple[str, ...], float]]:
         found: dict[str, dict[tuple[str, ...], float]] = {}
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=TIMEOUT_S) as answer:
             for family in text_string_to_metric_families(answer.read().decode()):
                 for sample in family.samples:
                     found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
@@ -72,7 +72,7 @@ async def test_prometheus_scrapes_servers_and_emitters(database: Database) -> No
 async def test_an_event_store_is_scraped(database: Database) -> None:
     async with AsyncEventStore(database.dsn) as store, store.subscribe() as live:
         await store.store([Event("T", "a"), Event("T", "a")])
-        await live.next(20)
+        await live.next(TIMEOUT_S)
         with database.connect() as holder, scraping(PostgresCollector({"orders": store})) as scrape:
             quiet = await asyncio.to_thread(scrape)
             holder.execute("BEGIN")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -158,6 +159,26 @@ def test_a_taken_port_is_replaced_unless_asked_for(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(embedded, "free_port", lambda: next(offered))
         with EmbeddedPostgres() as postgres:
             assert postgres.port == free
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ports are kept on Linux only")
+def test_a_port_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by other processes, and while nobody listens there yet."""
+    first = embedded.free_port()
+    choose = (
+        "import secrets\n"
+        "from socketio_postgres.demo.embedded import free_port\n"
+        "below = secrets.randbelow\n"
+        f"offered = iter([{first} - 20_000])\n"
+        "secrets.randbelow = lambda limit: next(offered, None) or below(limit)\n"
+        "print(free_port())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", choose], capture_output=True, text=True, check=True).stdout
+    assert int(found) != first
+    below = secrets.randbelow
+    offered = iter([first - 20_000])
+    monkeypatch.setattr(secrets, "randbelow", lambda limit: next(offered, None) or below(limit))
+    assert embedded.free_port() != first
 
 
 def test_a_data_dir_of_the_caller_is_kept(tmp_path: Path) -> None:

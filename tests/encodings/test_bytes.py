@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import psycopg
@@ -22,7 +23,7 @@ from socketio_postgres import (
 from tests.fixtures.bus import acquainted, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
-from tests.fixtures.postgres import LISTENS, sessions
+from tests.fixtures.postgres import LISTENS, sessions, the_session
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 NO_TEXT = (b"\xff", b"caf\xe9", b"\xe2\x82", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"x" * 7998 + b"\xff")
@@ -53,7 +54,7 @@ async def test_a_client_skips_and_reports_them(database: Database, connection: p
     gaps: list[object] = []
     async with AsyncPostgresClient(database.dsn, error_handler=failures.append, on_gap=gaps.append) as client:
         await client.listen("jobs")
-        [listener] = sessions(database, LISTENS)
+        listener = await the_session(database, LISTENS)
         for number, payload in enumerate(NO_TEXT, 1):
             send(connection, "jobs", "vorher ü".encode(), payload, b"after")
             found = [await client.wait_for_notification(TIMEOUT_S) for _ in range(2)]
@@ -76,7 +77,9 @@ def test_a_blocking_client_does(database: Database, connection: psycopg.Connecti
         client.listen("jobs")
         send(connection, "jobs", b"\xff\xfe", b"after")
         assert client.wait_for_notification(TIMEOUT_S).payload == "after"
-        assert [type(failure) for failure in failures] == [DecodeError]
+    # The handler is called in a thread of its own.
+    asyncio.run(eventually(lambda: failures, "it is told"))
+    assert [type(failure) for failure in failures] == [DecodeError]
 
 
 async def test_a_flood_of_them_holds_nothing_up(database: Database, connection: psycopg.Connection) -> None:
@@ -121,6 +124,7 @@ async def test_valid_json_with_wrong_bytes_inside_is_not_guessed_at(
         client = await PythonClient.connect(ours.url)
         send(connection, "socket.io#/", event % b"caf\xe9", event % "café".encode())
         assert await client.wait_for("tick") == [("café",)]
+        await eventually(lambda: ours.errors, "it is reported")
         assert [type(error) for error in ours.errors] == [DecodeError]
         await client.disconnect()
 

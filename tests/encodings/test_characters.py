@@ -62,7 +62,7 @@ async def test_requests_and_answers(database: Database) -> None:
         two.manager.on_server_side("job")(lambda text: text + "!")
         assert await one.manager.to("部屋").timeout(TIMEOUT_S).emit_with_ack("ask", "質問") == ["答え"]
         assert await one.manager.server_side_emit_with_ack("job", "仕事") == ["仕事!"]
-        [found] = await one.manager.in_("部屋").fetch_sockets()
+        [found] = await one.manager.in_("部屋").timeout(TIMEOUT_S).fetch_sockets()
         assert found.rooms == {client.sid, "部屋"}
         await one.manager.in_("部屋").sockets_join("新しい部屋")
         await eventually(lambda: "新しい部屋" in two.sio.rooms(client.sid), "the client is in the room")

@@ -7,10 +7,21 @@ from collections.abc import AsyncIterator
 import pytest
 
 from socketio_postgres import AsyncEventStore
+from socketio_postgres.events import async_durable_subscription
+from socketio_postgres.events._sync import durable_subscription
 from tests.fixtures.database import Database
 from tests.fixtures.go_event_store import create_table
+from tests.fixtures.waiting import TIMEOUT_S
 
 GO_TABLE, OUR_TABLE = "go-sync-kit's table", "our table"
+
+
+@pytest.fixture(autouse=True)
+def _patient_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy server may take longer than the user's error may be kept waiting; then positions are not written."""
+    for module in (async_durable_subscription, durable_subscription):
+        for limit in ("CLOSE_LIMIT", "ERROR_LIMIT"):
+            monkeypatch.setattr(module, limit, TIMEOUT_S)
 
 
 @pytest.fixture(params=[GO_TABLE, OUR_TABLE])

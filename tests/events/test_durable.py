@@ -31,7 +31,7 @@ from socketio_postgres import (
     SubscriptionFencedError,
 )
 from tests.fixtures.database import Database
-from tests.fixtures.waiting import eventually, nothing_arrives
+from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 
 
 async def fill(store: AsyncEventStore, count: int, start: int = 0) -> None:
@@ -103,7 +103,7 @@ async def test_one_consumer_at_a_time(store: AsyncEventStore, database: Database
         await nothing_arrives()
         assert not waiting.done()
         assert (await anext(durable)).data == 1
-    second = await asyncio.wait_for(waiting, 10)
+    second = await asyncio.wait_for(waiting, TIMEOUT_S)
     assert (await anext(second)).data == 1, "nobody has acknowledged it"
     await second.__aexit__(None, None, None)
     await other.close()
@@ -117,10 +117,13 @@ async def freeze(durable: AsyncDurableSubscription) -> None:
 
 async def test_a_slow_handler_keeps_the_lease(store: AsyncEventStore, database: Database) -> None:
     await fill(store, 3)
-    async with store.durable("d", lease=0.5) as durable, AsyncEventStore(database.dsn) as other:
+    async with store.durable("d", lease=9) as durable, AsyncEventStore(database.dsn) as other:
         event = await anext(durable)
-        waiting = asyncio.create_task(other.durable("d", lease=0.5).__aenter__())
-        await asyncio.sleep(2)
+        until = database.value("SELECT lease_until FROM events_subscriptions")
+        waiting = asyncio.create_task(other.durable("d").__aenter__())
+        is_over = "SELECT now() > %s::timestamptz + interval '1 s'"
+        await eventually(lambda: database.value(is_over, until), "it has taken longer than the lease", poll=0.1)
+        await nothing_arrives()  # the other one looks each second
         assert not waiting.done()
         await durable.ack(event)
         waiting.cancel()
@@ -361,14 +364,14 @@ def test_from_threads(database: Database) -> None:
         store.store_batch(Event("T", "a", i) for i in range(3))
         seen: list[int] = []
         started = time.monotonic()
-        with store.durable("d") as durable:
+        with store.durable("d", lease=3600) as durable:
             for event in durable:
                 seen.append(event.data)
                 if len(seen) == 3:
                     break
         assert seen == [0, 1, 2]
         assert store.durable_subscriptions()[0].position == 2
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < TIMEOUT_S, "leaving does not wait for the next renewal"
 
 
 @pytest.mark.parametrize("change", [{"name": ""}, {"name": "a\0"}, {"lease": 0.0}, {"checkpoint_interval": -1.0}])

@@ -7,10 +7,13 @@ import functools
 import operator
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from socketio_postgres import AsyncDurableSubscription, AsyncEventStore, Event, SubscriptionFencedError
+from socketio_postgres.events.async_positions import AsyncPositions
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
@@ -135,6 +138,103 @@ async def test_a_change_while_nobody_listened(database: Database, partitions: in
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND query LIKE 'LISTEN%'"
             )
+        await eventually(lambda: handled == [4, 5], "it goes on there")
+
+
+@asynccontextmanager
+async def listening(store: AsyncEventStore) -> AsyncIterator[None]:
+    """Something else of this process keeps the listening session, so that none begins when a consumer does."""
+    async with store.subscribe():
+        await eventually(lambda: store.is_listener_connected, "it listens")
+        yield
+
+
+@asynccontextmanager
+async def running(durable: AsyncDurableSubscription, handled: list[int]) -> AsyncIterator[None]:
+    task = asyncio.create_task(durable.run(lambda event: handled.append(event.data)))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def heard(store: AsyncEventStore, notifications: int) -> None:
+    """So many more notifications than before have come."""
+    await eventually(lambda: store.stats()["notifications"] >= notifications, "the notification has come")
+
+
+async def test_a_change_between_the_claim_and_the_first_step(database: Database, partitions: int) -> None:
+    handled: list[int] = []
+    async with AsyncEventStore(database.dsn) as store, listening(store):
+        await store.store_batch(Event("T", f"a{i}", i) for i in range(COUNT))
+        async with store.durable("d", partitions=partitions, start=COUNT, lease=4 * HOUR_S) as durable:
+            assert durable.position == COUNT
+            before = store.stats()["notifications"]
+            await store.rewind_durable("d", 4)
+            await heard(store, before + 1)
+            async with running(durable, handled):
+                await eventually(lambda: handled == [4, 5], "it goes on there")
+
+
+async def test_a_change_while_another_one_is_heeded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after the claim, and before the consumer reads from where it is now."""
+    claim = AsyncPositions.claim
+    claimed, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slow_claim(self: AsyncPositions, *arguments: Any) -> Any:
+        result = await claim(self, *arguments)
+        claimed.set()
+        await goes_on.wait()
+        return result
+
+    handled: list[int] = []
+    async with AsyncEventStore(database.dsn) as store, listening(store), idle(store, 1, handled):
+        handled.clear()
+        monkeypatch.setattr(AsyncPositions, "claim", slow_claim)
+        await store.rewind_durable("d", COUNT)  # there is nothing to do after it
+        await asyncio.wait_for(claimed.wait(), TIMEOUT_S)
+        before = store.stats()["notifications"]
+        await store.rewind_durable("d", 4)
+        await heard(store, before + 1)
+        goes_on.set()
+        await eventually(lambda: handled == [4, 5], "it goes on there")
+
+
+async def test_a_change_whose_look_is_cancelled(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`asyncio.wait_for(anext(durable), …)` may end within the statement that follows a notification."""
+    owned = AsyncPositions.owned
+    looks = asyncio.Event()
+
+    async def endless(self: AsyncPositions) -> Any:
+        looks.set()
+        await asyncio.sleep(HOUR_S)
+
+    async with AsyncEventStore(database.dsn) as store, listening(store):
+        await store.store_batch(Event("T", f"a{i}", i) for i in range(COUNT))
+        async with store.durable("d", start=COUNT, lease=4 * HOUR_S, checkpoint_interval=0) as durable:
+            taking = asyncio.create_task(anext(durable))
+            monkeypatch.setattr(AsyncPositions, "owned", endless)
+            await store.rewind_durable("d", 4)
+            await asyncio.wait_for(looks.wait(), TIMEOUT_S)
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+            monkeypatch.setattr(AsyncPositions, "owned", owned)
+            assert (await asyncio.wait_for(anext(durable), TIMEOUT_S)).data == 4
+
+
+async def test_tables_in_another_schema_than_the_events(database: Database) -> None:
+    """Without a schema in `table_name`, they are made in the first one of the `search_path`."""
+    handled: list[int] = []
+    async with AsyncEventStore(database.dsn):
+        pass
+    with database.connect() as admin:
+        admin.execute("CREATE SCHEMA app")
+    dsn = make_conninfo(database.dsn, options="-c search_path=app,public")
+    async with AsyncEventStore(dsn) as store, listening(store), idle(store, 1, handled):
+        assert database.value("SELECT to_regclass('app.events_subscriptions') IS NOT NULL")
+        handled.clear()
+        await store.rewind_durable("d", 4)
         await eventually(lambda: handled == [4, 5], "it goes on there")
 
 

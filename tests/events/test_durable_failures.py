@@ -30,12 +30,13 @@ from socketio_postgres import (
     StoreRewoundError,
     SubscriptionFencedError,
 )
-from socketio_postgres.events import async_durable_subscription
+from socketio_postgres.events import async_durable_subscription, async_event_feed
 from socketio_postgres.events.failure_policy import FailurePolicy
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 PARTITIONS = [1, 4]
+HOUR_S = 3600.0
 
 
 async def fill(store: AsyncEventStore, count: int, start: int = 0) -> None:
@@ -201,20 +202,21 @@ async def test_a_consumer_survives_outages(database: Database, partitions: int) 
 async def test_parking_survives_outages(database: Database) -> None:
     """A failure policy writes to the database, too: its sessions are ended while it does."""
     async with AsyncEventStore(database.dsn) as store, AsyncEventStore(database.dsn) as writer:
-        await fill(writer, 200)
+        await fill(writer, 100)
         async with store.durable("d", lease=5.0) as durable:
             consuming = asyncio.create_task(durable.run(refuse, Park(whole_aggregate=False)))
-            while durable.position < 200 and not consuming.done():
+            for _ in range(100):
                 with database.connect() as admin:
                     admin.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
                         " AND pid <> pg_backend_pid() AND query ~ 'events_(subscriptions|parked)'"
                     )
                 await asyncio.sleep(0.01)
+            await eventually(lambda: durable.position >= 100 or consuming.done(), "all are set aside")
             assert not consuming.done(), consuming
             consuming.cancel()
             await asyncio.gather(consuming, return_exceptions=True)
-            assert [each.version for each in await durable.parked()] == list(range(1, 201))
+            assert [each.version for each in await durable.parked()] == list(range(1, 101))
 
 
 # ----------------------------------------------------------------------------------------------------- parked ones
@@ -238,10 +240,12 @@ async def test_two_replayers_handle_each_event_once(our_store: AsyncEventStore, 
     await fill(our_store, 30)
     await park_all(our_store, 30)
     seen: list[int] = []
+    at_work: set[AsyncEventStore] = set()
 
     async def replay(store: AsyncEventStore) -> int:
         async def handler(event: StoredEvent) -> None:
-            await asyncio.sleep(0.005)
+            at_work.add(store)
+            await eventually(lambda: len(at_work) == 2, "both are at work")
             seen.append(event.data)
 
         async with store.durable("d", partitions=1) if store is our_store else entered(store) as durable:
@@ -413,11 +417,17 @@ async def test_whoever_comes_second_makes_no_partitions(our_store: AsyncEventSto
     assert len(state.partitions) == 4
 
 
-async def test_what_does_not_match_is_written_in_time(our_store: AsyncEventStore) -> None:
-    async with our_store.durable("d", types="rare", checkpoint_interval=0.05, lease=60) as durable:
+async def test_what_does_not_match_is_written_in_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the checkpoint interval: everything else takes an hour."""
+    monkeypatch.setattr(async_durable_subscription, "BALANCE_SECONDS", HOUR_S)
+    monkeypatch.setattr(async_event_feed, "PATIENCE", HOUR_S)
+    async with (
+        AsyncEventStore(database.dsn, stall_warning=HOUR_S) as store,
+        store.durable("d", types="rare", checkpoint_interval=0.05, lease=4 * HOUR_S) as durable,
+    ):
         waiting = asyncio.create_task(anext(durable))
-        await fill(our_store, 5)
-        await our_store.wait_for(5, durable="d", timeout=3)
+        await fill(store, 5)
+        await store.wait_for(5, durable="d", timeout=TIMEOUT_S)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
 
@@ -433,7 +443,7 @@ async def test_a_table_that_was_set_back_is_told(our_store: AsyncEventStore, dat
     await fill(our_store, 5)
     for _ in range(2):
         with pytest.raises(StoreRewoundError, match="rewind_durable"):
-            await asyncio.wait_for(our_store.durable("d").__aenter__(), 10)
+            await asyncio.wait_for(our_store.durable("d").__aenter__(), TIMEOUT_S)
     await our_store.rewind_durable("d", 0)
     async with our_store.durable("d", lease=1) as durable:
         assert (await asyncio.wait_for(anext(durable), TIMEOUT_S)).version == 1
@@ -445,36 +455,33 @@ async def test_a_table_that_was_set_back_is_told(our_store: AsyncEventStore, dat
 @pytest.mark.parametrize("partitions", PARTITIONS)
 async def test_batches(our_store: AsyncEventStore, database: Database, partitions: int) -> None:
     await fill(our_store, 25)
-    seen: list[int] = []
-    sizes: list[int] = []
     async with our_store.durable("d", partitions=partitions) as durable, connected(database) as connection:
-        async for batch in durable.batches(max_count=10, max_wait=0.05):
-            seen += [event.data for event in batch]
-            sizes.append(len(batch))
-            if len(sizes) == 1:
-                await batch.ack()
-                assert (await our_store.durable_subscriptions())[0].position == 10
-            elif len(sizes) == 2:
-                async with connection.transaction():
-                    await batch.ack_in(connection)
-            else:
-                assert batch[0].data == 20
-                break  # not acknowledged
-    assert (seen, sizes) == (list(range(25)), [10, 10, 5])
+        batches = durable.batches(max_count=10, max_wait=TIMEOUT_S)
+        batch = await anext(batches)
+        assert [event.data for event in batch] == list(range(10))
+        await batch.ack()
+        assert (await our_store.durable_subscriptions())[0].position == 10
+        batch = await anext(batches)
+        assert [event.data for event in batch] == list(range(10, 20))
+        async with connection.transaction():
+            await batch.ack_in(connection)
+        batch = await anext(durable.batches(max_count=10, max_wait=0.05))  # is not filled, and not acknowledged
+        assert [event.data for event in batch] == list(range(20, 20 + len(batch)))
+        assert 1 <= len(batch) <= 5
     assert (await our_store.durable_subscriptions())[0].position == 20
     async with our_store.durable("d", partitions=partitions) as durable:
-        batches = durable.batches()
+        batches = durable.batches(max_count=5, max_wait=TIMEOUT_S)
         assert [event.data for event in await anext(batches)] == list(range(20, 25)), "all of it comes again"
         with pytest.raises(OptionsError):
             await anext(durable.batches(0))
-        await fill(our_store, 1, 25)
-        assert [event.data for event in await anext(batches)] == [25], "asking for the next one acknowledges"
+        await fill(our_store, 5, 25)
+        assert [event.data for event in await anext(batches)] == list(range(25, 30)), "asking again acknowledges"
 
 
 async def test_a_batch_that_was_rolled_back_comes_again(our_store: AsyncEventStore, database: Database) -> None:
     await fill(our_store, 6)
     async with our_store.durable("d", partitions=4) as durable, connected(database) as connection:
-        batches = durable.batches(max_count=3)
+        batches = durable.batches(max_count=3, max_wait=TIMEOUT_S)
         first = await anext(batches)
         await first.ack_in(connection)
         await connection.rollback()

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from socketio_postgres import AsyncDurableSubscription, AsyncEventStore, DatabaseError, Event, Park, StoredEvent
+from socketio_postgres.events import async_durable_subscription
 from tests.fixtures.database import Database
 from tests.fixtures.proxy import Direction, Link, Proxy, Shape
 from tests.fixtures.waiting import TIMEOUT_S, eventually
@@ -31,9 +32,18 @@ async def fill(store: AsyncEventStore, count: int, start: int = 0) -> None:
     await store.store_batch(Event("T", f"a{i % 3}", i) for i in range(start, start + count))
 
 
+LIMIT_S = 4
+"""Which nothing needs but what waits for a lock."""
+
+
 def limited(database: Database, limit: str) -> str:
     """The same database for a role with a limit."""
     return make_conninfo(database.dsn, options=f"-c {limit}")
+
+
+def patient(proxy: Proxy) -> str:
+    """The way through the proxy for a store that has time to connect."""
+    return make_conninfo(proxy.dsn, connect_timeout=int(TIMEOUT_S))
 
 
 def known(database: Database, limit: str) -> str:
@@ -78,6 +88,8 @@ async def test_idle_sessions_that_the_server_ends(
                 await fill(our_store, 1, number)
                 await asyncio.sleep(0.005 * (number % 8))
                 assert not consuming.done(), consuming
+            with database.connect() as admin:  # or none might live long enough, where others have the processor
+                admin.execute(f"ALTER ROLE {role} RESET idle_session_timeout".encode())
             await eventually(lambda: consuming.done() or len(set(seen)) == 150, "all have come")
             assert not consuming.done(), consuming
             consuming.cancel()
@@ -93,7 +105,7 @@ async def test_statements_that_a_limit_ends(
     limit = "statement_timeout" if known(database, limit) != limit else limit
     seen: list[int] = []
     errors: list[Exception] = []
-    async with AsyncEventStore(limited(database, f"{limit}=200ms"), error_handler=errors.append) as store:
+    async with AsyncEventStore(limited(database, f"{limit}={LIMIT_S}s"), error_handler=errors.append) as store:
 
         async def consume() -> None:
             async with store.durable("d", partitions=partitions, checkpoint_interval=0) as durable:
@@ -119,10 +131,11 @@ async def test_statements_that_a_limit_ends(
 
 
 class Slow:
-    """Applies events, and waits in its first transaction of several events until the server has ended it."""
+    """Applies events, and waits in its first transaction until the server has ended it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limit: str) -> None:
         self.database = database
+        self.limit = limit
         self.batches: list[int] = []
         self.is_ended = False
 
@@ -133,7 +146,13 @@ class Slow:
             statement = f"INSERT INTO effects VALUES ({event.data})"
             await conn.execute(text(statement) if is_alchemy else statement)
         if not self.is_ended:
-            in_transaction = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+            # For this transaction alone: the others take as long as they need.
+            statement = f"SET LOCAL {self.limit} = '500ms'"
+            await conn.execute(text(statement) if is_alchemy else statement)
+            in_transaction = (
+                "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+                " AND datname = current_database()"
+            )
             await eventually(lambda: self.database.value(in_transaction) == 0, "the server ends it")
             self.is_ended = True
 
@@ -149,17 +168,17 @@ async def test_a_transaction_that_took_too_long_is_made_again(
     with database.connect() as admin:
         admin.execute("CREATE TABLE effects (data int)")
     await fill(our_store, count)
-    engine = create_async_engine(
-        database.url.replace("postgresql://", "postgresql+psycopg://"), connect_args={"options": f"-c {limit}=500ms"}
-    )
+    engine = create_async_engine(database.url.replace("postgresql://", "postgresql+psycopg://"))
     connects: dict[str, Any] = {
-        "psycopg": lambda: psycopg.AsyncConnection.connect(limited(database, f"{limit}=500ms")),
-        "asyncpg": lambda: asyncpg.connect(database.url, server_settings={limit: "500ms"}),
+        "psycopg": lambda: psycopg.AsyncConnection.connect(database.dsn),
+        "asyncpg": lambda: asyncpg.connect(database.url),
         "SQLAlchemy": engine,
     }
-    slow = Slow(database)
+    slow = Slow(database, limit)
     projection = our_store.projection("slow")(slow.handle)
-    running = asyncio.create_task(our_store.run(projection, connect=connects[library]))
+    running = asyncio.create_task(
+        our_store.run(projection, connect=connects[library], max_count=count, max_wait=TIMEOUT_S)
+    )
     applied = "SELECT array_agg(data) FROM effects"
     await eventually(lambda: running.done() or database.value(applied) == list(range(count)), "all are applied")
     assert not running.done(), running
@@ -200,9 +219,11 @@ class Kill:
 
 @pytest.mark.parametrize("arrives", [False, True], ids=["lost", "answer lost"])
 async def test_a_connection_that_is_lost_at_the_nth_statement(
-    our_store: AsyncEventStore, database: Database, *, arrives: bool
+    our_store: AsyncEventStore, database: Database, monkeypatch: pytest.MonkeyPatch, *, arrives: bool
 ) -> None:
     """Of entering, claiming, counting, writing, parking, replaying and leaving; before it arrives, or after."""
+    # The number of statements does not depend on how long they take.
+    monkeypatch.setattr(async_durable_subscription, "BALANCE_SECONDS", 10 * TIMEOUT_S)
     with database.connect() as admin:
         admin.execute("CREATE TABLE effects (id bigserial, name text, data int)")
     await fill(our_store, 9)
@@ -214,7 +235,7 @@ async def test_a_connection_that_is_lost_at_the_nth_statement(
             number += 1
             kill = Kill(proxy, number, arrives=arrives)
             # Unprepared: then each statement is sent with its text.
-            async with AsyncEventStore(proxy.dsn, enable_prepared_stmts=False) as store:
+            async with AsyncEventStore(patient(proxy), enable_prepared_stmts=False) as store:
                 await consume_all(store, our_store, database, f"d{number}")
             if kill.count < number:
                 break
@@ -279,10 +300,13 @@ async def consume_all(store: AsyncEventStore, direct: AsyncEventStore, database:
 
 @pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "silent"])
-async def test_leaving_while_the_database_is_away(database: Database, partitions: int, *, is_silent: bool) -> None:
+async def test_leaving_while_the_database_is_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch, partitions: int, *, is_silent: bool
+) -> None:
     """D6: the user's error is not hidden, and not kept waiting until a statement is given up."""
+    monkeypatch.setattr(async_durable_subscription, "ERROR_LIMIT", 1.0)  # as it is outside of tests
     with Proxy(database) as proxy:
-        async with AsyncEventStore(proxy.dsn, answer_timeout=10 * TIMEOUT_S) as store:
+        async with AsyncEventStore(patient(proxy), answer_timeout=10 * TIMEOUT_S) as store:
             await fill(store, 3)
 
             async def leave() -> None:
@@ -307,18 +331,18 @@ async def test_leaving_while_the_database_is_away(database: Database, partitions
 
 async def test_a_read_that_takes_longer_than_the_lease(our_store: AsyncEventStore, database: Database) -> None:
     """D7: it is renewed meanwhile. Otherwise whoever stands by would take over, and read for as long, and so on."""
-    lease = 4.0
+    lease = 9.0
     await our_store.store_batch(Event("T", "a", os.urandom(10_000).hex()) for _ in range(100))
     with Proxy(database) as proxy:
         async with (
-            AsyncEventStore(proxy.dsn) as far,
+            AsyncEventStore(patient(proxy)) as far,
             far.durable("d", lease=lease, checkpoint_interval=0) as durable,
         ):
             standing_by = asyncio.create_task(our_store.durable("d", lease=lease).__aenter__())
-            proxy.shape = Shape(bytes_per_second=200_000)
+            proxy.shape = Shape(bytes_per_second=130_000)
             began = time.monotonic()
             event = await anext(durable)
-            assert time.monotonic() - began > 2 * lease
+            assert time.monotonic() - began > 1.5 * lease
             assert not standing_by.done(), standing_by
             proxy.shape = Shape()
             await durable.ack(event)

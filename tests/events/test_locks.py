@@ -10,8 +10,6 @@ from psycopg.conninfo import make_conninfo
 from socketio_postgres import AsyncEventStore, Event, EventStore, LocksNotVisibleError
 from tests.fixtures.database import Database
 
-READER = "sio_pg_reader"
-
 
 @pytest.fixture
 def blind(database: Database) -> str:
@@ -27,14 +25,15 @@ def reader(database: Database) -> Iterator[str]:
     """A role that may read the table and nothing else; not even the table's sequence."""
     with EventStore(database.dsn) as store:
         store.store(Event("T", "a"))
+    name = f"reader_of_{database.name}"  # roles belong to the server, which others may use
     with database.connect() as admin:
-        admin.execute(f"CREATE ROLE {READER} LOGIN".encode())
-        admin.execute(f"GRANT SELECT ON events TO {READER}".encode())
+        admin.execute(f"CREATE ROLE {name} LOGIN".encode())
+        admin.execute(f"GRANT SELECT ON events TO {name}".encode())
         admin.execute(f"REVOKE TEMPORARY ON DATABASE {database.name} FROM PUBLIC".encode())
-    yield make_conninfo(database.dsn, user=READER)
+    yield name
     with database.connect() as admin:
-        admin.execute(f"DROP OWNED BY {READER}".encode())
-        admin.execute(f"DROP ROLE {READER}".encode())
+        admin.execute(f"DROP OWNED BY {name}".encode())
+        admin.execute(f"DROP ROLE {name}".encode())
 
 
 @pytest.mark.usefixtures("table")
@@ -60,10 +59,11 @@ async def test_no_version_is_drawn_for_it(database: Database) -> None:
 
 
 async def test_a_role_that_may_only_read(reader: str, database: Database) -> None:
-    async with AsyncEventStore(reader) as store:
+    dsn = make_conninfo(database.dsn, user=reader)
+    async with AsyncEventStore(dsn) as store:
         await store.open()
         with database.connect() as admin:
-            admin.execute(f"GRANT SELECT ON events_version_seq TO {READER}".encode())
+            admin.execute(f"GRANT SELECT ON events_version_seq TO {reader}".encode())
         assert [event.aggregate_id for event in await store.load()] == ["a"]
-    async with AsyncEventStore(reader) as store:
+    async with AsyncEventStore(dsn) as store:
         assert (await store.load()).safe_since == 1

@@ -22,9 +22,9 @@ from socketio_postgres import (
     StoredEvent,
     StoreRewoundError,
 )
-from tests.fixtures.database import Database
+from tests.fixtures.database import Database, patient
 from tests.fixtures.postgres import OwnPostgres
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 
 async def test_pages(store: AsyncEventStore) -> None:
@@ -93,7 +93,7 @@ async def test_commands_do_not_read_the_locks() -> None:
         def looks() -> int:
             return server.log_path.read_text().count("pg_locks")
 
-        async with AsyncEventStore(database.dsn) as store:
+        async with AsyncEventStore(patient(database.dsn)) as store:
             await store.store_batch(Event("T", f"a{i % 5}", i, id=f"e{i}") for i in range(20))
             before = looks()
             assert [event.version for event in await store.load_by_aggregate("a1")] == [2, 7, 12, 17]
@@ -174,9 +174,9 @@ async def test_a_table_that_went_back_is_noticed(store: AsyncEventStore, databas
         await store.load(10)
     assert (rewound.value.position, rewound.value.last_version) == (10, 4)
     with pytest.raises(StoreRewoundError):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, TIMEOUT_S)
     with pytest.raises(StoreRewoundError):
-        await asyncio.wait_for(anext(store.subscribe(7)), 10)
+        await asyncio.wait_for(anext(store.subscribe(7)), TIMEOUT_S)
 
 
 @pytest.mark.parametrize(
@@ -235,9 +235,9 @@ async def test_other_names(database: Database) -> None:
     async with AsyncEventStore(database.dsn, table_name='"My Shop"."Order\'s Events"') as store:
         await store.store(Event("T", "a", 1))
         async with store.subscribe() as live:
-            assert (await live.next(timeout=10)).data == 1
+            assert (await live.next(timeout=TIMEOUT_S)).data == 1
             await store.store(Event("T", "a", 2))
-            assert (await live.next(timeout=10)).data == 2
+            assert (await live.next(timeout=TIMEOUT_S)).data == 2
     assert database.value("SELECT to_regclass('events') IS NULL") is True
 
 
@@ -256,7 +256,7 @@ async def test_no_strong_lock_when_up_to_date(store: AsyncEventStore, database: 
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM events")
         late = AsyncEventStore(database.dsn)
-        await asyncio.wait_for(late.load(), 5)
+        await asyncio.wait_for(late.load(), 20)
         await late.close()
         assert database.value("SELECT count(*) FROM events") == 0
 
@@ -360,7 +360,7 @@ async def test_more_conditions_than_a_statement_can_have(store: AsyncEventStore)
     """Each needs parameters. The driver cannot send so many, which looked like a lost connection."""
     many = [Filter("metadata", {str(number): number for number in range(40_000)})]
     with pytest.raises(FilterError, match="40000 conditions"):
-        await asyncio.wait_for(store.load(filters=many), 20)
+        await asyncio.wait_for(store.load(filters=many), TIMEOUT_S)
     with pytest.raises(FilterError, match="40000 conditions"):
         store.subscribe(filters=many)
     few = [Filter("metadata", {str(number): number for number in range(1000)})]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
 from socketio_postgres import END, AsyncEventStore, Event, EventStore, StoreClosedError
 from tests.fixtures.database import Database
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 LISTENERS = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -37,9 +38,10 @@ async def test_a_thousand_subscriptions_of_five_stores(store: AsyncEventStore, d
         assert [each["subscriptions"] for each in after] == [200] * 5
         assert {each["read"] for each in after} == {before["read"] + 5}, "each event is read once"
         assert {each["pages"] for each in after} == {before["pages"]}
-        assert database.value(LISTENERS) == 1
+        assert all(each.is_listener_connected for each in stores)
+        await eventually(lambda: database.value(LISTENERS) == 1, "one session listens")
         # The store's own and those of the one keeper: rows, watermark, listener.
-        assert int(str(database.value(SESSIONS))) <= 2 * 5 + 3
+        await eventually(lambda: int(str(database.value(SESSIONS))) <= 2 * 5 + 3, "there are no more sessions")
 
 
 async def test_whoever_closes_leaves_the_others_alone(store: AsyncEventStore, database: Database) -> None:
@@ -60,6 +62,7 @@ async def test_whoever_closes_leaves_the_others_alone(store: AsyncEventStore, da
     assert (await theirs.next(60)).data == 1
     async with AsyncEventStore(database.dsn) as third, third.subscribe() as late:
         assert (await late.next(60)).data == 1
+        await eventually(lambda: third.is_listener_connected, "it listens")
         assert database.value(LISTENERS) == 1
         await other.close()
         await third.store(Event("T", "a", 2))
@@ -72,7 +75,7 @@ async def test_what_listens_otherwise_or_elsewhere_is_apart(store: AsyncEventSto
         AsyncEventStore(database.dsn, poll_interval=0.5) as slower,
         AsyncEventStore(database.dsn, table_name="other") as elsewhere,
         AsyncEventStore(database.dsn + " application_name=mine") as named,
-        AsyncEventStore(database.dsn, answer_timeout=5) as hasty,
+        AsyncEventStore(database.dsn, answer_timeout=29) as hasty,
     ):
         stores = [store, slower, elsewhere, named, hasty]
         lives = [each.subscribe() for each in stores]
@@ -95,6 +98,10 @@ async def test_one_store_of_each_kind(store: AsyncEventStore, database: Database
         live = blocking.subscribe()
         blocking.store(Event("T", "a", 1))
         assert live.next(60).data == 1
+        deadline = time.monotonic() + TIMEOUT_S
+        while not blocking.is_listener_connected:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert database.value(LISTENERS) == 1
 
     async with store.subscribe() as live:

@@ -23,30 +23,33 @@ from socketio_postgres import (
     Stall,
     StoreStalledError,
 )
-from tests.fixtures.database import Database
+from tests.fixtures.database import Database, patient
 from tests.fixtures.event_schedule import drop_notify_triggers
 from tests.fixtures.postgres import OwnPostgres, sessions
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually, nothing_arrives
 
 INSERT = "INSERT INTO events (id, aggregate_id, event_type, data) VALUES ('e', 'a', 'T', '\"late\"')"
+ANSWER_S = 5.0
+"""Of a question during an outage: long enough to open a store on a busy machine."""
 
 
 async def test_a_function_is_told_and_may_end_it(
     store: AsyncEventStore, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     stalls: list[Stall] = []
+    ended: list[bool] = []
 
     async def end(stall: Stall) -> None:
         stalls.append(stall)
-        for blocker in stall.blockers:
-            assert await strict.end_blocker(blocker)
+        ended.extend([await strict.end_blocker(blocker) for blocker in stall.blockers])
 
     caplog.set_level(logging.WARNING, "socketio_postgres")
     await store.store(Event("T", "a", "before"))
     async with AsyncEventStore(database.dsn, stall_warning=0.1, on_stall=end) as strict, strict.subscribe() as live:
         assert (await live.next(20)).data == "before"
         with database.connect() as writer:
+            pid = writer.info.backend_pid
             writer.execute("SET application_name = 'the sleeper'")
             writer.execute("BEGIN")
             writer.execute(INSERT)
@@ -54,7 +57,10 @@ async def test_a_function_is_told_and_may_end_it(
             assert (await live.next(20)).data == "waits"
             with pytest.raises(psycopg.OperationalError):
                 writer.execute("COMMIT")
-        (stall,) = stalls
+        # Until the session that was ended is gone, it may be told again.
+        stall = stalls[0]
+        assert {blocker.pid for each in stalls for blocker in each.blockers} == {pid}
+        assert ended[0]
         assert (stall.position, stall.blockers[0].application_name) == (1, "the sleeper")
         assert stall.seconds >= 0.1
         assert "the sleeper" in caplog.text
@@ -110,7 +116,7 @@ async def test_an_outage_while_a_transaction_is_open(store: AsyncEventStore, dat
     """Who holds readers up cannot be asked then; the subscription waits, as for everything else."""
     with Proxy(database) as proxy:
         async with (
-            AsyncEventStore(proxy.dsn, stall_warning=0.1, answer_timeout=1) as far,
+            AsyncEventStore(patient(proxy.dsn), stall_warning=0.1, answer_timeout=ANSWER_S) as far,
             far.subscribe() as live,
         ):
             await store.store(Event("T", "a", "before"))
@@ -124,7 +130,7 @@ async def test_an_outage_while_a_transaction_is_open(store: AsyncEventStore, dat
                 proxy.refuse()
                 proxy.reset()
                 await eventually(lambda: waiting.done() or far.stats()["reader_outage"], "it notices the outage")
-                await asyncio.sleep(2)
+                await asyncio.sleep(ANSWER_S + 2)
                 assert not waiting.done(), waiting
                 proxy.accept()
                 writer.execute("COMMIT")
@@ -203,15 +209,20 @@ def test_no_such_policy() -> None:
 
 async def test_the_warning_is_not_repeated_at_once(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     async with AsyncEventStore(database.dsn, stall_warning=0.3) as store, store.subscribe() as live:
+
+        async def is_silent() -> bool:
+            count = caplog.text.count("events after version")
+            await store._look_for_stall()
+            return caplog.text.count("events after version") == count
+
         with database.connect() as writer:
             writer.execute("BEGIN")
             writer.execute(INSERT)
             await store.store(Event("T", "a"))
-            waiting = asyncio.create_task(live.next(20))
+            waiting = asyncio.create_task(live.next(60))
             await eventually(lambda: "events after version 0 wait" in caplog.text, "it is logged")
-            count = caplog.text.count("events after version")
-            await store._look_for_stall()
-            assert caplog.text.count("events after version") == count
+            # On a slow machine the next warning may be due already, but not at each look.
+            await eventually(is_silent, "a look logs nothing")
         await waiting
 
 
@@ -229,7 +240,8 @@ async def test_who_starts_beside_an_open_transaction(store: AsyncEventStore, dat
         await store.store_batch(Event("T", "a", i) for i in range(3))
         async with store.subscribe() as live:
             assert await take(live, 6) == [1, 2, 3, 5, 6, 7]
-        await eventually(lambda: database.value("SELECT max(version) FROM events_settled") == 7, "it is marked")
+            # Nobody waits long for a mark that is left at the end.
+            await eventually(lambda: database.value("SELECT max(version) FROM events_settled") == 7, "it is marked")
         writer.execute("BEGIN")
         writer.execute(INSERT)
         await store.store(Event("T", "a"))
@@ -252,7 +264,7 @@ async def test_a_mark_of_another_history_counts_for_nothing(store: AsyncEventSto
     await store.store_batch(Event("T", "a") for _ in range(3))
     async with store.subscribe() as live:
         await take(live, 3)
-    await eventually(lambda: database.value("SELECT max(version) FROM events_settled") == 3, "it is marked")
+        await eventually(lambda: database.value("SELECT max(version) FROM events_settled") == 3, "it is marked")
     await store.close()
     with database.connect() as writer:
         writer.execute("TRUNCATE events RESTART IDENTITY")
@@ -305,7 +317,7 @@ async def test_waiting_reads_nothing_again(go_store: AsyncEventStore, database: 
             writer.execute(INSERT)
             await go_store.store_batch(Event("T", "a", i) for i in range(500))
             await eventually(lambda: store.stats()["gap_seconds"] is not None, "the gap is seen")
-            before, began = store.stats(), time.monotonic()
+            began, before = time.monotonic(), store.stats()
             for i in range(200):
                 await go_store.store(Event("T", "a", i))
             await eventually(lambda: store.stats()["notifications"] > before["notifications"], "it hears of others")
@@ -387,7 +399,7 @@ def looks(server: OwnPostgres) -> int:
 async def test_all_readers_together_look_200_times_a_second() -> None:
     """Counted by the server, and however often others commit. Stores that differ in their settings share nothing."""
     with OwnPostgres(log_statement="all") as server:
-        dsn = server.database.dsn
+        dsn = patient(server.database.dsn)
         async with AsyncEventStore(dsn) as other, contextlib.AsyncExitStack() as stack:
             await other.store(Event("T", "a"))
             readers = [AsyncEventStore(dsn, poll_interval=600.0 + i, max_open_conns=1) for i in range(READERS)]
@@ -408,12 +420,13 @@ async def test_all_readers_together_look_200_times_a_second() -> None:
 
                 start = [reader.stats()["lock_looks"] for reader in readers]
                 await eventually(lambda: has_each_looked(2, start), "each knows of the others")
-                before, began = looks(server), time.monotonic()
+                began, before = time.monotonic(), looks(server)
                 for i in range(200):
                     await other.store(Event("T", "a", i))
                 await eventually(lambda: has_each_looked(5, start), "each goes on looking")
                 count, seconds = looks(server) - before, time.monotonic() - began
-                assert count <= 200 * seconds + READERS
+                # Besides, one of each may have been on its way.
+                assert count <= 200 * seconds + 2 * READERS
                 writer.execute("ROLLBACK")
             for live in lives:
                 assert await take(live, 201) == list(range(3, 204))
@@ -432,7 +445,7 @@ async def test_readers_that_have_nothing_to_do_share_the_looks_too(database: Dat
                 stack.enter_context(database.connect()).execute(READER)
             start = store.stats()["lock_looks"]
             await eventually(lambda: store.stats()["lock_looks"] >= start + 2, "it knows of them")
-            before, began = store.stats(), time.monotonic()
+            began, before = time.monotonic(), store.stats()
             await eventually(lambda: store.stats()["reads"] >= before["reads"] + 100, "it polls")
             looked = store.stats()["lock_looks"] - before["lock_looks"]
             assert looked <= (time.monotonic() - began) / 0.2 + 1
@@ -448,7 +461,7 @@ async def test_a_thousand_readers_still_poll() -> None:
                 admin.execute("BEGIN")
                 admin.execute(READER.replace("advisory_lock", "advisory_xact_lock"))
                 admin.execute(f"PREPARE TRANSACTION 'reader {number}'".encode())
-        async with AsyncEventStore(database.dsn, poll_interval=0.1) as store, store.subscribe() as live:
+        async with AsyncEventStore(patient(database.dsn), poll_interval=0.1) as store, store.subscribe() as live:
             await store.store(Event("T", "a"))
             assert await take(live, 1) == [1]
             with database.connect() as writer:
@@ -459,16 +472,18 @@ async def test_a_thousand_readers_still_poll() -> None:
                 looks = store.stats()["lock_looks"]
                 await eventually(lambda: store.stats()["gap_seconds"] is not None, "it waits")
                 await eventually(lambda: store.stats()["lock_looks"] > looks, "it knows of the others")
-                looks = store.stats()["lock_looks"]
+                began, looks = time.monotonic(), store.stats()["lock_looks"]
                 writer.execute("COMMIT")
             assert await take(live, 2) == [2, 3]
-            assert store.stats()["lock_looks"] == looks
+            await asyncio.sleep(1)  # it polls, and nobody looks
+            # The first one may be due at once.
+            assert store.stats()["lock_looks"] - looks <= (time.monotonic() - began) / 5 + 1
 
 
 async def test_those_who_ask_at_the_same_time_share_a_look() -> None:
     """Each needs one that begins after it has asked, and nobody needs one of its own."""
     with OwnPostgres(log_statement="all") as server, Proxy(server.database) as proxy:
-        async with AsyncEventStore(proxy.dsn) as store:
+        async with AsyncEventStore(patient(proxy.dsn)) as store:
             await store.store(Event("T", "a"))
             assert await store.latest_version() == 1
             before = looks(server)
@@ -498,10 +513,10 @@ async def test_nobody_waits_for_the_settled_mark(our_store: AsyncEventStore, dat
             began = time.monotonic()
             while time.monotonic() < began + 3:  # at least once in a second it is to be written
                 stored = await our_store.store(Event("T", "a"))
-                assert (await live.next(10)).version == stored.version
+                assert (await live.next(60)).version == stored.version
             if held == "table":
                 async with AsyncEventStore(database.dsn, poll_interval=0.5) as other, other.subscribe() as late:
-                    assert (await late.next(10)).version == 1
+                    assert (await late.next(60)).version == 1
             admin.execute("COMMIT")
         stored = await our_store.store(Event("T", "a"))
         await eventually(lambda: database.value(mark) == stored.version, "it is written again")
@@ -510,12 +525,12 @@ async def test_nobody_waits_for_the_settled_mark(our_store: AsyncEventStore, dat
 async def test_of_those_who_begin_at_the_end_one_looks() -> None:
     """However many subscriptions wait for what is open when they begin."""
     with OwnPostgres(log_statement="all") as server:
-        async with AsyncEventStore(server.database.dsn) as store:
+        async with AsyncEventStore(patient(server.database.dsn)) as store:
             await store.store(Event("T", "a"))
             with server.database.connect() as writer:
                 writer.execute("BEGIN")
                 writer.execute(INSERT)
-                before, began = looks(server), time.monotonic()
+                began, before = time.monotonic(), looks(server)
                 lives = [store.subscribe(END) for _ in range(100)]
                 entering = [asyncio.ensure_future(live.__aenter__()) for live in lives]
                 await eventually(lambda: looks(server) >= before + 20, "one goes on looking")

@@ -251,7 +251,10 @@ def test_the_same_id_meanwhile_in_every_library(database: Database, kind: str) -
         with psycopg.connect(database.dsn) as conn:
             store.store_in(conn, event)
             storing = pool.submit(second)
-            waits = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+            waits = (
+                "SELECT count(*) > 0 FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event = 'transactionid'"
+            )
             deadline = time.monotonic() + TIMEOUT_S
             while not storing.done() and admin.execute(waits).fetchone() == (False,):
                 assert time.monotonic() < deadline

@@ -32,7 +32,7 @@ from socketio_postgres import (
     StoredEvent,
     WrongExpectedVersionError,
 )
-from tests.fixtures.database import Database
+from tests.fixtures.database import Database, patient
 from tests.fixtures.pgbouncer import PgBouncer, pgbouncer_program
 from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import eventually
@@ -308,7 +308,7 @@ async def test_a_lock_held_elsewhere_delays_only_its_aggregate(our_store: AsyncE
         held.append(asyncio.create_task(our_store.store(Event("T", "held"), expected=NO_STREAM)))
         await eventually(lambda: our_store.stats()["store_alone"] >= 2, "those that wait have stepped aside")
         for i in range(20):
-            await asyncio.wait_for(our_store.store(Event("T", f"free{i}"), expected=NO_STREAM), 5)
+            await asyncio.wait_for(our_store.store(Event("T", f"free{i}"), expected=NO_STREAM), 20)
         assert not any(task.done() for task in held)
         holder.execute("COMMIT")
     results = await asyncio.gather(*held, return_exceptions=True)
@@ -360,21 +360,26 @@ async def test_a_query_given_up_stands_in_nobodys_way(database: Database, *, end
     """Whoever got its connection would wait for its end."""
     async with AsyncEventStore(database.dsn, batch_size=1, max_open_conns=1) as store:
         await store.store_batch([Event("T", "a", number) for number in range(10)])
-        events = store.read()
-        assert (await anext(events)).data == 0
-        await eventually(lambda: store.stats()["in_use"] == 0, "pages are read ahead, and no more")
-        with database.connect() as other, other.transaction():
-            other.execute("LOCK TABLE events")
-            assert (await anext(events)).data == 1
-            await eventually(lambda: waits_for_a_lock(database), "another page is asked for")
-            await events.aclose()  # type: ignore[attr-defined]
-            if ends:
-                other.execute("COMMIT")
-            await eventually(lambda: store.stats()["in_use"] == 0, "it is done with")
-            assert store.stats()["idle"] == int(ends)
-            await eventually(
-                lambda: not waits_for_a_lock(database), "it is taken back, although the lock is still held"
-            )
+        # On a slow machine it may be taken back before it has ended.
+        for _ in range(10 if ends else 1):
+            events = store.read()
+            assert (await anext(events)).data == 0
+            await eventually(lambda: store.stats()["in_use"] == 0, "pages are read ahead, and no more")
+            with database.connect() as other, other.transaction():
+                other.execute("LOCK TABLE events")
+                assert (await anext(events)).data == 1
+                await eventually(lambda: waits_for_a_lock(database), "another page is asked for")
+                await events.aclose()  # type: ignore[attr-defined]
+                if ends:
+                    other.execute("COMMIT")
+                await eventually(lambda: store.stats()["in_use"] == 0, "it is done with")
+                idle = store.stats()["idle"]
+                await eventually(
+                    lambda: not waits_for_a_lock(database), "it is taken back, although the lock is still held"
+                )
+            if idle == int(ends):
+                return
+        raise AssertionError("its connection should be idle" if ends else "its connection should be closed")
 
 
 async def test_a_commit_in_doubt_is_resolved_by_id(our_store: AsyncEventStore, database: Database) -> None:
@@ -462,17 +467,21 @@ async def test_pool_limits(database: Database) -> None:
     async with AsyncEventStore(
         database.dsn, max_open_conns=2, max_idle_conns=1, conn_max_idle_time=0.1, enable_prepared_stmts=False
     ) as store:
-        await asyncio.gather(*(store.load() for _ in range(20)))
+
+        async def is_one_too_many() -> bool:
+            await asyncio.gather(*(store.load() for _ in range(20)))
+            return bool(store.stats()["max_idle_closed"] > 0)
+
+        await eventually(is_one_too_many, "two were open, and one of them is closed")
         stats = store.stats()
         assert stats["max_open_connections"] == 2
         assert stats["wait_count"] > 0
-        assert stats["max_idle_closed"] > 0
         await eventually(lambda: store.stats()["open_connections"] == 0, "idle ones are closed")
         assert store.stats()["max_idle_time_closed"] > 0
     async with AsyncEventStore(database.dsn, conn_max_lifetime=0.01) as store:
         await asyncio.sleep(0.02)
         await store.load()
-        assert store.stats()["max_lifetime_closed"] > 0
+        await eventually(lambda: store.stats()["max_lifetime_closed"] > 0, "an old one is closed")
 
 
 async def test_a_connection_through_which_nothing_is_prepared(database: Database) -> None:
@@ -480,8 +489,11 @@ async def test_a_connection_through_which_nothing_is_prepared(database: Database
         await store.store(Event("T", "a"), expected=NO_STREAM)
         await store.load()
         with database.connect() as admin:
-            count = "SELECT query FROM pg_stat_activity WHERE query LIKE '%PREPARE%' AND pid <> pg_backend_pid()"
-            assert admin.execute(count).fetchall() == []
+            queries = (
+                "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%PREPARE%'"
+                " AND pid <> pg_backend_pid()"
+            )
+            assert admin.execute(queries).fetchall() == []
 
 
 CALLS: dict[str, Callable[[AsyncEventStore], Awaitable[Any]]] = {
@@ -506,7 +518,7 @@ async def test_a_pooler_that_knows_no_prepared_statements(pgbouncer_program: str
     ):
         other.prepare_threshold = None
         for name, call in CALLS.items():
-            async with AsyncEventStore(pooler.dsn, listen_dsn=server.database.dsn) as store:
+            async with AsyncEventStore(patient(pooler.dsn), listen_dsn=server.database.dsn) as store:
                 await store.store(Event("T", "a", id=f"{name} {others}"))
                 if others == "DEALLOCATE":
                     for each in CALLS.values():

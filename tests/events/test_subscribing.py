@@ -8,7 +8,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from socketio_postgres import (
     DatabaseError,
     Event,
     EventStore,
+    EventStoreError,
     FellBehind,
     Filter,
     InvalidConnectionError,
@@ -35,10 +36,12 @@ from socketio_postgres import (
 )
 from socketio_postgres.demo.embedded import EmbeddedPostgres
 from socketio_postgres.events.event import AfterVersion, ControlItem
-from tests.fixtures.database import Database
+from tests.fixtures.database import Database, patient
 from tests.fixtures.proxy import Direction, Proxy
 from tests.fixtures.waiting import eventually, nothing_arrives
 
+LONG_S = 60.0
+"""What must come has so long: nothing here depends on speed."""
 KILL_LISTENER = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND (strpos(query, 'LISTEN') = 1 OR strpos(query, 'pg_listening') > 0)"
@@ -46,7 +49,7 @@ KILL_LISTENER = (
 )
 
 
-async def take(subscription: object, count: int, timeout: float = 20.0) -> list[StoredEvent]:
+async def take(subscription: object, count: int, timeout: float = LONG_S) -> list[StoredEvent]:
     """The next events, which must come."""
     return [await subscription.next(timeout) for _ in range(count)]  # type: ignore[attr-defined]
 
@@ -79,9 +82,9 @@ async def test_from_the_end_while_a_transaction_is_open(store: AsyncEventStore, 
         await nothing_arrives()
         assert not entering.done()
         writer.execute("COMMIT")
-        live = await asyncio.wait_for(entering, 10)
+        live = await asyncio.wait_for(entering, LONG_S)
     await store.store(Event("T", "a", "new"))
-    assert (await live.next(10)).data == "new"
+    assert (await live.next(LONG_S)).data == "new"
     live.close()
 
 
@@ -102,7 +105,7 @@ async def test_a_wait_that_is_given_up_loses_nothing(store: AsyncEventStore) -> 
             seen.append((await asyncio.wait_for(anext(live), 0.002)).data)
         await storing
     while len(seen) < 30:
-        seen.append((await live.next(10)).data)
+        seen.append((await live.next(LONG_S)).data)
     assert seen == list(range(30))
     with pytest.raises(OperationTimeoutError):
         await live.next(timeout=0.01)
@@ -149,7 +152,7 @@ async def test_who_has_nothing_to_read_has_caught_up(
     for after in starts:
         async with AsyncEventStore(database.dsn, stall_warning=HOUR_S) as fresh:
             live = fresh.subscribe(after, CONDITIONS[conditions])
-            items = await asyncio.wait_for(until_caught_up(live), 20)
+            items = await asyncio.wait_for(until_caught_up(live), LONG_S)
             assert items[-1] == CaughtUp(count)
             is_to_come = after is START and conditions != "nothing"
             assert len(items) == (count if is_to_come else 0) + 1
@@ -163,7 +166,7 @@ async def test_has_caught_up_is_told_beside_the_iteration(store: AsyncEventStore
         waiting = asyncio.ensure_future(anext(live))
         await eventually(lambda: live.is_caught_up, "it has caught up")
         await store.store(Event("T", "a", 7))
-        assert (await asyncio.wait_for(waiting, 20)).data == 7
+        assert (await asyncio.wait_for(waiting, LONG_S)).data == 7
         assert live.is_caught_up
 
 
@@ -190,10 +193,68 @@ async def test_who_begins_beside_an_open_transaction_has_not_caught_up_before_it
         admin.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('open', 'b', 'T')")
         for after, version in ((START, 0), (10, 10)):
             async with AsyncEventStore(database.dsn, stall_warning=HOUR_S) as fresh:
-                items = await asyncio.wait_for(until_caught_up(fresh.subscribe(after)), 20)
+                items = await asyncio.wait_for(until_caught_up(fresh.subscribe(after)), LONG_S)
                 assert items[-1] == CaughtUp(count)
                 assert len(items) == count - version + 1
         admin.execute("ROLLBACK")
+
+
+@pytest.mark.usefixtures("without_patience")
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+@pytest.mark.parametrize("is_at_a_gap", [False, True], ids=["idle", "at a gap"])
+async def test_what_was_committed_before_a_subscription_comes_before_it_has_caught_up(
+    our_store: AsyncEventStore, database: Database, is_at_a_gap: bool, end: str
+) -> None:
+    """Also when the reader that all subscriptions share has not heard of it, or that a gap stays one."""
+    insert = "INSERT INTO events (id, aggregate_id, event_type) VALUES (%s, 'b', 'T')"
+    async with AsyncEventStore(database.dsn, poll_interval=HOUR_S, stall_warning=HOUR_S) as store:
+        before = store.subscribe()
+        assert await asyncio.wait_for(until_caught_up(before), LONG_S) == [CaughtUp(0)]
+        with database.connect() as writer:
+            writer.execute("SET session_replication_role = replica")  # no trigger tells anybody
+            writer.execute("BEGIN")
+            writer.execute(insert, ["first"])
+            if is_at_a_gap:
+                await our_store.store(Event("T", "a"))
+                await eventually(lambda: store.stats()["gap_seconds"] is not None, "the reader waits at the gap")
+                await nothing_arrives()  # it looks rarely by now
+            writer.execute(end)
+            if not is_at_a_gap:
+                writer.execute(insert, ["second"])
+        after = store.subscribe()
+        items = await asyncio.wait_for(until_caught_up(after), LONG_S)
+        versions = [1, 2] if end == "COMMIT" else [2]
+        assert [item.version for item in items[:-1] if isinstance(item, StoredEvent)] == versions
+        assert items[-1] == CaughtUp(2)
+        before.close()
+        after.close()
+
+
+@pytest.mark.parametrize("what", ["newcomers", "notifications"])
+async def test_the_poll_is_not_put_off(our_store: AsyncEventStore, database: Database, what: str) -> None:
+    """It finds a sequence that was set back; what comes meanwhile is dealt with without a look at it."""
+    await our_store.store_batch(Event("T", "a", i) for i in range(6))
+    async with AsyncEventStore(database.dsn, poll_interval=1) as store:
+        before = store.subscribe()
+        assert (await asyncio.wait_for(until_caught_up(before), LONG_S))[-1] == CaughtUp(6)
+        waiting = asyncio.create_task(before.next())
+        with database.connect() as admin:
+            oid = database.value("SELECT 'events'::regclass::oid")
+            # Gaps, as of transactions that were rolled back, which would be filled.
+            admin.execute("DELETE FROM events WHERE version IN (3, 4)")
+            admin.execute("SELECT setval('events_version_seq', 2)")
+
+            async def is_over() -> bool:
+                if what == "newcomers":
+                    await store.subscribe(2).next_or_idle(0.01)
+                else:
+                    admin.execute("SELECT pg_notify(%s, '')", [f"sio_events_{oid}"])
+                return waiting.done()
+
+            await eventually(is_over, "the sequence is found behind")
+        with pytest.raises(EventStoreError, match="sequence"):
+            await waiting
+        before.close()
 
 
 async def test_a_subscription_hears_only_of_connections_that_were_lost_while_it_was_there(database: Database) -> None:
@@ -203,14 +264,14 @@ async def test_a_subscription_hears_only_of_connections_that_were_lost_while_it_
             assert admin.execute(KILL_LISTENER).fetchall()
         await eventually(lambda: store.stats()["listener_reconnects"] == 1, "it listens again")
         await store.store(Event("T", "a"))
-        assert Reconnected in [type(item) for item in await asyncio.wait_for(until_caught_up(before), 20)]
+        assert Reconnected in [type(item) for item in await asyncio.wait_for(until_caught_up(before), LONG_S)]
         after = store.subscribe()
-        items = await asyncio.wait_for(until_caught_up(after), 20)
+        items = await asyncio.wait_for(until_caught_up(after), LONG_S)
         assert [type(item) for item in items] == [StoredEvent, CaughtUp]
         before.close()
         after.close()
         await eventually(lambda: not store.is_listener_connected, "nobody needs it")
-        items = await asyncio.wait_for(until_caught_up(store.subscribe()), 20)
+        items = await asyncio.wait_for(until_caught_up(store.subscribe()), LONG_S)
         assert [type(item) for item in items] == [StoredEvent, CaughtUp]
 
 
@@ -229,11 +290,14 @@ async def test_control_items(database: Database) -> None:
         burst = [await anext(items) for _ in range(7)]
         assert burst[0] == FellBehind(4)
         assert burst[-1] == CaughtUp(9)
+        await eventually(lambda: store.is_listener_connected, "it listens")
         with database.connect() as admin:
             assert admin.execute(KILL_LISTENER).fetchall()
-        await eventually(lambda: store.stats()["listener_reconnects"] == 1, "it listens again")
+        await eventually(lambda: store.stats()["listener_reconnects"] >= 1, "it listens again")
         await store.store(Event("T", "a"))
-        assert Reconnected(9) in [await anext(items), await anext(items)]
+        while not isinstance(item := await asyncio.wait_for(anext(items), LONG_S), Reconnected):
+            pass
+        assert item in (Reconnected(9), Reconnected(10))
         live.close()
         assert [item async for item in items] == []
 
@@ -264,14 +328,40 @@ def slow_reader(database: Database, seconds: float, timeout: str) -> Iterator[st
             admin.execute(f"DROP ROLE {SLOW_READER}".encode())
 
 
+@contextlib.asynccontextmanager
+async def limited(dsn: str, **options: Any) -> AsyncIterator[AsyncEventStore]:
+    """A store whose statements have a time limit. On a slow machine those that open it may exceed it, too."""
+    store = AsyncEventStore(dsn, **options)
+
+    async def is_open() -> bool:
+        try:
+            await store.open()
+        except DatabaseError as error:
+            if error.sqlstate != "57014":
+                raise
+            return False
+        return True
+
+    await eventually(is_open, "it is open")
+    async with store:
+        yield store
+
+
 @pytest.mark.xdist_group("slow reader")
 async def test_a_filter_that_hardly_matches_is_read_in_parts(our_store: AsyncEventStore, database: Database) -> None:
     """S16: no statement reads more than the time limit allows, and progress shows although nothing matches."""
-    await our_store.store_batch(Event("T", "a", i) for i in range(3000))
+    await our_store.open()
+    with database.connect() as admin:
+        # With holes, so that it takes one attempt to find a range that is small enough.
+        admin.execute(
+            "INSERT INTO events (version, id, aggregate_id, event_type)"
+            " SELECT 80 * i, 'e' || i, 'a', 'T' FROM generate_series(1, 400) AS i"
+        )
+        admin.execute("SELECT setval('events_version_seq', 32000)")
     rare = await our_store.store(Event("T", "a", "rare"))
     told: list[Exception] = []
-    with slow_reader(database, 0.001, "1s") as dsn:
-        async with AsyncEventStore(dsn, error_handler=told.append) as store, store.subscribe(filters=RARE) as live:
+    with slow_reader(database, 0.02, "3s") as dsn:
+        async with limited(dsn, error_handler=told.append) as store, store.subscribe(filters=RARE) as live:
             positions = []
             while (event := await live.next_or_idle(0.1)) is None:
                 positions.append(live.position)
@@ -287,9 +377,9 @@ async def test_a_filter_that_hardly_matches_is_read_in_parts(our_store: AsyncEve
 async def test_a_filter_that_is_too_slow_for_any_part(our_store: AsyncEventStore, database: Database) -> None:
     await our_store.store_batch(Event("T", "a", i) for i in range(200))
     with slow_reader(database, 0.1, "500ms") as dsn:
-        async with AsyncEventStore(dsn) as store, store.subscribe(filters=RARE) as live:
+        async with limited(dsn) as store, store.subscribe(filters=RARE) as live:
             with pytest.raises(DatabaseError) as caught:
-                await live.next(60)
+                await live.next(LONG_S)
             assert caught.value.sqlstate == "57014"
 
 
@@ -299,14 +389,14 @@ async def test_pages_that_take_too_long_are_read_in_parts(
     our_store: AsyncEventStore, database: Database, start: AfterVersion
 ) -> None:
     """Without a filter, too: those of a subscription that catches up, and those of the reader that serves all."""
-    await our_store.store_batch(Event("T", "a", i) for i in range(1500))
-    with slow_reader(database, 0.002, "1s") as dsn:
-        async with AsyncEventStore(dsn) as store, store.subscribe(start, prefetch=1000) as live:
+    await our_store.store_batch(Event("T", "a", i) for i in range(200))
+    with slow_reader(database, 0.02, "3s") as dsn:
+        async with limited(dsn) as store, store.subscribe(start, prefetch=200) as live:
             if start == START:
-                assert [event.data for event in await take(live, 1500, 60)] == list(range(1500))
+                assert [event.data for event in await take(live, 200)] == list(range(200))
             else:
-                await our_store.store_batch(Event("T", "a", i) for i in range(1500, 3000))
-                assert [event.data for event in await take(live, 1500, 60)] == list(range(1500, 3000))
+                await our_store.store_batch(Event("T", "a", i) for i in range(200, 400))
+                assert [event.data for event in await take(live, 200)] == list(range(200, 400))
             assert store.stats()["page_timeouts"] > 0
 
 
@@ -317,9 +407,9 @@ async def test_a_table_that_is_locked_for_longer_than_a_limit(
     """While an administrator changes it, readers wait."""
     await our_store.store(Event("T", "a", 0))
     dsn = make_conninfo(database.dsn, options=f"-c {limit}=200ms")
-    async with AsyncEventStore(dsn, poll_interval=0.1) as store, store.subscribe() as live:
-        assert (await live.next(20)).data == 0
-        waiting = asyncio.create_task(live.next(60))
+    async with limited(dsn, poll_interval=0.1) as store, store.subscribe() as live:
+        assert (await live.next(LONG_S)).data == 0
+        waiting = asyncio.create_task(live.next(LONG_S))
         with database.connect() as admin:
             admin.execute("BEGIN")
             admin.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
@@ -336,7 +426,7 @@ async def test_a_filter_that_hardly_matches_behind_a_slow_link(our_store: AsyncE
         admin.execute("SELECT setval('events_version_seq', 3000000)")
     rare = await our_store.store(Event("T", "a", "rare"))
     with Proxy(database) as proxy:
-        async with AsyncEventStore(proxy.dsn) as store, store.subscribe(first.version, filters=RARE) as live:
+        async with AsyncEventStore(patient(proxy.dsn)) as store, store.subscribe(first.version, filters=RARE) as live:
 
             def delay(direction: Direction, data: bytes) -> bytes:
                 if direction == "to_server" and b"planned by values" in data:
@@ -344,7 +434,7 @@ async def test_a_filter_that_hardly_matches_behind_a_slow_link(our_store: AsyncE
                 return data
 
             proxy.rewrite = delay
-            assert (await live.next(60)).version == rare.version
+            assert (await live.next(LONG_S)).version == rare.version
             assert store.stats()["pages"] < 100
 
 
@@ -356,16 +446,17 @@ async def test_one_listener_and_one_reader_for_all(store: AsyncEventStore, datab
     before = store.stats()
     for i in range(20):
         await store.store(Event("T", "a", i))
-        for event in await asyncio.gather(*(live.next(10) for live in lives)):
+        for event in await asyncio.gather(*(live.next(LONG_S) for live in lives)):
             assert event.data == i
     after = store.stats()
     assert after["subscriptions"] == 200
     assert after["read"] - before["read"] == 20, "each event is read once"
     assert after["pages"] == before["pages"]
-    listeners = database.value(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND strpos(query, 'LISTEN') = 1"
+    listeners = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND (strpos(query, 'LISTEN') = 1 OR strpos(query, 'pg_listening') > 0)"
     )
-    assert listeners == 1
+    assert database.value(listeners) == 1
     for live in lives:
         live.close()
     await eventually(lambda: not store.is_listener_connected, "the last one ends the listening")
@@ -378,7 +469,7 @@ async def test_a_slow_one_delays_nobody(store: AsyncEventStore) -> None:
     await slow.__aenter__()
     await fast.__aenter__()
     await store.store(Event("T", "a", 0))
-    assert (await slow.next(10)).data == 0
+    assert (await slow.next(LONG_S)).data == 0
     for start in range(1, 24_001, 1000):
         await store.store_batch(Event("T", "a", i) for i in range(start, start + 1000))
     assert [event.data for event in await take(fast, 24_001)] == list(range(24_001))
@@ -394,7 +485,7 @@ async def test_without_a_trigger_the_poll_finds_events(store: AsyncEventStore, d
     async with store.subscribe() as live:
         await eventually(lambda: store.is_listener_connected, "it listens")
         await store.store(Event("T", "a", "silent"))
-        assert (await live.next(10)).data == "silent"
+        assert (await live.next(LONG_S)).data == "silent"
 
 
 async def test_the_listener_is_killed_again_and_again(database: Database) -> None:
@@ -415,9 +506,9 @@ async def test_the_listener_is_killed_again_and_again(database: Database) -> Non
 
         killing, writing = asyncio.create_task(kill()), asyncio.create_task(write())
         assert [event.data for event in await take(live, 300)] == list(range(300))
+        await eventually(lambda: store.stats()["listener_reconnects"] > 2, "it has listened again and again")
         stop.set()
         await asyncio.gather(killing, writing)
-        assert store.stats()["listener_reconnects"] > 2
 
 
 async def test_the_server_restarts(tmp_path: object) -> None:
@@ -430,12 +521,12 @@ async def test_the_server_restarts(tmp_path: object) -> None:
         for mode in ("fast", "immediate"):
             for _ in range(3):
                 await store.store(Event("T", "a", number))
-                assert (await live.next(20)).data == number
+                assert (await live.next(LONG_S)).data == number
                 number += 1
             await asyncio.to_thread(server.stop, mode)
             await asyncio.to_thread(server.start)
         await store.store(Event("T", "a", number))
-        assert (await live.next(20)).data == number
+        assert (await live.next(LONG_S)).data == number
         assert live.position == (await store.load())[-1].version
         live.close()
         await store.close()
@@ -446,7 +537,7 @@ async def test_listening_that_cannot_be_mended_ends_with_the_error(database: Dat
         database.dsn, listen_dsn="host=127.0.0.1 port=1", reconnect_interval=0.01, max_reconnect_attempts=3
     )
     with pytest.raises(ConnectionError):
-        await asyncio.wait_for(anext(store.subscribe()), 10)
+        await asyncio.wait_for(anext(store.subscribe()), LONG_S)
     await store.close()
 
 
@@ -465,7 +556,7 @@ async def test_as_many_attempts_to_listen_as_allowed(database: Database) -> None
         limits: dict[str, Any] = {"reconnect_interval": 0.01, "max_reconnect_attempts": 3}
         async with AsyncEventStore(database.dsn, listen_dsn=listen_dsn, **limits) as store:
             with pytest.raises(ConnectionError):
-                await store.subscribe().next(20)
+                await store.subscribe().next(LONG_S)
     assert attempts == 3
 
 
@@ -488,7 +579,7 @@ async def test_an_open_transaction_that_holds_readers_up_is_named(
             assert "the sleeper" in caplog.text
             assert str(writer.info.backend_pid) in caplog.text
             writer.execute("ROLLBACK")
-        assert (await asyncio.wait_for(waiting, 10)).data == "waits"
+        assert (await asyncio.wait_for(waiting, LONG_S)).data == "waits"
         await eventually(lambda: store.stats()["gap_seconds"] is None, "the gap is over")
         live.close()
 
@@ -508,7 +599,7 @@ async def test_closing_the_store_ends_subscriptions(store: AsyncEventStore) -> N
     await eventually(lambda: store.stats()["subscriptions"] == 1, "it is there")
     await store.close()
     with pytest.raises(StoreClosedError):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, LONG_S)
 
 
 async def test_callbacks(store: AsyncEventStore) -> None:
@@ -559,6 +650,7 @@ async def test_a_handler_that_fails_is_reported_and_the_next_event_follows(datab
         await store.subscribe_to_all(handler)
         await store.store_batch([Event("T", "a"), Event("T", "a")])
         await eventually(lambda: heard == [1, 2], "both were heard")
+        await eventually(lambda: errors, "it is told")
     assert [str(error) for error in errors] == ["no"]
 
 
@@ -576,7 +668,7 @@ def test_from_threads(database: Database) -> None:
         closer = threading.Timer(0.2, live.close)
         closer.start()
         assert list(live) == []
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + LONG_S
         while len(heard) < 20 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert heard == list(range(1, 21))

@@ -21,7 +21,7 @@ from socketio_postgres import (
     PayloadTooLargeError,
 )
 from socketio_postgres.events.event import ExpectedVersion
-from tests.fixtures.database import Database
+from tests.fixtures.database import Database, patient
 from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import eventually, nothing_arrives
 
@@ -102,7 +102,7 @@ async def test_whoever_waits_too_long_is_told_for_whom(store: AsyncEventStore, d
             assert "the holder" in str(error)
         assert isinstance(by_id, AggregateLockedError)
         assert (by_id.aggregate_id, by_id.pid) == ("other", None), "its lock is free"
-        assert hasty.stats()["store_waiting"] == 0
+        await eventually(lambda: hasty.stats()["store_waiting"] == 0, "nobody waits any more")
         await user.rollback()
     assert len(await store.load()) == 0
 
@@ -110,11 +110,11 @@ async def test_whoever_waits_too_long_is_told_for_whom(store: AsyncEventStore, d
 async def test_all_who_have_waited_too_long_share_a_look_at_the_locks() -> None:
     """Each is told who holds an aggregate of its own."""
     with OwnPostgres(log_statement="all") as server:
-        database = server.database
+        dsn = patient(server.database.dsn)
         async with (
-            AsyncEventStore(database.dsn, lock_wait=0.5) as store,
-            await psycopg.AsyncConnection.connect(database.dsn) as user,
-            await psycopg.AsyncConnection.connect(database.dsn) as other,
+            AsyncEventStore(dsn, lock_wait=0.5) as store,
+            await psycopg.AsyncConnection.connect(dsn) as user,
+            await psycopg.AsyncConnection.connect(dsn) as other,
         ):
             held = [Event("T", f"a{number}") for number in range(100)]
             await store.store_batch_in(user, held, expected={event.aggregate_id: 0 for event in held})
@@ -135,7 +135,7 @@ async def test_all_who_have_waited_too_long_share_a_look_at_the_locks() -> None:
 async def test_arrivals_do_not_make_those_who_wait_look_more_often(*, shares: bool) -> None:
     """A look is at each newcomer that does not line up behind others; besides, there is one every 25 to 50 ms."""
     with OwnPostgres(log_statement="all") as server:
-        dsn = server.database.dsn
+        dsn = patient(server.database.dsn)
 
         def looks() -> list[str]:
             """The locks that each attempt of the waiting room asked for."""
@@ -147,7 +147,7 @@ async def test_arrivals_do_not_make_those_who_wait_look_more_often(*, shares: bo
             await store.store_batch_in(user, [Event("T", "waits"), *held], expected={"waits": 0})
             calls = [asyncio.create_task(store.store(Event("T", "waits"), expected=EXISTS))]
             await eventually(lambda: store.stats()["store_alone"] > 0, "it waits")
-            before, began = len(looks()), time.monotonic()
+            began, before = time.monotonic(), len(looks())
             for number in range(300):
                 event = Event("T", "waits" if shares else f"hot{number}")
                 calls.append(asyncio.create_task(store.store(event, expected=EXISTS)))
@@ -168,6 +168,7 @@ async def test_a_bounded_number_of_calls_waits(database: Database) -> None:
         await strict.store_in(user, Event("T", "a"), expected=NO_STREAM)
         calls = [asyncio.create_task(each.store(Event("T", "a"))) for _ in range(40) for each in (strict, patient)]
         await eventually(lambda: patient.stats()["store_waiting"] == 10, "ten wait")
+        await eventually(lambda: sum(call.done() for call in calls) >= 30, "the others are refused")
         refused = [call for call in calls if call.done()]
         assert len(refused) == 30
         for call in refused:
@@ -242,9 +243,9 @@ async def test_calls_of_one_aggregate_keep_their_order_behind_an_id(table: str, 
     ):
         await store.store_in(user, Event("T", "other", id="e1"))
         first = asyncio.create_task(store.store(Event("T", "a", 1, id="e1")))
-        await eventually(lambda: store.stats()["store_alone"] == 1, "it waits for the id")
+        await eventually(lambda: store.stats()["store_alone"] >= 1, "it waits for the id")
         second = asyncio.create_task(store.store(Event("T", "a", 2)))
-        await eventually(lambda: store.stats()["store_alone"] == 2, "the next one lines up")
+        await eventually(lambda: store.stats()["store_alone"] >= 2, "the next one lines up")
         await asyncio.wait_for(store.store(Event("T", "b")), LIMIT_S)
         await nothing_arrives()
         assert not second.done()
@@ -280,24 +281,20 @@ async def test_whoever_queues_for_many_locks_does_so_for_a_moment(
     """All others of the waiting room wait meanwhile: also if each of its locks falls soon, one after the other."""
     await our_store.open()
     oid, aggregates = our_store.layout()["oid"], [f"a{number}" for number in range(100)]
-    queued = (
-        "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - query_start)), 0)::float FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event = 'advisory'"
-    )
+    queued = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
     with database.connect() as holder:
         distinct = "SELECT DISTINCT hashtext(a) & 1023 FROM unnest(%s::text[]) AS a ORDER BY 1"
         keys = [key for (key,) in holder.execute(distinct, (aggregates,))]
         for key in keys:
             holder.execute("SELECT pg_advisory_lock(%s::oid::int, %s)", (oid, key))
         storing = asyncio.create_task(our_store.store_batch(Event("T", each) for each in aggregates))
-        await eventually(lambda: database.value(queued), "it queues up")
-        longest = 0.0
+        began = await eventually(lambda: holder.execute(queued).fetchall(), "it queues up")
         for key in keys:
             await asyncio.sleep(0.08)
             holder.execute("SELECT pg_advisory_unlock(%s::oid::int, %s)", (oid, key))
-            longest = max(longest, float(str(database.value(queued))))
+            began += holder.execute(queued).fetchall()
         await asyncio.wait_for(storing, LIMIT_S)
-    assert longest < 4
+    assert len(set(began)) > 1, "no statement queued for all the time"
 
 
 @pytest.mark.parametrize("expected", [None, NO_STREAM], ids=["unconditional", "conditional"])
@@ -341,18 +338,18 @@ async def import_all(store: AsyncEventStore) -> int:
 
 
 async def repeat(kind: Callable[[AsyncEventStore], Awaitable[int]], store: AsyncEventStore, stop: asyncio.Event) -> int:
-    """Store events over and over; returns how many."""
-    count = 0
+    """Store events over and over, at least once; returns how many."""
+    count = await kind(store)
     while not stop.is_set():
         count += await kind(store)
     return count
 
 
 async def store_in_transactions(store: AsyncEventStore, database: Database, stop: asyncio.Event) -> int:
-    """Store events in transactions of the user's; returns how many."""
+    """Store events in transactions of the user's, at least once; returns how many."""
     count = 0
     async with await psycopg.AsyncConnection.connect(database.dsn) as user:
-        while not stop.is_set():
+        while not count or not stop.is_set():
             count += len(await store.store_batch_in(user, [Event("T", each) for each in AGGREGATES]))
             await user.commit()
     return count
@@ -452,7 +449,9 @@ async def test_a_mixed_load_is_merged(table: str, database: Database) -> None:
             blocker.execute("BEGIN")
             blocker.execute("LOCK TABLE events IN SHARE MODE")
             first = asyncio.create_task(store.store(Event("T", "first")))
-            blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            blocked = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
             await eventually(lambda: database.value(blocked) == 1, "the first call waits for the table")
             calls = []
             for number in range(300):

@@ -10,9 +10,9 @@ from tests.fixtures.bus import BusReader, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.history import Gap
-from tests.fixtures.postgres import OwnPostgres, sessions
+from tests.fixtures.postgres import OwnPostgres, the_session
 from tests.fixtures.proxy import Proxy
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 from tests.fixtures.workload import Receiver, Workload, at_rest
 
 TABLE = "socket_io_attachments"
@@ -32,7 +32,7 @@ async def test_every_third_is_gone(database: Database) -> None:
         with database.connect() as connection:
             connection.execute(DROP_EVERY_THIRD)
         await work.recover(receiver)
-        await asyncio.sleep(1)
+        await eventually(lambda: receiver.stats["attachments_missing"], "some are gone")
         with database.connect() as connection:
             connection.execute(f"DROP TRIGGER forget ON {TABLE}")
         verdict = await work.check(receiver)
@@ -71,7 +71,7 @@ async def test_the_fetching_session_is_terminated(database: Database) -> None:
     async with Receiver(database) as receiver, Workload(database) as work:
         await work.recover(receiver)
         for _ in range(5):
-            [fetcher] = await eventually(lambda: sessions(database, FETCHES), "attachments are fetched")
+            fetcher = await the_session(database, FETCHES)
             database.value("SELECT pg_terminate_backend(%s)", fetcher)
             await work.recover(receiver)
         verdict = await work.check(receiver)
@@ -102,7 +102,9 @@ async def test_no_more_is_read_at_once_than_fits_into_memory(postgres: OwnPostgr
     """What piled up while the database could not be asked comes in parts of 16 MiB."""
     database, mebibyte = postgres.database, 1024 * 1024
     with Proxy(database) as proxy:
-        reading = BusReader(database, ("/", "/fence"), dsn=proxy.dsn, listen_dsn=database.dsn)
+        reading = BusReader(
+            database, ("/", "/fence"), dsn=proxy.dsn, listen_dsn=database.dsn, heartbeat_timeout=4 * TIMEOUT_S
+        )
         async with reading as reader, AsyncEmitter(database.dsn) as io:
             await io.emit("first", b"")
             await reader.wait_for(1)

@@ -16,22 +16,23 @@ from socketio_postgres import AsyncEmitter, GapInfo, PostgresManager
 from tests.faults.conftest import Rounds
 from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival
-from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, sessions, terminate
+from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, sessions, terminate, the_session
 from tests.fixtures.tables import Recovered
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 from tests.fixtures.worker import EVENT, checksum_of
-from tests.fixtures.workload import Receiver, Workload, at_rest
+from tests.fixtures.workload import SHORT_ANSWER_S, SHORT_PROBE_INTERVAL_S, Receiver, Workload, at_rest
 
 RECOVERY_S = 6.0
-"""From the fault on. A second until silence is noticed; then the first attempt follows at once."""
+"""From the fault on. Four seconds until silence is noticed; then the first attempt follows at once."""
 
 
 async def test_the_listener_is_terminated(database: Database, rounds: Rounds, recovered: Recovered) -> None:
     async with Receiver(database) as receiver, Workload(database) as work:
         await work.recover(receiver)
         for number in rounds(3):
+            pid = await the_session(database, LISTENS)
             since = time.time()
-            assert terminate(database, LISTENS) == 1
+            database.value("SELECT pg_terminate_backend(%s)", pid)
             await eventually(lambda number=number: receiver.reconnects() == number, "the gap is reported")  # type: ignore[misc]
             recovered(await work.recover(receiver, since), RECOVERY_S)
         verdict = await work.check(receiver)
@@ -77,10 +78,12 @@ async def test_a_backend_is_killed(postgres: OwnPostgres, whose: str, rounds: Ro
     database = postgres.database
     async with Receiver(database) as receiver, Workload(database) as work:
         await work.recover(receiver)
-        for number in rounds(2):
+        for _ in rounds(2):
+            before = receiver.reconnects()
             since = time.time()
             os.kill(sessions(database, whose)[0], signal.SIGKILL)
-            await eventually(lambda number=number: receiver.reconnects() == number, "the gap is reported")  # type: ignore[misc]
+            # Who connects before the server knows is thrown out once more.
+            await eventually(lambda before=before: receiver.reconnects() > before, "the gap is reported")  # type: ignore[misc]
             recovered(await work.recover(receiver, since), RECOVERY_S)
         await work.check(receiver)
     await at_rest(database)
@@ -88,18 +91,19 @@ async def test_a_backend_is_killed(postgres: OwnPostgres, whose: str, rounds: Ro
 
 async def test_the_listener_is_frozen(database: Database, rounds: Rounds, recovered: Recovered) -> None:
     """SIGSTOP: nothing is closed, and nobody answers."""
-    async with Receiver(database) as receiver, Workload(database) as work:
+    async with Receiver(database, probe_interval=SHORT_PROBE_INTERVAL_S) as receiver, Workload(database) as work:
         await work.recover(receiver)
-        for number in rounds(2):
-            [frozen] = sessions(database, LISTENS)
+        for _ in rounds(2):
+            frozen = await the_session(database, LISTENS)
+            before = receiver.reconnects()
             since = time.time()
             os.kill(frozen, signal.SIGSTOP)
             try:
-                await eventually(lambda number=number: receiver.reconnects() == number, "the gap is reported")  # type: ignore[misc]
+                await eventually(lambda before=before: receiver.reconnects() > before, "the gap is reported")  # type: ignore[misc]
                 recovered(await work.recover(receiver, since), RECOVERY_S)
             finally:
                 os.kill(frozen, signal.SIGCONT)
-            await eventually(lambda: len(sessions(database, LISTENS)) == 1, "the old one ends, too")
+            await the_session(database, LISTENS)  # the old one ends, too
         verdict = await work.check(receiver)
         assert verdict.failed == 0
     await at_rest(database)
@@ -107,17 +111,16 @@ async def test_the_listener_is_frozen(database: Database, rounds: Rounds, recove
 
 async def test_a_frozen_publisher_is_replaced(database: Database, rounds: Rounds, recovered: Recovered) -> None:
     """What the frozen session was to commit is in doubt, and committed late; the receiver must not take it then."""
-    async with Receiver(database) as receiver, Workload(database, kinds=["manager"], rate=1000) as work:
+    work = Workload(database, kinds=["manager"], rate=1000, answer=SHORT_ANSWER_S)
+    async with Receiver(database) as receiver, work:
         await work.recover(receiver)
         for _ in rounds(2):
-            [frozen] = sessions(database, PUBLISHES)
-            since = time.time()
-            os.kill(frozen, signal.SIGSTOP)
+            os.kill(frozen := await the_session(database, PUBLISHES), signal.SIGSTOP)
+            since = time.time()  # what is emitted from now on cannot come by that session
             try:
                 recovered(await work.recover(receiver, since), RECOVERY_S)
             finally:
                 os.kill(frozen, signal.SIGCONT)
-            await asyncio.sleep(0.2)
         verdict = await work.check(receiver)
         assert verdict.in_doubt > 0
         assert verdict.failed == verdict.in_doubt
@@ -131,31 +134,37 @@ async def test_idle_sessions_are_ended_by_the_server(database: Database) -> None
         connection.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '2s'")
     async with Receiver(database) as receiver, AsyncEmitter(database.dsn) as io:
         for number in range(3):
+            # That its session was ended may be heard later.
+            await eventually(lambda number=number: _has_connected(io, number), "it connects again")  # type: ignore[misc]
             await io.emit(EVENT, "a", number, 0, f"{checksum_of(''):010}", "")
             for pid in sessions(database, PUBLISHES):
                 # Not its row in `pg_stat_activity`, which goes before the connection does.
                 process = Path(f"/proc/{pid}")
                 await eventually(lambda: not process.exists(), "the publisher's session is ended")  # noqa: B023
-            await asyncio.sleep(0.5)  # the publisher hears of it
         await eventually(lambda: receiver.stream == [Arrival("a", number) for number in range(3)], "all are in")
         assert receiver.gaps == []
         assert receiver.stats["listener_reconnects"] == 0
 
 
-def test_a_server_of_threads_is_told(database: Database) -> None:
+async def _has_connected(io: AsyncEmitter, reconnects: int) -> bool:
+    await io.start()
+    return io.stats()["publisher_reconnects"] == reconnects
+
+
+async def test_a_server_of_threads_is_told(database: Database) -> None:
     """The blocking twin of the manager: the handler runs in a thread, once the server listens again."""
     told: queue.Queue[tuple[GapInfo, bool]] = queue.Queue()
     manager = PostgresManager(
-        database.dsn, on_gap=lambda gap: told.put((gap, manager.stats()["is_listening"])), heartbeat_timeout=6.0
+        database.dsn, on_gap=lambda gap: told.put((gap, manager.stats()["is_listening"])), heartbeat_timeout=60.0
     )
     socketio.Server(client_manager=manager, async_mode="threading")
-    manager.start()
+    await asyncio.to_thread(manager.start)
     try:
         for _ in range(3):
-            assert terminate(database, LISTENS) == 1
-            gap, is_listening = told.get(timeout=RECOVERY_S)
+            database.value("SELECT pg_terminate_backend(%s)", await the_session(database, LISTENS))
+            gap, is_listening = await asyncio.to_thread(told.get, timeout=TIMEOUT_S)
             assert (gap.reason, gap.missing) == ("reconnect", None)
             assert is_listening
         assert manager.stats()["gaps"] == 3
     finally:
-        manager.close()
+        await asyncio.to_thread(manager.close)

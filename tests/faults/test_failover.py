@@ -32,7 +32,7 @@ async def test_a_standby_is_promoted(recovered: Recovered) -> None:
             since = time.time()
             standby.database.value("SELECT pg_promote()")
             recovered(await work.recover(receiver, since), RECOVERY_S)
-            assert receiver.reconnects() == 1
+            await eventually(lambda: receiver.reconnects() == 1, "the gap is told once")
             verdict = await work.check(receiver)
             assert verdict.failed == verdict.in_doubt
         await at_rest(standby.database)
@@ -62,7 +62,7 @@ async def test_a_standby_alone_is_refused() -> None:
         for options in ({"dsn": standby.database.dsn}, {"listen_dsn": standby.database.dsn}):
             async with serving(primary.database, **options) as one:
                 with pytest.raises(DatabaseError, match="is a hot standby: LISTEN/NOTIFY need the primary") as caught:
-                    await asyncio.wait_for(one.manager.start(), 10)
+                    await asyncio.wait_for(one.manager.start(), TIMEOUT_S)
                 assert caught.value.sqlstate == READ_ONLY
 
 

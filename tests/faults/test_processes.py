@@ -14,14 +14,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.faults import sender
+from tests.faults.receiver import PROBE_INTERVAL_S
 from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival, Batch, Sent, check
-from tests.fixtures.postgres import LISTENS, OwnPostgres, sessions
+from tests.fixtures.postgres import LISTENS, OwnPostgres, sessions, the_session
 from tests.fixtures.program import ROOT, Program, environment
 from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 from tests.fixtures.worker import label_of
-from tests.fixtures.workload import CHANNEL, PROBE_INTERVAL_S, Receiver, Workload, at_rest
+from tests.fixtures.workload import CHANNEL, Receiver, Workload, at_rest
 
 
 async def test_a_fork_after_the_start(database: Database) -> None:
@@ -107,7 +108,7 @@ async def remote_receiver(database: Database) -> AsyncIterator[Remote]:
     )
     remote = Remote(process)
     try:
-        assert (await remote._answer())["is_listening"]
+        await remote._answer()
         yield remote
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -119,7 +120,7 @@ async def test_a_stopped_receiver_does_not_hold_up_the_database(postgres: OwnPos
     """Its socket fills, and its session cannot go on writing: it would hold back vacuum and the queue, for ever."""
     database = postgres.database
     async with remote_receiver(database) as remote:
-        [pid] = sessions(database, LISTENS)
+        pid = await the_session(database, LISTENS)
         remote.signal(signal.SIGSTOP)
         since = time.time()
         # More than the sockets of both ends hold.
@@ -134,7 +135,7 @@ async def test_a_stopped_receiver_does_not_hold_up_the_database(postgres: OwnPos
 
         async def listens_again() -> bool:
             stats = await remote.stats()
-            return bool(stats["is_listening"] and stats["reconnects"] == 1)
+            return bool(stats["is_listening"] and stats["reconnects"])
 
         await eventually(listens_again, "it comes back, and says that something may be missing")
 

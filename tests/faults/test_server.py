@@ -7,6 +7,7 @@ import contextlib
 import signal
 import sys
 import time
+from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -28,10 +29,12 @@ from tests.fixtures.postgres import OwnPostgres, sessions
 from tests.fixtures.program import Program, environment
 from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import TIMEOUT_S, eventually
-from tests.fixtures.workload import Receiver, Workload, at_rest
+from tests.fixtures.workload import SHORT_ANSWER_S, SHORT_PROBE_INTERVAL_S, Receiver, Workload, at_rest
 
 CLOSE_S = 9.0
 """Five seconds for what is buffered, and the farewells."""
+SLACK_S = 20.0
+"""For a busy machine."""
 RECOVERY_S = 8.0
 """Once the server is back: the longest back-off is 5 s."""
 
@@ -49,7 +52,7 @@ async def test_it_is_stopped_and_started(
             await asyncio.sleep(0.5 * number)  # messages pile up
             await asyncio.to_thread(postgres.start)
             recovered(await work.recover(receiver), RECOVERY_S)
-            assert receiver.reconnects() == number
+            await eventually(lambda number=number: receiver.reconnects() == number, "the gap is told once")  # type: ignore[misc]
         verdict = await work.check(receiver)
     assert verdict.failed == verdict.in_doubt, "what was not under way was sent later"
     await at_rest(database)
@@ -58,15 +61,17 @@ async def test_it_is_stopped_and_started(
 async def test_it_is_frozen(postgres: OwnPostgres, rounds: Rounds, recovered: Recovered) -> None:
     """Connections are accepted by the system, and nobody answers: neither are old sessions any use nor new ones."""
     database = postgres.database
-    async with Receiver(database) as receiver, Workload(database, kinds=["manager", "manager"]) as work:
+    working = Workload(database, kinds=["manager", "manager"], answer=SHORT_ANSWER_S)
+    async with Receiver(database, probe_interval=SHORT_PROBE_INTERVAL_S) as receiver, working as work:
         await work.recover(receiver)
-        for number in rounds(1):
+        for _ in rounds(1):
+            before = receiver.reconnects()
             postgres.freeze()
-            await eventually(lambda: not receiver.stats["is_listening"], "the receiver notices", 20.0)
+            await eventually(lambda: not receiver.stats["is_listening"], "the receiver notices")
             await asyncio.sleep(1)
             postgres.thaw()
             recovered(await work.recover(receiver), RECOVERY_S)
-            assert receiver.reconnects() == number
+            await eventually(lambda before=before: receiver.reconnects() > before, "the gap is told")  # type: ignore[misc]
         verdict = await work.check(receiver)
     assert verdict.failed == verdict.in_doubt
     await at_rest(database)
@@ -86,11 +91,12 @@ async def test_an_outage_is_bridged_and_told(postgres: OwnPostgres) -> None:
     async with server as one, AsyncEmitter(database.dsn) as io:
         await one.manager.start()
         client = await PythonClient.connect(one.url)
+        began = time.time()
         await io.emit("before")
         await client.wait_for("before")
-        began = time.time()
         await asyncio.to_thread(postgres.stop)
         await eventually(lambda: one.manager.stats()["state"] == "connecting", "it says so")
+        noticed = time.time()
         # Local clients are served all the time.
         await one.manager.emit("during", 1)
         await client.wait_for("during")
@@ -101,7 +107,7 @@ async def test_an_outage_is_bridged_and_told(postgres: OwnPostgres) -> None:
         with contextlib.suppress(CommitInDoubtError):  # a heartbeat may have been under way when the server stopped
             await one.manager.flush()
         assert [gap.reason for gap in gaps] == ["reconnect"]
-        assert began - 2 < gaps[0].since <= began + 1, "the last sign of life before the outage"
+        assert began <= gaps[0].since <= noticed, "the last sign of life before the outage"
         assert gaps[0].missing is None
         assert gaps[0].namespace is None
         assert states == ["listening"]
@@ -113,7 +119,7 @@ async def test_nobody_is_there() -> None:
     dsn = f"host=127.0.0.1 port={free_port()} user=postgres connect_timeout=2"
     manager = AsyncPostgresManager(dsn)
     with pytest.raises(ConnectionLostError):
-        await asyncio.wait_for(manager.start(), 5)
+        await asyncio.wait_for(manager.start(), TIMEOUT_S)
     await manager.close()
     with contextlib.closing(Emitter(dsn)) as io, pytest.raises(ConnectionLostError):
         await asyncio.to_thread(io.start)
@@ -127,7 +133,7 @@ async def test_it_comes_later(postgres: OwnPostgres) -> None:
         io.emit("early")
         await eventually(lambda: io._bus.stats()["buffer_count"] == 1, "it waits")
         await asyncio.to_thread(postgres.start)
-        await asyncio.to_thread(io.flush, 10)
+        await asyncio.to_thread(io.flush, TIMEOUT_S)
         assert io._bus.stats()["published"] == 1
 
 
@@ -147,7 +153,7 @@ async def test_closing_takes_bounded_time_whatever_the_server_does(postgres: Own
             waiting = asyncio.create_task(async_emitter.emit("late", 1))
             await asyncio.sleep(0.1)
             closing = (asyncio.to_thread(emitter.close), async_emitter.close(), one.manager.close())
-            ends = await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSE_S)
+            ends = await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSE_S + SLACK_S)
             assert isinstance(ends[0], SocketIOPostgresError), "a message was not committed"
             assert (ends[1], ends[2]) == (None, None), "told in other ways"
             with pytest.raises(CommitInDoubtError):
@@ -183,7 +189,7 @@ print("dropped")
 async def test_a_close_that_is_given_up_loses_nothing(postgres: OwnPostgres) -> None:
     """The server says nothing, closing is cancelled, and the object dropped: what was buffered is still committed."""
     command = [sys.executable, "-u", "-c", GIVEN_UP, postgres.database.dsn]
-    async with BusReader(postgres.database) as reader:
+    async with BusReader(postgres.database, heartbeat_timeout=4 * TIMEOUT_S) as reader:
         program = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment())
         assert program.stdin is not None
         assert program.stdout is not None
@@ -207,12 +213,12 @@ async def test_a_script_ends_in_bounded_time_whatever_the_server_does(postgres: 
         "os.kill(os.getpid(), 19); io.emit('later')"
     )
     with Program(["-c", script], {"DSN": postgres.database.dsn}) as program:
-        await eventually(lambda: "started" in program.output, "it has started")
-        await asyncio.sleep(0.2)
+        state = Path(f"/proc/{program.pid}/stat")
+        await eventually(lambda: state.read_text().rpartition(") ")[2].startswith("T"), "it has stopped itself")
         postgres.freeze()
         try:
             program.signal(signal.SIGCONT)
-            assert await program.wait(CLOSE_S) == 0
+            assert await program.wait(CLOSE_S + SLACK_S) == 0
         finally:
             postgres.thaw()
         assert "were not committed before the process ended" in program.output

@@ -26,10 +26,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from socketio_postgres import AsyncEventStore, OperationTimeoutError
+from socketio_postgres import AsyncEventStore
 from tests.fixtures.database import Database
 from tests.fixtures.event_consumers import EFFECTS, Consumers, commits, iterates, projects, runs, subscribes
-from tests.fixtures.event_writers import AGGREGATES, Writers
+from tests.fixtures.event_writers import AGGREGATES, Writers, is_open
 from tests.fixtures.pgbouncer import PgBouncer
 from tests.fixtures.postgres import OwnPostgres, standby_of
 from tests.fixtures.proxy import Link, Proxy
@@ -217,14 +217,6 @@ async def test_a_schedule(pgbouncer_program: str, seed: int, *, is_guarded: bool
             world.oid = stores[0].layout()["oid"]
             assert await stores[0].durable_subscriptions() == []  # makes their tables
             await check(world, stores, Writers([direct, transactions], chance, LIMIT_S), chance)
-
-
-async def is_open(store: AsyncEventStore) -> bool:
-    """Whether a store could be opened. A loaded machine may be slower than the limit, which is short for the faults."""
-    with contextlib.suppress(OperationTimeoutError):
-        await store.open()
-        return True
-    return False
 
 
 async def check(world: World, stores: list[AsyncEventStore], writers: Writers, chance: random.Random) -> None:

@@ -82,7 +82,7 @@ async def test_others_run_while_somebody_waits(mode: str, own_postgres: Embedded
                     for name, wait in WAITS.items():
                         await program.ask(f"start({name!r}, {wait})")
                     await ticks_go_on(program)
-                    assert await program.ask("results") == {}
+                    assert await program.ask("results") == {}  # nothing can end it
             else:
                 own_postgres.stop("immediate")
                 try:

@@ -21,7 +21,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.go_vectors import frames
 from tests.fixtures.node import NodeError, NodePeer, NodeServer
 from tests.fixtures.spy import BROADCAST, Spy, spying
-from tests.fixtures.waiting import eventually, nothing_arrives
+from tests.fixtures.waiting import TIMEOUT_S, asked, eventually, nothing_arrives
 
 pytestmark = pytest.mark.usefixtures("node_packages")
 
@@ -91,11 +91,14 @@ async def test_no_client_is_a_count_left_out(lab: Lab) -> None:
     """
     [frame] = frames("answers to BROADCAST with requestId, no client")
     assert "clientCount" not in json.loads(frame["payload"])["data"]
-    with pytest.raises(NodeError, match="timed out") as caught:
-        await lab.ask(
-            "server.emitWithAck", "answers to BROADCAST with requestId, no client", name="ask", flags={"timeout": 500}
-        )
-    assert caught.value.details["responses"] == [None]  # the one client there is did answer
+
+    async def responses(seconds: float) -> object:
+        answer, flags = "answers to BROADCAST with requestId, no client", {"timeout": seconds * 1000}
+        with pytest.raises(NodeError, match="timed out") as caught:
+            await lab.ask("server.emitWithAck", answer, name="ask", flags=flags)
+        return caught.value.details["responses"]
+
+    assert await asked(responses, bool) == [None]  # the one client there is did answer
 
 
 async def test_no_socket_is_a_list_left_out(lab: Lab) -> None:
@@ -105,11 +108,15 @@ async def test_no_socket_is_a_list_left_out(lab: Lab) -> None:
     """
     [frame] = frames("answer to FETCH_SOCKETS, no socket")
     assert "sockets" not in json.loads(frame["payload"])["data"]
-    with pytest.raises(NodeError, match="missing 1 responses"):
-        await lab.ask("server.fetchSockets", "answer to FETCH_SOCKETS, no socket")
-    assert [item["error"]["message"] for item in lab.node.errors] == [
-        "Cannot read properties of undefined (reading 'forEach')"
-    ]
+
+    async def errors(seconds: float) -> list[str]:
+        with pytest.raises(NodeError, match="missing 1 responses"):
+            await lab.ask(
+                "server.fetchSockets", "answer to FETCH_SOCKETS, no socket", flags={"timeout": seconds * 1000}
+            )
+        return [item["error"]["message"] for item in lab.node.errors]
+
+    assert await asked(errors, bool) == ["Cannot read properties of undefined (reading 'forEach')"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +133,7 @@ async def test_acknowledgements_are_lists(lab: Lab, event: str, seen: object) ->
         f"answers to BROADCAST with requestId, the client acknowledges '{event}'",
         name="ask",
         args=["node"],
-        flags={"timeout": 5000},
+        flags={"timeout": TIMEOUT_S * 1000},
     )
     assert len(answers) == 2
     answers.remove("node")

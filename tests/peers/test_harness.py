@@ -14,7 +14,7 @@ from tests.fixtures.node import NodeError, NodePeer, NodeServer
 from tests.fixtures.senders import Broadcast, NodeSender
 from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import spying
-from tests.fixtures.waiting import eventually, nothing_arrives
+from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 
 pytestmark = pytest.mark.usefixtures("node_packages")
 
@@ -94,7 +94,7 @@ async def test_requests_and_answers(cluster: Cluster, peers: dict[str, NodePeer]
     left = peers["left"]
     sockets = await left.call("server.fetchSockets", to="red")
     assert {socket["id"] for socket in sockets} == set(cluster.sids(["red", "both"]))
-    answers = await left.call("server.emitWithAck", name="ask", args=[b"\x01"], flags={"timeout": 5000})
+    answers = await left.call("server.emitWithAck", name="ask", args=[b"\x01"], flags={"timeout": TIMEOUT_S * 1000})
     assert answers == [b"\x01"] * 6
     assert await left.call("server.serverSideEmitWithAck", name="news", args=["today"]) == ["today"]
     await left.call("server.serverSideEmit", name="news", args=[b"\x02"])
@@ -117,8 +117,8 @@ async def test_clients_and_servers_talk(cluster: Cluster, peers: dict[str, NodeP
                 assert await client.call("echo", b"\x00\xff") == b"\x00\xff", client
                 await client.disconnect()
                 await client.wait_for_disconnect()
-        assert {item.what for item in python.happenings} == {"connect", "echo", "disconnect"}
         await eventually(lambda: not python.sids(), "the server saw them go")
+        assert {item.what for item in python.happenings} == {"connect", "echo", "disconnect"}
 
 
 async def test_leaving_and_dying(cluster: Cluster, peers: dict[str, NodePeer], database: Database) -> None:

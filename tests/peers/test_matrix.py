@@ -26,7 +26,7 @@ NAMESPACES = ("/", "/chat")
 SYMBOLS = {"Python": "Py", "Node.js": "Js"}
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "interoperability.md"
 
-WAIT_S = 8.0
+WAIT_S = 30.0
 DEFECT_WAIT_S = 1.0
 
 

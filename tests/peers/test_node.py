@@ -35,7 +35,7 @@ from tests.fixtures.senders import (
 )
 from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import spying
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.usefixtures("node_packages")
 
@@ -130,7 +130,9 @@ async def mixed(database: Database) -> AsyncIterator[Mixed]:
     """Both servers count each other, and each has its cast of clients."""
     failures: list[Exception] = []
     async with AsyncExitStack() as stack:
-        manager = AsyncPostgresManager(database.dsn, heartbeat_interval=HEARTBEAT_S, error_handler=failures.append)
+        manager = AsyncPostgresManager(
+            database.dsn, heartbeat_interval=HEARTBEAT_S, heartbeat_timeout=60.0, error_handler=failures.append
+        )
         stack.push_async_callback(manager.close)
         server = await stack.enter_async_context(PythonServer(manager, NAMESPACES))
         await manager.start()
@@ -195,8 +197,8 @@ async def test_payloads_around_the_limit(mixed: Mixed, kind: SenderKind, letter:
     sender = await mixed.sender(kind)
     width = len(json.dumps(letter)[1:-1] if kind is OUR_TRANSACTION else letter.encode())  # the first writes ASCII
     async with spying(mixed.database) as spy:
-        # Our messages are numbered: from here on with two digits, whatever heartbeats come in between.
-        await sender.send(*(Broadcast("warm", (number,)) for number in range(10)))
+        # Our messages are numbered: from here on with three digits, whatever heartbeats come in between.
+        await sender.send(*(Broadcast("warm", (number,)) for number in range(100)))
         await sender.send(Broadcast("size", ("",)))
         [empty] = await spy.wait_for_broadcast("size")
         for count, size in enumerate((7999, 8000, 8001), start=2):
@@ -373,14 +375,18 @@ async def test_every_length_in_a_transaction(mixed: Mixed) -> None:
 
 async def test_acknowledgements_of_node_clients(mixed: Mixed) -> None:
     """Node.js passes the first argument of an acknowledgement on."""
-    answer = await mixed.ours.server.sio.call("ask", ("a", b"\x01"), to=mixed.client("node", "red").sid, timeout=10)
+    answer = await mixed.ours.server.sio.call(
+        "ask", ("a", b"\x01"), to=mixed.client("node", "red").sid, timeout=TIMEOUT_S
+    )
     assert answer == "a"
-    answer = await mixed.ours.server.sio.call("ask", b"\x01", to=mixed.client("node", "red").sid, timeout=10)
+    answer = await mixed.ours.server.sio.call("ask", b"\x01", to=mixed.client("node", "red").sid, timeout=TIMEOUT_S)
     assert answer == b"\x01"
 
 
 async def test_acknowledgements_of_our_clients(mixed: Mixed) -> None:
-    answers = await mixed.peer.call("server.emitWithAck", name="ask", args=[b"\x01"], flags={"timeout": 10_000})
+    answers = await mixed.peer.call(
+        "server.emitWithAck", name="ask", args=[b"\x01"], flags={"timeout": TIMEOUT_S * 1000}
+    )
     assert answers == [b"\x01"] * 6
 
 
@@ -394,7 +400,7 @@ async def test_each_counts_the_other_until_it_leaves(mixed: Mixed, database: Dat
             await cluster.meet(count=4)
         await second.close()
         await mixed.cluster.meet(count=3)
-        assert await second_node.server_count() == 3
+        await eventually(lambda: _counts(second_node, 3), "so does the other Node")
         await second_node.close()
         await mixed.cluster.meet(count=2)
 
@@ -415,10 +421,10 @@ asyncio.run(main())
 
 async def test_whoever_dies_is_no_longer_counted(database: Database) -> None:
     """Nobody says goodbye here: silence alone must do, on both sides."""
-    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=HEARTBEAT_S, heartbeat_timeout=1.0)
+    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=HEARTBEAT_S, heartbeat_timeout=3.0)
     async with PythonServer(manager) as server, NodePeer("survivor") as survivor, NodePeer("victim") as victim:
         await manager.start()
-        node = await NodeServer.start(survivor, database, adapter={"heartbeatTimeout": 1000})
+        node = await NodeServer.start(survivor, database, adapter={"heartbeatTimeout": 3000})
         await NodeServer.start(victim, database)
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", SILENT_SERVER, database.dsn)
         try:
@@ -450,7 +456,9 @@ async def test_a_newcomer_asks_a_node_server_that_it_does_not_know_yet(
     mixed: Mixed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing tells of Node.js servers before they speak; they answer the question itself."""
-    monkeypatch.setattr(adapter, "FOREIGN_ANSWER", 3.0)  # a slow machine must not end the wait
+    # A slow machine must not end the wait.
+    monkeypatch.setattr(adapter, "FOREIGN_ANSWER", 6.0)
+    monkeypatch.setattr(adapter, "NATIVE_ANSWER", TIMEOUT_S)
     node_client = await mixed.peer.connect(mixed.node.url, label="on Node")
     before = {each.id for each in await mixed.ours.manager.fetch_sockets()}
     assert node_client.sid in before
@@ -462,9 +470,9 @@ async def test_a_newcomer_asks_a_node_server_that_it_does_not_know_yet(
             # As if the answers to its announcement were still on their way.
             newcomer._node.peers.adapters["/"]._peers.clear()
             if ask == "fetch_sockets":
-                assert {each.id for each in await newcomer.timeout(15).fetch_sockets()} == before
+                assert {each.id for each in await newcomer.timeout(TIMEOUT_S).fetch_sockets()} == before
             else:
-                assert len(await newcomer.timeout(15).emit_with_ack("ask")) == len(before)
+                assert len(await newcomer.timeout(TIMEOUT_S).emit_with_ack("ask")) == len(before)
         finally:
             await newcomer.close()
 
@@ -473,7 +481,7 @@ async def test_a_node_client_acknowledges_to_who_does_not_know_its_server(mixed:
     client = await mixed.peer.connect(mixed.node.url, label="on Node")
     manager = mixed.ours.manager
     manager._node.peers.adapters["/"]._peers.clear()
-    assert await manager.server.call("ask", b"\x01", to=client.sid, timeout=15) == b"\x01"
+    assert await manager.server.call("ask", b"\x01", to=client.sid, timeout=TIMEOUT_S) == b"\x01"
 
 
 async def test_a_handler_hears_a_node_server_in_a_namespace_without_clients(mixed: Mixed, database: Database) -> None:

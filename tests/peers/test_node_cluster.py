@@ -16,7 +16,7 @@ from tests.fixtures.node import FOLDER, NodePeer, NodeServer
 from tests.fixtures.node_cluster import AdminPeer, NodeCluster
 from tests.fixtures.server import PythonServer
 from tests.fixtures.spy import spying
-from tests.fixtures.waiting import eventually, nothing_arrives
+from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 
 pytestmark = pytest.mark.usefixtures("node_packages")
 
@@ -99,6 +99,8 @@ async def test_source_is_what_it_takes(mixed: Mixed, database: Database) -> None
     for client in mixed.clients:
         for event in ("with", "inside", "last"):
             await client.wait_for(event)
+    for event in ("without", "outside"):
+        await mixed.clients[0].wait_for(event)  # a row is read beside the messages after it
     await nothing_arrives()
     for event in ("without", "outside"):
         assert [len(client.received(event)) for client in mixed.clients] == [1, 0, 0], event
@@ -154,7 +156,7 @@ async def test_the_admin_ui_lists_the_sockets_of_other_servers(database: Databas
 
 async def test_a_python_server_is_a_full_member_for_the_workers(mixed: Mixed, database: Database) -> None:
     """Counted, heard with small and large messages, and answering; all of it needs `source`."""
-    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2)
+    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2, heartbeat_timeout=60.0)
     async with PythonServer(manager) as server:
         await manager.start()
         await eventually(lambda: _all_know(mixed.servers[1:], 3), "the workers count the Python server")
@@ -168,7 +170,8 @@ async def test_a_python_server_is_a_full_member_for_the_workers(mixed: Mixed, da
         worker = mixed.cluster.workers[0]
         sockets = await worker.call("server.fetchSockets")
         assert {socket["id"] for socket in sockets} == {client.sid, *(each.sid for each in mixed.clients[1:])}
-        answers = await worker.call("server.emitWithAck", to=client.sid, name="ask", args=[], flags={"timeout": 5000})
+        flags = {"timeout": TIMEOUT_S * 1000}
+        answers = await worker.call("server.emitWithAck", to=client.sid, name="ask", args=[], flags=flags)
         assert answers == ["python"]
         await client.disconnect()
         await manager.close()
@@ -177,7 +180,7 @@ async def test_a_python_server_is_a_full_member_for_the_workers(mixed: Mixed, da
 
 async def test_the_admin_uis_of_both_languages_share_a_cluster(database: Database) -> None:
     """Node's UI reads `handshake.headers` and `data` of our sockets unconditionally; ours is instrumented, too."""
-    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2)
+    manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2, heartbeat_timeout=60.0)
     async with AdminPeer("admin") as admin, PythonServer(manager) as server, AsyncExitStack() as stack:
         instrumentation = server.sio.instrument(auth=False, mode="development", server_id="python")
         stack.callback(instrumentation.uninstrument)  # it patches Engine.IO's classes, for the whole process

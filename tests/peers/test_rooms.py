@@ -132,8 +132,9 @@ class Trio:
 @pytest.fixture
 async def trio(database: Database) -> AsyncIterator[Trio]:
     async with AsyncExitStack() as stack:
-        one = await stack.enter_async_context(serving(database))
-        two = await stack.enter_async_context(serving(database))
+        # Starved for a while, in this long test, they are not to miss each other.
+        one = await stack.enter_async_context(serving(database, heartbeat_timeout=60.0))
+        two = await stack.enter_async_context(serving(database, heartbeat_timeout=60.0))
         await one.manager.start()
         await two.manager.start()
         peer = await stack.enter_async_context(NodePeer())
@@ -158,6 +159,7 @@ async def _knows_all(node: NodeServer) -> bool:
     return await node.server_count() == 3
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(values=st.lists(ROOMS, min_size=1, max_size=6), stranger=TEXTS.filter(is_room))
 async def test_every_server_takes_a_room_for_the_same(trio: Trio, values: list[Any], stranger: str) -> None:

@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -61,7 +62,10 @@ rm -rf -- "$1"
 
 
 def free_port() -> int:
-    """Choose a free TCP port at 127.0.0.1.
+    """Choose a free TCP port at 127.0.0.1, which no other call chooses while this process lives.
+
+    A program may therefore take its time before it listens there, and stop listening for a while. Other processes on
+    macOS may choose it.
 
     It lies below the range from which systems take the ports of outgoing connections: there, a client that
     keeps trying to reach a stopped server can end up connected to itself, and the server cannot get its port
@@ -72,7 +76,22 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
+            _reserve(port)
             return port
+
+
+def _reserve(port: int) -> None:
+    """Take a port for this process, among those that ask here.
+
+    Raises:
+        OSError: Somebody has it.
+    """
+    if sys.platform == "linux":
+        # An abstract name, which the kernel forgets with the last process that has it open, and which reaches as far as
+        # the port does.
+        with socket.socket(socket.AF_UNIX) as name:
+            name.bind(f"\0socketio-postgres-port-{port}")
+            name.detach()
 
 
 class EmbeddedPostgres:

@@ -114,13 +114,11 @@ class AsyncEventFeed(AsyncEventLog):
         prefetch: int,
         patience: float,
         after_id: str | None = None,
-        *,
-        is_durable: bool = False,
     ) -> AsyncSubscription:
         async def opener() -> _core.Subscription:
             core = self._opened_core()
             await arun(core.open)
-            return core.subscribe(conditions, is_durable)
+            return core.subscribe(conditions)
 
         return AsyncSubscription(
             opener,
@@ -182,12 +180,13 @@ class AsyncEventFeed(AsyncEventLog):
             return events[0] if events else None
 
         def subscribe(position: int, event_id: str | None, patience: float, more: list[Any]) -> AsyncSubscription:
-            return self._subscription(conditions + more, position, prefetch, patience, event_id, is_durable=True)
+            return self._subscription(conditions + more, position, prefetch, patience, event_id)
 
         arguments: dict[str, Any] = {
             "query": self._query_durable,
             "subscribe": subscribe,
             "get": get,
+            "changes": self._core.durable_changes,
             "tables": tuple(self._core.table(suffix) for suffix in ("", "_subscriptions", "_parked", "_consumers")),
             "start": lambda: self._version_of(after),
             "filter_text": json.dumps(conditions),

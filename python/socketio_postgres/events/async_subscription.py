@@ -114,10 +114,6 @@ class AsyncSubscription:
 
         await wait_for_version(look, wanted, timeout, "the subscription")
 
-    def was_changed(self) -> bool:
-        """Whether somebody may have changed durable subscriptions since the last call."""
-        return self._core is not None and self._core.was_changed()
-
     @property
     def is_caught_up(self) -> bool:
         """Whether all events that existed at the last look have been delivered."""
@@ -153,15 +149,18 @@ class AsyncSubscription:
             if isinstance(item, StoredEvent):
                 return item
 
-    async def next_or_idle(self, patience: float | None = None) -> StoredEvent | None:
+    async def next_or_idle(self, patience: float | None = None, *, heeded: int | None = None) -> StoredEvent | None:
         """The next event, or None if there was none for a while. `position` may have moved nevertheless.
 
         Args:
             patience: Maximum number of seconds to wait. Default: that of the subscription.
+            heeded: How many changes of durable subscriptions the caller has heeded; it waits no longer than until there
+                are others. Default: it does not matter.
         """
         self._handled = self._position
         if not self._items:
-            await self._fetch(self._patience if patience is None else min(patience, self._patience))
+            limit = self._patience if patience is None else min(patience, self._patience)
+            await self._fetch(limit, heeded=heeded)
         while self._items:
             item = self._take()
             if isinstance(item, StoredEvent):
@@ -210,14 +209,21 @@ class AsyncSubscription:
             self._core = core
         return self._core
 
-    async def _fetch(self, patience: float, *, reports_progress: bool = False, tells_caught_up: bool = False) -> None:
+    async def _fetch(
+        self,
+        patience: float,
+        *,
+        reports_progress: bool = False,
+        tells_caught_up: bool = False,
+        heeded: int | None = None,
+    ) -> None:
         try:
             core = await self._begin()
             position = self._fetched
             # An answer that nobody waits for any more loses nothing: the next question names the position anew.
             events, position, position_id, is_caught_up, reconnects = await arun(
                 lambda inbox, token: core.next(
-                    position, self._prefetch, reports_progress, tells_caught_up, patience, inbox, token
+                    position, self._prefetch, reports_progress, tells_caught_up, patience, heeded, inbox, token
                 )
             )
         except ClosedError as error:

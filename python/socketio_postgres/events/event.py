@@ -156,8 +156,9 @@ class Page(Sequence[StoredEvent]):
 class CaughtUp:
     """A subscription has delivered all events that readers can see.
 
-    It comes at once when there is nothing to read, and again after the subscription fell behind. Events that follow a
-    gap which an open transaction may fill cannot be seen yet.
+    It comes at once when there is nothing to read, and again after the subscription fell behind. What was committed
+    before the subscription's first step comes before it, except for events that follow a gap which an open transaction
+    may fill: they cannot be seen yet.
 
     Attributes:
         position: The version up to which it has.

@@ -343,10 +343,14 @@ impl PyEventStore {
         self.run(inbox, token, |store| async move { store.query(sql, texts).await })
     }
 
-    fn subscribe(&self, conditions: Vec<GivenCondition>, is_durable: bool) -> PyResult<PySubscription> {
+    fn subscribe(&self, conditions: Vec<GivenCondition>) -> PyResult<PySubscription> {
         check_process(self.pid)?;
-        let subscription = self.store.subscribe(filter(conditions)?, is_durable)?;
+        let subscription = self.store.subscribe(filter(conditions)?)?;
         Ok(PySubscription { pid: self.pid, subscription })
+    }
+
+    fn durable_changes(&self) -> u64 {
+        self.store.durable_changes()
     }
 
     fn close(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {
@@ -443,21 +447,18 @@ impl PySubscription {
         reports_progress: bool,
         tells_caught_up: bool,
         patience_seconds: f64,
+        heeded: Option<u64>,
         inbox: &PyInbox,
         token: u64,
     ) -> PyResult<()> {
         check_process(self.pid)?;
         let patience = super::wait_of(patience_seconds);
-        let next = Next { position, limit, reports_progress, tells_caught_up, patience };
+        let next = Next { position, limit, reports_progress, tells_caught_up, patience, heeded };
         Ok(self.subscription.next(next, inbox.completion(token))?)
     }
 
     fn nudge(&self) {
         self.subscription.nudge();
-    }
-
-    fn was_changed(&self) -> bool {
-        self.subscription.was_changed()
     }
 
     fn close(&self) {

@@ -239,13 +239,18 @@ impl EventStore {
     }
 
     /// A subscription; the store must have been opened.
-    pub fn subscribe(&self, filter: Filter, is_durable: bool) -> Result<Arc<Subscription>> {
+    pub fn subscribe(&self, filter: Filter) -> Result<Arc<Subscription>> {
         match self.opened() {
             Some(opened) if !self.is_closed.load(Ordering::Acquire) => {
-                subscription::subscribe(opened.feed(), filter, &opened.owner, is_durable)
+                subscription::subscribe(opened.feed(), filter, &opened.owner)
             }
             _ => Err(Error::StoreClosed),
         }
+    }
+
+    /// How often durable subscriptions may have been changed by others, as far as was heard.
+    pub fn durable_changes(&self) -> u64 {
+        self.opened().map_or(0, |opened| *opened.feed().wakeup.durable.borrow())
     }
 
     /// Apply the migrations of a part, if they are not applied yet. The writer heeds them at once.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster.conftest import trio
+from tests.cluster.conftest import patience, trio
 
-__all__ = ["encoding", "trio"]
+__all__ = ["encoding", "patience", "trio"]
 
 
 @pytest.fixture(params=["LATIN1", "SQL_ASCII"])

@@ -123,6 +123,7 @@ class DurableSubscription:
         query: QueryFunction,
         subscribe: Callable[[int, str | None, float, list[Any]], Subscription],
         get: Callable[[int], StoredEvent | None],
+        changes: Callable[[], int],
         tables: tuple[str, str, str, str],
         start: Callable[[], int],
         filter_text: str,
@@ -137,6 +138,7 @@ class DurableSubscription:
         self._query = query
         self._subscribe = subscribe
         self._get = get
+        self._changes = changes
         self._start = start
         self._filter_text = filter_text
         self._count = partitions
@@ -156,6 +158,8 @@ class DurableSubscription:
         self._unwritten = 0
         self._written_at = 0.0
         self._balanced_at: float | None = None
+        # How many changes by others, of whichever durable subscription, our last look at ours has seen.
+        self._heeded = 0
         # Parked events that `replay_parked` is handling.
         self._replaying: set[int] = set()
         # Aggregates that have parked events; None before it was looked up.
@@ -257,6 +261,7 @@ class DurableSubscription:
     def _balance(self) -> None:
         """See who else takes part, and hand over or take what makes the shares even."""
         self._balanced_at = time.monotonic()
+        changes = self._changes()
         if self._count > 1:
             self._positions.arrive()
         owned, owners, replaced_by = self._positions.owned()
@@ -275,6 +280,7 @@ class DurableSubscription:
         # A partition that was lost and is ours again may be at another position.
         if {number: each.epoch for number, each in self._own.items()} != before:
             self._begin_anew()
+        self._heeded = changes
 
     def _claim(self, most: int) -> None:
         claimed = self._positions.claim(most, self._own, self._count)
@@ -466,7 +472,7 @@ class DurableSubscription:
             sleep(min(self._balance_seconds / 2, self._balance_seconds if patience is None else patience))
             return None
         try:
-            event = self._live.next_or_idle(patience)
+            event = self._live.next_or_idle(patience, heeded=self._heeded)
         except StopIteration:
             return None  # it was closed meanwhile: the block is left, or partitions have come or gone
         if event is None:
@@ -484,7 +490,7 @@ class DurableSubscription:
         is_due = self._unwritten >= CHECKPOINT_COUNT * max(len(self._own), 1)
         if is_due or (self._unwritten and now - self._written_at >= self._checkpoint_interval):
             self._write()
-        if self._live is not None and self._live.was_changed():
+        if self._changes() != self._heeded:
             self._balance()
         elif self._balanced_at is None or now - self._balanced_at >= self._balance_seconds:
             # An owner of the one partition hears from its own statements when it has lost it.

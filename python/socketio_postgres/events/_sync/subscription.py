@@ -115,10 +115,6 @@ class Subscription:
 
         wait_for_version(look, wanted, timeout, "the subscription")
 
-    def was_changed(self) -> bool:
-        """Whether somebody may have changed durable subscriptions since the last call."""
-        return self._core is not None and self._core.was_changed()
-
     @property
     def is_caught_up(self) -> bool:
         """Whether all events that existed at the last look have been delivered."""
@@ -154,15 +150,18 @@ class Subscription:
             if isinstance(item, StoredEvent):
                 return item
 
-    def next_or_idle(self, patience: float | None = None) -> StoredEvent | None:
+    def next_or_idle(self, patience: float | None = None, *, heeded: int | None = None) -> StoredEvent | None:
         """The next event, or None if there was none for a while. `position` may have moved nevertheless.
 
         Args:
             patience: Maximum number of seconds to wait. Default: that of the subscription.
+            heeded: How many changes of durable subscriptions the caller has heeded; it waits no longer than until there
+                are others. Default: it does not matter.
         """
         self._handled = self._position
         if not self._items:
-            self._fetch(self._patience if patience is None else min(patience, self._patience))
+            limit = self._patience if patience is None else min(patience, self._patience)
+            self._fetch(limit, heeded=heeded)
         while self._items:
             item = self._take()
             if isinstance(item, StoredEvent):
@@ -211,14 +210,21 @@ class Subscription:
             self._core = core
         return self._core
 
-    def _fetch(self, patience: float, *, reports_progress: bool = False, tells_caught_up: bool = False) -> None:
+    def _fetch(
+        self,
+        patience: float,
+        *,
+        reports_progress: bool = False,
+        tells_caught_up: bool = False,
+        heeded: int | None = None,
+    ) -> None:
         try:
             core = self._begin()
             position = self._fetched
             # An answer that nobody waits for any more loses nothing: the next question names the position anew.
             events, position, position_id, is_caught_up, reconnects = run(
                 lambda inbox, token: core.next(
-                    position, self._prefetch, reports_progress, tells_caught_up, patience, inbox, token
+                    position, self._prefetch, reports_progress, tells_caught_up, patience, heeded, inbox, token
                 )
             )
         except ClosedError as error:

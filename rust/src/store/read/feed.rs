@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -33,6 +33,7 @@ use crate::store::filter::{Filter, Looked};
 use crate::store::pool::{Bind, Pool};
 use crate::store::read::anchor::Anchor;
 use crate::store::read::mark::Marker;
+use crate::store::read::newcomers::Newcomers;
 use crate::store::read::pace::PAUSE;
 use crate::store::read::page_size::PageSize;
 use crate::store::read::reader::{self, Known, Query, Settled, Settler, Statement};
@@ -163,6 +164,7 @@ pub struct Feed {
     pub(super) progress: watch::Sender<Progress>,
     /// Subscriptions that wait for progress.
     pub(super) waiting: Waiting,
+    pub(super) newcomers: Newcomers,
     life: Mutex<Life>,
     stop: Notify,
     pub(super) stats: Mutex<FeedStats>,
@@ -197,6 +199,7 @@ impl Feed {
             ring: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
             waiting: Waiting::default(),
+            newcomers: Newcomers::default(),
             life: Mutex::default(),
             stop: Notify::new(),
             stats: Mutex::default(),
@@ -205,8 +208,8 @@ impl Feed {
         })
     }
 
-    /// Count a new subscription; the feed runs while there are any.
-    pub(super) fn enter(self: &Arc<Self>) -> Result<()> {
+    /// Count a new subscription; the feed runs while there are any. Returns its number among the newcomers.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<u64> {
         let mut life = self.life.lock();
         if life.is_closed {
             return Err(Error::StoreClosed);
@@ -217,7 +220,7 @@ impl Feed {
             life.is_running = true;
         }
         life.subscriptions += 1;
-        Ok(())
+        Ok(self.newcomers.enter())
     }
 
     /// Count a subscription that has ended. The feed ends with the last one.
@@ -303,13 +306,14 @@ impl Feed {
         *position = Some(from.clone());
         *self.marker.lock().await = Marker::new(&mut self.pool.get().await?, &self.table).await?;
         let mut how = How::Rows;
-        let mut checked = Instant::now();
+        let (mut checked, mut looked_at) = (Instant::now(), Instant::now());
         loop {
             if matches!(how, How::Look) && checked.elapsed() >= CHECK_INTERVAL {
                 self.check_table().await?;
                 checked = Instant::now();
             }
-            let has_looked = !matches!(how, How::Rows);
+            let (has_looked, is_look) = (!matches!(how, How::Rows), matches!(how, How::Look));
+            let come = self.newcomers.come();
             let read = match self.read_on(&from, how).await {
                 Err(error) if self.pages.shrink(&error) => {
                     how = How::Rows;
@@ -323,6 +327,9 @@ impl Feed {
                 }
                 read => read?,
             };
+            if has_looked {
+                looked_at = Instant::now();
+            }
             backoff.reset();
             self.outage.ended();
             if skips_to.is_some_and(|version| read.settled >= version) {
@@ -339,17 +346,30 @@ impl Feed {
                 from = self.append(&from, &read.events, read.end);
                 *position = Some(from.clone());
             }
-            if self.progress.borrow().is_beginning && (!read.is_full || read.beyond.is_some()) {
-                self.set_progress(|progress| progress.is_beginning = false);
+            if !read.is_full || read.beyond.is_some() {
+                if self.progress.borrow().is_beginning {
+                    self.set_progress(|progress| progress.is_beginning = false);
+                }
+                // What follows a gap comes as soon as nobody may fill it, which only a look can tell.
+                if read.beyond.is_none() || is_look {
+                    self.newcomers.serve(come);
+                }
             }
             self.leave_mark(&from).await?;
             how = match read.beyond {
                 None => {
                     self.set_gap(None);
-                    // The poll detects a disabled trigger, a lost wake-up and a table that was set back.
-                    let is_idle =
-                        !read.is_full && timeout(self.poll_interval, self.wakeup.changed.notified()).await.is_err();
-                    if is_idle && Instant::now() >= self.settler.next_look(PAUSE) { How::Look } else { How::Rows }
+                    // The poll detects a disabled trigger, a lost wake-up and a table that was set back. It is not put off
+                    // by what happens meanwhile.
+                    let look = (looked_at + self.poll_interval).max(self.settler.next_look(PAUSE));
+                    if !read.is_full {
+                        tokio::select! {
+                            () = self.wakeup.changed.notified() => {}
+                            () = self.newcomers.unserved() => {}
+                            () = sleep_until(look.min(Instant::now() + self.poll_interval).into()) => {}
+                        }
+                    }
+                    if Instant::now() >= look { How::Look } else { How::Rows }
                 }
                 Some(_) if !has_looked && Instant::now() >= self.settler.next_look(PAUSE) => How::Look,
                 Some(beyond) => self.wait_at_gap(&from, beyond).await?,
@@ -359,6 +379,8 @@ impl Feed {
 
     /// Wait until the gap between the anchor and an event beyond is filled, or final. The events beyond are not read again
     /// meanwhile.
+    ///
+    /// Newcomers let it look soon: whether they have caught up depends on whether somebody may still fill the gap.
     async fn wait_at_gap(&self, anchor: &Anchor, beyond: i64) -> Result<How> {
         let (since, until, filter) = (anchor.version, beyond - 1, Filter::default());
         let (sql, parameters) =
@@ -372,28 +394,41 @@ impl Feed {
             if known.settled >= until {
                 return Ok(How::After(known)); // others of this process have looked
             }
+            let is_asked = self.newcomers.are_unserved();
             // With many readers there may be several polls before the next look.
-            let (next, poll) = (self.settler.next_look(delay), read_at + self.poll_interval);
-            let is_woken = Instant::now() < next
-                && timeout_at(next.min(poll).into(), self.wakeup.changed.notified()).await.is_ok();
-            if is_woken || Instant::now() < next {
+            let (next, poll) =
+                (self.settler.next_look(if is_asked { PAUSE } else { delay }), read_at + self.poll_interval);
+            let wanted = async {
+                tokio::select! {
+                    () = self.wakeup.changed.notified() => true,
+                    () = self.newcomers.unserved(), if !is_asked => false,
+                }
+            };
+            let now = Instant::now();
+            let is_woken = if now < next { timeout_at(next.min(poll).into(), wanted).await.ok() } else { None };
+            if is_woken == Some(false) {
+                continue;
+            }
+            if is_woken.is_some() || Instant::now() < next {
                 read_at = Instant::now();
                 let [rows, at_anchor] = self.pool.get().await?.pipeline("read events", reads, false).await?;
                 if !rows.is_empty() || !anchor.is_in(&at_anchor)? {
                     return Ok(How::Rows);
                 }
-                if is_woken {
+                if is_woken.is_some() {
                     delay = PAUSE;
                     sleep(WAKE_DELAY).await;
                 }
                 continue;
             }
+            let come = self.newcomers.come();
             let (settled, [rows, _]) = self.look(anchor, reads).await?;
             self.set_gap(Some(settled.holders.into_iter().collect()));
             // Without notifications the gap may be filled while others keep the watermark where it is.
             if !rows.is_empty() || settled.settled >= until || began.elapsed() >= self.poll_interval {
                 return Ok(How::After(Known { settled: settled.settled, server: Some(settled.server) }));
             }
+            self.newcomers.serve(come);
             delay = (delay * 2).min(LOOK_LAST);
         }
     }

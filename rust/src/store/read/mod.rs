@@ -3,6 +3,7 @@
 pub mod anchor;
 pub mod feed;
 pub mod mark;
+pub mod newcomers;
 pub mod pace;
 pub mod page_size;
 pub mod reader;

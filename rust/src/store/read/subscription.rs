@@ -50,6 +50,8 @@ pub struct Next {
     pub tells_caught_up: bool,
     /// Answer after this time with the events known by then, even if there are none.
     pub patience: Duration,
+    /// Also answer as soon as durable subscriptions may have been changed more or less often than this.
+    pub heeded: Option<u64>,
 }
 
 /// The answer to one request of a subscription.
@@ -94,10 +96,8 @@ impl Owner {
 }
 
 /// A new subscription to a feed, which runs while there are any.
-///
-/// One that is durable also answers when durable subscriptions may have been changed by others.
-pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>, is_durable: bool) -> Result<Arc<Subscription>> {
-    feed.enter()?;
+pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>) -> Result<Arc<Subscription>> {
+    let number = feed.enter()?;
     owner.subscriptions.fetch_add(1, Ordering::Relaxed);
     Ok(Arc::new(Subscription {
         pid: std::process::id(),
@@ -107,9 +107,9 @@ pub fn subscribe(feed: &Arc<Feed>, filter: Filter, owner: &Arc<Owner>, is_durabl
         window: Mutex::default(),
         pages: PageSize::default(),
         reconnects_before: feed.wakeup.reconnects(),
+        number,
         asking: Mutex::default(),
         nudged: Notify::new(),
-        changes: is_durable.then(|| Mutex::new(feed.wakeup.durable.subscribe())),
         is_closed: AtomicBool::new(false),
     }))
 }
@@ -125,11 +125,11 @@ pub struct Subscription {
     pages: PageSize,
     /// How often the listening session had been reopened when the subscription was made.
     reconnects_before: u64,
+    /// Its number among the newcomers of the feed.
+    number: u64,
     /// The pending answer, which a new request replaces.
     asking: Mutex<Option<AbortHandle>>,
     nudged: Notify,
-    /// What may have been changed since [`Subscription::was_changed`] was last called, of one that is durable.
-    changes: Option<Mutex<watch::Receiver<()>>>,
     is_closed: AtomicBool,
 }
 
@@ -178,23 +178,13 @@ impl Subscription {
         self.nudged.notify_one();
     }
 
-    /// Whether somebody may have changed durable subscriptions since the last call, or since this one was made. Until it
-    /// is called, the pending request and all that follow are answered at once.
-    pub fn was_changed(&self) -> bool {
-        let Some(changes) = &self.changes else { return false };
-        let mut changes = changes.lock();
-        let was_changed = changes.has_changed().unwrap_or(false);
-        changes.mark_unchanged();
-        was_changed
-    }
-
-    async fn changed(&self) {
-        if let Some(mut changes) = self.changes.as_ref().map(|changes| changes.lock().clone())
-            && changes.changed().await.is_ok()
-        {
-            return;
+    /// Wait until durable subscriptions may have been changed otherwise than so often.
+    async fn changed(&self, heeded: Option<u64>) {
+        match heeded {
+            // The sender is part of the feed.
+            Some(heeded) => drop(self.feed.wakeup.durable.subscribe().wait_for(|changes| *changes != heeded).await),
+            None => pending().await,
         }
-        pending::<()>().await;
     }
 
     /// End the subscription. The feed ends with its last subscription. In a forked child this does nothing, because the
@@ -286,28 +276,31 @@ impl Subscription {
     }
 
     async fn take(&self, next: Next) -> Result<Batch> {
-        let Next { position: begun, limit, reports_progress, tells_caught_up, patience } = next;
+        let Next { position: begun, limit, reports_progress, tells_caught_up, patience, heeded } = next;
         let deadline = tokio::time::Instant::now() + patience;
-        let progress = &self.feed.progress;
+        let (progress, newcomers) = (&self.feed.progress, &self.feed.newcomers);
         let everything = Arc::default();
         let filter = if reports_progress { &everything } else { &self.filter };
         let (mut position, mut id, mut is_over) = (begun, None, false);
         loop {
+            // Asked before the progress: a read that was there for this subscription is part of it.
+            let is_served = newcomers.is_served(self.number);
             let now = progress.borrow().clone();
             if let Some(error) = now.failure {
                 return Err(error);
             }
+            let has_begun = is_served && !now.is_beginning;
             if let Some(settled) = now.position.as_ref().filter(|settled| settled.version > position) {
                 let batch = self.take_settled(position, settled, limit).await?;
-                let is_caught_up = batch.is_caught_up && !now.is_beginning;
+                let is_caught_up = batch.is_caught_up && has_begun;
                 if !batch.events.is_empty() {
                     return Ok(Batch { is_caught_up, ..batch });
                 }
                 (position, id) = (batch.position, batch.position_id);
-                is_over = is_over || tokio::time::Instant::now() >= deadline || self.is_nudged().await;
+                is_over = is_over || tokio::time::Instant::now() >= deadline || self.is_called(heeded).await;
             }
             let is_read = now.position.as_ref().is_some_and(|settled| settled.version <= position);
-            let is_caught_up = is_read && !now.is_beginning;
+            let is_caught_up = is_read && has_begun;
             if is_over || is_caught_up && (tells_caught_up || reports_progress && position > begun) {
                 if now.position.is_some_and(|settled| settled.version < position) {
                     self.check_position(position).await?;
@@ -325,8 +318,9 @@ impl Subscription {
             let Some(mut place) = self.feed.waiting.enter(filter, is_current) else { continue };
             let woken = tokio::select! {
                 woken = &mut place.woken => Some(woken.ok()),
+                () = newcomers.served(self.number), if !is_served => Some(None),
                 () = self.nudged.notified() => None,
-                () = self.changed() => None,
+                () = self.changed(heeded) => None,
                 () = tokio::time::sleep_until(deadline) => None,
             };
             is_over = woken.is_none();
@@ -338,11 +332,13 @@ impl Subscription {
         }
     }
 
-    /// Whether there was a nudge since the last one was answered.
-    async fn is_nudged(&self) -> bool {
+    /// Whether the request is to be answered with what is known: there was a nudge since the last one was answered, or a
+    /// change of durable subscriptions.
+    async fn is_called(&self, heeded: Option<u64>) -> bool {
         tokio::select! {
             biased;
             () = self.nudged.notified() => true,
+            () = self.changed(heeded) => true,
             () = std::future::ready(()) => false,
         }
     }

@@ -43,8 +43,8 @@ pub struct Wakeup {
     settings: Settings,
     /// Signalled for every notification, and whenever a session begins.
     pub changed: Notify,
-    /// Sent whenever durable subscriptions may have been changed by others.
-    pub durable: watch::Sender<()>,
+    /// How often durable subscriptions may have been changed by others.
+    pub durable: watch::Sender<u64>,
     is_connected: AtomicBool,
     sessions: AtomicU64,
     reconnects: AtomicU64,
@@ -131,7 +131,7 @@ impl Wakeup {
             } else {
                 self.notifications.fetch_add(1, Ordering::Relaxed);
                 if notification.payload() == DURABLE {
-                    self.durable.send_replace(());
+                    self.durable.send_modify(|changes| *changes += 1);
                 } else {
                     self.changed.notify_one();
                 }
@@ -148,7 +148,7 @@ impl Wakeup {
             }
             // Read now the events that were committed before LISTEN, and what else was changed.
             self.changed.notify_one();
-            self.durable.send_replace(());
+            self.durable.send_modify(|changes| *changes += 1);
             loop {
                 tokio::time::sleep(self.settings.notification_timeout).await;
                 self.probe(table, &session).await?;
