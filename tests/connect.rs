@@ -11,8 +11,9 @@ use _core::connect::connection::{Connector, Encoding, Link, PasswordSource};
 use _core::connect::conninfo::Conninfo;
 use _core::connect::mended::unreadable_bytes;
 use _core::error::{Error, Result, ServerReport};
+use socket2::{Domain, Socket, Type};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -57,10 +58,17 @@ struct Server {
     dir: PathBuf,
     port: u16,
     standby_port: u16,
+    _ports: [Socket; 2],
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// A port at which nobody listens, and which the system gives to nobody else as long as the socket is there. A program
+/// that is told to listen at it can: all servers set `SO_REUSEADDR`, and this socket does not listen.
+fn reserved_port() -> (Socket, u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    (socket, port)
 }
 
 impl Server {
@@ -68,7 +76,8 @@ impl Server {
         let dir = env::temp_dir().join(format!("sio-connect-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
-        let server = Self { bin, dir, port: free_port(), standby_port: free_port() };
+        let ((one, port), (other, standby_port)) = (reserved_port(), reserved_port());
+        let server = Self { bin, dir, port, standby_port, _ports: [one, other] };
         server.run(MAKE_CERTIFICATES);
         fs::write(server.dir.join("pg_hba.conf"), PG_HBA).unwrap();
         server.run("$BIN/initdb -D data -U postgres --auth=trust --no-sync");
@@ -464,7 +473,7 @@ async fn bytes_that_are_no_text(server: &Server) {
 }
 
 async fn several_hosts(server: &Server) {
-    let (dead, port) = (free_port(), server.port);
+    let ((_reserved, dead), port) = (reserved_port(), server.port);
     let dsn = |hosts: &str| format!("postgresql://app:right@{hosts}/app");
     for more in ["", "?load_balance_hosts=random"] {
         let link = connector(&(dsn(&format!("127.0.0.1:{dead},127.0.0.1:{port}")) + more)).connect().await.unwrap();
@@ -490,7 +499,8 @@ async fn standbys(server: &Server) {
     assert_eq!(both.host, primary);
     let none = report(connector(&dsn("app", &format!("{standby},{standby}"))).connect().await);
     assert_eq!(none.sqlstate, "25006");
-    let dead = format!("127.0.0.1:{}", free_port());
+    let (_reserved, dead) = reserved_port();
+    let dead = format!("127.0.0.1:{dead}");
     match connector(&dsn("app", &format!("{standby},{dead}"))).connect().await {
         Err(Error::ConnectionLost { reason, .. }) => {
             assert!(reason.contains("hot standby") && reason.contains(&dead), "{reason}");
@@ -523,7 +533,7 @@ async fn version_one_certificate(server: &Server) {
 
 #[tokio::test]
 async fn unreachable_hosts_are_all_named() {
-    let (one, two) = (free_port(), free_port());
+    let ((_one, one), (_two, two)) = (reserved_port(), reserved_port());
     let result = connector(&format!("postgresql://u@127.0.0.1:{one},127.0.0.1:{two}/d")).connect().await;
     let error = result.unwrap_err();
     assert!(error.is_transient());
@@ -544,7 +554,8 @@ async fn a_silent_server_is_given_up() {
     let port = silent.local_addr().unwrap().port();
     for mode in ["disable", "require"] {
         let connector = connector(&format!("host=127.0.0.1 port={port} user=u sslmode={mode} connect_timeout=1"));
-        let result = timeout(Duration::from_secs(5), connector.connect()).await.expect("connect_timeout has no effect");
+        let result =
+            timeout(Duration::from_secs(60), connector.connect()).await.expect("connect_timeout has no effect");
         let error = result.unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }) && error.is_transient(), "{error:?}");
         assert!(error.to_string().contains(&format!("127.0.0.1:{port} did not finish within 1 s")), "{error}");

@@ -1,7 +1,7 @@
 """The documents are true: their snippets run, their links lead somewhere, and their tables match the code.
 
 Every block marked `python` stands alone and is executed as it is, against a real database: any `"postgresql://…"` in it
-becomes the DSN of this test. Blocks may await at top level.
+becomes the DSN of this test, and any `timeout=…` is long enough for a busy machine. Blocks may await at top level.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
 
 _BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _DSN = re.compile(r'"postgres(?:ql)?://[^"]*"')
+_TIMEOUT = re.compile(r"\btimeout=[\d.]+")
 _LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _ROW = re.compile(r"^\| `(?P<name>\w+)` \| (?P<cells>.*) \|$", re.MULTILINE)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -83,7 +84,7 @@ def snippets() -> list[Snippet]:
 
 @pytest.mark.parametrize("snippet", snippets(), ids=str)
 def test_snippet_runs(snippet: Snippet, database: Database) -> None:
-    source = _DSN.sub(repr(database.url), snippet.code)
+    source = _TIMEOUT.sub(f"timeout={TIMEOUT_S}", _DSN.sub(repr(database.url), snippet.code))
     code = compile(source, str(snippet), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     variables: dict[str, Any] = {"__name__": "snippet"}
 

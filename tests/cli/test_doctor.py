@@ -17,10 +17,9 @@ from socketio_postgres._cluster.sql_script import VERSION
 from socketio_postgres.cli import checks, main
 from socketio_postgres.cli.nodelay import nodelay
 from socketio_postgres.cli.session import Row, Session
-from tests.fixtures.database import Database, new_database
+from tests.fixtures.database import Database, new_database, patient
 from tests.fixtures.pgbouncer import PgBouncer, pgbouncer_program
 from tests.fixtures.postgres import OwnPostgres, queue_usage, standby_of
-from tests.fixtures.waiting import TIMEOUT_S
 
 __all__ = ["pgbouncer_program"]
 
@@ -32,11 +31,6 @@ def doctor(capsys: Capture, dsn: str, *arguments: str, status: int = 0) -> dict[
     capsys.readouterr()
     assert main(["doctor", "--json", "--dsn", dsn, *arguments]) == status
     return {found["about"]: found for found in map(json.loads, capsys.readouterr().out.splitlines())}
-
-
-def patient(server: OwnPostgres) -> str:
-    """The connection string of its database, with time for a slow machine: others give up soon."""
-    return make_conninfo(server.database.dsn, connect_timeout=int(TIMEOUT_S))
 
 
 @contextmanager
@@ -85,7 +79,7 @@ def test_the_password_is_wrong(capsys: Capture) -> None:
         )
         server.database.value("SELECT pg_reload_conf()")
         server.restart()
-        found = doctor(capsys, make_conninfo(patient(server), user="chat", password="hunter2"), status=1)
+        found = doctor(capsys, make_conninfo(patient(server.database.dsn), user="chat", password="hunter2"), status=1)
     assert "28P01" in found["connection"]["text"]
     assert "PGPASSWORD" in found["connection"]["remedy"]
     assert "hunter2" not in json.dumps(found)
@@ -105,10 +99,10 @@ def test_a_pooler_in_transaction_mode(
 
 def test_a_standby(capsys: Capture) -> None:
     with OwnPostgres() as primary, standby_of(primary) as standby:
-        found = doctor(capsys, patient(standby), status=1)
+        found = doctor(capsys, patient(standby.database.dsn), status=1)
         assert "is a hot standby" in found["connection"]["text"]
         assert "lead to the primary" in found["connection"]["remedy"]
-        found = doctor(capsys, patient(primary), "--listen-dsn", patient(standby), status=1)
+        found = doctor(capsys, patient(primary.database.dsn), "--listen-dsn", patient(standby.database.dsn), status=1)
         assert "is a hot standby" in found["connection to LISTEN"]["text"]
 
 
@@ -163,7 +157,7 @@ def test_the_queue_is_nearly_full(capsys: Capture) -> None:
         sleeper.execute("SELECT 1")
         while queue_usage(server.database) < 0.6:
             sender.execute("SELECT pg_notify('something', repeat('x', 7000) || n) FROM generate_series(1, 10) AS n")
-        found = doctor(capsys, patient(server), status=1)["queue"]
+        found = doctor(capsys, patient(server.database.dsn), status=1)["queue"]
     assert "sleeper" in found["text"]
     assert "End the session" in found["remedy"]
 

@@ -196,7 +196,7 @@ async def test_a_client_in_the_same_process(served: Served) -> None:
     """`PostgresClient` waits without stopping the hub: what it waits for is sent by the same process."""
     expression = (
         "(lambda client: (client.listen('raw'), in_background("
-        "lambda: client.wait_for_notification(10).payload,"
+        "lambda: client.wait_for_notification(30).payload,"
         "lambda: (sio.sleep(0.1), client.notify('raw', 'hello'))[0]), client.close())[1])(PostgresClient(DSN))"
     )
     assert await served.program.ask(expression) == ["hello", None]

@@ -7,6 +7,9 @@ import os
 from celery import Celery  # type: ignore[import-untyped]
 
 from socketio_postgres import Emitter
+from socketio_postgres._bus import bus
+
+bus.EXIT_LIMIT = 30.0  # type: ignore[misc]  # a busy machine may need more than the usual five seconds
 
 FOLDER = os.environ["SIO_PG_TEST_FOLDER"]
 app = Celery("tasks", broker="filesystem://")

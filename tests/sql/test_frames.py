@@ -150,6 +150,7 @@ async def test_emitters_and_sql_beside_each_other_leave_no_gap(installed: Databa
                 io.emit("ours", number)
                 with psql.transaction(force_rollback=number % 2 == 0):
                     psql.execute("SELECT socketio.emit('sql', jsonb_build_array(%s))", [number])
+            io.flush()  # `close` waits for five seconds only
         await reader.wait_for(150)
     assert [packet[1] for packet in reader.packets if packet[0] == "sql"] == list(range(1, 100, 2))
     assert reader.gap_infos == []

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 _PACKAGES = ("aiohttp", "uvicorn", "websockets")
-_START_TIMEOUT = 15.0
+_START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 5.0
 _TICK_INTERVAL = 5.0
 _TICK_INTERVAL_OF_CHECK = 0.5
