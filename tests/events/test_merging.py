@@ -157,7 +157,9 @@ def check(call: Call, result: list[StoreResult] | BaseException, table: dict[str
             assert holds(expected, last_before(aggregate_id, stored[0])), (aggregate_id, expected)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(before=st.lists(EVENTS.filter(lambda event: event.event_type == "T"), max_size=3, unique_by=lambda e: e.id),
        calls=calls_to_make())  # fmt: skip
 # What one call expects of an aggregate that only the other one writes.

@@ -418,7 +418,9 @@ def parts(value: Any) -> list[Any]:
     return found
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(events=st.lists(EVENTS, min_size=1, max_size=12), filters=st.lists(FILTERS, max_size=4), data=st.data())
 def test_filters_mean_the_same_in_sql_and_live(
     database: Database, events: list[Event], filters: list[list[Filter]], data: st.DataObject
