@@ -122,6 +122,8 @@ impl Reading<'_> {
             }
         };
         tokio::select! {
+            // Reading first: what has arrived while this process was not running counts, before time limits do.
+            biased;
             error = reading => error,
             Err(error) = work => error,
         }

@@ -8,13 +8,14 @@ BEGIN
 END $wake$;
 DECLARE
     -- The event table may be in another schema than the tables beside it, and in none that the writers search.
-    wake pg_catalog.text := (SELECT pg_catalog.format('EXECUTE FUNCTION {subscriptions_wake}(%L)',
-            pg_catalog.format('%I.%I', nspname, relname))
+    wake pg_catalog.text := (SELECT $trigger$EXECUTE FUNCTION {subscriptions_wake}($trigger$
+            || pg_catalog.quote_literal(pg_catalog.format('%I.%I', nspname, relname)) || ')'
         FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
         WHERE pg_class.oid = {table_text}::pg_catalog.regclass);
 BEGIN
     EXECUTE $trigger$CREATE TRIGGER {subscriptions_wake_trigger} AFTER UPDATE OF epoch, is_paused ON {subscriptions}
         FOR EACH ROW WHEN (NEW.owner IS NULL AND (NEW.epoch, NEW.is_paused) IS DISTINCT FROM (OLD.epoch, OLD.is_paused))
         $trigger$ || wake;
-    EXECUTE 'CREATE TRIGGER {subscriptions_gone_trigger} AFTER DELETE ON {subscriptions} FOR EACH STATEMENT ' || wake;
+    EXECUTE $trigger$CREATE TRIGGER {subscriptions_gone_trigger} AFTER DELETE ON {subscriptions}
+        FOR EACH STATEMENT $trigger$ || wake;
 END;
