@@ -29,7 +29,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.pgbouncer import PgBouncer
 from tests.fixtures.postgres import OwnPostgres, standby_of
 from tests.fixtures.proxy import Proxy
-from tests.fixtures.waiting import TIMEOUT_S, eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 
 IDLE_S = 600
 """Longer than a test: nobody looks by itself."""
@@ -132,8 +132,12 @@ def failover(pgbouncer_program: str) -> Iterator[Failover]:
 async def test_a_reader_does_not_believe_a_standby(failover: Failover, missing: str) -> None:
     """It may lack what was committed: a lower version than it shows, or what was delivered before."""
     async with failover.store() as store, store.subscribe() as live:
+        await eventually(lambda: store.is_listener_connected, "it listens")
         await store.store(Event("T", "a", id="first"))
         assert (await live.next(TIMEOUT_S)).id == "first"
+        # Whoever begins lets the reader look, which may be before it hears of the event.
+        await eventually(lambda: store.stats()["notifications"], "it has heard")
+        await nothing_arrives()
         if missing == "a lower version":
             with failover.silent() as slow, failover.silent() as quick:
                 slow.execute("BEGIN")
