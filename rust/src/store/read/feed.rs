@@ -164,6 +164,7 @@ pub struct Feed {
     pub(super) progress: watch::Sender<Progress>,
     /// Subscriptions that wait for progress.
     pub(super) waiting: Waiting,
+    /// Subscriptions that have begun and wait for a read.
     pub(super) newcomers: Newcomers,
     life: Mutex<Life>,
     stop: Notify,
