@@ -25,8 +25,8 @@ from socketio_postgres import (
     OptionsError,
     PayloadTooLargeError,
 )
-from tests.fixtures.bus import frozen_publisher
 from tests.fixtures.database import Database
+from tests.fixtures.postgres import PUBLISHES, frozen_session
 from tests.fixtures.spy import Frame, Spy, spying
 from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 
@@ -128,7 +128,7 @@ async def test_call_order_over_many_groups(database: Database) -> None:
         with Emitter(database.dsn) as io:
             io.emit("first")
             io.flush()
-            with frozen_publisher(database):  # however slow this machine is, all of them are there at once
+            with frozen_session(database, PUBLISHES):  # however slow this machine is, all of them are there at once
                 for number in range(total):
                     io.emit("tick", number)
             io.flush()

@@ -20,10 +20,11 @@ from socketio_postgres import (
     SelfTestError,
 )
 from socketio_postgres._bus.handover import AsyncCalls
-from tests.fixtures.bus import BusReader, frozen_publisher, publish, serving
+from tests.fixtures.bus import BusReader, publish, serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
 from tests.fixtures.members import AsyncMember, SyncMember
+from tests.fixtures.postgres import PUBLISHES, frozen_session
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 NOWHERE = "host=127.0.0.1 port=1 connect_timeout=1"
@@ -75,7 +76,7 @@ async def test_waiting_keeps_the_order_of_the_calls(database: Database) -> None:
         client = await PythonClient.connect(one.url)
         await one.sio.emit("n", -1)
         await one.manager.flush()
-        with frozen_publisher(database):
+        with frozen_session(database, PUBLISHES):
             waiting = [asyncio.create_task(one.sio.emit("n", number)) for number in range(5)]
             await eventually(waiting[0].done, "the first had room")
             await asyncio.sleep(0.05)
@@ -96,7 +97,7 @@ async def test_cancelling_the_wait_does_not_take_the_message_back(database: Data
     async with BusReader(database) as reader:
         io = AsyncEmitter(database.dsn, buffer_count=1)
         await io.emit("first")
-        with frozen_publisher(database):
+        with frozen_session(database, PUBLISHES):
             bus = io._bus
             for name in ("held", "waiting"):
                 task = asyncio.create_task(publish(bus, Message(MessageType.BROADCAST, "/", packet=[name])))
@@ -132,7 +133,7 @@ async def test_receivers_see_what_was_dropped(database: Database) -> None:
         await io.emit("first")
         await reader.wait_for(1)
         bus = io._bus
-        with frozen_publisher(database):
+        with frozen_session(database, PUBLISHES):
             waiting = asyncio.create_task(namespace.emit("held"))
             await eventually(lambda: bus.stats()["buffer_count"] == 1)
             message = Message(MessageType.BROADCAST, "/", packet=["dropped"])
@@ -156,7 +157,7 @@ async def test_a_manager_refuses_before_its_own_clients_get_it(database: Databas
         client = await PythonClient.connect(one.url)
         await one.sio.emit("first")
         await one.manager.flush()
-        with frozen_publisher(database):
+        with frozen_session(database, PUBLISHES):
             await one.sio.emit("second")
             with pytest.raises(BufferFullError):
                 await one.sio.emit("third")
@@ -175,7 +176,7 @@ async def test_a_chain_refuses_before_it_acts_here(database: Database, kind: typ
     await ours.emit("first")
     await client.wait_for("first")
     await _flush(ours)
-    with frozen_publisher(database):
+    with frozen_session(database, PUBLISHES):
         await ours.emit("second")
         for refused in (ours.emit("third"), ours.sockets_join(client.sid, "r"), ours.disconnect_sockets(client.sid)):
             with pytest.raises(BufferFullError):
@@ -205,7 +206,7 @@ async def test_a_commit_without_an_answer_is_in_doubt(database: Database) -> Non
         await one.manager.start()
         await one.sio.emit("first")
         await one.manager.flush()
-        with frozen_publisher(database):
+        with frozen_session(database, PUBLISHES):
             await one.sio.emit("doubtful")
             with pytest.raises(CommitInDoubtError) as caught:
                 await one.manager.flush()
@@ -225,7 +226,7 @@ async def test_a_commit_without_an_answer_is_in_doubt(database: Database) -> Non
 async def test_closing_in_the_middle_of_a_commit_is_in_doubt(database: Database) -> None:
     io = AsyncEmitter(database.dsn)
     await io.emit("first")
-    with frozen_publisher(database):
+    with frozen_session(database, PUBLISHES):
         waiting = asyncio.create_task(io.emit("doubtful"))
         await eventually(lambda: io._bus.stats()["buffer_count"] == 1)
         await io._bus.close(3.0)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 
 from socketio_postgres import AsyncEmitter, ConnectionLostError, Emitter, OperationTimeoutError
 from tests.fixtures.bus import serving
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import Database
-from tests.fixtures.postgres import LISTENS, sessions, the_session
+from tests.fixtures.postgres import LISTENS, frozen_session, sessions, the_session
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 STATE = "SELECT state FROM pg_stat_activity WHERE pid = %s"
@@ -24,14 +21,10 @@ async def test_a_frozen_session_is_replaced(database: Database) -> None:
         manager = one.manager
         await manager.start()
         client = await PythonClient.connect(one.server.url)
-        frozen = await the_session(database, LISTENS)
-        os.kill(frozen, signal.SIGSTOP)
-        try:
+        with frozen_session(database, LISTENS):
             await eventually(lambda: manager.stats()["listener_reconnects"], "listens again")
             await io.emit("after", 1)
             assert await client.wait_for("after") == [(1,)]
-        finally:
-            os.kill(frozen, signal.SIGCONT)
         await client.disconnect()
 
 

@@ -16,7 +16,7 @@ from socketio_postgres import AsyncEmitter, GapInfo, PostgresManager
 from tests.faults.conftest import Rounds
 from tests.fixtures.database import Database
 from tests.fixtures.history import Arrival
-from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, sessions, terminate, the_session
+from tests.fixtures.postgres import LISTENS, PUBLISHES, OwnPostgres, frozen_session, sessions, terminate, the_session
 from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 from tests.fixtures.worker import EVENT, checksum_of
@@ -94,15 +94,11 @@ async def test_the_listener_is_frozen(database: Database, rounds: Rounds, recove
     async with Receiver(database, probe_interval=SHORT_PROBE_INTERVAL_S) as receiver, Workload(database) as work:
         await work.recover(receiver)
         for _ in rounds(2):
-            frozen = await the_session(database, LISTENS)
             before = receiver.reconnects()
-            since = time.time()
-            os.kill(frozen, signal.SIGSTOP)
-            try:
+            with frozen_session(database, LISTENS):
+                since = time.time()
                 await eventually(lambda before=before: receiver.reconnects() > before, "the gap is reported")  # type: ignore[misc]
                 recovered(await work.recover(receiver, since), RECOVERY_S)
-            finally:
-                os.kill(frozen, signal.SIGCONT)
             await the_session(database, LISTENS)  # the old one ends, too
         verdict = await work.check(receiver)
         assert verdict.failed == 0
@@ -115,12 +111,9 @@ async def test_a_frozen_publisher_is_replaced(database: Database, rounds: Rounds
     async with Receiver(database) as receiver, work:
         await work.recover(receiver)
         for _ in rounds(2):
-            os.kill(frozen := await the_session(database, PUBLISHES), signal.SIGSTOP)
-            since = time.time()  # what is emitted from now on cannot come by that session
-            try:
+            with frozen_session(database, PUBLISHES):
+                since = time.time()  # what is emitted from now on cannot come by that session
                 recovered(await work.recover(receiver, since), RECOVERY_S)
-            finally:
-                os.kill(frozen, signal.SIGCONT)
         verdict = await work.check(receiver)
         assert verdict.in_doubt > 0
         assert verdict.failed == verdict.in_doubt
