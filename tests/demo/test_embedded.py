@@ -181,6 +181,24 @@ def test_a_port_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert embedded.free_port() != first
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ports are kept on Linux only")
+def test_no_port_without_a_file_descriptor() -> None:
+    """It says so, instead of trying one port after the other for ever."""
+    choose = (
+        "import os, resource\n"
+        "from socketio_postgres.demo.embedded import free_port\n"
+        "free = os.open('/dev/null', os.O_RDONLY)\n"
+        "os.close(free)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, free + 1))\n"  # one is left
+        "try:\n"
+        "    free_port()\n"
+        "except OSError as error:\n"
+        "    print(error.strerror)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", choose], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout == "Too many open files\n"
+
+
 def test_a_data_dir_of_the_caller_is_kept(tmp_path: Path) -> None:
     account = server_account()
     data_dir = _open_dir(tmp_path) / "data"

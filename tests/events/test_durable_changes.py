@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import operator
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +14,10 @@ from typing import Any
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from socketio_postgres import AsyncDurableSubscription, AsyncEventStore, Event, SubscriptionFencedError
+from socketio_postgres import AsyncDurableSubscription, AsyncEventStore, Event, EventStore, SubscriptionFencedError
 from socketio_postgres.events.async_positions import AsyncPositions
 from tests.fixtures.database import Database
-from tests.fixtures.waiting import TIMEOUT_S, eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 
 COUNT = 6
 HOUR_S = 3600.0
@@ -236,6 +238,71 @@ async def test_tables_in_another_schema_than_the_events(database: Database) -> N
         handled.clear()
         await store.rewind_durable("d", 4)
         await eventually(lambda: handled == [4, 5], "it goes on there")
+
+
+async def test_a_schema_that_was_renamed(database: Database) -> None:
+    """Blue and green: what notifies finds the event table beside it, whatever the schema is called by now."""
+    handled: list[int] = []
+    with database.connect() as admin:
+        admin.execute("CREATE SCHEMA green")
+    async with AsyncEventStore(database.dsn, table_name="green.events") as store:
+        await store.durable_subscriptions()  # makes the tables
+    with database.connect() as admin:
+        admin.execute("ALTER SCHEMA green RENAME TO blue")
+    async with (
+        AsyncEventStore(database.dsn, table_name="blue.events") as store,
+        listening(store),
+        idle(store, 1, handled),
+    ):
+        handled.clear()
+        await store.rewind_durable("d", 4)
+        await eventually(lambda: handled == [4, 5], "it goes on there")
+
+
+async def test_a_batch_that_waits_for_more(database: Database, partitions: int) -> None:
+    """It is not handed out any more once the subscription was paused."""
+    async with AsyncEventStore(database.dsn) as store, listening(store):
+        await store.store_batch(Event("T", f"a{i}", i) for i in range(COUNT))
+        timing = {"lease": 4 * HOUR_S, "checkpoint_interval": HOUR_S}
+        async with store.durable("d", partitions=partitions, **timing) as durable:
+            batches = durable.batches(max_wait=HOUR_S)
+            while durable._delivered < COUNT:
+                await anext(batches)
+            taking = asyncio.create_task(anext(batches))
+            await store.store(Event("T", "a0", COUNT))
+            await eventually(lambda: durable._delivered > COUNT, "it has one, and waits for more")
+            await store.pause_durable("d")
+            await eventually(lambda: durable.partitions == [], "it has none")
+            await nothing_arrives()
+            assert not taking.done()
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+            await batches.aclose()
+
+
+FORKED = """
+import os, sys, threading, time
+from socketio_postgres import EventStore
+
+store = EventStore(sys.argv[1])  # before the fork, and not used before it
+if (child := os.fork()) == 0:
+    with store.durable("d") as durable:
+        consumer = iter(durable)
+        assert next(consumer).data == 1
+        began, used = time.monotonic(), time.process_time()
+        threading.Timer(2.0, store.store, [__import__("socketio_postgres").Event("T", "a", 2)]).start()
+        assert next(consumer).data == 2
+        os._exit(0 if time.process_time() - used < 0.5 * (time.monotonic() - began) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_store_that_was_made_before_a_fork(database: Database) -> None:
+    """Its consumers in the child wait, too, instead of looking all the time."""
+    with EventStore(database.dsn) as store:
+        store.store(Event("T", "a", 1))
+    ended = subprocess.run([sys.executable, "-c", FORKED, database.dsn], check=False, timeout=120)
+    assert ended.returncode == 0
 
 
 async def test_consumers_that_come_and_go_do_not_wake_each_other(database: Database) -> None:

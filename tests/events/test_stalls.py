@@ -542,3 +542,28 @@ async def test_of_those_who_begin_at_the_end_one_looks() -> None:
             for live in lives:
                 assert await take(live, 1) == [3]
                 live.close()
+
+
+async def test_whoever_looks_is_no_blocker(our_store: AsyncEventStore, database: Database) -> None:
+    """A look at the sequence takes the same lock as a writer does, for a moment."""
+    look = "SELECT pg_sequence_last_value('events_version_seq'), pg_sleep(0.7)"
+    holders = (
+        "SELECT array_agg(virtualtransaction ORDER BY pid) FROM pg_locks"
+        " WHERE relation = 'events_version_seq'::regclass AND mode = 'RowExclusiveLock' AND granted"
+    )
+    with database.connect() as writer, database.connect() as looking, writer.transaction():
+        await our_store.store_batch([Event("T", "a")])
+        writer.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('open', 'b', 'T')")
+
+        async def is_told() -> bool:
+            looks = asyncio.create_task(asyncio.to_thread(looking.execute, look))
+            before = []
+            while not looks.done() and len(before) != 2:
+                await asyncio.sleep(0)
+                before = list(database.value(holders) or [])  # type: ignore[call-overload]
+            pids = [blocker.pid for blocker in await our_store.blockers()]
+            is_comparable = before == database.value(holders)
+            await looks
+            return is_comparable and pids == [writer.info.backend_pid]
+
+        await eventually(is_told, "the writer alone is named")

@@ -230,6 +230,33 @@ async def test_what_was_committed_before_a_subscription_comes_before_it_has_caug
         after.close()
 
 
+READERS_LOCK = 0x73696F2E6C6F6F6B
+"""By which the readers of a database are counted."""
+
+
+async def test_a_subscription_catches_up_at_a_gap_however_rare_looks_are(
+    our_store: AsyncEventStore, database: Database
+) -> None:
+    """With many readers, a look comes later than the next poll."""
+    async with (
+        AsyncEventStore(database.dsn, poll_interval=0.05, stall_warning=HOUR_S) as store,
+        contextlib.AsyncExitStack() as readers,
+    ):
+        for _ in range(20):
+            reader = readers.enter_context(database.connect())
+            reader.execute("SELECT pg_advisory_lock_shared(%s)", [READERS_LOCK])
+        before = store.subscribe()
+        assert await asyncio.wait_for(until_caught_up(before), LONG_S) == [CaughtUp(0)]
+        with database.connect() as writer, writer.transaction():
+            writer.execute("INSERT INTO events (id, aggregate_id, event_type) VALUES ('first', 'b', 'T')")
+            await our_store.store(Event("T", "a"))
+            await eventually(lambda: store.stats()["gap_seconds"] is not None, "the reader waits at the gap")
+            after = store.subscribe()
+            assert await asyncio.wait_for(until_caught_up(after), LONG_S) == [CaughtUp(0)]
+        before.close()
+        after.close()
+
+
 @pytest.mark.parametrize("what", ["newcomers", "notifications"])
 async def test_the_poll_is_not_put_off(our_store: AsyncEventStore, database: Database, what: str) -> None:
     """It finds a sequence that was set back; what comes meanwhile is dealt with without a look at it."""

@@ -222,3 +222,24 @@ async def test_a_script_ends_in_bounded_time_whatever_the_server_does(postgres: 
         finally:
             postgres.thaw()
         assert "were not committed before the process ended" in program.output
+
+
+async def test_ids_of_attachments_do_not_come_again_after_a_crash(postgres: OwnPostgres) -> None:
+    """Who still looks for one of before must not find another message under its id."""
+    database = postgres.database
+    last = "SELECT last_value FROM socket_io_attachments_id_seq"
+    async with AsyncEmitter(database.dsn) as io:
+        for _ in range(3):
+            await io.emit(EVENT, "x" * 10_000)
+        await io.flush()
+        before = database.value(last)
+        postgres.stop("immediate")
+        postgres.start()
+
+        async def is_sent() -> bool:
+            with contextlib.suppress(SocketIOPostgresError):  # the session is gone
+                await io.emit(EVENT, "y" * 10_000)
+            return bool(database.value("SELECT count(*) FROM socket_io_attachments"))
+
+        await eventually(is_sent, "the table is empty after a crash, and used again")
+        assert int(str(database.value(last))) > int(str(before))

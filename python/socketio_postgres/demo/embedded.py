@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import secrets
 import signal
@@ -70,18 +71,26 @@ def free_port() -> int:
     It lies below the range from which systems take the ports of outgoing connections: there, a client that
     keeps trying to reach a stopped server can end up connected to itself, and the server cannot get its port
     back.
+
+    Raises:
+        OSError: No socket can be made; a port that somebody has is none such reason.
     """
     while True:
         port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            _reserve(port)
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+                _reserve(port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
             return port
 
 
 def _reserve(port: int) -> None:
-    """Take a port for this process, among those that ask here.
+    """Take a port for this process, among those that ask here. It costs a file descriptor.
 
     Raises:
         OSError: Somebody has it.

@@ -446,6 +446,10 @@ class AsyncDurableSubscription:
                 event = await self._next(left, has_more=True) if has_room else None
                 if self._live is not live:
                     return []  # partitions have come or gone, or are at an earlier position
+            if events and self._changes() != self._heeded:
+                await self._look_after()
+                if self._live is not live:
+                    return []  # it was paused, or rewound, while the batch waited for more
             is_complete = True
         finally:
             if events and not is_complete:

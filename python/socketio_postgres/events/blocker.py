@@ -82,5 +82,8 @@ LEFT JOIN pg_catalog.pg_locks x ON l.pid IS NULL AND x.virtualtransaction = l.vi
 LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
 WHERE l.locktype = 'relation' AND l.relation = $1::pg_catalog.regclass AND l.mode = 'RowExclusiveLock' AND l.granted
     AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    -- Whoever looks at the sequence, as readers do, has the same lock for a moment, and has written nothing.
+    AND (a.state = 'active' AND a.backend_xid IS NULL
+        AND a.xact_start > pg_catalog.clock_timestamp() - '1 s'::pg_catalog.interval) IS NOT TRUE
 ORDER BY coalesce(a.xact_start, p.prepared)
 """

@@ -349,8 +349,9 @@ impl PyEventStore {
         Ok(PySubscription { pid: self.pid, subscription })
     }
 
-    fn durable_changes(&self) -> u64 {
-        self.store.durable_changes()
+    fn durable_changes(&self) -> PyResult<u64> {
+        check_process(self.pid)?;
+        Ok(self.store.durable_changes())
     }
 
     fn close(&self, limit_seconds: f64, inbox: &PyInbox, token: u64) -> PyResult<()> {

@@ -115,15 +115,16 @@ impl AttachmentTable {
         Ok(sequence)
     }
 
-    /// Make the sequence logged. Since PostgreSQL 15 the sequence of an unlogged table is unlogged, too, and on 15 and
-    /// 16 it is corrupt after a standby was promoted ("bad magic number"): no attachment could be stored any more.
+    /// Make the sequence logged. Since PostgreSQL 15 the sequence of an unlogged table is unlogged, too. After a crash it
+    /// begins again at 1, so that who still looks for an attachment of before may find another one with its id. On 15 and 16
+    /// it is even corrupt after a standby was promoted ("bad magic number"): no attachment could be stored any more.
     async fn protect(&self, client: &Client, sequence: &str) -> Result<()> {
         const SQL: &str = "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4";
         let context = format!("create table {}", self.quoted);
         let failed = |error: &tokio_postgres::Error| Error::from_postgres(&context, error, false);
         let rows = client.query_typed(SQL, &[]).await.map_err(|error| failed(&error))?;
         let version: i32 = rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or_default();
-        if !(150_000..180_000).contains(&version) {
+        if version < 150_000 {
             return Ok(());
         }
         let script = format!("ALTER SEQUENCE {sequence} SET LOGGED");

@@ -183,11 +183,14 @@ class EventFeed(EventLog):
         def subscribe(position: int, event_id: str | None, patience: float, more: list[Any]) -> Subscription:
             return self._subscription(conditions + more, position, prefetch, patience, event_id)
 
+        def changes() -> int:
+            return self._core.durable_changes()  # a child of a fork replaces the core
+
         arguments: dict[str, Any] = {
             "query": self._query_durable,
             "subscribe": subscribe,
             "get": get,
-            "changes": self._core.durable_changes,
+            "changes": changes,
             "tables": tuple(self._core.table(suffix) for suffix in ("", "_subscriptions", "_parked", "_consumers")),
             "start": lambda: self._version_of(after),
             "filter_text": json.dumps(conditions),

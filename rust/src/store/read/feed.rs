@@ -425,11 +425,14 @@ impl Feed {
             let come = self.newcomers.come();
             let (settled, [rows, _]) = self.look(anchor, reads).await?;
             self.set_gap(Some(settled.holders.into_iter().collect()));
+            let is_filled = !rows.is_empty() || settled.settled >= until;
+            if !is_filled {
+                self.newcomers.serve(come);
+            }
             // Without notifications the gap may be filled while others keep the watermark where it is.
-            if !rows.is_empty() || settled.settled >= until || began.elapsed() >= self.poll_interval {
+            if is_filled || began.elapsed() >= self.poll_interval {
                 return Ok(How::After(Known { settled: settled.settled, server: Some(settled.server) }));
             }
-            self.newcomers.serve(come);
             delay = (delay * 2).min(LOOK_LAST);
         }
     }

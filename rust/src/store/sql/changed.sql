@@ -2,8 +2,11 @@
 -- channel of the event table. Consumers that come, go and acknowledge do not.
 CREATE FUNCTION {subscriptions_wake}() RETURNS trigger LANGUAGE plpgsql AS $wake$
 BEGIN
-    PERFORM pg_catalog.pg_notify(
-        pg_catalog.concat('sio_events_', pg_catalog.to_regclass(TG_ARGV[0])::pg_catalog.oid), 'durable');
+    -- The event table beside this one, whose schema may have been renamed; otherwise the one that was there.
+    PERFORM pg_catalog.pg_notify(pg_catalog.concat('sio_events_', coalesce(
+        pg_catalog.to_regclass(pg_catalog.format('%I.%I', TG_TABLE_SCHEMA,
+            pg_catalog.left(TG_TABLE_NAME, -pg_catalog.length('_subscriptions')))),
+        pg_catalog.to_regclass(TG_ARGV[0]))::pg_catalog.oid), 'durable');
     RETURN NULL;
 END $wake$;
 DECLARE

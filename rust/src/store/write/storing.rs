@@ -22,6 +22,8 @@ const ID_LIMIT_IN_ROOM: &str = "20ms";
 const QUEUE_LIMIT: &str = "200ms";
 /// Sets how long the following statements of the transaction wait for a lock.
 const SET_LIMIT: &str = "SELECT pg_catalog.set_config('lock_timeout', $1, true)";
+/// Lets the transaction wait for locks as long as the role may.
+const RESET_LIMIT: &str = "SET LOCAL lock_timeout TO DEFAULT";
 /// Sets how long the next statement of the transaction may take, however many locks it waits for.
 const SET_TIME_LIMIT: &str = "SELECT pg_catalog.set_config('statement_timeout', $1, true)";
 const RESET_TIME_LIMIT: &str = "SET LOCAL statement_timeout TO DEFAULT";
@@ -329,6 +331,12 @@ pub async fn import_missing(connection: &mut Pooled, sql: &Sql, events: &[NewEve
         return Err(Error::DuplicateEvent { id: get(row, 0)?, version: get(row, 1)? });
     }
     stored.first().map_or(Ok(0), |row| get(row, 0))
+}
+
+/// Commit the open transaction, and wait for others that notify, however short the wait for locks was to be.
+pub async fn commit_imported(connection: &mut Pooled) -> Result<()> {
+    connection.query("import events", RESET_LIMIT, &[], false).await?;
+    connection.commit().await
 }
 
 /// The sessions that hold the locks of aggregates.

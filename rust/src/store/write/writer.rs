@@ -164,7 +164,7 @@ impl Writer {
             copy(&mut connection, &layout.table.name, events).await?
         };
         connection.set_patience(Duration::ZERO);
-        let committed = connection.commit().await;
+        let committed = storing::commit_imported(&mut connection).await;
         let count = if count == 0 { *doubtful } else { count };
         if committed.as_ref().is_err_and(is_in_doubt) {
             *doubtful = count;
