@@ -29,6 +29,7 @@ from tests.fixtures.postgres import OwnPostgres, sessions
 from tests.fixtures.program import Program, environment
 from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import TIMEOUT_S, eventually
+from tests.fixtures.worker import EVENT
 from tests.fixtures.workload import SHORT_ANSWER_S, SHORT_PROBE_INTERVAL_S, Receiver, Workload, at_rest
 
 CLOSE_S = 9.0
