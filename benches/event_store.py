@@ -47,6 +47,12 @@ TASKS = 32
 BATCH = 1000
 PAGE = 1000
 
+LISTENERS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND query LIKE 'LISTEN %%' AND state = 'idle' AND query_start >= %s
+"""
+"""Sessions that listen, and have begun to since a time: an older one may be in a pool."""
+
 _numbers = itertools.count(1)
 
 
@@ -115,6 +121,19 @@ def ours(count: int) -> list[Event]:
 def theirs(count: int) -> list[Any]:
     """Events of `eventsourcing`, the same."""
     return [persistence.StoredEvent(uuid.uuid4(), 1, "Order.Placed", STATE) for _ in range(count)]
+
+
+def ask(recorder: Any, statement: str, *args: object) -> Any:
+    """The one value that a statement gives in a recorder's database."""
+    with recorder.datastore.get_connection() as conn:
+        [value] = conn.execute(statement, args).fetchone().values()
+    return value
+
+
+def wait_for_listener(recorder: Any, since: object) -> None:
+    """Wait for the LISTEN of a subscription that has begun since a time: it does not tell, but PostgreSQL does."""
+    while ask(recorder, LISTENERS, since) == 0:
+        time.sleep(0.01)
 
 
 class Stage:
@@ -413,8 +432,9 @@ def live(stage: Stage) -> list[Table]:
             return times("ours: subscribe()", lambda: (event.id for event in subscription), write)
 
     def of_theirs(recorder: Any) -> float:
+        began = ask(recorder, "SELECT clock_timestamp()")
         with recorder.subscribe(gt=recorder.max_notification_id()) as subscription:
-            time.sleep(0.3)  # its LISTEN has no signal to wait for
+            wait_for_listener(recorder, began)
 
             def write(number: int) -> str:
                 del number

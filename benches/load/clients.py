@@ -99,6 +99,16 @@ class Client:
         return len(self.arrivals) - before
 
 
+def _argument(frame: bytes) -> Any:
+    """The first one of an event."""
+    return json.loads(frame[frame.index(b"[") :])[1]
+
+
+def _number(argument: Any) -> int:
+    """Of an event; with binary it is the first argument itself."""
+    return int(argument["number"] if isinstance(argument, dict) else argument)
+
+
 class Clients:
     """All of them, and the commands of the driver on standard input."""
 
@@ -107,6 +117,7 @@ class Clients:
         self._clients: list[Client] = []
         self._collecting: dict[str, Any] | None = None
         self._expected = self._arrived = 0
+        self._last: int | None = None
         self._deadline = 0.0
 
     def run(self) -> None:
@@ -125,7 +136,7 @@ class Clients:
                 *lines, partial = (partial + data).split(b"\n")
                 for line in lines:
                     self._obey(json.loads(line))
-            if self._collecting is not None and (self._arrived >= self._expected or time.monotonic() > self._deadline):
+            if self._collecting is not None and (self._is_all_there() or time.monotonic() > self._deadline):
                 request, self._collecting = self._collecting, None
                 self._answer(request, ok=self._result())
 
@@ -148,8 +159,9 @@ class Clients:
         except OSError as error:
             self._answer(request, error=f"{type(error).__name__}: {error}")
 
-    def _expect(self, count: int) -> None:
-        self._arrived, self._expected = 0, count * len(self._clients)
+    def _expect(self, count: int, last: int | None = None) -> None:
+        """So many events for each client, or however many until the one with the number `last`."""
+        self._arrived, self._expected, self._last = 0, count * len(self._clients), last
         for client in self._clients:
             client.arrivals.clear()
             client.binary_bytes = 0
@@ -167,19 +179,29 @@ class Clients:
             client.socket.close()
         self._clients.clear()
 
+    def _is_all_there(self) -> bool:
+        return self._arrived >= self._expected and self._is_last_there()
+
+    def _is_last_there(self) -> bool:
+        if self._last is None:
+            return True
+        return all(
+            client.arrivals and _number(_argument(client.arrivals[-1][1])) == self._last for client in self._clients
+        )
+
     def _result(self) -> dict[str, Any]:
         """Whether everything arrived, in which order, and when."""
         first = self._clients[0].arrivals
         frames = [frame for _, frame in first]
-        arguments = [json.loads(frame[frame.index(b"[") :])[1] for frame in frames]
-        # With binary the number is the first argument itself.
-        numbers = [given["number"] if isinstance(given, dict) else given for given in arguments]
+        arguments = [_argument(frame) for frame in frames]
+        numbers = [_number(given) for given in arguments]
         last = max((client.arrivals[-1][0] for client in self._clients if client.arrivals), default=0)
         return {
             "arrived": self._arrived,
             "last_us": last // 1000,
             "is_alike": all([frame for _, frame in client.arrivals] == frames for client in self._clients),
             "is_complete": self._arrived == self._expected and sorted(numbers) == list(range(len(numbers))),
+            "is_last_there": self._is_last_there(),
             "is_in_order": numbers == sorted(numbers),
             "binary_bytes": sum(client.binary_bytes for client in self._clients),
             "latencies_us": [

@@ -57,10 +57,10 @@ const commands = {
   },
 
   /** `emit` of Node.js cannot be awaited: a hundred in a turn of the event loop, then the next. */
-  async burst({ room, count, size, binary }) {
+  async burst({ room, count, size, first = 0, binary }) {
     const packed = binary ? require("node:crypto").randomBytes(size) : null;
     const began = nowUs();
-    for (let number = 0; number < count; number++) {
+    for (let number = first; number < first + count; number++) {
       if (packed) io.to(room).emit("chat", number, packed);
       else io.to(room).emit("chat", event(number, size));
       if (number % 100 === 99) await turn();

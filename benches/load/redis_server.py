@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from socketio_postgres.demo.embedded import free_port
 
-START_LIMIT_S = 10.0
+START_LIMIT_S = 60.0
 
 
 def find_redis() -> str | None:
@@ -40,4 +40,4 @@ def redis_server(program: str) -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

@@ -118,11 +118,13 @@ class Server:
             self._serving, port = await host_uvicorn(app, self._host.websockets)
         return port
 
-    async def burst(self, room: str, count: int, size: int = 60, *, binary: bool = False) -> dict[str, int]:
-        """Emit and await one event after the other."""
+    async def burst(
+        self, room: str, count: int, size: int = 60, *, first: int = 0, binary: bool = False
+    ) -> dict[str, int]:
+        """Emit and await one event after the other; `first` is the number of the first."""
         packed = os.urandom(size) if binary else None
         began = now_us()
-        for number in range(count):
+        for number in range(first, first + count):
             await self.sio.emit("chat", event(number, size) if packed is None else (number, packed), room=room)
         return {"began": began, "ended": now_us()}
 

@@ -422,7 +422,7 @@ async def test_a_server_deletes_what_it_only_received(database: Database) -> Non
 
 async def test_reading_survives_the_clean_up_of_others(database: Database) -> None:
     """Rows are deleted all the time while hundreds are read: none is lost, as none is old."""
-    async with BusReader(database) as reader, AsyncPostgresClient(database.dsn) as other:
+    async with BusReader(database, heartbeat_timeout=60.0) as reader, AsyncPostgresClient(database.dsn) as other:
         await other.ensure_table()
         deleted = 0
 

@@ -181,15 +181,22 @@ async def test_clean_up_goes_by_age(client: Steered, database: Database) -> None
     with database.connect() as connection:
         connection.execute(
             "INSERT INTO socket_io_attachments (payload, created_at)"
-            " SELECT '', now() - make_interval(secs => age) FROM unnest(ARRAY[0, 15, 31, 3600]) AS t(age)"
+            " SELECT '', now() - make_interval(secs => age) FROM unnest(ARRAY[0, 31, 3600]) AS t(age)"
         )
     assert await client("cleanup_attachments") == 2
     assert await client("cleanup_attachments") == 0
-    assert await client("cleanup_attachments", 10.0) == 1
-    assert database.value("SELECT count(*) FROM socket_io_attachments") == 1
-    with database.connect() as connection, connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [0x73696F2E7067])  # another is deleting
-        assert await client("cleanup_attachments", 0.0) == 0
+    with database.connect() as connection:
+        # A slow machine may make anything old meanwhile, but not what is yet to come.
+        connection.execute(
+            "TRUNCATE socket_io_attachments; INSERT INTO socket_io_attachments (payload, created_at)"
+            " SELECT '', now() - make_interval(secs => age) FROM unnest(ARRAY[-3600, 11]) AS t(age)"
+        )
+        assert await client("cleanup_attachments", 10.0) == 1
+        assert database.value("SELECT count(*) FROM socket_io_attachments") == 1
+        connection.execute("UPDATE socket_io_attachments SET created_at = now()")
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [0x73696F2E7067])  # another is deleting
+            assert await client("cleanup_attachments", 0.0) == 0
     assert await client("cleanup_attachments", 0.0) == 1
 
 
@@ -224,7 +231,10 @@ async def test_a_gap_is_told_and_healed(database: Database, kind: Any, other: As
     [gap] = gaps
     assert (gap.reason, gap.namespace, gap.sender, gap.missing) == ("reconnect", None, None, None)
     assert before <= gap.since <= time.time()
-    assert [type(error) for error in errors] in ([DatabaseError], [ConnectionLostError])
+    # Why it was lost, and why it could not be had again at once, if that was so; each is told once.
+    await eventually(lambda: errors, "it is told why")
+    assert {type(error) for error in errors} <= {DatabaseError, ConnectionLostError}
+    assert len({str(error) for error in errors}) == len(errors)
     await client("close")
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import stat
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,9 @@ async def test_the_listener_listens_again(database: Database) -> None:
         assert reader.packets == [["tick", 1], ["tick", 1], ["tick", 1], ["tick", 2], ["tick", 2]]
         assert reader.stats["listener_reconnects"] == 2
         assert reader.stats["is_listening"]
-        assert [type(failure).__name__ for failure in reader.failures].count("ConnectionLostError") <= 2
         assert reader.failures, "and why is reported"
+        counts = Counter(map(str, reader.failures))
+        assert max(counts.values()) <= 2, f"once for each time: {counts}"
 
 
 async def test_a_server_survives_the_loss_of_all_its_sessions(database: Database) -> None:
@@ -102,7 +104,7 @@ async def test_what_was_buffered_is_sent_after_a_restart() -> None:
     with EmbeddedPostgres() as postgres:
         database = Database(f"host=127.0.0.1 port={postgres.port} user=postgres dbname=postgres")
         async with BusReader(database) as reader:
-            with Emitter(database.dsn) as io:
+            with Emitter(database.dsn, buffer_age=120.0) as io:  # which a server that starts slowly must not exceed
                 io.emit("tick", 0, b"")
                 await asyncio.to_thread(io.flush)
                 await reader.wait_for(1)

@@ -32,7 +32,7 @@ from socketio_postgres import (
 )
 from socketio_postgres.cli import main
 from tests.fixtures.bus import BusReader
-from tests.fixtures.database import Database
+from tests.fixtures.database import Database, new_database
 from tests.fixtures.spy import Spy, spying
 from tests.fixtures.user_transactions import (
     ASYNC,
@@ -286,7 +286,10 @@ async def test_the_users_settings_stay_as_they_are(database: Database, io: Async
 
 async def test_no_gap_is_reported_for_a_rollback(database: Database, io: AsyncEmitter) -> None:
     """A thousand of them, between messages of the same emitter that are numbered."""
-    async with BusReader(database) as reader, await psycopg.AsyncConnection.connect(database.dsn) as conn:
+    async with (
+        BusReader(database, heartbeat_timeout=60.0) as reader,
+        await psycopg.AsyncConnection.connect(database.dsn) as conn,
+    ):
         for number in range(1000):
             await io.in_transaction(conn).emit("lost", number)
             await conn.rollback()
@@ -539,12 +542,9 @@ async def test_connections_that_will_not_do(database: Database, io: AsyncEmitter
     await engine.dispose()
 
 
-async def test_a_connection_to_another_database(database: Database, io: AsyncEmitter) -> None:
+async def test_a_connection_to_another_database(postgres_dsn: str, io: AsyncEmitter) -> None:
     """Nobody listens there, and PostgreSQL would say nothing."""
-    with database.connect() as admin:
-        admin.execute(f'CREATE DATABASE "{database.name}_other"')
-    other = Database(psycopg.conninfo.make_conninfo(database.dsn, dbname=f"{database.name}_other"))
-    try:
+    with new_database(postgres_dsn) as other:
         async with spying(other) as spy, await psycopg.AsyncConnection.connect(other.dsn) as conn:
             chain = io.in_transaction(conn)
             for call in (chain.emit("e"), chain.emit("e", BINARY), chain.emit_many([("e",), ("e",)])):
@@ -554,9 +554,6 @@ async def test_a_connection_to_another_database(database: Database, io: AsyncEmi
             await conn.execute("SELECT 1")  # the transaction can go on
             await conn.commit()
             await _is_silent(spy, other)
-    finally:
-        with database.connect() as admin:
-            admin.execute(f'DROP DATABASE "{database.name}_other" WITH (FORCE)')
 
 
 async def _is_silent(spy: Spy, database: Database) -> None:

@@ -98,6 +98,7 @@ async def test_a_body_that_was_not_signed_is_a_gap(database: Database) -> None:
             )
         await io.emit("hello", BIG)
         await eventually(lambda: [gap.reason for gap in reader.gap_infos] == ["attachment"])
+        await eventually(lambda: reader.failures, "and why")
         assert [type(failure) for failure in reader.failures] == [SignatureError]
 
 

@@ -174,7 +174,7 @@ async def test_what_arrives_is_what_was_committed(database: Database) -> None:
         admin.execute("CREATE TABLE children (parent int REFERENCES parents DEFERRABLE INITIALLY DEFERRED)")
         async with (
             AsyncEmitter(database.dsn) as io,
-            BusReader(database) as reader,
+            BusReader(database, heartbeat_timeout=60.0) as reader,
             connections(database, 3) as conns,
         ):
             for seed in range(first, first + SCHEDULES):

@@ -14,9 +14,12 @@ from socketio_postgres import AsyncPostgresManager
 from socketio_postgres.demo.embedded import free_port
 from tests.fixtures.clients import PythonClient
 from tests.fixtures.database import new_database
+from tests.fixtures.patience import patience
 from tests.fixtures.program import Program
 from tests.fixtures.server import PythonServer
 from tests.fixtures.waiting import eventually
+
+__all__ = ["MODES", "Pair", "Served", "pair", "patience", "served", "sync_server", "transport"]
 
 MODES = ("threading", "gevent", "gevent patched", "eventlet", "eventlet patched", "gevent_uwsgi")
 

@@ -457,7 +457,7 @@ async def test_a_newcomer_asks_a_node_server_that_it_does_not_know_yet(
 ) -> None:
     """Nothing tells of Node.js servers before they speak; they answer the question itself."""
     # A slow machine must not end the wait.
-    monkeypatch.setattr(adapter, "FOREIGN_ANSWER", 6.0)
+    monkeypatch.setattr(adapter, "FOREIGN_ANSWER", 10.0)
     monkeypatch.setattr(adapter, "NATIVE_ANSWER", TIMEOUT_S)
     node_client = await mixed.peer.connect(mixed.node.url, label="on Node")
     before = {each.id for each in await mixed.ours.manager.fetch_sockets()}

@@ -71,7 +71,7 @@ async def test_random_schedules(installed: Database, psql: psycopg.Connection) -
     expected: list[int] = []
     connection = installed.connect()
     psql.execute(TABLES)
-    async with BusReader(installed) as reader:
+    async with BusReader(installed, heartbeat_timeout=60.0) as reader:
         for number in range(SCHEDULES):
             schedule = Schedule(choose, number)
             expected += schedule.told

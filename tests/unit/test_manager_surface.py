@@ -71,7 +71,7 @@ def test_positional_arguments_follow_python_socketio() -> None:
 def silent() -> Iterator[str]:
     """A server that accepts connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield f"postgresql://app@127.0.0.1:{listening.getsockname()[1]}/app?sslmode=disable"
+        yield f"postgresql://app@127.0.0.1:{listening.getsockname()[1]}/app?sslmode=disable&connect_timeout=60"
 
 
 WAITING = r"^2 messages of \d+ bytes for .* not committed within 0\.1 s$"
