@@ -308,7 +308,8 @@ def test_message_types_table() -> None:
     assert documented == {str(int(kind)): kind.name for kind in MessageType}
 
 
-def test_table_ddl(database: Database) -> None:
+def test_table_ddl(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socketio_postgres._cluster._sync.emitter.CLOSE_LIMIT", TIMEOUT_S)
     emitter = Emitter(database.dsn, create_table=False)
     emitter.emit("upload", b"bytes")
     with pytest.raises(DatabaseError) as caught:

@@ -83,9 +83,9 @@ async def test_an_acknowledgement_of_any_shape(trio: Trio, acknowledged: tuple[o
 
 async def test_without_clients_the_answer_is_empty_at_once(trio: Trio) -> None:
     with Took() as took:
-        assert await trio.a.manager.timeout(15).emit_with_ack("ask") == []
-        assert await trio.a.manager.of("/chat").to("red").timeout(15).emit_with_ack("ask") == []
-    assert took.seconds < 10
+        assert await trio.a.manager.timeout(60).emit_with_ack("ask") == []
+        assert await trio.a.manager.of("/chat").to("red").timeout(60).emit_with_ack("ask") == []
+    assert took.seconds < 40
 
 
 async def test_who_stays_silent_is_named_and_the_others_are_kept(trio: Trio) -> None:
@@ -114,9 +114,8 @@ async def test_who_stays_silent_is_named_and_the_others_are_kept(trio: Trio) -> 
 
 async def test_a_silent_client_of_our_own_is_named_in_words(trio: Trio) -> None:
     await trio.a.connect(replies={"ask": None})
-    with pytest.raises(RequestTimeoutError, match="this server's own clients") as caught:
-        await trio.a.manager.timeout(0.5).emit_with_ack("ask")
-    assert caught.value.missing_servers == [""]
+    error = await timed_out(lambda seconds: trio.a.manager.timeout(seconds).emit_with_ack("ask"), [""])
+    assert "this server's own clients" in str(error)
 
 
 async def test_a_server_that_never_answers_is_named(trio: Trio) -> None:
@@ -139,7 +138,7 @@ async def test_acknowledgements_that_overtake_their_count_are_counted(trio: Trio
             fake.say(CLIENT_COUNT, requestId=request, clientCount=2)
             fake.say(ACKNOWLEDGEMENT, requestId=request, packet="second")
 
-        _, replies = await asyncio.gather(answer(), trio.a.manager.timeout(15).emit_with_ack("ask"))
+        _, replies = await asyncio.gather(answer(), trio.a.manager.emit_with_ack("ask"))
         assert replies == ["first", "second"]
 
 
@@ -170,8 +169,8 @@ async def test_a_fetched_socket_acknowledges_wherever_it_is(trio: Trio) -> None:
     await away.disconnect()
     await trio.b.sees()
     with Took() as took, pytest.raises(RequestTimeoutError, match="is gone"):
-        await sockets[away.sid].emit_with_ack("ask", timeout=15)
-    assert took.seconds < 10
+        await sockets[away.sid].emit_with_ack("ask", timeout=60)
+    assert took.seconds < 40
 
 
 async def test_a_client_that_leaves_before_it_answers_is_not_waited_for_by_later_requests(trio: Trio) -> None:
@@ -181,4 +180,4 @@ async def test_a_client_that_leaves_before_it_answers_is_not_waited_for_by_later
     assert partial == ["still here"]
     await leaving.disconnect()
     await trio.b.sees(trio.b.clients[1])
-    assert await trio.a.manager.timeout(15).emit_with_ack("ask") == ["still here"]
+    assert await trio.a.manager.emit_with_ack("ask") == ["still here"]

@@ -14,7 +14,7 @@ from tests.fixtures.spy import spying
 from tests.fixtures.waiting import eventually, nothing_arrives
 
 STATS_INTERVAL_S = 0.1
-BROADCAST = 3
+BROADCAST, SERVER_SIDE = 3, 9
 
 
 @asynccontextmanager
@@ -112,6 +112,8 @@ async def test_what_comes_from_the_cluster_is_not_published_again(trio: Trio) ->
             await trio.b.manager.sockets_join("red")
             await told(admin, "room_joined", "/", "red", client.sid)
             await nothing_arrives()
+            await trio.a.manager.server_side_emit("fence")
+            await spy.wait_for(lambda frame: frame.header["type"] == SERVER_SIDE)  # what `a` has sent is before it
             broadcasts = [frame for frame in spy.frames if frame.header["type"] == BROADCAST]
             events = [
                 (frame.header["uid"], frame.message["data"]["packet"]["data"][0])

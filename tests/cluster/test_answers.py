@@ -148,6 +148,8 @@ async def test_a_blocking_server_answers_without_the_value(database: Database) -
         for each in (member, asker):
             await each.start()
             stack.push_async_callback(each.close)
+        for each in (member, asker):
+            await eventually(lambda each=each: each.manager.server_count() == 2, "they know each other")  # type: ignore[misc]
         client = await PythonClient.connect(member.url, auth={"rooms": []}, replies={"ask": [deep(200)]})
         stack.push_async_callback(client.disconnect)
         member.sio.save_session(client.sid, {"user": "ann", "born": BORN})

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -194,11 +195,13 @@ class Guarded:
         self._wait_until_it_asks()
 
     def _wait_until_it_asks(self) -> None:
-        for _ in range(400):
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
             try:
-                psycopg.connect(self.dsn("wrong"), connect_timeout=5).close()
-            except psycopg.OperationalError:
-                return
+                psycopg.connect(self.dsn("wrong"), connect_timeout=30).close()
+            except psycopg.OperationalError as error:
+                if "password" in str(error):  # and not that a busy server did not answer
+                    return
         raise AssertionError("the server never asks for a password")
 
     def dsn(self, password: str | None = PASSWORD, **parameters: Any) -> str:

@@ -39,6 +39,7 @@ from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 THREADS, CALLS = 8, 10
 LOOPS = 1000 if os.environ.get("SIO_PG_SOAK") else 30
+HEARTBEAT = 2
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
@@ -129,7 +130,12 @@ def test_a_loop_that_ends_says_goodbye(database: Database) -> None:
         spy.execute('LISTEN "socket.io#/"')
         for _ in range(2):
             asyncio.run(mgr.start())
-        types = [json.loads(notify.payload)["type"] for notify in spy.notifies(timeout=TIMEOUT_S, stop_after=4)]
+        types: list[int] = []
+        for notify in spy.notifies(timeout=TIMEOUT_S):
+            if (kind := json.loads(notify.payload)["type"]) != HEARTBEAT:  # these come by themselves
+                types.append(kind)
+            if len(types) == 4:
+                break
     assert types == [1, 13, 1, 13]
     asyncio.run(eventually(lambda: database.value(SESSIONS) == 0, "its sessions are gone"))
     asyncio.run(close_of(mgr))

@@ -197,7 +197,7 @@ async def test_a_disconnect_handler_that_fails_hides_no_other_namespace(
         one.sio.on("connect", lambda *_: None, namespace="/chat")
         one.sio.on("disconnect", tell, namespace="/chat")
         client = socketio.AsyncClient(reconnection=False)
-        await client.connect(one.url, namespaces=["/"], transports=["websocket"])
+        await client.connect(one.url, namespaces=["/"], transports=["websocket"], wait_timeout=TIMEOUT_S)
         await client._send_packet(client.packet_class(0, namespace="/chat"))
         await eventually(lambda: "/chat" in one.manager.rooms, "it is in both")
         sid = next(iter(one.manager.rooms["/chat"][None]))

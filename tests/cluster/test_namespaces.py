@@ -70,6 +70,15 @@ async def test_a_namespace_that_is_not_served_is_left_after_its_last_client(
 
     later = itertools.count(time.monotonic() + 100.0, 100.0)
 
+    # Its own thread does this, too.
+    lock, tick = threading.RLock(), ours.manager._node.tick
+
+    def one_by_one(now: float) -> float:
+        with lock:
+            return tick(now)
+
+    ours.manager._node.tick = one_by_one  # type: ignore[method-assign]
+
     def is_joined() -> bool:
         """Whether it still is, later by more than the minute after which an unused one is left."""
         ours.manager._node.tick(next(later))
@@ -120,7 +129,7 @@ async def test_an_announcement_follows_listening(database: Database) -> None:
 
 async def test_a_server_whose_loop_hangs_is_no_longer_counted(database: Database) -> None:
     """Its connection is well, and its lock would be held for ever; but nobody there takes what arrives."""
-    timing: dict[str, Any] = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.5}
+    timing: dict[str, Any] = {"heartbeat_interval": 0.5, "heartbeat_timeout": 3.0}
     async with serving(database, **timing) as ours, serving(database, **timing) as other:
         await acquainted(ours, other)
         for task in (other.manager._node.runner.reader, other.manager._node.runner.ticker):
@@ -171,8 +180,8 @@ SERVER = """
     import sys
     import socketio, uvicorn
     from socketio_postgres import AsyncPostgresManager
-    from socketio_postgres._cluster import runner
-    runner.GOODBYE_LIMIT = 40.0  # PostgreSQL may be slow
+    from socketio_postgres._cluster import async_node, runner
+    runner.GOODBYE_LIMIT = async_node.CLOSE_LIMIT = 40.0  # PostgreSQL may be slow
     dsn, port = sys.argv[1], int(sys.argv[2])
     mgr = AsyncPostgresManager(dsn)
     sio = socketio.AsyncServer(client_manager=mgr, async_mode="asgi")

@@ -70,7 +70,7 @@ async def answer_all(fake: FakePeer) -> None:
     fake.say(ACKNOWLEDGEMENT, requestId=request, packet="here")
 
 
-async def ask_all(manager: AsyncPostgresManager) -> list[Any]:
+async def ask_all(manager: AsyncPostgresManager, seconds: float) -> list[Any]:
     """All three kinds of question, each made before anybody's announcement was answered."""
     served = manager._node.peers.adapters["/"]
 
@@ -78,11 +78,11 @@ async def ask_all(manager: AsyncPostgresManager) -> list[Any]:
         served._peers.clear()
         served._announced_at = time.monotonic()
 
-    found = [[each.id for each in await manager.timeout(PATIENCE_S).fetch_sockets()]]
+    found = [[each.id for each in await manager.timeout(seconds).fetch_sockets()]]
     forget_peers()
-    found.append(await manager.server_side_emit_with_ack("ask", timeout=PATIENCE_S))
+    found.append(await manager.server_side_emit_with_ack("ask", timeout=seconds))
     forget_peers()
-    found.append(await manager.timeout(PATIENCE_S).emit_with_ack("ask"))
+    found.append(await manager.timeout(seconds).emit_with_ack("ask"))
     return found
 
 
@@ -90,13 +90,13 @@ async def ask_all(manager: AsyncPostgresManager) -> list[Any]:
 async def test_a_server_that_is_not_known_yet_is_waited_for(
     database: Database, is_native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "NATIVE_ANSWER" if is_native else "FOREIGN_ANSWER", PATIENCE_S if is_native else 5.0)
+    monkeypatch.setattr(adapter, "NATIVE_ANSWER" if is_native else "FOREIGN_ANSWER", 30.0 if is_native else 10.0)
     async with spying(database) as spy:
         fake = FakePeer(spy)
         with lock_of(database, "fake" if is_native else "another cluster's", "socket.io" if is_native else "chat"):
             async with newcomer(database.dsn) as manager:
                 answering = asyncio.create_task(answer_all(fake))
-                assert await ask_all(manager) == [["the sid"], ["here"], ["here"]]
+                assert await ask_all(manager, 30.0) == [["the sid"], ["here"], ["here"]]
                 await answering
 
 
@@ -104,14 +104,14 @@ async def test_who_holds_a_lock_and_serves_other_namespaces_is_not_waited_for_lo
     with lock_of(database, "elsewhere"):
         async with newcomer(database.dsn) as manager:
             with Took() as took:
-                assert await manager.timeout(PATIENCE_S).fetch_sockets() == []
-                assert await manager.timeout(PATIENCE_S).emit_with_ack("ask") == []
-            assert took.seconds < PATIENCE_S / 2
+                assert await manager.timeout(60).fetch_sockets() == []
+                assert await manager.timeout(60).emit_with_ack("ask") == []
+            assert took.seconds < 40
             await asyncio.sleep(adapter.NATIVE_ANSWER)
             with Took() as took:
-                for _ in range(20):
-                    assert await manager.timeout(PATIENCE_S).fetch_sockets() == []
-            assert took.seconds < PATIENCE_S / 2
+                for _ in range(60):
+                    assert await manager.timeout(60).fetch_sockets() == []
+            assert took.seconds < 60 * adapter.NATIVE_ANSWER / 2
 
 
 async def test_a_lock_that_does_not_answer_in_time_is_named(
@@ -127,20 +127,20 @@ async def test_a_lock_that_does_not_answer_in_time_is_named(
 
 
 async def test_a_lock_that_is_let_go_is_not_waited_for(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "NATIVE_ANSWER", PATIENCE_S)
+    monkeypatch.setattr(adapter, "NATIVE_ANSWER", 60.0)
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(lock_of(database, "fake"))
         manager = AsyncPostgresManager(database.dsn, heartbeat_interval=0.2, heartbeat_timeout=5.0)
         socketio.AsyncServer(client_manager=manager, async_mode="asgi")
         try:
             await manager.start()
-            fetching = asyncio.create_task(manager.timeout(PATIENCE_S).fetch_sockets())
+            fetching = asyncio.create_task(manager.timeout(60).fetch_sockets())
             await asyncio.sleep(0.5)
             assert not fetching.done()
             connection.close()
             with Took() as took:
                 assert await fetching == []
-            assert took.seconds < PATIENCE_S - 2.0
+            assert took.seconds < 40
         finally:
             await manager.close()
 
@@ -151,9 +151,9 @@ async def test_alone_nobody_waits_once_that_is_known(database: Database) -> None
         await manager.flush()
         before = manager.stats()["published"]
         with Took() as took:
-            for _ in range(100):
+            for _ in range(400):
                 assert await manager.fetch_sockets() == []
-        assert took.seconds < 100 * adapter.FOREIGN_ANSWER / 2
+        assert took.seconds < 400 * adapter.FOREIGN_ANSWER / 2
         assert manager.stats()["published"] == before, "there is nobody to be asked"
 
 

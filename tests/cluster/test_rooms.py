@@ -47,7 +47,7 @@ class Books:
     def __init__(self, kind: type[Any], dsn: str, **options: Any) -> None:
         self.is_async = kind is AsyncPostgresManager
         self.errors: list[Exception] = []
-        self.manager = kind(dsn, error_handler=self.errors.append, **options)
+        self.manager = kind(dsn, error_handler=self.errors.append, **{"heartbeat_timeout": 30.0, **options})
         self.sent: list[tuple[str, str]] = []
         self.sio = (self._async_server if self.is_async else self._server)()
         self.number = 0

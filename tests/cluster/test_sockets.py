@@ -18,7 +18,7 @@ from tests.fixtures.database import Database
 from tests.fixtures.spy import spying
 from tests.fixtures.waiting import TIMEOUT_S, asked, eventually
 
-SOCKETS = 8
+SOCKETS, HEARTBEAT = 8, 2
 
 
 def ids(sockets: list[AsyncRemoteSocket]) -> set[str]:
@@ -64,7 +64,8 @@ async def test_local_fetch_publishes_nothing(trio: Trio) -> None:
         await trio.a.manager.local.emit("hello")
         await trio.a.manager.emit("fence", None)
         await spy.wait_for_broadcast("fence")
-        assert [frame.header["type"] for frame in spy.frames if frame.header["uid"] == trio.a.uid] == [3]
+        types = [frame.header["type"] for frame in spy.frames if frame.header["uid"] == trio.a.uid]
+        assert [each for each in types if each != HEARTBEAT] == [3], "heartbeats come by themselves"
 
 
 async def test_a_fetched_socket_tells_its_rooms_and_handshake(trio: Trio) -> None:
@@ -338,6 +339,6 @@ async def test_who_vanishes_during_its_connect_handler_is_not_counted(trio: Trio
     present = await trio.b.connect(replies={"ask": ["here"]})
     for server in trio.servers:
         with Took() as took:
-            assert ids(await server.manager.timeout(15).fetch_sockets()) == {present.sid}
-            assert await server.manager.timeout(15).emit_with_ack("ask") == ["here"]
-        assert took.seconds < 10
+            assert ids(await server.manager.timeout(60).fetch_sockets()) == {present.sid}
+            assert await server.manager.timeout(60).emit_with_ack("ask") == ["here"]
+        assert took.seconds < 40

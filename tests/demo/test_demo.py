@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 from tests.fixtures.database import Database
+from tests.fixtures.patient_demo import PATIENTLY
 from tests.fixtures.program import ROOT, environment
 from tests.fixtures.waiting import TIMEOUT_S
 
-DEMO = (sys.executable, "-m", "socketio_postgres", "demo")
+DEMO = (sys.executable, "-c", PATIENTLY, "demo")
 
 
 def test_ctrl_c_ends_it(database: Database) -> None:

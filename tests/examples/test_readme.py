@@ -63,6 +63,8 @@ async def test_the_client_of_the_quick_start(database: Database, tmp_path: Path)
             words = ["-m", "uvicorn", "app:app", "--app-dir", str(tmp_path), "--port", port]
             words += ["--timeout-graceful-shutdown", "1"]
             stack.enter_context(Program(words, url=f"http://127.0.0.1:{port}"))
+        for port in ports.values():  # now they have joined the cluster, and answer a client soon
+            await (await PythonClient.connect(f"http://127.0.0.1:{port}")).disconnect()
         listening = stack.enter_context(Program(listen))
 
         async def arrives() -> bool:

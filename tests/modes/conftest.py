@@ -24,11 +24,12 @@ __all__ = ["MODES", "Pair", "Served", "pair", "patience", "served", "sync_server
 MODES = ("threading", "gevent", "gevent patched", "eventlet", "eventlet patched", "gevent_uwsgi")
 
 
-def sync_server(mode: str, dsn: str) -> Program:
+def sync_server(mode: str, dsn: str, heartbeat_timeout: float = 30.0) -> Program:
     """The server of `tests/modes/server.py`, to be entered."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     env = {"SIO_PG_TEST_MODE": mode, "SIO_PG_TEST_DSN": dsn, "SIO_PG_TEST_PORT": str(port)}
+    env["SIO_PG_TEST_HEARTBEAT_TIMEOUT"] = str(heartbeat_timeout)
     if mode != "gevent_uwsgi":
         # Eventlet warns at import that it is deprecated.
         return Program(["-W", "ignore", "-m", "tests.modes.server"], env, url)
@@ -75,7 +76,7 @@ def transport() -> str:
 @pytest.fixture
 async def pair(served: Served, transport: str) -> AsyncIterator[Pair]:
     """Both clients are in room "both", and in "there" or "here"."""
-    mgr = AsyncPostgresManager(served.dsn)
+    mgr = AsyncPostgresManager(served.dsn, heartbeat_timeout=30.0)
     async with AsyncExitStack() as stack:
         here = await stack.enter_async_context(PythonServer(mgr))
         stack.push_async_callback(mgr.close)

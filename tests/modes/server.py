@@ -3,6 +3,7 @@
 SIO_PG_TEST_MODE   `threading`, `gevent`, `gevent patched`, `eventlet`, `eventlet patched`, `gevent_uwsgi`
 SIO_PG_TEST_DSN    database
 SIO_PG_TEST_PORT   port of the loopback interface; not for uWSGI, which opens its own
+SIO_PG_TEST_HEARTBEAT_TIMEOUT   of the manager
 """
 
 from __future__ import annotations
@@ -33,8 +34,15 @@ import socketio
 
 from socketio_postgres import Emitter, PostgresClient, PostgresManager  # noqa: F401 - tests use all of them
 from socketio_postgres._bus import bus
+from socketio_postgres._cluster import runner
+from socketio_postgres._cluster._sync import node
 
-bus.EXIT_LIMIT = 30.0  # type: ignore[misc]  # a busy machine may need more than the usual five seconds
+# A busy machine may need more than the usual seconds.
+bus.EXIT_LIMIT = 30.0  # type: ignore[misc]
+node.CLOSE_LIMIT = 30.0  # type: ignore[misc]
+runner.JOIN_LIMIT = 60.0  # type: ignore[misc]
+# A session that does not answer for a while is not given up; that of the manager has its own interval.
+(bus.Bus.__init__.__kwdefaults__ or {})["probe_interval"] = 60.0
 
 DSN = os.environ["SIO_PG_TEST_DSN"]
 PARENT = os.getpid()
@@ -46,7 +54,11 @@ logging.basicConfig(level=logging.INFO)
 logging.getLogger("werkzeug").setLevel(logging.WARNING)
 
 errors: list[str] = []
-mgr = PostgresManager(DSN, error_handler=lambda error: errors.append(type(error).__name__))
+mgr = PostgresManager(
+    DSN,
+    error_handler=lambda error: errors.append(type(error).__name__),
+    heartbeat_timeout=float(os.environ["SIO_PG_TEST_HEARTBEAT_TIMEOUT"]),
+)
 sio = socketio.Server(client_manager=mgr, async_mode=MODE)
 emitter = Emitter(DSN)
 happenings: list[tuple[Any, ...]] = []

@@ -94,7 +94,7 @@ pause(0.05)
 store = EventStore(DSN)
 other = EventStore(DSN)
 begun = threading.Event()
-is_held = False
+is_held = threading.Event()
 
 
 def handle(_: NotificationPayload) -> None:
@@ -114,17 +114,16 @@ def called() -> CallbackSubscription:
 
 
 def hold() -> None:
-    global is_held  # noqa: PLW0603
     with other.durable("d", lease=60):
-        is_held = True
+        is_held.set()
         pause(LONG)
-        is_held = False
 
 
 def held() -> None:
     """Let another store own the durable subscription."""
+    is_held.clear()
     spawn(hold)
-    while not is_held:
+    while not is_held.is_set():
         pause(0.01)
 
 

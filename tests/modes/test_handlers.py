@@ -23,8 +23,8 @@ class Both:
 
     def __init__(self, dsn: str) -> None:
         self.errors: list[Exception] = []
-        self.mgr = AsyncPostgresManager(dsn, error_handler=self.errors.append)
-        self.other = AsyncPostgresManager(dsn)
+        self.mgr = AsyncPostgresManager(dsn, error_handler=self.errors.append, heartbeat_timeout=30.0)
+        self.other = AsyncPostgresManager(dsn, heartbeat_timeout=30.0)
         self.client: PythonClient
         self.other_client: PythonClient
 

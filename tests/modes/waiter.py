@@ -18,6 +18,7 @@ elif LIBRARY == "eventlet":
     eventlet.monkey_patch()
 
 # ruff: noqa: E402, T201 - patching comes first, and the test reads what is printed
+import signal
 import threading
 import time
 
@@ -37,8 +38,8 @@ def tick() -> None:
         time.sleep(0.01)
 
 
-threading.Thread(target=tick, daemon=True).start()
 try:
+    threading.Thread(target=tick, daemon=True).start()
     if WHAT == "start":
         Emitter(DSN).start()
     elif WHAT == "flush":
@@ -52,6 +53,7 @@ try:
     else:
         PostgresClient(DSN).wait_for_notification()
 except KeyboardInterrupt:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may be pressed more than once
     print("interrupted", flush=True)
     # What is buffered would be given `EXIT_LIMIT` seconds at exit; that is another test's matter.
     import os

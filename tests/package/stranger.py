@@ -109,6 +109,7 @@ async def use_async(dsn: str) -> None:
     sio = socketio.AsyncServer(client_manager=mgr, async_mode="asgi")
     await mgr.start()
     await sio.emit("from", "a server")
+    await mgr.flush()
     await mgr.close()
 
 

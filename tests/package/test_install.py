@@ -17,6 +17,7 @@ import pytest
 from tests.fixtures.building import CHEAPLY, maturin, run
 from tests.fixtures.database import Database
 from tests.fixtures.interpreters import interpreters
+from tests.fixtures.patient_demo import PATIENTLY
 from tests.fixtures.program import ROOT
 
 pytestmark = pytest.mark.timeout(1200)  # a build, and packages that come over the network
@@ -88,7 +89,7 @@ def test_installed_alone_it_does_everything(
         assert run([*strictly, "-c", f"import socketio_postgres.{extra}"]) == ""
 
     install(python, f"{file}[demo]")
-    run([*strictly, "-m", "socketio_postgres", "demo", "--check"])
+    run([*strictly, "-c", PATIENTLY, "demo", "--check"])
 
 
 @ONCE

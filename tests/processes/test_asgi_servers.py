@@ -18,7 +18,7 @@ from tests.fixtures.server import PythonServer
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 APP = "tests.processes.asgi:app"
-UVICORN = ("-m", "uvicorn", APP, "--timeout-graceful-shutdown", "1", "--ws")
+UVICORN = ("-m", "uvicorn", APP, "--ws")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "uvicorn websockets": (*UVICORN, "websockets", "--loop", "asyncio"),
     "uvicorn websockets-sansio uvloop": (*UVICORN, "websockets-sansio", "--loop", "uvloop"),
@@ -32,10 +32,12 @@ HEARTBEAT_TIMEOUT_S = 120.0
 """As the servers have it: one that ends without a goodbye is missed later than any test waits."""
 
 
-def serving(name: str, database: Database, **env: str) -> Program:
-    """A server, to be entered."""
+def serving(name: str, database: Database, graceful: str = "40", **env: str) -> Program:
+    """A server, to be entered; uvicorn gives connections so many seconds to end, and complains of those that do not."""
     port = free_port()
     command = ["-W", "ignore", *COMMANDS[name], "--port", str(port)]
+    if name.startswith("uvicorn"):
+        command += ["--timeout-graceful-shutdown", graceful]
     return Program(command, {"SIO_PG_TEST_DSN": database.dsn, **env}, f"http://127.0.0.1:{port}")
 
 
@@ -90,7 +92,7 @@ async def test_a_poll_that_waits_does_not_prevent_an_end_in_order(name: str, dat
     mgr = AsyncPostgresManager(database.dsn, heartbeat_timeout=HEARTBEAT_TIMEOUT_S)
     async with PythonServer(mgr):
         await mgr.start()
-        with serving(name, database, SIO_PG_TEST_PING_S="2" if name == "granian" else "25") as program:
+        with serving(name, database, "1", SIO_PG_TEST_PING_S="2" if name == "granian" else "25") as program:
             client = await PythonClient.connect(program.url, transports=["polling"])
             await eventually(lambda: mgr.server_count() == 2, "the servers know each other")
             await mgr.emit("hello", b"bytes")

@@ -97,7 +97,7 @@ async def test_a_server_forks(database: Database) -> None:
 
 async def test_a_green_server_forks(database: Database) -> None:
     """Greenlets are copied into the child; those of ours must not take what belongs to the parent."""
-    mgr = AsyncPostgresManager(database.dsn)
+    mgr = AsyncPostgresManager(database.dsn, heartbeat_timeout=30)
     async with PythonServer(mgr) as here:
         await mgr.start()
         with sync_server("gevent patched", database.dsn) as program:

@@ -20,8 +20,12 @@ import asyncio, os, sys, time
 import socketio
 from socketio_postgres import *
 from socketio_postgres._bus import bus
+from socketio_postgres._cluster import async_emitter, async_node, runner
+from socketio_postgres._cluster._sync import emitter, node
 
-bus.EXIT_LIMIT = 30.0  # a busy machine may need more than the usual five seconds
+bus.EXIT_LIMIT = runner.GOODBYE_LIMIT = 30.0  # a busy machine may need more than the usual seconds
+for module in (async_emitter, async_node, emitter, node):
+    module.CLOSE_LIMIT = 30.0
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -36,7 +40,7 @@ BLOCKING = """
 def use():
     with Emitter(dsn) as io:
         io.emit("hello", b"binary")
-        io.flush()  # `close` waits for five seconds only
+        io.flush()
     with PostgresClient(dsn) as client:
         client.listen("jobs")
     mgr = PostgresManager(dsn)
