@@ -16,6 +16,7 @@ from socketio_postgres import (
     NO_STREAM,
     AsyncEventStore,
     AsyncSubscription,
+    Blocker,
     Event,
     EventStore,
     OperationTimeoutError,
@@ -108,7 +109,9 @@ async def test_an_error_instead(store: AsyncEventStore, database: Database) -> N
                     await live.next(20)
                 assert stalled.value.seconds >= 0.1
                 # The oldest; whoever looks at the sequence at this moment is listed, too.
-                assert stalled.value.blockers[0].pid == writer.info.backend_pid
+                oldest = stalled.value.blockers[0]
+                assert isinstance(oldest, Blocker)
+                assert oldest.pid == writer.info.backend_pid
             writer.execute("COMMIT")
         for live in lives:  # the error has ended nothing, and nothing was skipped
             assert [(await live.next(20)).data for _ in range(2)] == ["late", "waits"]
