@@ -32,6 +32,7 @@ from socketio_postgres import (
     StoredEvent,
     SubscriptionFencedError,
 )
+from socketio_postgres.events._sync import durable_subscription
 from socketio_postgres.events.partition import partition_of
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import TIMEOUT_S, eventually
@@ -134,6 +135,7 @@ async def test_consumers_share_evenly_and_hand_over(store: AsyncEventStore, data
     (state,) = await store.durable_subscriptions()
     assert len({each.owner for each in state.partitions}) == 3
     assert state.is_owned
+    await eventually(lambda: all(c.subscription.position == 180 for c in consumers), "each has passed the last event")
     await consumers.pop(0).stop()
     await eventually(lambda: sum(len(c.subscription.partitions) for c in consumers) == PARTITIONS, "the rest has all")
     for consumer in consumers:
@@ -332,6 +334,7 @@ def pids(database: Database) -> set[int]:
         return {int(row[0]) for row in admin.execute("SELECT DISTINCT pid FROM effects").fetchall()}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("is_exact", [True, False], ids=["ack_in", "at least once"])
 async def test_processes_come_die_and_sleep(
     store: AsyncEventStore, database: Database, start: Callable[[bool], BaseProcess], is_exact: bool
@@ -393,6 +396,7 @@ def effects_of(database: Database, pid: int, begin: int) -> int:
 
 def freeze(dsn: str) -> None:
     """Freeze between `ack_in` and commit; the commit must fail."""
+    durable_subscription.CLOSE_LIMIT = TIMEOUT_S  # type: ignore[misc]
     options = "-c idle_in_transaction_session_timeout=1s"
     with (
         EventStore(dsn) as store,

@@ -30,6 +30,7 @@ from socketio_postgres import (
     StoredEvent,
     SubscriptionFencedError,
 )
+from socketio_postgres.events._sync import durable_subscription
 from tests.fixtures.database import Database
 from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
 
@@ -117,7 +118,7 @@ async def freeze(durable: AsyncDurableSubscription) -> None:
 
 async def test_a_slow_handler_keeps_the_lease(store: AsyncEventStore, database: Database) -> None:
     await fill(store, 3)
-    async with store.durable("d", lease=9) as durable, AsyncEventStore(database.dsn) as other:
+    async with store.durable("d", lease=15) as durable, AsyncEventStore(database.dsn) as other:
         event = await anext(durable)
         until = database.value("SELECT lease_until FROM events_subscriptions")
         waiting = asyncio.create_task(other.durable("d").__aenter__())
@@ -332,6 +333,7 @@ async def test_rewind_pause_delete(store: AsyncEventStore) -> None:
 
 def consume(dsn: str, kill_at: int) -> None:
     """A consumer that dies between effect and checkpoint."""
+    durable_subscription.CLOSE_LIMIT = TIMEOUT_S  # type: ignore[misc]
     with EventStore(dsn) as store, psycopg.connect(dsn) as connection, store.durable("d", lease=0.3) as durable:
         for event in durable:
             connection.execute("INSERT INTO charged VALUES (%s)", (event.version,))

@@ -204,6 +204,7 @@ async def test_parking_survives_outages(database: Database) -> None:
     async with AsyncEventStore(database.dsn) as store, AsyncEventStore(database.dsn) as writer:
         await fill(writer, 100)
         async with store.durable("d", lease=5.0) as durable:
+            durable._lock_limit = TIMEOUT_S
             consuming = asyncio.create_task(durable.run(refuse, Park(whole_aggregate=False)))
             for _ in range(100):
                 with database.connect() as admin:

@@ -357,6 +357,7 @@ async def test_parking_does_not_wait_for_the_users_own_transaction(
         with pytest.raises(EventStoreError, match="end it first"):
             await in_time(durable.run(handler, Park()))
         await connection.rollback()
+        durable._lock_limit = TIMEOUT_S
 
         async def come_again() -> None:
             async for event in durable:

@@ -122,6 +122,7 @@ async def run(store: AsyncEventStore, database: Database, seed: int, *, has_two_
     return {name: check(events, schedule.committed) for name, events in seen.items()}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("has_two_phase", [False, True], ids=["", "two-phase"])
 async def test_every_committed_event_once_in_order(
     store: AsyncEventStore, database: Database, has_two_phase: bool

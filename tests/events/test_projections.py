@@ -162,7 +162,8 @@ async def test_a_function(our_store: AsyncEventStore, database: Database, effect
         await conn.execute(INSERT.format(len(events)))
 
     await fill(our_store, 5)
-    async with running(our_store.run(counts, connect=lambda: psycopg.AsyncConnection.connect(database.dsn))):
+    connect = lambda: psycopg.AsyncConnection.connect(database.dsn)  # noqa: E731
+    async with running(our_store.run(counts, connect=connect, max_count=5, max_wait=10 * TIMEOUT_S)):
         await eventually(lambda: effects() == [5], "it is applied")
     for wrong in (object(), Projection()):
         with pytest.raises(OptionsError, match="projection"):

@@ -169,7 +169,11 @@ async def test_the_same_id_at_the_same_moment(store: AsyncEventStore, database: 
         event = Event("T", "a", id="same")
         await store.store_in(one, event)
         storing = asyncio.create_task(store.store_in(two, event))
-        await nothing_arrives()
+        waits = (
+            "SELECT count(*) > 0 FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event = 'transactionid'"
+        )
+        await eventually(lambda: database.value(waits), "it waits for the other transaction")
         assert not storing.done()
         await one.commit()
         with pytest.raises(DuplicateEventError, match="roll back") as meanwhile:

@@ -32,10 +32,11 @@ from socketio_postgres import (
     StoredEvent,
     WrongExpectedVersionError,
 )
+from socketio_postgres.events import async_event_log
 from tests.fixtures.database import Database, patient
 from tests.fixtures.pgbouncer import PgBouncer, pgbouncer_program
 from tests.fixtures.postgres import OwnPostgres
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import TIMEOUT_S, eventually
 
 __all__ = ["pgbouncer_program"]
 
@@ -190,6 +191,7 @@ async def test_a_backslash_in_a_name_whatever_it_means(database: Database) -> No
     dsn = make_conninfo(database.dsn, options="-c standard_conforming_strings=off")
     for _ in range(2):
         async with AsyncEventStore(dsn, table_name='"a\\\'b"') as store, store.subscribe() as live:
+            await eventually(lambda: store.is_listener_connected, "it listens")
             stored = await store.store(Event("T", "a", id="e1"))
             assert (await live.next(20)).version == stored.version == 1
 
@@ -412,7 +414,10 @@ async def test_a_commit_in_doubt_is_resolved_by_id(our_store: AsyncEventStore, d
     assert [event.version for event in stored] == [result.version for result in results]
 
 
-async def test_closing_waits_for_a_call_that_waits_for_a_lock(our_store: AsyncEventStore, database: Database) -> None:
+async def test_closing_waits_for_a_call_that_waits_for_a_lock(
+    our_store: AsyncEventStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_event_log, "CLOSE_LIMIT", TIMEOUT_S)
     async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
         await our_store.store_in(connection, Event("T", "a", 1), expected=NO_STREAM)
         late = asyncio.create_task(our_store.store(Event("T", "a", 2)))

@@ -207,8 +207,9 @@ async def test_with_every_library(our_store: AsyncEventStore, database: Database
                     assert served.switches() == [2]
                     before = len(served.of(1))
                     at = await our_store.latest_version()
+                    count = int(str(database.value("SELECT count(*) FROM events WHERE version <= %s", at)))
                     await reached(our_store, at)
-                    assert len(served.data()) >= at - 1
+                    assert len(served.data()) >= count
                     assert len(served.of(1)) == before, "it writes no more"
                     last = total[0]
                     await seen(lambda: len(served.data()) > last, "the new one goes on")

@@ -29,6 +29,8 @@ WAITERS = 1000
 LIMIT_S = 60
 PATIENT_S = 300.0
 """Limits that are longer than a test waits, so that they end nothing that waits where it must not."""
+TURN_S = 1.0
+"""Within so long a call that need not wait has its turn, or is told that it had to wait."""
 
 
 async def test_waiters_cost_the_others_nothing(table: str, database: Database) -> None:
@@ -282,18 +284,19 @@ async def test_whoever_queues_for_many_locks_does_so_for_a_moment(
     await our_store.open()
     oid, aggregates = our_store.layout()["oid"], [f"a{number}" for number in range(100)]
     queued = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-    with database.connect() as holder:
-        distinct = "SELECT DISTINCT hashtext(a) & 1023 FROM unnest(%s::text[]) AS a ORDER BY 1"
-        keys = [key for (key,) in holder.execute(distinct, (aggregates,))]
-        for key in keys:
-            holder.execute("SELECT pg_advisory_lock(%s::oid::int, %s)", (oid, key))
-        storing = asyncio.create_task(our_store.store_batch(Event("T", each) for each in aggregates))
-        began = await eventually(lambda: holder.execute(queued).fetchall(), "it queues up")
-        for key in keys:
-            await asyncio.sleep(0.08)
-            holder.execute("SELECT pg_advisory_unlock(%s::oid::int, %s)", (oid, key))
-            began += holder.execute(queued).fetchall()
-        await asyncio.wait_for(storing, LIMIT_S)
+    async with AsyncEventStore(database.dsn, lock_wait=PATIENT_S, answer_timeout=PATIENT_S) as store:
+        with database.connect() as holder:
+            distinct = "SELECT DISTINCT hashtext(a) & 1023 FROM unnest(%s::text[]) AS a ORDER BY 1"
+            keys = [key for (key,) in holder.execute(distinct, (aggregates,))]
+            for key in keys:
+                holder.execute("SELECT pg_advisory_lock(%s::oid::int, %s)", (oid, key))
+            storing = asyncio.create_task(store.store_batch(Event("T", each) for each in aggregates))
+            began = await eventually(lambda: holder.execute(queued).fetchall(), "it queues up")
+            for key in keys:
+                await asyncio.sleep(0.08)
+                holder.execute("SELECT pg_advisory_unlock(%s::oid::int, %s)", (oid, key))
+                began += holder.execute(queued).fetchall()
+            await asyncio.wait_for(storing, LIMIT_S)
     assert len(set(began)) > 1, "no statement queued for all the time"
 
 
@@ -301,12 +304,21 @@ async def test_whoever_queues_for_many_locks_does_so_for_a_moment(
 async def test_whoever_need_not_wait_has_time_enough(database: Database, expected: ExpectedVersion | None) -> None:
     """However short `lock_wait` is: a call that was left out for another reason has its turn."""
     given = {} if expected is None else {"expected": expected}
+    quick = 0
     async with AsyncEventStore(database.dsn, lock_wait=0.001) as hasty:
         for number in range(10):
             event = Event("T", f"a{number}", number, id=f"e{number}")
             first = await hasty.store(event, **given)
-            again = await asyncio.gather(*(hasty.store(event, **given) for _ in range(3)))
-            assert [(each.version, each.is_duplicate) for each in again] == [(first.version, True)] * 3
+            began = time.monotonic()
+            again = await asyncio.gather(*(hasty.store(event, **given) for _ in range(3)), return_exceptions=True)
+            is_quick = time.monotonic() - began < TURN_S
+            quick += is_quick
+            for each in again:
+                if not isinstance(each, BaseException):
+                    assert (each.version, each.is_duplicate) == (first.version, True)
+                elif is_quick or not isinstance(each, AggregateLockedError):
+                    raise each
+    assert quick, "the machine has let one have its turn in time"
 
 
 OTHER_SESSIONS = (

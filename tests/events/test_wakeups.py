@@ -30,6 +30,8 @@ async def test_an_event_wakes_those_that_want_it(our_store: AsyncEventStore) -> 
         *([Filter("type_prefix", f"Module{i}."), Filter("tenant", "t")] for i in range(every)),
     ]
     lives = [store.subscribe(END, wanted) for wanted in filters]
+    for live in lives:
+        live._patience = 3600.0  # none asks again by itself, and may do so just when its event comes
     await entered(lives)
     waiting = [asyncio.ensure_future(live.next(TIMEOUT_S)) for live in lives]
     all_events = store.subscribe(END)
@@ -65,6 +67,7 @@ async def test_whoever_slept_through_events_goes_on_after_them(our_store: AsyncE
         store.subscribe(END, [Filter("tenant", "wanted")]) as by_metadata,
         store.subscribe(END) as everything,
     ):
+        await eventually(lambda: store.is_listener_connected, "it listens")
         await store.store(Event("T", "wanted", 0, metadata={"tenant": "wanted"}))
         assert (await live.next(60)).data == (await by_metadata.next(60)).data == (await everything.next(60)).data == 0
         waiting = asyncio.gather(live.next(TIMEOUT_S), by_metadata.next(TIMEOUT_S))
