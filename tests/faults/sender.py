@@ -4,6 +4,7 @@ import os
 import sys
 
 from socketio_postgres import Emitter
+from socketio_postgres._bus import bus
 from tests.fixtures.worker import EVENT, checksum_of
 
 COUNT = 200
@@ -18,6 +19,7 @@ def emit(io: Emitter, sender: str, start: int) -> None:
 
 
 def main() -> None:
+    bus.EXIT_LIMIT = 30.0  # type: ignore[misc]  # of all these processes, which a busy machine lets wait
     io = Emitter(os.environ["SIO_PG_TEST_DSN"])
     io.start()
     emit(io, "parent", 0)  # still on its way when the children are born

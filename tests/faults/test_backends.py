@@ -80,8 +80,10 @@ async def test_a_backend_is_killed(postgres: OwnPostgres, whose: str, rounds: Ro
         await work.recover(receiver)
         for _ in rounds(2):
             before = receiver.reconnects()
+            # A publisher that lost its session in the last round may only just connect.
+            [pid, *_] = await eventually(lambda: sessions(database, whose), "there is one") or []
             since = time.time()
-            os.kill(sessions(database, whose)[0], signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             # Who connects before the server knows is thrown out once more.
             await eventually(lambda before=before: receiver.reconnects() > before, "the gap is reported")  # type: ignore[misc]
             recovered(await work.recover(receiver, since), RECOVERY_S)
@@ -124,7 +126,7 @@ async def test_a_frozen_publisher_is_replaced(database: Database, rounds: Rounds
 async def test_idle_sessions_are_ended_by_the_server(database: Database) -> None:
     """`idle_session_timeout`: the listener is always idle and must not be meant; the publisher connects again."""
     with database.connect() as connection:
-        connection.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '2s'")
+        connection.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '4s'")
     async with Receiver(database) as receiver, AsyncEmitter(database.dsn) as io:
         for number in range(3):
             # That its session was ended may be heard later.
@@ -141,7 +143,7 @@ async def test_idle_sessions_are_ended_by_the_server(database: Database) -> None
 
 async def _has_connected(io: AsyncEmitter, reconnects: int) -> bool:
     await io.start()
-    return io.stats()["publisher_reconnects"] == reconnects
+    return io.stats()["publisher_reconnects"] >= reconnects  # more, if the next one was idle for too long as well
 
 
 async def test_a_server_of_threads_is_told(database: Database) -> None:

@@ -36,6 +36,7 @@ from tests.fixtures.tables import Recovered
 from tests.fixtures.waiting import TIMEOUT_S, eventually
 from tests.fixtures.worker import EVENT, checksum_of
 from tests.fixtures.workload import (
+    ANSWER_S,
     CHANNEL,
     SHORT_ANSWER_S,
     SHORT_PROBE_INTERVAL_S,
@@ -171,7 +172,7 @@ async def test_a_silent_connection_is_closed_when_it_is_given_up(postgres: OwnPo
     ("shape", "rate"),
     [
         # So few that a starved proxy, which takes a turn for each crumb, can pass on what is sent.
-        pytest.param(Shape(slice_bytes=7), 5, id="crumbs"),
+        pytest.param(Shape(slice_bytes=11), 5, id="crumbs"),
         pytest.param(Shape(bytes_per_second=300_000, slice_bytes=1000), 40, id="slow"),
     ],
 )
@@ -179,10 +180,11 @@ async def test_a_bad_link_loses_nothing(postgres: OwnPostgres, proxy: Proxy, sha
     """Bytes come slowly, or a few at a time, so that every frame is cut in the middle; that is no fault."""
     database = postgres.database
     async with Receiver(Database(proxy.dsn)) as receiver:
-        async with Workload(database, proxy.dsn, kinds=["emitter", "async_emitter"], rate=rate) as work:
+        working = Workload(database, proxy.dsn, kinds=["emitter", "async_emitter"], rate=rate, answer=2 * ANSWER_S)
+        async with working as work:
             await work.recover(receiver)
             proxy.shape = shape
-            await work.recover(receiver)
+            await work.recover(receiver, timeout=2 * TIMEOUT_S)
             await asyncio.sleep(1)
             verdict = await work.check(receiver)
         assert (verdict.lost, verdict.failed) == (0, 0)
@@ -374,7 +376,7 @@ async def test_the_listener_ends_up_at_another_server(postgres: OwnPostgres, pro
 async def test_an_attachment_that_is_not_answered_for_is_in_doubt(postgres: OwnPostgres, proxy: Proxy) -> None:
     """It is there, and the answer that says so got lost; before the statement was sent nothing is in doubt."""
     database = postgres.database
-    bus = Bus(BusOptions(proxy.dsn), uid=lambda: "0123456789abcdef", probe_interval=SHORT_PROBE_INTERVAL_S)
+    bus = Bus(BusOptions(proxy.dsn), uid=lambda: "0123456789abcdef", probe_interval=5.0)
     insert = functools.partial(bus.core.insert_attachment, b"body")
     try:
         await bus.call(insert)
@@ -382,9 +384,12 @@ async def test_an_attachment_that_is_not_answered_for_is_in_doubt(postgres: OwnP
         assert isinstance(before, int)
         [link] = proxy.links
         link.freeze("to_client")
+        inserting = asyncio.create_task(bus.call(insert))
+        count = "SELECT count(*) FROM socket_io_attachments"
+        await eventually(lambda: database.value(count) == before + 1, "it is there")
         with pytest.raises(CommitInDoubtError, match="did not answer"):
-            await bus.call(insert)
-        assert database.value("SELECT count(*) FROM socket_io_attachments") == before + 1
+            await inserting
+        assert database.value(count) == before + 1
         proxy.refuse()
         with pytest.raises(ConnectionLostError) as caught:
             await bus.call(insert)

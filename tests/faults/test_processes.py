@@ -48,6 +48,7 @@ async def test_a_sender_is_killed(database: Database) -> None:
         victim = work.kill()
         await work.recover(receiver)
         await eventually(lambda: len(sessions(database)) == before - 1, "its session is gone")
+        await work.recover(receiver)  # what it had committed is in by then
         survivors = [item for item in receiver.stream if item.sender != victim]
         came = [item.label for item in receiver.stream if isinstance(item, Arrival) and item.sender == victim]
         assert came == [label_of(number) for number in range(len(came))]
@@ -121,11 +122,13 @@ async def test_a_stopped_receiver_does_not_hold_up_the_database(postgres: OwnPos
     database = postgres.database
     async with remote_receiver(database) as remote:
         pid = await the_session(database, LISTENS)
-        remote.signal(signal.SIGSTOP)
-        since = time.time()
         # More than the sockets of both ends hold.
         flood = "SELECT count(pg_notify(%s, n || repeat('x', 7900))) FROM generate_series(1, 3000) AS n"
-        database.value(flood, CHANNEL)
+        with database.connect() as sending, sending.transaction():
+            sending.execute(flood, (CHANNEL,))
+            # Only the commit comes after it: it is not to be given up as silent before it is stuck.
+            remote.signal(signal.SIGSTOP)
+            since = time.time()
         stuck = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'ClientWrite'"
         await eventually(lambda: database.value(stuck) == 1, "it is stuck, or this test shows nothing")
         await eventually(lambda: pid not in sessions(database), "PostgreSQL gives it up")

@@ -46,7 +46,7 @@ def third_party(database: Database) -> Iterator[psycopg.Connection]:
 async def test_somebody_elses_transaction_holds_only_him_up(postgres: OwnPostgres) -> None:
     database = postgres.database
     # So few that the queue is not full when they have come, however slowly.
-    async with Receiver(database) as receiver, Workload(database, rate=10) as work:
+    async with Receiver(database) as receiver, Workload(database, rate=5) as work:
         with third_party(database):
             await work.recover(receiver)
             verdict = await work.check(receiver)

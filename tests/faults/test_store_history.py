@@ -33,13 +33,14 @@ async def disturb(
     for _ in range(DISTURBANCES):
         await asyncio.sleep(chance.random() * 0.5)
         kind = chance.choice(["swallow", "reset", "terminate", "lock"])
-        if kind == "swallow" and proxy.links:
-            link = chance.choice(proxy.links)
+        links = proxy.links  # there may be none the next time
+        if kind == "swallow" and links:
+            link = chance.choice(links)
             link.swallow()
             # The server ends its session some day. One that reads an import cannot be cancelled, and keeps its locks.
             later.append(loop.call_later(chance.random() * SWALLOWS_S, link.reset))
-        elif kind == "reset" and proxy.links:
-            chance.choice(proxy.links).reset()
+        elif kind == "reset" and links:
+            chance.choice(links).reset()
         elif kind == "terminate":
             with database.connect() as admin:
                 admin.execute(

@@ -25,7 +25,7 @@ from tests.fixtures.event_writers import is_open
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.waiting import eventually
 
-ANSWER_S = 4.0
+ANSWER_S = 8.0
 """Silence after which a statement is given up here. A busy server may be silent for some seconds, too."""
 LIMIT_S = 120
 
@@ -110,7 +110,7 @@ WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_eve
 
 async def test_a_statement_that_waits_for_the_table_is_cancelled(database: Database) -> None:
     """Whoever gives up leaves no session behind that waits, and stores later what was told to have failed."""
-    async with opened(database.dsn, lock_wait=3 * ANSWER_S) as store:
+    async with opened(database.dsn, lock_wait=1.5 * ANSWER_S) as store:
         await store.store(Event("T", "a", 0))
         with database.connect() as other, other.transaction():
             other.execute("LOCK TABLE events")
