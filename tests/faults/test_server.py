@@ -237,6 +237,8 @@ async def test_ids_of_attachments_do_not_come_again_after_a_crash(postgres: OwnP
             await io.emit(EVENT, "x" * 10_000)
         await io.flush()
         before = database.value(last)
+        with database.connect() as admin:
+            admin.execute("CHECKPOINT")  # what was committed last may not be on disk yet
         postgres.stop("immediate")
         postgres.start()
 
