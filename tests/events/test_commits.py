@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 
 import psycopg
@@ -52,7 +52,7 @@ def slow_commit(database: Database) -> Iterator[None]:
             committing.join(TIMEOUT_S)
 
 
-Calls = list[Callable[[], Awaitable[object]]]
+Calls = list[Callable[[], Coroutine[object, object, object]]]
 
 
 def calls_of(store: AsyncEventStore, kind: str) -> tuple[Calls, int]:
@@ -60,13 +60,14 @@ def calls_of(store: AsyncEventStore, kind: str) -> tuple[Calls, int]:
     if kind == "many":
         return [functools.partial(store.store, Event("T", f"m{number}")) for number in range(20)], 20
     two = [Event("T", "a"), Event("T", "b")]
-    return {
+    kinds: dict[str, tuple[Calls, int]] = {
         "one": ([lambda: store.store(two[0])], 1),
         "conditional": ([lambda: store.store(two[0], expected=ANY)], 1),
         "batch": ([lambda: store.store_batch(two)], 2),
         "import": ([lambda: store.import_events(two)], 2),
         "import again": ([lambda: store.import_events(two, skip_existing=True)], 2),
-    }[kind]
+    }
+    return kinds[kind]
 
 
 @pytest.mark.parametrize("kind", ["one", "conditional", "batch", "many", "import", "import again"])

@@ -263,12 +263,12 @@ async def test_a_batch_that_waits_for_more(database: Database, partitions: int) 
     """It is not handed out any more once the subscription was paused."""
     async with AsyncEventStore(database.dsn) as store, listening(store):
         await store.store_batch(Event("T", f"a{i}", i) for i in range(COUNT))
-        timing = {"lease": 4 * HOUR_S, "checkpoint_interval": HOUR_S}
-        async with store.durable("d", partitions=partitions, **timing) as durable:
+        subscription = store.durable("d", partitions=partitions, lease=4 * HOUR_S, checkpoint_interval=HOUR_S)
+        async with subscription as durable:
             batches = durable.batches(max_wait=HOUR_S)
             while durable._delivered < COUNT:
                 await anext(batches)
-            taking = asyncio.create_task(anext(batches))
+            taking = asyncio.ensure_future(anext(batches))
             await store.store(Event("T", "a0", COUNT))
             await eventually(lambda: durable._delivered > COUNT, "it has one, and waits for more")
             await store.pause_durable("d")
@@ -277,7 +277,6 @@ async def test_a_batch_that_waits_for_more(database: Database, partitions: int) 
             assert not taking.done()
             taking.cancel()
             await asyncio.gather(taking, return_exceptions=True)
-            await batches.aclose()
 
 
 FORKED = """

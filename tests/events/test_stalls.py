@@ -566,7 +566,7 @@ async def test_whoever_looks_is_no_blocker(our_store: AsyncEventStore, database:
 
         async def is_told() -> bool:
             looks = asyncio.create_task(asyncio.to_thread(looking.execute, look))
-            before = []
+            before: list[str] = []
             while not looks.done() and len(before) != 2:
                 await asyncio.sleep(0)
                 before = list(database.value(holders) or [])  # type: ignore[call-overload]
