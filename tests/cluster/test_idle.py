@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -20,20 +20,14 @@ import socketio
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from socketio_postgres import (
-    AsyncPostgresManager,
-    ConnectionLostError,
-    OperationTimeoutError,
-    PostgresManager,
-    _core,
-)
+from socketio_postgres import AsyncPostgresManager, PostgresManager, _core
 from socketio_postgres.demo.embedded import EmbeddedPostgres
 from tests.cluster.servers import FakePeer
 from tests.fixtures.database import SETTINGS, Database
 from tests.fixtures.program import Program
 from tests.fixtures.spy import Spy, spying
 from tests.fixtures.waiting import TIMEOUT_S as WAITING_S
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, started
 
 Manager = AsyncPostgresManager | PostgresManager
 
@@ -69,14 +63,6 @@ def postgres_dsn() -> Iterator[str]:
     settings = {**SETTINGS, **QUIET}
     with EmbeddedPostgres(bin_dir=os.environ.get("SIO_PG_TEST_BIN_DIR"), settings=settings) as server:
         yield server.dsn("postgres")
-
-
-async def started(start: Callable[[], Awaitable[None]]) -> None:
-    """Start a server: with so short a time-out, one that is starved takes a session that begins for a dead one."""
-    for _ in range(ATTEMPTS - 1):
-        with contextlib.suppress(OperationTimeoutError, ConnectionLostError):
-            return await start()
-    return await start()
 
 
 @asynccontextmanager
