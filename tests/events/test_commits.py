@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from socketio_postgres import ANY, NO_STREAM, AsyncEventStore, Event
+from socketio_postgres import ANY, NO_STREAM, AsyncEventStore, CommitInDoubtError, DatabaseError, Event
 from tests.fixtures.database import Database
 from tests.fixtures.postgres import OwnPostgres
 from tests.fixtures.waiting import TIMEOUT_S, eventually, nothing_arrives
@@ -83,6 +83,16 @@ async def test_a_call_waits_for_those_that_commit_before_it(server: Database, ki
             await nothing_arrives()
         await asyncio.gather(*waiting)
         assert await store.latest_version() == first.version + count, "no version was drawn in vain"
+
+
+async def test_it_does_not_wait_for_ever(server: Database) -> None:
+    async with AsyncEventStore(server.dsn, answer_timeout=2, lock_wait=2) as store:
+        first = await store.store(Event("T", "first"))
+        with slow_commit(server), pytest.raises((DatabaseError, CommitInDoubtError)) as failed:
+            await asyncio.wait_for(store.store(Event("T", "a")), 3 * TIMEOUT_S)
+        if isinstance(failed.value, DatabaseError):
+            assert failed.value.sqlstate == "57014"
+            assert await store.latest_version() == first.version, "it was not stored"
 
 
 async def test_a_call_from_the_waiting_room_waits_for_them(server: Database) -> None:

@@ -412,13 +412,6 @@ impl Pooled {
         result.map_err(server::as_outage)
     }
 
-    /// Commit the open transaction.
-    pub async fn commit(&mut self) -> Result<()> {
-        self.query("commit", "COMMIT", &[], true).await?;
-        self.is_dirty = false;
-        Ok(())
-    }
-
     /// Roll back the open transaction. If that fails, the connection is not used again.
     pub async fn roll_back(&mut self) {
         self.is_dirty = self.is_closed() || self.query("roll back", "ROLLBACK", &[], false).await.is_err();

@@ -17,9 +17,10 @@ use crate::store::table::{LOCK_BUCKETS, TURN_KEY, Table};
 /// room, where it hinders nobody.
 pub const ID_LIMIT: &str = "100ms";
 
-/// Ends that limit before the transaction commits. At the commit, all that notify wait for one lock of the whole server,
-/// for as long as others need to write theirs to disk; nobody else holds anything that this call needs.
-const UNLIMITED: &str = "pg_catalog.set_config('lock_timeout', '0', true)";
+/// Sets that limit back to the role's own before the transaction commits, which gives a condition that is never null. At
+/// the commit, all that notify wait for one lock of the whole server, for as long as others need to write theirs to disk;
+/// nobody else holds anything that this call needs. It holds for `AFTER` triggers and foreign keys, too.
+const OWN_LIMIT: &str = "pg_catalog.set_config('lock_timeout', NULL, true)";
 
 /// A transaction's setting that passes the calls that did not get their locks on to the statement that stores.
 const BUSY: &str = "socketio_postgres.busy";
@@ -99,7 +100,7 @@ impl Sql {
         let once = format!("pg_catalog.set_config('lock_timeout', '{ID_LIMIT}', true) IS NOT NULL");
         let is_patient = patience(&format!("'{ID_LIMIT}'"));
         // A row that nobody gets: its condition is looked at after the rows before it were stored.
-        let unlimited = |columns: &str| format!("UNION ALL SELECT {columns} WHERE {UNLIMITED} IS NULL");
+        let own_limit = |columns: &str| format!("UNION ALL SELECT {columns} WHERE {OWN_LIMIT} IS NULL");
         Self {
             lock: format!("WITH {} SELECT pg_catalog.count(answer) FROM locked", locked("pg_advisory_xact_lock")),
             lock_all: format!(
@@ -119,7 +120,7 @@ impl Sql {
                 "INSERT INTO {name} ({columns}) SELECT $1, $2, $3, $4::pg_catalog.jsonb, $5::pg_catalog.jsonb \
                  WHERE NOT EXISTS (SELECT FROM {name} t WHERE t.id = $1) \
                  AND pg_catalog.pg_try_advisory_xact_lock{shared}({class}, pg_catalog.hashtext($2) & {mask}) \
-                 AND {once} RETURNING version, created_at, {UNLIMITED}"
+                 AND {once} RETURNING version, created_at, {OWN_LIMIT}"
             ),
             // A single call need not check which ids are known: if one is, the statement fails, and the call is tried
             // in the waiting room. Rows are returned in the order of insertion.
@@ -130,7 +131,7 @@ impl Sql {
                     ORDER BY n RETURNING version, created_at) \
                  SELECT version, created_at FROM stored {}",
                 keys("$2"),
-                unlimited("NULL, NULL")
+                own_limit("NULL, NULL")
             ),
             // The locks are taken first, in a materialized query on which the rows depend; versions are drawn for the
             // rows.
@@ -141,7 +142,7 @@ impl Sql {
                     AND {is_patient} ORDER BY n RETURNING id, version, created_at) \
                  SELECT id, version, created_at FROM stored {}",
                 by_id(table, ""),
-                unlimited("NULL, NULL, NULL")
+                own_limit("NULL, NULL, NULL")
             ),
             // One statement, so that everything is seen at one and the same moment.
             store: format!(
@@ -165,7 +166,7 @@ impl Sql {
                 same("e.data::pg_catalog.jsonb", "e.metadata::pg_catalog.jsonb"),
                 by_id(table, &format!("version, created_at, {columns}")),
                 patience("$10"),
-                unlimited("NULL, NULL, NULL, NULL, NULL")
+                own_limit("NULL, NULL, NULL, NULL, NULL")
             ),
             holder: holder(table),
             stage_conflict: format!(

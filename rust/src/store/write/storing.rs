@@ -335,8 +335,10 @@ pub async fn import_missing(connection: &mut Pooled, sql: &Sql, events: &[NewEve
 
 /// Commit the open transaction, and wait for others that notify, however short the wait for locks was to be.
 pub async fn commit_imported(connection: &mut Pooled) -> Result<()> {
-    connection.query("import events", RESET_LIMIT, &[], false).await?;
-    connection.commit().await
+    // After a failure COMMIT rolls back, so no transaction stays open.
+    connection.pipeline("commit", [(RESET_LIMIT, &[][..]), ("COMMIT", &[])], true).await?;
+    connection.set_dirty(false);
+    Ok(())
 }
 
 /// The sessions that hold the locks of aggregates.
